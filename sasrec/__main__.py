@@ -1,0 +1,152 @@
+"""The small command line of the model library: train, evaluate."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from dataclasses import MISSING, asdict, fields
+from pathlib import Path
+from typing import Any, get_args
+
+from sasrec.checkpoint import ModelDirectoryError, load_model, refuse_foreign, save_model
+from sasrec.data import Interactions, Sequences
+from sasrec.engine import Engine
+from sasrec.evaluate import evaluate
+from sasrec.model import SASRecConfig
+from sasrec.readers import DataFileError, read_events
+from sasrec.train import Loss, TrainConfig, TrainingError, train
+from sasrec.vocab import ItemVocab
+
+FILE_HELP = "interactions: CSV or TSV with user_id, item_id, timestamp; JSON lines; MovieLens ratings; may be .gz"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command; returns the exit status."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    try:
+        return int(options.run(options))
+    except (DataFileError, ModelDirectoryError, TrainingError, ValueError) as error:
+        print(f"sasrec: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("sasrec: stopped", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="sasrec", description="Train and judge SASRec models.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    formatter = argparse.ArgumentDefaultsHelpFormatter
+
+    command = commands.add_parser(
+        "train",
+        formatter_class=formatter,
+        help="train a model on a file of interactions and write a model directory",
+        description="Train a model and write a model directory. Each user's last event is kept back for `sasrec "
+        "evaluate`, the one before it for validation and early stopping; --hold-out says otherwise.",
+    )
+    command.add_argument("file", metavar="FILE", type=Path, help=FILE_HELP)
+    command.add_argument("--out", metavar="DIR", type=Path, required=True, help="the model directory to write")
+    command.add_argument(
+        "--hold-out", type=int, choices=(0, 1, 2), default=2,
+        help="last events of each user kept back: 2 test and validation, 1 validation, 0 none (no early stopping)",
+    )  # fmt: skip
+    command.add_argument("--min-user-events", type=int, default=2, help="drop users with fewer events")
+    command.add_argument("--min-item-events", type=int, default=1, help="drop items with fewer events")
+    _add_fields(command.add_argument_group("the model"), SASRecConfig, skip={"num_items"})
+    _add_fields(command.add_argument_group("training"), TrainConfig, skip=set())
+    command.set_defaults(run=_train)
+
+    command = commands.add_parser(
+        "evaluate",
+        formatter_class=formatter,
+        help="judge a model on each user's last event, over the full catalogue",
+        description="Rank the whole catalogue for each user's last event, after all the events before it, and print "
+        "HR, NDCG and MRR @k with seen items left out and with them kept. Trained with the default --hold-out 2 on "
+        "the same file, the model has never seen these events.",
+    )
+    command.add_argument("file", metavar="FILE", type=Path, help=FILE_HELP)
+    command.add_argument("--model", metavar="DIR", type=Path, required=True, help="a model directory")
+    command.add_argument("--k", type=int, nargs="+", default=[10, 20], help="cut-offs")
+    command.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+    command.set_defaults(run=_evaluate)
+    return parser
+
+
+def _add_fields(group: Any, config: type, skip: set[str]) -> None:
+    """One flag a dataclass field, so that hyper-parameters are listed once."""
+    for spec in fields(config):
+        if spec.name in skip:
+            continue
+        choices = {"position": ("learned", "rope"), "loss": get_args(Loss)}.get(spec.name)
+        default = None if spec.default is MISSING else spec.default
+        kind = int if default is None else type(default)
+        group.add_argument(
+            "--" + spec.name.replace("_", "-"), type=kind, choices=choices, default=default, help=" ",
+        )  # fmt: skip
+
+
+def _pick(config: type, options: argparse.Namespace) -> dict[str, Any]:
+    return {spec.name: getattr(options, spec.name) for spec in fields(config) if hasattr(options, spec.name)}
+
+
+def _train(options: argparse.Namespace) -> int:
+    how = TrainConfig(**_pick(TrainConfig, options))
+    refuse_foreign(options.out)
+    interactions = Interactions.from_events(read_events(options.file)).at_least(
+        options.min_user_events, options.min_item_events
+    )
+    if not len(interactions):
+        raise DataFileError(
+            f"{options.file}: no event is left; lower --min-user-events={options.min_user_events} "
+            f"or --min-item-events={options.min_item_events}"
+        )
+    vocab = ItemVocab.from_items(interactions.item_ids)
+    config = SASRecConfig(num_items=len(vocab), **_pick(SASRecConfig, options))
+    sequences = Sequences.build(interactions, vocab)
+    print(f"{len(interactions):,} events, {len(sequences):,} users, {len(vocab):,} items")
+    validation = None
+    for _ in range(options.hold_out):
+        sequences, validation = sequences.leave_last_out()
+    model, result = train(config, sequences, how, validation, progress=sys.stderr.isatty())
+    metrics = {} if result.best.validation is None else result.best.validation.as_dict()
+    metadata = {
+        "train_config": asdict(how),
+        "epochs": len(result.epochs),
+        "best_epoch": result.best_epoch + 1,
+        "validation": metrics,
+        "trained_until_ms": int(interactions.timestamps_ms.max()),
+    }
+    version = save_model(options.out, model, vocab, metadata)
+    judged = "".join(f", validation {name} {metrics[name]:.4f}" for name in ("hr@10", "ndcg@10") if name in metrics)
+    print(f"model {version} in {options.out}: best of {len(result.epochs)} epochs {result.best_epoch + 1}{judged}")
+    return 0
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    saved = load_model(options.model)
+    engine = Engine(saved.model, saved.vocab, cache_bytes=0)
+    interactions = Interactions.from_events(read_events(options.file))
+    _, holdout = Sequences.build(interactions, saved.vocab).leave_last_out()
+    if not len(holdout):
+        raise DataFileError(f"{options.file}: no user has two events on items that the model knows")
+    report = {
+        name: evaluate(engine, holdout, options.k, filter_seen).as_dict()
+        for name, filter_seen in (("seen_filtered", True), ("seen_kept", False))
+    }
+    if options.json:
+        print(json.dumps({"model": saved.version} | report))
+        return 0
+    print(f"model {saved.version}: {len(holdout):,} users, {len(saved.vocab):,} items ranked for each")
+    for name, metrics in report.items():
+        values = "  ".join(f"{metric} {value:.4f}" for metric, value in metrics.items() if metric != "cases")
+        print(f"{name.replace('_', ' '):14}{values}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

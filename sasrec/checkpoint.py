@@ -1,0 +1,215 @@
+"""A model directory on disk. Never pickle.
+
+    model.safetensors   the weights
+    config.json         the model's shape (SASRecConfig)
+    vocab.json          item ids in index order, and how often each was clicked in training
+    metadata.json       when and how it was made, and how good it is
+    manifest.json       format version and the SHA-256 of every file above
+
+It is written under a temporary name, flushed to disk and renamed, so a reader sees all of it or none. It is
+read only if every byte is what the manifest says.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+
+from sasrec.model import SASRec, SASRecConfig
+from sasrec.vocab import ItemVocab
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+FILES = ("model.safetensors", "config.json", "vocab.json", "metadata.json")
+
+
+class ModelDirectoryError(ValueError):
+    """A model directory cannot be written or must not be used; the message says what is wrong with it."""
+
+
+@dataclass(frozen=True)
+class SavedModel:
+    """What a model directory holds. ``version`` is derived from weights, shape and vocabulary."""
+
+    model: SASRec
+    vocab: ItemVocab
+    metadata: dict[str, Any]
+    version: str
+
+
+def save_model(path: str | Path, model: SASRec, vocab: ItemVocab, metadata: dict[str, Any] | None = None) -> str:
+    """Write a model directory, replacing an older one there; returns its version.
+
+    Raises:
+        ModelDirectoryError: the place is taken by something that is not a model directory, cannot be
+            written, or model and vocabulary differ in size.
+    """
+    path = Path(path)
+    if len(vocab) != model.config.num_items:
+        raise ModelDirectoryError(f"the vocabulary has {len(vocab)} items but the model {model.config.num_items}")
+    refuse_foreign(path)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        temporary.mkdir(parents=True)
+        try:
+            version = _write(temporary, model, vocab, metadata or {})
+            _replace(temporary, path)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    except OSError as error:
+        raise ModelDirectoryError(f"cannot write the model directory {path}: {error.strerror or error}") from error
+    return version
+
+
+def refuse_foreign(path: Path) -> None:
+    """Ask before a long training: may ``save_model`` write here?
+
+    Raises:
+        ModelDirectoryError: the place is taken by something that is not a model directory.
+    """
+    if path.exists() and not (path / MANIFEST).is_file():
+        raise ModelDirectoryError(f"{path} exists and is not a model directory; choose another place, or remove it")
+
+
+def load_model(path: str | Path, device: str = "cpu") -> SavedModel:
+    """Read and verify a model directory.
+
+    Raises:
+        ModelDirectoryError: it is missing, damaged, of another format, or its parts do not fit together.
+    """
+    path = Path(path)
+    version, contents = _verify(path)
+    try:
+        config = SASRecConfig(**_parse_json(path / "config.json", contents["config.json"]))
+        stored = _parse_json(path / "vocab.json", contents["vocab.json"])
+        vocab = ItemVocab(stored["ids"], stored["counts"])
+        metadata = _parse_json(path / "metadata.json", contents["metadata.json"])
+        weights = safetensors.torch.load(contents["model.safetensors"])
+    except (TypeError, KeyError, ValueError, OverflowError, safetensors.SafetensorError) as error:
+        raise ModelDirectoryError(f"{path} does not hold a model this version can read: {error}") from error
+    if len(vocab) != config.num_items:
+        raise ModelDirectoryError(f"{path}: the vocabulary has {len(vocab)} items but config.json {config.num_items}")
+    model = SASRec(config).to(device)
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())  # PyTorch spreads it over lines
+        raise ModelDirectoryError(f"{path}: weights and config.json do not fit together: {reason}") from error
+    unusable = [name for name, weight in weights.items() if not weight.isfinite().all()]
+    if unusable:
+        raise ModelDirectoryError(f"{path}: weights {', '.join(unusable)} hold NaN or infinite values; train again")
+    return SavedModel(model.eval(), vocab, metadata, version)
+
+
+def _write(folder: Path, model: SASRec, vocab: ItemVocab, metadata: dict[str, Any]) -> str:
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    safetensors.torch.save_file(weights, folder / "model.safetensors")
+    _write_json(folder / "config.json", asdict(model.config))
+    _write_json(folder / "vocab.json", {"ids": list(vocab.ids), "counts": vocab.counts.tolist()})
+    described = {"created_at": datetime.now(UTC).isoformat(timespec="seconds"), "torch": torch.__version__} | metadata
+    _write_json(folder / "metadata.json", described)
+    hashes = {name: _sha256(folder / name) for name in FILES}
+    version = _version(hashes)
+    _write_json(folder / MANIFEST, {"format": FORMAT, "version": version, "sha256": hashes})
+    for name in (*FILES, MANIFEST):
+        _flush(folder / name)
+    _flush(folder)
+    return version
+
+
+def _version(hashes: dict[str, str]) -> str:
+    # not of metadata.json: the same model trained twice has one version
+    return hashlib.sha256("".join(hashes[name] for name in FILES[:3]).encode()).hexdigest()[:12]
+
+
+def _replace(new: Path, path: Path) -> None:
+    old = path.with_name(f".{path.name}.{uuid.uuid4().hex}.old")
+    if path.exists():
+        path.rename(old)
+    try:
+        new.rename(path)
+    except OSError:
+        if old.exists():
+            old.rename(path)
+        raise
+    _flush(path.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _verify(path: Path) -> tuple[str, dict[str, bytes]]:
+    """The version, and the bytes of every file as they were hashed: what is used is what was verified."""
+    if not path.is_dir():
+        raise ModelDirectoryError(
+            f"there is no model directory at {path}; make one with: sasrec train FILE --out {path}"
+        )
+    if not (path / MANIFEST).is_file():
+        raise ModelDirectoryError(f"{path} is not a model directory: it has no {MANIFEST}")
+    manifest = _parse_json(path / MANIFEST, _read(path / MANIFEST))
+    if manifest.get("format") != FORMAT:
+        raise ModelDirectoryError(f"{path}: model format {manifest.get('format')!r}, but this version reads {FORMAT}")
+    hashes = manifest.get("sha256")
+    if (
+        not isinstance(hashes, dict)
+        or set(hashes) != set(FILES)
+        or not all(isinstance(h, str) for h in hashes.values())
+    ):
+        raise ModelDirectoryError(f"{path}/{MANIFEST} is damaged: it must name a version and the hashes of {FILES}")
+    if manifest.get("version") != _version(hashes):
+        raise ModelDirectoryError(
+            f"{path}/{MANIFEST} is damaged: version and hashes do not fit; copy or train it again"
+        )
+    contents = {}
+    for name, expected in hashes.items():
+        if not (path / name).is_file():
+            raise ModelDirectoryError(f"{path}: {name} is missing; copy the whole directory again")
+        contents[name] = _read(path / name)
+        if hashlib.sha256(contents[name]).hexdigest() != expected:
+            raise ModelDirectoryError(
+                f"{path}: {name} is damaged (SHA-256 differs from {MANIFEST}); copy or train it again"
+            )
+    return manifest["version"], contents
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ModelDirectoryError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def _parse_json(path: Path, content_bytes: bytes) -> dict[str, Any]:
+    try:
+        content = json.loads(content_bytes.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ModelDirectoryError(f"{path} is damaged: {error}") from error
+    if not isinstance(content, dict):
+        raise ModelDirectoryError(f"{path} is damaged: a JSON object is expected")
+    return content
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", "utf-8")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,176 @@
+"""Interactions -> per-user sequences of model indices, splits, and length-bucketed training batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import compress
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sasrec.readers import DataFileError, Event
+from sasrec.vocab import PADDING, ItemVocab
+
+Indices = NDArray[np.int64]
+# Windows whose lengths differ by less than this may share a batch, so that batches vary from epoch to epoch.
+BUCKET_NOISE_TOKENS = 8
+
+
+@dataclass(frozen=True)
+class Interactions:
+    """Events as columns, each (N,), in stream order: by time, ties in file order."""
+
+    user_ids: list[str]
+    item_ids: list[str]
+    timestamps_ms: Indices
+
+    @classmethod
+    def from_events(cls, events: Iterable[Event]) -> Interactions:
+        """Collect and sort events, stably: more than half of ML-1M's neighbours share a timestamp.
+
+        Raises:
+            DataFileError: no events, or some rows have a timestamp and some have none.
+        """
+        rows = list(events)
+        if not rows:
+            raise DataFileError("there are no interactions in the data")
+        untimed = sum(row.timestamp_ms is None for row in rows)
+        if 0 < untimed < len(rows):
+            raise DataFileError(f"{untimed} of {len(rows)} rows have no timestamp; give all of them one, or none")
+        times = np.array([row.timestamp_ms or 0 for row in rows], np.int64)
+        order = np.argsort(times, kind="stable")
+        return cls([rows[i].user_id for i in order], [rows[i].item_id for i in order], times[order])
+
+    def __len__(self) -> int:
+        return len(self.item_ids)
+
+    def at_least(self, user_events: int = 1, item_events: int = 1) -> Interactions:
+        """Without items of fewer events, then without users of fewer events than asked."""
+        kept = self._only(self.item_ids, item_events)
+        return kept._only(kept.user_ids, user_events)
+
+    def split_at(self, fraction: float) -> tuple[Interactions, Interactions]:
+        """The first ``fraction`` of the time line, and the rest."""
+        if not 0.0 < fraction < 1.0:
+            raise ValueError(f"fraction={fraction}: must lie between 0 and 1")
+        cut = int(len(self) * fraction)
+        return self._take(slice(0, cut)), self._take(slice(cut, None))
+
+    def _take(self, part: slice) -> Interactions:
+        return Interactions(self.user_ids[part], self.item_ids[part], self.timestamps_ms[part])
+
+    def _only(self, ids: list[str], events: int) -> Interactions:
+        _, codes, counts = np.unique(np.array(ids, dtype=object), return_inverse=True, return_counts=True)
+        mask = counts[codes] >= events
+        users, items = compress(self.user_ids, mask), compress(self.item_ids, mask)
+        return Interactions(list(users), list(items), self.timestamps_ms[mask])
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """Every user's events as model indices, oldest first, in one flat array.
+
+    ``items[offsets[u]:offsets[u + 1]]`` is the sequence of ``user_ids[u]``. Events on items outside the
+    vocabulary are left out, as the engine leaves them out.
+    """
+
+    vocab: ItemVocab
+    user_ids: tuple[str, ...]
+    offsets: Indices  # (U + 1,)
+    items: Indices  # (N,)
+
+    @classmethod
+    def build(cls, interactions: Interactions, vocab: ItemVocab) -> Sequences:
+        """Group interactions by user, keeping their order."""
+        codes: dict[str, int] = {}
+        users = np.array([codes.setdefault(user, len(codes)) for user in interactions.user_ids], np.int64)
+        items = np.array(vocab.encode(interactions.item_ids), np.int64)
+        known = items != PADDING
+        users, items = users[known], items[known]
+        order = np.argsort(users, kind="stable")
+        offsets = np.concatenate(([0], np.cumsum(np.bincount(users, minlength=len(codes)))))
+        return cls(vocab, tuple(codes), offsets.astype(np.int64), items[order])
+
+    def __len__(self) -> int:
+        return len(self.user_ids)
+
+    def __getitem__(self, user: int) -> Indices:
+        if not 0 <= user < len(self):
+            raise IndexError(user)
+        return self.items[self.offsets[user] : self.offsets[user + 1]]
+
+    def leave_last_out(self) -> tuple[Sequences, Holdout]:
+        """Each user's last event as a target, the events before it as training data.
+
+        Users with fewer than two events have nothing to predict from: they keep theirs and give no target.
+        """
+        lengths = np.diff(self.offsets)
+        held = lengths >= 2
+        kept = lengths - held
+        offsets = np.concatenate(([0], np.cumsum(kept)))
+        within = np.arange(len(self.items)) - np.repeat(self.offsets[:-1], lengths)
+        train = Sequences(self.vocab, self.user_ids, offsets, self.items[within < np.repeat(kept, lengths)])
+        histories = [train[int(user)] for user in np.flatnonzero(held)]
+        return train, Holdout(histories, self.items[self.offsets[1:][held] - 1])
+
+
+@dataclass(frozen=True)
+class Holdout:
+    """Predictions to judge: after ``histories[i]`` (indices, oldest first) came ``targets[i]``."""
+
+    histories: list[Indices]
+    targets: Indices
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def sample(self, size: int, seed: int) -> Holdout:
+        """At most ``size`` of the cases, the same ones for the same seed."""
+        if len(self) <= size:
+            return self
+        chosen = np.sort(np.random.default_rng(seed).choice(len(self), size, replace=False))
+        return Holdout([self.histories[i] for i in chosen], self.targets[chosen])
+
+
+class TrainingWindows:
+    """Sequences cut into windows in which every event but a user's first is a target exactly once.
+
+    Windows are cut from the newest end, so that the newest one is the fullest. No prefix is expanded: a
+    window of T tokens trains T predictions.
+
+    Raises:
+        ValueError: no user has two events, so there is nothing to learn from.
+    """
+
+    def __init__(self, sequences: Sequences, max_len: int) -> None:
+        targets = np.maximum(np.diff(sequences.offsets) - 1, 0)  # (U,) predictions a user
+        per_user = -(-targets // max_len)
+        if not per_user.sum():
+            raise ValueError("no user has two or more known events; there is nothing to learn a next item from")
+        user = np.repeat(np.arange(len(sequences)), per_user)
+        nth = np.arange(len(user)) - np.repeat(np.cumsum(per_user) - per_user, per_user)  # 0 = newest window
+        last = targets[user] - nth * max_len  # within the user: the window's targets end here
+        first = np.maximum(last - max_len, 0)
+        self.starts: Indices = sequences.offsets[user] + first
+        self.lengths: Indices = last - first
+        self._items = sequences.items
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def batches(self, batch_size: int, rng: np.random.Generator) -> Iterator[tuple[Indices, Indices]]:
+        """One epoch of (items, targets), each (B, T): tokens first, zeros behind; lengths alike in a batch."""
+        noisy = self.lengths + rng.uniform(0, BUCKET_NOISE_TOKENS, len(self))
+        order = np.argsort(noisy)
+        chunks = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+        for which in rng.permutation(len(chunks)):
+            rows = chunks[which]
+            columns = np.arange(self.lengths[rows].max())
+            real = columns < self.lengths[rows, None]  # (B, T)
+            at = np.where(real, self.starts[rows, None] + columns, 0)
+            yield self._items[at] * real, self._items[np.where(real, at + 1, 0)] * real
+
+    def batch_count(self, batch_size: int) -> int:
+        """Batches an epoch."""
+        return -(-len(self) // batch_size)

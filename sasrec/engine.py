@@ -1,0 +1,361 @@
+"""Incremental inference: a click costs one token through the model, not max_len.
+
+Three nouns. A *window* is what the model sees of a user: the known items from ``anchor(n)`` to the newest.
+A *slot* is a row of the KVCache slab, lent to a user, the least recently used one taken back when all are
+lent. A *step* encodes the windows of a batch of users, each from the longest cached prefix:
+
+    a slot whose tokens are a prefix of the window   -> decode only the tokens that came after
+    no slot, or another prefix (the window jumped)   -> prefill the whole window
+
+Keys and values at a position depend on the tokens up to it and on nothing else, so a matching prefix is
+all that correctness needs: whatever crashed, moved or was lost, cached and re-encoded answers agree.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Collection, Hashable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sasrec.model import SASRec, SASRecConfig
+from sasrec.vocab import PADDING, ItemVocab
+
+T = TypeVar("T")
+
+DEFAULT_CACHE_BYTES = 256 * 2**20
+# Rows encoded in one forward when nothing is cached: bounds memory, keeps activations in the processor's cache.
+ENCODE_ROWS = 256
+
+
+def anchor(n: int, max_len: int, slack: int) -> int:
+    """Where the window of a user with n events starts: 0 up to max_len events, then forward in jumps of slack.
+
+    The window holds between ``max_len - slack + 1`` and ``max_len`` events once a user has that many.
+    """
+    return 0 if n <= max_len else -(-(n - max_len) // slack) * slack
+
+
+class Ranking(NamedTuple):
+    """Best items first, with their scores (logits). Shorter than asked only when fewer items are allowed."""
+
+    items: list[str]
+    scores: list[float]
+
+
+@dataclass
+class CacheStats:
+    """What an Engine's cache did since it was last asked."""
+
+    hits: int = 0  # windows that continued a cached prefix
+    misses: int = 0  # windows encoded whole: new user, jump, evicted
+    evictions: int = 0
+
+
+@dataclass
+class _Slot:
+    index: int
+    tokens: list[int] = field(default_factory=list)
+
+
+class KVCache:
+    """Preallocated slab of keys and values: (num_blocks, slots, num_heads, max_len, head_units) each."""
+
+    def __init__(self, config: SASRecConfig, slots: int, like: Tensor) -> None:
+        shape = (config.num_blocks, slots, config.num_heads, config.max_len, config.hidden_units // config.num_heads)
+        # empty, not zeros: the system commits memory only as slots are used
+        self.keys = torch.empty(shape, dtype=like.dtype, device=like.device)
+        self.values = torch.empty_like(self.keys)
+
+    def clear(self, slot: int) -> None:
+        """Zero a slot: a masked row weighs 0, but 0 times what uninitialised memory may hold (NaN) is NaN."""
+        self.keys[:, slot] = 0
+        self.values[:, slot] = 0
+
+    @staticmethod
+    def bytes_per_slot(config: SASRecConfig, like: Tensor) -> int:
+        """Memory one cached user takes."""
+        return 2 * config.num_blocks * config.max_len * config.hidden_units * like.element_size()
+
+
+class _CacheRows:
+    """The LayerCache of one forward: which slots its rows live in, how much of each is already there."""
+
+    def __init__(self, cache: KVCache, slots: list[int], past: list[int], new: list[int]) -> None:
+        device = cache.keys.device
+        self._cache = cache
+        self._slots = torch.tensor(slots, device=device)  # (B,)
+        self.past = torch.tensor(past, device=device)  # (B,)
+        steps = torch.arange(max(new), device=device)  # (T,)
+        real = steps < torch.tensor(new, device=device)[:, None]  # (B, T)
+        self._row, self._column = real.nonzero(as_tuple=True)  # (M,) new tokens, padding left out
+        self._position = self.past[self._row] + self._column
+        self._length = max(p + n for p, n in zip(past, new, strict=True))
+        self._mask: Tensor | None = None
+        if any(past):
+            reach = (self.past[:, None] + steps)[:, None, :, None]  # (B, 1, T, 1)
+            self._mask = torch.arange(self._length, device=device) <= reach  # (B, 1, T, L)
+
+    def extend(self, block: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        keys, values = self._cache.keys[block], self._cache.values[block]  # (slots, H, max_len, Dh)
+        slots = self._slots[self._row]
+        keys[slots, :, self._position] = key[self._row, :, self._column]
+        values[slots, :, self._position] = value[self._row, :, self._column]
+        if self._mask is None:  # nothing was cached: plain causal attention over the new tokens
+            return key, value, None
+        length = self._length
+        return keys[:, :, :length][self._slots], values[:, :, :length][self._slots], self._mask
+
+
+class Engine:
+    """A model, its vocabulary and a cache, answering "what next?" for many users at once.
+
+    Not thread-safe: one thread at a time may call it.
+
+    Args:
+        model: put into evaluation mode.
+        vocab: of the model's ``num_items`` items.
+        version: name of the model, carried into recommendations.
+        cache_bytes: memory for cached keys and values; 0 re-encodes every window, as do learned positions.
+        slack: how far the window jumps when it is full; a quarter of max_len by default.
+        max_len: the longest window, at most the model's own (the default).
+
+    Raises:
+        ValueError: vocabulary and model differ in size, or slack, max_len or cache_bytes are out of range.
+    """
+
+    def __init__(
+        self,
+        model: SASRec,
+        vocab: ItemVocab,
+        *,
+        version: str = "",
+        cache_bytes: int = DEFAULT_CACHE_BYTES,
+        slack: int | None = None,
+        max_len: int | None = None,
+    ) -> None:
+        config = model.config
+        if len(vocab) != config.num_items:
+            raise ValueError(f"the vocabulary has {len(vocab)} items but the model {config.num_items}")
+        self.max_len = config.max_len if max_len is None else max_len
+        if not 1 <= self.max_len <= config.max_len:
+            raise ValueError(f"max_len={max_len}: must lie between 1 and the model's {config.max_len}")
+        self.slack = max(1, self.max_len // 4) if slack is None else slack
+        if not 1 <= self.slack <= self.max_len:
+            raise ValueError(f"slack={slack}: must lie between 1 and max_len={self.max_len}")
+        if cache_bytes < 0:
+            raise ValueError(f"cache_bytes={cache_bytes}: must be at least 0")
+        self.model = model.eval()
+        self.vocab = vocab
+        self.version = version
+        self._stats = CacheStats()
+        weight = model.item_embedding.weight
+        slots = cache_bytes // KVCache.bytes_per_slot(config, weight) if config.position == "rope" else 0
+        self._cache = KVCache(config, slots, weight) if slots else None
+        self._last_hidden = torch.empty((slots, config.hidden_units), dtype=weight.dtype, device=weight.device)
+        self._free = list(range(slots))
+        self._slots: OrderedDict[Hashable, _Slot] = OrderedDict()  # least recently used first
+
+    @property
+    def slots(self) -> int:
+        """How many users can be cached at once."""
+        return 0 if self._cache is None else self._cache.keys.shape[1]
+
+    @property
+    def cached_users(self) -> int:
+        """How many users are cached now."""
+        return len(self._slots)
+
+    def take_stats(self) -> CacheStats:
+        """What the cache did since the last call."""
+        stats, self._stats = self._stats, CacheStats()
+        return stats
+
+    def window(self, tokens: Sequence[int] | NDArray[np.int64], n: int | None = None) -> list[int]:
+        """The known tokens of the anchored window.
+
+        Args:
+            tokens: the newest events as indices, oldest first, 0 for items outside the vocabulary.
+            n: how many events the sequence has had in all; the number of tokens by default.
+
+        Raises:
+            ValueError: n is smaller than the number of tokens.
+        """
+        n = len(tokens) if n is None else n
+        if n < len(tokens):
+            raise ValueError(f"n={n} events in all, but {len(tokens)} tokens were given")
+        start = max(0, anchor(n, self.max_len, self.slack) - (n - len(tokens)))
+        newest = tokens[start:]
+        return [token for token in (newest.tolist() if isinstance(newest, np.ndarray) else newest) if token != PADDING]
+
+    @torch.inference_mode()
+    def encode(self, windows: Sequence[Sequence[int]], users: Sequence[Hashable] | None = None) -> Tensor:
+        """Hidden state of each window's newest token, (B, D).
+
+        Args:
+            windows: indices >= 1, oldest first, none empty, none longer than max_len.
+            users: whose windows they are, each at most once; None leaves the cache out of it.
+
+        Raises:
+            ValueError: a window is empty or too long, or a user occurs twice.
+        """
+        for window in windows:
+            if not 0 < len(window) <= self.max_len:
+                raise ValueError(f"a window of {len(window)} tokens; 1 to max_len={self.max_len} are possible")
+        if users is None or self._cache is None:
+            parts = [self._prefill_uncached(part) for part in _chunks(list(windows), ENCODE_ROWS)]
+        else:
+            if len(set(users)) != len(users):
+                raise ValueError("a user occurs twice in one batch; give one window a user, with all its events")
+            rows = list(zip(users, windows, strict=True))
+            parts = [self._step(part) for part in _chunks(rows, self.slots)]
+        return torch.cat(parts) if parts else self._last_hidden.new_empty(0, self.model.config.hidden_units)
+
+    @torch.inference_mode()
+    def top_k(
+        self,
+        hidden: Tensor,
+        k: int,
+        exclude: Sequence[Collection[int]] | None = None,
+        blocked: Collection[int] = (),
+    ) -> list[Ranking]:
+        """The k best items of each row, exactly, over the whole catalogue.
+
+        Args:
+            hidden: (B, D).
+            exclude: for each row, indices that must not be recommended (0 is ignored).
+            blocked: indices that must not be recommended to anyone.
+
+        Raises:
+            ValueError: k is smaller than 1.
+        """
+        if k < 1:
+            raise ValueError(f"k={k}: must be at least 1")
+        scores = self.model.logits(hidden)  # (B, num_items + 1)
+        scores[:, PADDING] = -torch.inf
+        if blocked:
+            scores[:, list(blocked)] = -torch.inf
+        if exclude is not None:
+            row = [i for i, indices in enumerate(exclude) for _ in indices]
+            scores[row, [index for indices in exclude for index in indices]] = -torch.inf
+        best, indices = scores.topk(min(k, len(self.vocab)))  # (B, k)
+        allowed = best.isfinite().sum(1).tolist()
+        return [
+            Ranking(self.vocab.decode(items[:count]), values[:count])
+            for items, values, count in zip(indices.tolist(), best.tolist(), allowed, strict=True)
+        ]
+
+    def recommend(
+        self,
+        sequences: Sequence[Sequence[str]],
+        k: int = 10,
+        *,
+        users: Sequence[Hashable] | None = None,
+        counts: Sequence[int] | None = None,
+        filter_seen: bool = True,
+        blocked: Collection[str] = (),
+    ) -> list[Ranking | None]:
+        """Top-k after each sequence of item ids; None where the window holds no known item.
+
+        Args:
+            sequences: item ids, oldest first; ids outside the vocabulary are left out.
+            users: cache under these names, each at most once; None re-encodes.
+            counts: how many events each sequence has had in all (it may be cut at the old end).
+            filter_seen: leave out the items of the sequence, in the window or before it.
+            blocked: item ids that are not recommended to anyone.
+        """
+        tokens = [self.vocab.encode(sequence) for sequence in sequences]
+        windows = [self.window(t, None if counts is None else counts[i]) for i, t in enumerate(tokens)]
+        known = [i for i, window in enumerate(windows) if window]
+        rankings: list[Ranking | None] = [None] * len(tokens)
+        if not known:
+            return rankings
+        hidden = self.encode([windows[i] for i in known], None if users is None else [users[i] for i in known])
+        exclude = [tokens[i] for i in known] if filter_seen else None
+        blocked_indices = [index for index in self.vocab.encode(blocked) if index != PADDING]
+        for i, ranking in zip(known, self.top_k(hidden, k, exclude, blocked_indices), strict=True):
+            rankings[i] = ranking
+        return rankings
+
+    def forget(self, users: Collection[Hashable] | None = None) -> None:
+        """Give back the slots of these users, or of all."""
+        for user in list(self._slots) if users is None else users:
+            slot = self._slots.pop(user, None)
+            if slot is not None:
+                self._free.append(slot.index)
+
+    def _step(self, rows: Sequence[tuple[Hashable, Sequence[int]]]) -> Tensor:
+        """Encode the windows of at most ``slots`` users, from what is cached of them."""
+        work = self._schedule(rows)
+        slots = [slot.index for slot, _, _ in work]
+        # at most two forwards: short tails that continue a prefix, and whole windows; mixing pads one to the other
+        for continues in (True, False):
+            self._forward([w for w in work if len(w[2]) > w[1] and (w[1] > 0) is continues])
+        return self._last_hidden[slots]
+
+    def _schedule(self, rows: Sequence[tuple[Hashable, Sequence[int]]]) -> list[tuple[_Slot, int, list[int]]]:
+        """For each row: its slot, how many tokens of the window are cached there, the window."""
+        for user, _ in rows:  # first, so that no row of this batch evicts another
+            if user in self._slots:
+                self._slots.move_to_end(user)
+        work = []
+        for user, tokens in rows:
+            window = list(tokens)
+            slot = self._slots.get(user) or self._lend(user)
+            past = len(slot.tokens) if window[: len(slot.tokens)] == slot.tokens else 0
+            self._stats.hits += past > 0
+            self._stats.misses += past == 0
+            work.append((slot, past, window))
+        return work
+
+    def _lend(self, user: Hashable) -> _Slot:
+        assert self._cache is not None
+        if self._free:
+            index = self._free.pop()
+            self._cache.clear(index)
+        else:
+            _, evicted = self._slots.popitem(last=False)
+            index = evicted.index
+            self._stats.evictions += 1
+        slot = self._slots[user] = _Slot(index)
+        return slot
+
+    def _forward(self, work: list[tuple[_Slot, int, list[int]]]) -> None:
+        if not work:
+            return
+        assert self._cache is not None
+        slots, past = [slot.index for slot, _, _ in work], [p for _, p, _ in work]
+        new = [window[p:] for _, p, window in work]
+        for slot, _, _ in work:
+            slot.tokens = []  # nothing is trusted of a slot whose forward did not come back
+        view = _CacheRows(self._cache, slots, past, [len(tokens) for tokens in new])
+        self._last_hidden[slots] = _newest(self.model(self._pad(new), view), new)
+        for slot, _, window in work:
+            slot.tokens = window
+
+    def _prefill_uncached(self, windows: Sequence[Sequence[int]]) -> Tensor:
+        return _newest(self.model(self._pad(windows)), windows)
+
+    def _pad(self, rows: Sequence[Sequence[int]]) -> Tensor:
+        """(B, T): tokens first, zeros behind."""
+        longest = max(map(len, rows))
+        return torch.tensor(
+            [[*row, *[PADDING] * (longest - len(row))] for row in rows], device=self._last_hidden.device
+        )
+
+
+def _newest(hidden: Tensor, rows: Sequence[Sequence[int]]) -> Tensor:
+    """(B, T, D) -> (B, D): the state of each row's last real token."""
+    return hidden[torch.arange(len(rows)), [len(row) - 1 for row in rows]]
+
+
+def _chunks(rows: Sequence[T], size: int) -> Iterator[list[T]]:
+    iterator = iter(rows)
+    while chunk := list(islice(iterator, size)):
+        yield chunk

@@ -1,0 +1,202 @@
+"""SASRec (Kang & McAuley, "Self-Attentive Sequential Recommendation", ICDM 2018), one forward for
+training and for cached inference.
+
+The module knows tensors only: nothing of item ids, files, users or slots.
+
+Layout. A row holds its tokens first and zeros behind them, so the causal mask alone hides the padding.
+Sequences are *right-aligned* all the same, and that lives where it matters, in the positions: with
+``position="learned"`` the newest item is always at position ``max_len - 1``, as in the paper. With
+``position="rope"`` (Su et al., RoFormer, 2021) only distances count, so alignment changes nothing and a
+cached key stays valid while the window grows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+LAYER_NORM_EPS = 1e-8
+INIT_STD = 0.02
+ROPE_BASE = 10_000.0
+
+
+@dataclass(frozen=True)
+class SASRecConfig:
+    """Shape of a model. ``num_items`` does not count the padding index 0.
+
+    Raises:
+        ValueError: a value is out of range, or ``hidden_units`` does not divide into heads.
+    """
+
+    num_items: int
+    max_len: int = 50
+    hidden_units: int = 64
+    num_blocks: int = 2
+    num_heads: int = 1
+    dropout_rate: float = 0.2
+    position: Literal["learned", "rope"] = "rope"
+
+    def __post_init__(self) -> None:
+        for name in ("num_items", "max_len", "hidden_units", "num_blocks", "num_heads"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"{name}={value!r}: must be a whole number of at least 1")
+        if not 0.0 <= self.dropout_rate < 1.0:
+            raise ValueError(f"dropout_rate={self.dropout_rate!r}: must be at least 0 and below 1")
+        if self.position not in ("learned", "rope"):
+            raise ValueError(f"position={self.position!r}: must be 'learned' or 'rope'")
+        if self.hidden_units % self.num_heads:
+            raise ValueError(f"hidden_units={self.hidden_units} is not a multiple of num_heads={self.num_heads}")
+        if self.position == "rope" and (self.hidden_units // self.num_heads) % 2:
+            raise ValueError(
+                f"position='rope' turns pairs of dimensions: hidden_units / num_heads must be even, "
+                f"not {self.hidden_units // self.num_heads}"
+            )
+
+
+class LayerCache(Protocol):
+    """What the forward asks of a cache: how much is stored, and a place to put and get keys and values."""
+
+    past: Tensor  # (B,) tokens already cached, a row
+
+    def extend(self, block: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Store new keys and values (B, H, T, Dh) of a block; return all keys and values (B, H, L, Dh)
+        and the mask (B, 1, T, L), True = may attend, or None where plain causal attention is meant.
+        """
+
+
+class Attention(nn.Module):
+    """Causal multi-head self-attention over one fused projection."""
+
+    def __init__(self, config: SASRecConfig, block: int) -> None:
+        super().__init__()
+        self.block = block
+        self.num_heads = config.num_heads
+        self.qkv = nn.Linear(config.hidden_units, 3 * config.hidden_units)
+        self.out = nn.Linear(config.hidden_units, config.hidden_units)
+
+    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor] | None, cache: LayerCache | None) -> Tensor:
+        """(B, T, D) -> (B, T, D)."""
+        batch, time, width = x.shape
+        qkv = self.qkv(x).view(batch, time, 3, self.num_heads, width // self.num_heads)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, T, Dh)
+        if rotation is not None:
+            query, key = rotate(query, *rotation), rotate(key, *rotation)
+        mask = None
+        if cache is not None:
+            key, value, mask = cache.extend(self.block, key, value)
+        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=mask is None)
+        merged: Tensor = self.out(attended.transpose(1, 2).reshape(batch, time, width))
+        return merged
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block: attention, then a GELU feed-forward of four times the width."""
+
+    def __init__(self, config: SASRecConfig, block: int) -> None:
+        super().__init__()
+        width = config.hidden_units
+        self.attention_norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
+        self.attention = Attention(config, block)
+        self.feed_forward_norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
+        self.feed_forward = nn.Sequential(
+            nn.Linear(width, 4 * width),
+            nn.GELU(),
+            nn.Dropout(config.dropout_rate),
+            nn.Linear(4 * width, width),
+        )
+        self.dropout = nn.Dropout(config.dropout_rate)
+
+    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor] | None, cache: LayerCache | None) -> Tensor:
+        """(B, T, D) -> (B, T, D)."""
+        x = x + self.dropout(self.attention(self.attention_norm(x), rotation, cache))
+        out: Tensor = x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
+        return out
+
+
+class SASRec(nn.Module):
+    """Item embedding, ``num_blocks`` causal blocks, final LayerNorm; scores by the tied item embedding."""
+
+    def __init__(self, config: SASRecConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.item_embedding = nn.Embedding(config.num_items + 1, config.hidden_units, padding_idx=0)
+        self.embedding_dropout = nn.Dropout(config.dropout_rate)
+        self.blocks = nn.ModuleList(Block(config, index) for index in range(config.num_blocks))
+        self.final_norm = nn.LayerNorm(config.hidden_units, eps=LAYER_NORM_EPS)
+        if config.position == "learned":
+            self.position_embedding = nn.Embedding(config.max_len, config.hidden_units)
+        else:
+            cos, sin = rotation_table(config.max_len, config.hidden_units // config.num_heads)
+            self.register_buffer("rotary_cos", cos, persistent=False)
+            self.register_buffer("rotary_sin", sin, persistent=False)
+        self.apply(_init_weights)
+
+    def forward(self, items: Tensor, cache: LayerCache | None = None) -> Tensor:
+        """Hidden states of every token.
+
+        Args:
+            items: (B, T) item indices, a row's tokens first and zeros behind; T at most max_len.
+            cache: where given, ``items`` are only the tokens *after* the cached ones, and attend to those too.
+
+        Returns:
+            (B, T, D). What stands at padding is meaningless.
+
+        Raises:
+            ValueError: T exceeds max_len, or a cache was given to a model with learned positions.
+        """
+        time = items.shape[1]
+        if time > self.config.max_len:
+            raise ValueError(f"{time} tokens in a row but max_len={self.config.max_len}; cut to the newest ones")
+        x = self.item_embedding(items)  # (B, T, D)
+        steps = torch.arange(time, device=items.device)  # (T,)
+        rotation = None
+        if self.config.position == "learned":
+            if cache is not None:
+                raise ValueError("learned positions shift on every click: nothing can be cached; re-encode")
+            lengths = (items != 0).sum(1, keepdim=True)  # (B, 1)
+            # the newest token of a row is at max_len - 1; the clamp only touches padding
+            x = x + self.position_embedding((self.config.max_len - lengths + steps).clamp(max=self.config.max_len - 1))
+        else:
+            at = steps if cache is None else cache.past[:, None] + steps  # (T,) or (B, T)
+            at = at.clamp(max=self.config.max_len - 1)  # padding behind a nearly full row
+            cos, sin = self.rotary_cos[at], self.rotary_sin[at]  # type: ignore[index]
+            # broadcast over heads: (T, Dh/2) fits (B, H, T, Dh/2) as it is
+            rotation = (cos, sin) if cache is None else (cos[:, None], sin[:, None])
+        x = self.embedding_dropout(x)
+        for block in self.blocks:
+            x = block(x, rotation, cache)
+        hidden: Tensor = self.final_norm(x)
+        return hidden
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Scores of the whole catalogue, (..., D) -> (..., num_items + 1); column 0 is padding."""
+        return hidden @ self.item_embedding.weight.T
+
+
+def rotation_table(max_len: int, head_units: int) -> tuple[Tensor, Tensor]:
+    """Cosines and sines (max_len, head_units / 2) of RoFormer, section 3.2.2."""
+    rates = ROPE_BASE ** (-torch.arange(0, head_units, 2, dtype=torch.float64) / head_units)
+    angles = torch.arange(max_len, dtype=torch.float64)[:, None] * rates
+    return angles.cos().to(torch.get_default_dtype()), angles.sin().to(torch.get_default_dtype())
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn dimension pairs (i, i + Dh/2) of x (B, H, T, Dh) by their position's angle."""
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, first * sin + second * cos), dim=-1)
+
+
+def _init_weights(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.normal_(module.weight, std=INIT_STD)
+        nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.Embedding):
+        nn.init.normal_(module.weight, std=INIT_STD)
+        if module.padding_idx is not None:
+            with torch.no_grad():
+                module.weight[module.padding_idx].zero_()

@@ -1,0 +1,244 @@
+"""Training: an importable loop, no argument parsing, no side effect on anybody's random state."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import torch
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import Tensor
+
+from sasrec import losses
+from sasrec.data import Holdout, Indices, Sequences, TrainingWindows
+from sasrec.engine import Engine
+from sasrec.evaluate import Metrics, evaluate
+from sasrec.model import SASRec, SASRecConfig
+from sasrec.vocab import PADDING
+
+log = logging.getLogger(__name__)
+
+Loss = Literal["bce", "cross_entropy", "sampled_softmax"]
+DEFAULT_NEGATIVES: dict[Loss, int] = {"bce": 1, "cross_entropy": 0, "sampled_softmax": 1024}
+VALIDATION_K = 10
+VALIDATION_CASES = 5_000
+
+
+class TrainingError(ValueError):
+    """Training cannot go on; the message says why and what to change."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How to train. ``patience`` counts epochs without a better validation NDCG@10; 0 never stops early.
+
+    ``num_negatives`` is by default 1 for ``bce`` and 1,024, shared by a batch, for ``sampled_softmax``.
+
+    Raises:
+        ValueError: a value is out of range.
+    """
+
+    epochs: int = 100
+    batch_size: int = 128
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.0
+    loss: Loss = "cross_entropy"
+    num_negatives: int | None = None
+    patience: int = 5
+    seed: int = 42
+
+    def __post_init__(self) -> None:
+        for name, least in (("epochs", 1), ("batch_size", 1), ("patience", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}={getattr(self, name)}: must be at least {least}")
+        if not self.learning_rate > 0 or not self.weight_decay >= 0:
+            raise ValueError(
+                f"learning_rate={self.learning_rate} and weight_decay={self.weight_decay}: "
+                "the first must be above 0, the second at least 0"
+            )
+        if self.loss not in DEFAULT_NEGATIVES:
+            raise ValueError(f"loss={self.loss!r}: must be one of {', '.join(DEFAULT_NEGATIVES)}")
+        if self.loss != "cross_entropy" and self.negatives < 1:
+            raise ValueError(f"num_negatives={self.num_negatives}: {self.loss} needs at least 1")
+
+    @property
+    def negatives(self) -> int:
+        """``num_negatives``, or the loss's own default."""
+        return DEFAULT_NEGATIVES[self.loss] if self.num_negatives is None else self.num_negatives
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What one epoch gave. ``validation`` is None where there is no hold-out."""
+
+    loss: float
+    seconds: float
+    validation: Metrics | None
+
+
+@dataclass
+class TrainResult:
+    """The epochs, in order; the model keeps the weights of ``best_epoch`` (0-based)."""
+
+    epochs: list[Epoch] = field(default_factory=list)
+    best_epoch: int = 0
+
+    @property
+    def best(self) -> Epoch:
+        """The epoch whose weights the model keeps."""
+        return self.epochs[self.best_epoch]
+
+
+def train(
+    config: SASRecConfig,
+    sequences: Sequences,
+    how: TrainConfig,
+    validation: Holdout | None = None,
+    *,
+    device: str = "cpu",
+    progress: bool = False,
+    stop: Callable[[], bool] = lambda: False,
+) -> tuple[SASRec, TrainResult]:
+    """Train a model; the same seed, data and thread count give the same weights.
+
+    Validation judges held-out targets alone, over the full catalogue, seen items filtered unless most of
+    the held-out targets repeat an item. The best weights by NDCG@10 are always restored; without
+    validation the last ones are kept.
+
+    Args:
+        progress: draw a progress bar on stderr.
+        stop: asked after every batch; True ends training at once, with the best weights so far.
+
+    Raises:
+        TrainingError: the loss or the scores are not finite, or the data hold no two events of a user.
+    """
+    try:
+        windows = TrainingWindows(sequences, config.max_len)
+    except ValueError as error:
+        raise TrainingError(str(error)) from error
+    if how.loss != "cross_entropy" and config.num_items < 2:
+        raise TrainingError(f"{how.loss} needs negatives, but there is only one item; use loss='cross_entropy'")
+    if validation is not None:
+        validation = validation.sample(VALIDATION_CASES, how.seed)
+    cuda = [torch.device(device)] if torch.device(device).type == "cuda" else []
+    with torch.random.fork_rng(devices=cuda), _progress(progress) as bar:
+        torch.manual_seed(how.seed)
+        trainer = _Trainer(SASRec(config).to(device), windows, how, bar, stop)
+        result = trainer.fit(sequences, validation)
+    return trainer.model, result
+
+
+class _Trainer:
+    def __init__(
+        self, model: SASRec, windows: TrainingWindows, how: TrainConfig, bar: Progress, stop: Callable[[], bool]
+    ) -> None:
+        self.model, self.windows, self.how = model, windows, how
+        self.rng = np.random.default_rng(how.seed)
+        decay: list[Tensor] = []
+        plain: list[Tensor] = []
+        for parameter in model.parameters():
+            (decay if parameter.dim() > 1 else plain).append(parameter)
+        self.optimizer = torch.optim.AdamW(
+            [{"params": decay, "weight_decay": how.weight_decay}, {"params": plain, "weight_decay": 0.0}],
+            lr=how.learning_rate,
+        )
+        self.stop = stop
+        self.bar = bar
+        self.batches = windows.batch_count(how.batch_size)
+        self.task: TaskID = bar.add_task("training", total=how.epochs * self.batches, status="")
+
+    def fit(self, sequences: Sequences, validation: Holdout | None) -> TrainResult:
+        result = TrainResult()
+        best_ndcg, best_weights = -math.inf, None
+        for number in range(self.how.epochs):
+            started = time.perf_counter()
+            loss = self.epoch(number, f"NDCG@{VALIDATION_K} {best_ndcg:.4f}" if best_weights else "")
+            metrics = self.validate(sequences, validation)
+            result.epochs.append(Epoch(loss, time.perf_counter() - started, metrics))
+            ndcg = float(number) if metrics is None else metrics.ndcg[VALIDATION_K]
+            log.info("epoch %d: loss %.4f%s", number + 1, loss,
+                     "" if metrics is None else f", validation NDCG@{VALIDATION_K} {ndcg:.4f}")  # fmt: skip
+            if ndcg > best_ndcg:
+                best_ndcg, result.best_epoch = ndcg, number
+                best_weights = copy.deepcopy(self.model.state_dict()) if metrics is not None else None
+            if self.stop() or (metrics is not None and 0 < self.how.patience <= number - result.best_epoch):
+                break
+        if best_weights is not None:
+            self.model.load_state_dict(best_weights)
+        elif not all(weight.isfinite().all() for weight in self.model.parameters()):
+            raise TrainingError(f"the last step made weights NaN; lower learning_rate={self.how.learning_rate}")
+        self.model.eval()
+        self.bar.update(self.task, completed=self.how.epochs * self.batches)
+        return result
+
+    def epoch(self, number: int, status: str) -> float:
+        self.model.train()
+        total, count = 0.0, 0
+        for items, targets in self.windows.batches(self.how.batch_size, self.rng):
+            loss, positions = self.batch(items, targets)
+            if not math.isfinite(loss):
+                raise TrainingError(
+                    f"the loss became {loss} in epoch {number + 1}; lower learning_rate={self.how.learning_rate}"
+                )
+            total, count = total + loss * positions, count + positions
+            self.bar.update(
+                self.task, advance=1, description=f"epoch {number + 1}", status=f"loss {total / count:.3f}  {status}"
+            )
+            if self.stop():
+                break
+        return total / count
+
+    def batch(self, items: Indices, targets: Indices) -> tuple[float, int]:
+        device = self.model.item_embedding.weight.device
+        x = torch.as_tensor(items, device=device)  # (B, T)
+        y = torch.as_tensor(targets, device=device)  # (B, T)
+        real = y != PADDING
+        hidden = self.model(x)[real]  # (M, D)
+        loss = self.loss(hidden, y[real])
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+        return loss.item(), len(hidden)
+
+    def loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        embedding, count = self.model.item_embedding.weight, self.how.negatives
+        num_items = self.model.config.num_items
+        if self.how.loss == "cross_entropy":
+            return losses.cross_entropy(hidden, embedding, targets)
+        if self.how.loss == "sampled_softmax":
+            shared = torch.randint(1, num_items + 1, (count,), device=targets.device)
+            return losses.sampled_softmax(hidden, embedding, targets, shared)
+        # uniform over all items but the target: draw from one fewer, step over the target
+        negatives = torch.randint(1, num_items, (len(targets), count), device=targets.device)
+        return losses.bce(hidden, embedding, targets, negatives + (negatives >= targets[:, None]))
+
+    def validate(self, sequences: Sequences, validation: Holdout | None) -> Metrics | None:
+        if validation is None or not len(validation):
+            return None
+        engine = Engine(self.model, sequences.vocab, cache_bytes=0)
+        try:
+            return evaluate(engine, validation, (VALIDATION_K,), filter_seen=not _mostly_repeats(validation))
+        except ValueError as error:  # the last step of the epoch blew the weights up: no loss has shown it yet
+            raise TrainingError(f"{error}; it was learning_rate={self.how.learning_rate}") from error
+
+
+def _mostly_repeats(validation: Holdout) -> bool:
+    repeats = sum(target in history for history, target in zip(validation.histories, validation.targets, strict=True))
+    return repeats > len(validation) / 2
+
+
+def _progress(shown: bool) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.fields[status]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        disable=not shown,
+    )

@@ -1,0 +1,58 @@
+"""External item ids <-> model indices. Index 0 is padding and stands for no item."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+PADDING = 0
+
+
+class ItemVocab:
+    """The catalogue a model was trained on: item ``ids[i]`` has index ``i + 1``.
+
+    Args:
+        ids: distinct external item ids, in index order.
+        counts: how often each was clicked in training, (len(ids),); zeros when not known.
+
+    Raises:
+        ValueError: an id occurs twice, or counts and ids differ in length.
+    """
+
+    def __init__(self, ids: Iterable[str], counts: Sequence[int] | NDArray[np.int64] | None = None) -> None:
+        self.ids: tuple[str, ...] = tuple(ids)
+        self._index = {item_id: index for index, item_id in enumerate(self.ids, start=1)}
+        if len(self._index) != len(self.ids):
+            seen: set[str] = set()
+            twice = next(i for i in self.ids if i in seen or seen.add(i))  # type: ignore[func-returns-value]
+            raise ValueError(f"item id {twice!r} occurs more than once in the vocabulary; ids must be distinct")
+        self.counts = np.zeros(len(self.ids), np.int64) if counts is None else np.asarray(counts, np.int64)
+        if self.counts.shape != (len(self.ids),):
+            raise ValueError(f"{len(self.ids)} item ids but counts of shape {self.counts.shape}; give one per id")
+
+    @classmethod
+    def from_items(cls, items: Iterable[str], min_count: int = 1) -> ItemVocab:
+        """Build from a stream of clicked item ids, in order of first appearance."""
+        counts: dict[str, int] = {}
+        for item_id in items:
+            counts[item_id] = counts.get(item_id, 0) + 1
+        kept = {item_id: count for item_id, count in counts.items() if count >= min_count}
+        return cls(kept.keys(), list(kept.values()))
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __contains__(self, item_id: str) -> bool:
+        return item_id in self._index
+
+    def encode(self, item_ids: Iterable[str]) -> list[int]:
+        """Indices of item ids; 0 for an id outside the vocabulary."""
+        get = self._index.get
+        return [get(item_id, PADDING) for item_id in item_ids]
+
+    def decode(self, indices: Iterable[int]) -> list[str]:
+        """Item ids of indices >= 1."""
+        ids = self.ids
+        return [ids[index - 1] for index in indices]

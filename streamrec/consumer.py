@@ -1,0 +1,270 @@
+"""Kafka records -> EventBatch, and the commit.
+
+The order that delivery rests on:
+
+    1. poll        positions advance in this process only
+    2. decode      here, from bytes: a deserializer that raises inside the client loses other records
+    3. (the worker appends, scores and publishes)
+    4. dead letters acknowledged by the broker
+    5. commit      explicit offsets, and only under the assignment that the batch was read under
+
+A crash anywhere before 5 redelivers the batch; the replay guard in Redis makes that harmless.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncGenerator, Collection
+
+from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, ConsumerRecord, TopicPartition
+from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
+
+from streamrec.decode import EventDecoder
+from streamrec.errors import BadRecord, KafkaUnavailable
+from streamrec.health import Health
+from streamrec.kafka import Producer, connection_options, unavailable
+from streamrec.metrics import Metrics
+from streamrec.schemas import DeadLetter, EventBatch
+from streamrec.settings import Settings
+
+log = logging.getLogger(__name__)
+
+# The batch in hand must be done this long before the group gives us up.
+REBALANCE_MARGIN_S = 5.0
+WATCH_S = 2.0
+BROKER_TIMEOUT_S = 5.0
+
+
+class ClickConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
+    """A member of the consumer group.
+
+    Nothing is forgotten when partitions go: a cached prefix proves itself against the window from Redis
+    (sasrec/engine.py), and eager rebalancing gives most partitions back a moment later.
+    """
+
+    def __init__(self, settings: Settings, dead_letters: Producer, metrics: Metrics, health: Health) -> None:
+        self._settings = settings
+        self._decoder = EventDecoder(settings)
+        self._dead_letters = dead_letters
+        self._metrics = metrics
+        self._health = health
+        self._consumer = AIOKafkaConsumer(
+            **connection_options(settings),
+            group_id=settings.kafka_group,
+            group_instance_id=settings.kafka_group_instance_id,
+            enable_auto_commit=False,
+            auto_offset_reset=settings.kafka_auto_offset_reset,
+            fetch_max_wait_ms=settings.poll_timeout_ms,
+            session_timeout_ms=int(settings.kafka_session_timeout_s * 1000),
+            heartbeat_interval_ms=int(settings.kafka_session_timeout_s * 1000 / 3),
+            rebalance_timeout_ms=int(settings.kafka_rebalance_timeout_s * 1000),
+        )
+        self._assignment = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._committed: dict[int, int] = {}
+        self._committed_ts_ms: dict[int, int] = {}
+        self._end_offsets: dict[int, int] = {}
+        self._watch: asyncio.Task[None] | None = None
+
+    @property
+    def assignment(self) -> int:
+        """Number of the current assignment; it changes when partitions are taken away."""
+        return self._assignment
+
+    async def start(self) -> None:
+        """Join the group.
+
+        Raises:
+            KafkaUnavailable: no broker answers, or it refuses us.
+        """
+        try:
+            await self._consumer.start()
+        except (KafkaError, OSError) as error:
+            await self._consumer.stop()
+            raise unavailable(self._settings, error) from error
+        self._consumer.subscribe([self._settings.kafka_topic], listener=self)
+        self._watch = asyncio.create_task(self._watch_broker(), name="watch-broker")
+
+    async def stop(self) -> None:
+        """Leave the group."""
+        if self._watch is not None:
+            self._watch.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._watch
+        await self._consumer.stop()
+
+    async def batches(self, stop: asyncio.Event, burst: bool = False) -> AsyncGenerator[EventBatch, None]:
+        """Batches until asked to stop or, with ``burst``, until the assigned partitions are read to their end.
+
+        The poll is the micro-batch: it returns at once with what is buffered. It goes on with no partition
+        assigned, so that the group sees a member that polls, and is never wrapped in a time-out, which
+        would cancel it in the middle.
+        """
+        while not stop.is_set():
+            self._health.tick()
+            polled = await self._consumer.getmany(
+                timeout_ms=self._settings.poll_timeout_ms, max_records=self._settings.max_batch
+            )
+            if not polled:
+                if burst and await self._drained():
+                    return
+                continue
+            self._idle.clear()
+            try:
+                yield self._batch(polled)
+            finally:
+                self._idle.set()
+
+    async def commit(self, batch: EventBatch) -> None:
+        """Acknowledge dead letters, then commit.
+
+        A commit that a rebalance has overtaken is dropped: the events will be delivered again.
+
+        Raises:
+            KafkaUnavailable: dead letters or offsets could not be written; try again.
+        """
+        if batch.dead_letters:
+            await self._dead_letters.send_dead_letters(batch.dead_letters)
+        if batch.assignment != self._assignment:
+            log.info("commit dropped: the partitions were given to somebody else")
+            return
+        offsets = {self._partition(number): offset for number, offset in batch.next_offsets.items()}
+        try:
+            await self._consumer.commit(offsets)
+        except (CommitFailedError, IllegalStateError):
+            log.info("commit refused after a rebalance; the events will be delivered again, and skipped")
+            return
+        except (KafkaError, OSError) as error:
+            raise unavailable(self._settings, error) from error
+        self._committed |= batch.next_offsets
+        self._health.progressed()
+        self._update_lag()
+
+    async def keep_alive(self) -> None:
+        """Stay in the group while a batch is held: poll, but read nothing."""
+        assigned = self._consumer.assignment()
+        self._consumer.pause(*assigned)
+        try:
+            polled = await self._consumer.getmany(timeout_ms=0)
+            for partition, records in polled.items():  # assigned while we looked away
+                self._consumer.seek(partition, records[0].offset)
+        finally:
+            self._consumer.resume(*(assigned & self._consumer.assignment()))
+        self._health.tick()
+
+    async def on_partitions_revoked(self, revoked: Collection[TopicPartition]) -> None:
+        """Let the batch in hand finish and commit, or abandon it while the group still waits for us."""
+        self._health.rebalancing_since_s = self._health.now_s()
+        limit_s = max(1.0, self._settings.kafka_rebalance_timeout_s - REBALANCE_MARGIN_S)
+        try:
+            async with asyncio.timeout(limit_s):
+                await self._idle.wait()
+        except TimeoutError:
+            log.warning("rebalance: the batch in hand is abandoned", extra={"waited_s": limit_s})
+        self._assignment += 1
+        self._committed, self._end_offsets = {}, {}
+        for partition in revoked:
+            for gauge in (self._metrics.lag_records, self._metrics.lag_seconds):
+                with contextlib.suppress(KeyError):
+                    gauge.remove(str(partition.partition))
+        self._health.lag_records = 0
+        if revoked:
+            log.info("partitions given up", extra={"partitions": sorted(p.partition for p in revoked)})
+
+    async def on_partitions_assigned(self, assigned: Collection[TopicPartition]) -> None:
+        """Note the new assignment."""
+        self._health.rebalancing_since_s = None
+        self._health.joined = True
+        self._health.progressed()
+        self._metrics.rebalances.inc()
+        log.info("partitions assigned", extra={"partitions": sorted(p.partition for p in assigned)})
+
+    def _batch(self, polled: dict[TopicPartition, list[ConsumerRecord]]) -> EventBatch:
+        batch = EventBatch(assignment=self._assignment, end_offsets=dict(self._end_offsets))
+        ignored = 0
+        for partition, records in polled.items():
+            for record in records:
+                try:
+                    event = self._decoder.decode(record.value, record.partition, record.offset, record.timestamp)
+                except BadRecord as error:
+                    batch.dead_letters.append(_dead_letter(record, str(error)))
+                    continue
+                if event is None:
+                    ignored += 1
+                else:
+                    batch.events.append(event)
+            batch.next_offsets[partition.partition] = records[-1].offset + 1
+            self._committed_ts_ms[partition.partition] = records[-1].timestamp
+        self._metrics.batch_events.observe(len(batch.events))
+        self._metrics.events.labels("ignored").inc(ignored)
+        self._metrics.events.labels("dead_letter").inc(len(batch.dead_letters))
+        self._metrics.dead_letters.inc(len(batch.dead_letters))
+        for letter in batch.dead_letters[:1]:
+            log.warning("dead letter: %s", letter.reason, extra={
+                "partition": letter.partition, "offset": letter.offset, "in_batch": len(batch.dead_letters)
+            })  # fmt: skip
+        return batch
+
+    async def _drained(self) -> bool:
+        """Joined, and every assigned partition read to its end."""
+        assigned = list(self._consumer.assignment())
+        if not self._health.joined or self._health.rebalancing_since_s is not None:
+            return False
+        ends = await self._ends(assigned)
+        return all([await self._consumer.position(partition) >= ends[partition] for partition in assigned])
+
+    async def _watch_broker(self) -> None:
+        """Ask for the ends of the partitions now and then: the lag, and whether Kafka answers."""
+        while True:
+            try:
+                assigned = list(self._consumer.assignment())
+                ends = await self._ends(assigned)
+                for partition in assigned:
+                    if partition.partition not in self._committed:
+                        position = await self._consumer.committed(partition)
+                        self._committed.setdefault(partition.partition, position or 0)
+                self._end_offsets = {partition.partition: end for partition, end in ends.items()}
+                self._update_lag()
+                if not self._health.kafka_answers:
+                    log.info("Kafka is back")
+                    self._health.progressed()
+                self._health.kafka_answers = True
+            except (KafkaUnavailable, KafkaError, TimeoutError, OSError) as error:
+                if self._health.kafka_answers:
+                    log.warning("Kafka is away, waiting for it: %s", error or type(error).__name__)
+                self._health.kafka_answers = False
+            await asyncio.sleep(WATCH_S)
+
+    async def _ends(self, partitions: list[TopicPartition]) -> dict[TopicPartition, int]:
+        if not partitions:
+            # nothing to ask about; the metadata still tells whether a broker answers
+            await asyncio.wait_for(self._consumer.topics(), BROKER_TIMEOUT_S)
+            return {}
+        ends: dict[TopicPartition, int] = await asyncio.wait_for(
+            self._consumer.end_offsets(partitions), BROKER_TIMEOUT_S
+        )
+        return ends
+
+    def _update_lag(self) -> None:
+        now_ms = time.time() * 1000
+        total = 0
+        for partition, committed in self._committed.items():
+            lag = max(0, self._end_offsets.get(partition, committed) - committed)
+            total += lag
+            age_s = max(0.0, (now_ms - self._committed_ts_ms.get(partition, now_ms)) / 1000) if lag else 0.0
+            self._metrics.lag_records.labels(str(partition)).set(lag)
+            self._metrics.lag_seconds.labels(str(partition)).set(age_s)
+        self._health.lag_records = total
+        if not total:
+            self._health.progressed()
+
+    def _partition(self, number: int) -> TopicPartition:
+        return TopicPartition(self._settings.kafka_topic, number)
+
+
+def _dead_letter(record: ConsumerRecord, reason: str) -> DeadLetter:
+    return DeadLetter(record.topic, record.partition, record.offset, record.timestamp, record.key, record.value, reason)

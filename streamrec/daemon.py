@@ -1,0 +1,179 @@
+"""`streamrec serve`: puts the parts together, runs the loop, takes them apart in order.
+
+Start: model, Redis, topics, HTTP, group.  SIGTERM or SIGINT: not ready -> stop fetching -> finish the batch in
+hand, with a deadline -> commit -> leave the group -> close Redis.  A second signal exits at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from typing import Any
+
+import torch
+
+from sasrec import Engine, ModelDirectoryError, SavedModel, load_model
+from streamrec.consumer import REBALANCE_MARGIN_S, ClickConsumer
+from streamrec.errors import RedisUnavailable, SettingsError, StreamrecError
+from streamrec.health import Health
+from streamrec.kafka import Producer, ensure_topics
+from streamrec.lists import SharedLists
+from streamrec.metrics import Metrics
+from streamrec.predictor import Predictor
+from streamrec.publisher import Publisher
+from streamrec.redis_client import RedisClient
+from streamrec.sequences import SequenceStore
+from streamrec.settings import Settings
+from streamrec.web import WebServer
+from streamrec.worker import Worker
+
+log = logging.getLogger(__name__)
+
+PROBE_S = 2.0
+
+
+def open_model(settings: Settings) -> SavedModel:
+    """The model directory in force.
+
+    Raises:
+        SettingsError: none is set, or it cannot be used.
+    """
+    if settings.model_dir is None:
+        raise SettingsError(
+            "no model: set STREAMREC_MODEL_DIR or --model-dir to a directory made by: sasrec train FILE --out DIR"
+        )
+    try:
+        return load_model(settings.model_dir)
+    except ModelDirectoryError as error:
+        raise SettingsError(str(error)) from None
+
+
+def open_engine(settings: Settings, saved: SavedModel) -> Engine:
+    """The engine that serves a model under these settings."""
+    window = min(settings.max_len or saved.model.config.max_len, saved.model.config.max_len)
+    return Engine(saved.model, saved.vocab, version=saved.version, cache_bytes=settings.cache_bytes, max_len=window)
+
+
+async def serve(settings: Settings, burst: bool = False) -> int:
+    """Run the daemon until it is told to stop; returns the exit status.
+
+    Raises:
+        StreamrecError: it cannot start, or must not go on.
+    """
+    torch.set_num_threads(settings.inference_threads)
+    saved = open_model(settings)
+    max_len = settings.max_len or saved.model.config.max_len
+    engine = open_engine(settings, saved)
+    log.info("model loaded", extra={"model": saved.version, "items": len(saved.vocab), "dir": settings.model_dir})
+    metrics = Metrics()
+    health = Health(settings.liveness_timeout_s, settings.kafka_rebalance_timeout_s + REBALANCE_MARGIN_S)
+    async with contextlib.AsyncExitStack() as parts:
+        redis = await parts.enter_async_context(RedisClient(settings, metrics))
+        await redis.ping()
+        lists = SharedLists(redis, settings, max_len)
+        await lists.start(saved.vocab, int(saved.metadata.get("trained_until_ms", 0)))
+        for topic in await ensure_topics(settings, (settings.kafka_topic, settings.kafka_dead_letters)):
+            log.info("topic created", extra={"topic": topic, "partitions": settings.kafka_partitions})
+        predictor = Predictor(engine, lists, settings, metrics)
+        parts.callback(predictor.close)
+        await predictor.warm_up()
+        health.model_warm = True
+        web = WebServer(settings, metrics, health)
+        address = await web.start()
+        parts.push_async_callback(web.stop)
+        producer = Producer(settings)
+        await producer.start()
+        parts.push_async_callback(producer.stop)
+        consumer = ClickConsumer(settings, producer, metrics, health)
+        await consumer.start()
+        parts.push_async_callback(consumer.stop)
+        log.info("serving", extra={
+            "topic": settings.kafka_topic, "group": settings.kafka_group, "redis": settings.redis_address,
+            "http": address, "pid": os.getpid(),
+        })  # fmt: skip
+        store = SequenceStore(redis, settings, max_len, metrics)
+        worker = Worker(consumer, store, predictor, Publisher(redis, settings, metrics), lists, health)
+        async with _background(_refresh(lists, settings), _probe(redis, health)):
+            return await _run(worker, settings, health, lists, burst)
+
+
+async def _run(worker: Worker, settings: Settings, health: Health, lists: SharedLists, burst: bool) -> int:
+    stop = asyncio.Event()
+
+    def told_to_stop(name: str) -> None:
+        if stop.is_set():
+            log.warning("stopped at once", extra={"signal": name})
+            os._exit(1)
+        log.info("stopping: the batch in hand is finished first", extra={"signal": name})
+        health.stopping = True
+        stop.set()
+
+    with _signals(told_to_stop):
+        loop = asyncio.create_task(worker.run(stop, burst), name="worker")
+        asked = asyncio.create_task(stop.wait())
+        await asyncio.wait((loop, asked), return_when=asyncio.FIRST_COMPLETED)
+        asked.cancel()
+        done, _ = await asyncio.wait((loop,), timeout=settings.shutdown_timeout_s)
+        if not done:
+            loop.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await loop
+            log.error("the batch in hand could not be finished in time; it is not committed and comes again")
+            return 1
+        handled = await loop
+        with contextlib.suppress(RedisUnavailable):
+            await lists.refresh()
+    log.info("drained" if burst and not stop.is_set() else "stopped", extra={"events": handled})
+    return 0
+
+
+async def _refresh(lists: SharedLists, settings: Settings) -> None:
+    while True:
+        await asyncio.sleep(settings.refresh_s)
+        with contextlib.suppress(RedisUnavailable):  # the loop and the probe say so
+            await lists.refresh()
+
+
+async def _probe(redis: RedisClient, health: Health) -> None:
+    """Readiness needs to know of a Redis that went away while no clicks come."""
+    while True:
+        await asyncio.sleep(PROBE_S)
+        try:
+            await redis.ping()
+            answers = True
+        except RedisUnavailable as error:
+            answers = False
+            if health.redis_answers:
+                log.warning("Redis is away, waiting for it: %s", error)
+        if answers and not health.redis_answers:
+            log.info("Redis is back")
+        health.redis_answers = answers
+
+
+@contextlib.asynccontextmanager
+async def _background(*coroutines: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    tasks = [asyncio.create_task(coroutine) for coroutine in coroutines]
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        for result in await asyncio.gather(*tasks, return_exceptions=True):
+            if isinstance(result, StreamrecError):
+                raise result
+
+
+@contextlib.contextmanager
+def _signals(handler: Callable[[str], None]) -> Iterator[None]:
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, handler, number.name)
+    try:
+        yield
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)

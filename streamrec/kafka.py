@@ -1,0 +1,172 @@
+"""Kafka connection options, topics, and the producer of dead letters and replays."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Iterable
+from typing import Any
+
+from aiokafka import AIOKafkaProducer
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.errors import KafkaError
+from aiokafka.helpers import create_ssl_context
+
+from streamrec.errors import KafkaUnavailable, SettingsError
+from streamrec.schemas import DeadLetter
+from streamrec.settings import Settings
+
+TOPIC_ALREADY_EXISTS = 36
+# Kafka's default limit of a record is 1 MiB; the rest of a longer dead letter stays at its origin.
+MAX_DEAD_LETTER_BYTES = 900_000
+REQUEST_TIMEOUT_MS = 10_000
+
+
+def connection_options(settings: Settings) -> dict[str, Any]:
+    """Keyword arguments that every aiokafka client takes.
+
+    Raises:
+        SettingsError: a certificate or key cannot be read.
+    """
+    options: dict[str, Any] = {
+        "bootstrap_servers": settings.kafka_bootstrap_servers.split(","),
+        "security_protocol": settings.kafka_security_protocol,
+        "request_timeout_ms": REQUEST_TIMEOUT_MS,
+        # a topic that another process has just made is seen within seconds, not minutes
+        "metadata_max_age_ms": 30_000,
+    }
+    if settings.kafka_security_protocol.startswith("SASL"):
+        assert settings.kafka_sasl_password is not None
+        options |= {
+            "sasl_mechanism": settings.kafka_sasl_mechanism,
+            "sasl_plain_username": settings.kafka_sasl_username,
+            "sasl_plain_password": settings.kafka_sasl_password.get_secret_value(),
+        }
+    if settings.kafka_security_protocol.endswith("SSL"):
+        try:
+            options["ssl_context"] = create_ssl_context(
+                cafile=settings.kafka_tls_ca_file,
+                certfile=settings.kafka_tls_cert_file,
+                keyfile=settings.kafka_tls_key_file,
+            )
+        except (OSError, ssl.SSLError) as error:
+            raise SettingsError(f"cannot read the Kafka TLS files: {error}") from None
+    return options
+
+
+def unavailable(settings: Settings, error: Exception) -> KafkaUnavailable:
+    """A Kafka error in words for the operator."""
+    detail = str(error) or type(error).__name__
+    return KafkaUnavailable(f"Kafka at {settings.kafka_bootstrap_servers}: {detail}")
+
+
+async def ensure_topics(settings: Settings, topics: Iterable[str]) -> list[str]:
+    """Create the topics that do not exist; returns their names.
+
+    Raises:
+        KafkaUnavailable: the brokers cannot be reached, or refuse.
+    """
+    admin = AIOKafkaAdminClient(**connection_options(settings))
+    try:
+        await admin.start()
+        existing = set(await admin.list_topics())
+        missing = [topic for topic in topics if topic not in existing]
+        if not missing:
+            return []
+        response = await admin.create_topics(
+            [NewTopic(topic, settings.kafka_partitions, settings.kafka_replication_factor) for topic in missing]
+        )
+        for topic, code, message in response.topic_errors:
+            if code not in (0, TOPIC_ALREADY_EXISTS):
+                raise KafkaUnavailable(f"Kafka refuses to create topic {topic}: {message} (error {code})")
+        return missing
+    except (KafkaError, OSError) as error:
+        raise unavailable(settings, error) from error
+    finally:
+        await admin.close()
+
+
+class Producer:
+    """Writes records, idempotently: a retry inside the client never doubles one."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._producer = AIOKafkaProducer(
+            **connection_options(settings), enable_idempotence=True, max_request_size=2**20, linger_ms=2
+        )
+
+    async def start(self) -> None:
+        """Raises KafkaUnavailable where no broker answers."""
+        try:
+            await self._producer.start()
+        except (KafkaError, OSError) as error:
+            await self._producer.stop()
+            raise unavailable(self._settings, error) from error
+
+    async def stop(self) -> None:
+        """Wait for what was sent, and close."""
+        await self._producer.stop()
+
+    async def send(self, topic: str, key: bytes, value: bytes) -> Any:
+        """Queue a record; returns the future of its acknowledgement."""
+        try:
+            return await self._producer.send(topic, value, key=key)
+        except (KafkaError, OSError) as error:
+            raise unavailable(self._settings, error) from error
+
+    async def flush(self) -> None:
+        """Wait until everything queued is acknowledged."""
+        await self._producer.flush()
+
+    async def send_dead_letters(self, letters: Iterable[DeadLetter]) -> None:
+        """Write dead letters with their origin and reason in headers; returns once all are acknowledged.
+
+        Raises:
+            KafkaUnavailable: one was not; send all again (dead letters may then stand twice).
+        """
+        try:
+            sent = [await self._send_dead_letter(letter) for letter in letters]
+            for acknowledgement in sent:
+                await acknowledgement
+        except (KafkaError, OSError) as error:
+            raise unavailable(self._settings, error) from error
+
+    async def _send_dead_letter(self, letter: DeadLetter) -> Any:
+        headers = {
+            "streamrec.reason": letter.reason,
+            "streamrec.topic": letter.topic,
+            "streamrec.partition": str(letter.partition),
+            "streamrec.offset": str(letter.offset),
+            "streamrec.timestamp_ms": str(letter.timestamp_ms),
+        }
+        value, key = letter.value, letter.key
+        if len(value or b"") + len(key or b"") > MAX_DEAD_LETTER_BYTES:
+            headers["streamrec.cut_from_bytes"] = str(len(value or b""))
+            key = key[:1024] if key else key
+            value = value[: MAX_DEAD_LETTER_BYTES - 1024] if value else value
+        return await self._producer.send(
+            self._settings.kafka_dead_letters,
+            value,
+            key=key,
+            headers=[(name, text[:1000].encode(errors="replace")) for name, text in headers.items()],
+        )
+
+
+async def topic_partitions(settings: Settings, topics: Iterable[str]) -> dict[str, int]:
+    """Partitions of each topic, 0 for one that does not exist.
+
+    Raises:
+        KafkaUnavailable: the brokers cannot be reached, or refuse.
+    """
+    admin = AIOKafkaAdminClient(**connection_options(settings))
+    try:
+        await admin.start()
+        # asking about a topic by name may create it, so only those that exist are asked about
+        existing = set(await admin.list_topics())
+        known = [topic for topic in topics if topic in existing]
+        described = await admin.describe_topics(known) if known else []
+        counts = {topic["topic"]: len(topic["partitions"]) for topic in described}
+        return {topic: counts.get(topic, 0) for topic in topics}
+    except (KafkaError, OSError) as error:
+        raise unavailable(settings, error) from error
+    finally:
+        await admin.close()

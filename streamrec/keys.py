@@ -1,0 +1,42 @@
+"""Every Redis key name. The braces are literal: a hash tag keeps all keys of a user on one cluster node.
+
+Keys without braces belong to no user, so no user id can collide with them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Keys:
+    """Key names under a prefix."""
+
+    prefix: str = "streamrec"
+
+    def sequence(self, user_id: str) -> str:
+        """STRING: header, then the user's last items (sequences.py)."""
+        return f"{self.prefix}:seq:{{{user_id}}}"
+
+    def recommendation(self, user_id: str) -> str:
+        """STRING: the published list, JSON (publisher.py)."""
+        return f"{self.prefix}:recs:{{{user_id}}}"
+
+    @property
+    def popular(self) -> str:
+        """STRING: the popular list, same JSON."""
+        return f"{self.prefix}:recs:popular"
+
+    @property
+    def popularity(self) -> str:
+        """ZSET: time-decayed click counts (lists.py)."""
+        return f"{self.prefix}:popularity"
+
+    @property
+    def blocklist(self) -> str:
+        """SET, kept by the operator: items never to be recommended."""
+        return f"{self.prefix}:blocklist"
+
+    def user_of(self, key: str) -> str:
+        """The user of a sequence or recommendation key."""
+        return key[key.index("{") + 1 : -1]

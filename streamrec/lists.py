@@ -1,0 +1,109 @@
+"""What all users share: the popular list, kept fresh from the clicks, and the operator's blocklist.
+
+Popularity is a ZSET of clicks that halve every ``popular_half_life_s``. It is counted in memory and flushed
+every ``refresh_s``, so a crash can lose that long of counts: enough for a fallback, and free on the path of
+a click.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Collection
+
+import msgspec
+
+from sasrec import ItemVocab, Ranking
+from streamrec.keys import Keys
+from streamrec.redis_client import RedisClient
+from streamrec.schemas import PublishedList, UserSequence
+from streamrec.settings import Settings
+
+log = logging.getLogger(__name__)
+
+POPULAR = "popular"  # stands where a model version stands
+KEPT_ITEMS = 10_000
+
+
+class SharedLists:
+    """Popular list and blocklist.
+
+    Args:
+        max_len: how many seen items a user may have, so that enough popular ones remain for each.
+    """
+
+    def __init__(self, redis: RedisClient, settings: Settings, max_len: int) -> None:
+        self._redis = redis
+        self._keys = Keys(settings.redis_key_prefix)
+        self._settings = settings
+        self._wanted = settings.top_k + max_len
+        self._weights: dict[str, float] = {}
+        self._reference_ms = 0
+        self._popular = Ranking([], [])
+        self.blocked: frozenset[str] = frozenset()
+
+    async def start(self, vocab: ItemVocab, trained_until_ms: int) -> None:
+        """Begin with the training data's popularity where there is none yet, and publish.
+
+        Raises:
+            RedisUnavailable: Redis does not answer.
+        """
+        counts = {item: float(count) for item, count in zip(vocab.ids, vocab.counts.tolist(), strict=True) if count}
+        top = sorted(counts.items(), key=lambda pair: -pair[1])[:KEPT_ITEMS]
+        self._reference_ms = trained_until_ms
+        await self._exchange(dict(top), only_if_missing=True)
+        await self.refresh()
+
+    def count(self, sequences: Collection[UserSequence]) -> None:
+        """Count the events that were newly applied; as of the time of each user's newest one."""
+        half_life_ms = self._settings.popular_half_life_s * 1000
+        for sequence in sequences:
+            if not sequence.applied:
+                continue
+            behind = sequence.last_event_ts_ms - self._reference_ms
+            if behind > 0:  # a newer event: what was counted so far weighs less
+                scale = 0.5 ** (behind / half_life_ms)
+                self._weights = {item: weight * scale for item, weight in self._weights.items()}
+                self._reference_ms, behind = sequence.last_event_ts_ms, 0
+            weight = 0.5 ** (-behind / half_life_ms)
+            for item in sequence.items[-sequence.applied :]:
+                self._weights[item] = self._weights.get(item, 0.0) + weight
+
+    async def refresh(self) -> None:
+        """Flush the counts, read the blocklist, publish the popular list.
+
+        Raises:
+            RedisUnavailable: Redis does not answer; the counts are kept for the next time.
+        """
+        self.blocked = frozenset(await self._redis.members(self._keys.blocklist))
+        weights, self._weights = self._weights, {}
+        try:
+            await self._exchange(weights)
+        except BaseException:
+            self._weights = {
+                item: weights.get(item, 0.0) + self._weights.get(item, 0.0) for item in weights | self._weights
+            }
+            raise
+        top = self.popular_for((), self._settings.top_k)
+        value = PublishedList(top.items, top.scores, POPULAR, self._reference_ms, int(time.time() * 1000), 0)
+        await self._redis.set(self._keys.popular, msgspec.json.encode(value), self._settings.recs_ttl_s)
+
+    def popular_for(self, seen: Collection[str], k: int) -> Ranking:
+        """The k most popular items that are neither seen nor blocked."""
+        out = self.blocked.union(seen)
+        kept = [(i, s) for i, s in zip(self._popular.items, self._popular.scores, strict=True) if i not in out][:k]
+        return Ranking([item for item, _ in kept], [score for _, score in kept])
+
+    async def _exchange(self, weights: dict[str, float], only_if_missing: bool = False) -> None:
+        args: list[str | int | float] = [
+            self._settings.popular_half_life_s * 1000,
+            self._settings.sequence_ttl_s,
+            self._wanted + len(self.blocked),
+            KEPT_ITEMS,
+            int(only_if_missing),
+            self._reference_ms,
+        ]
+        for item, weight in weights.items():
+            args += (item, weight)
+        reply = await self._redis.run("popularity", [self._keys.popularity], args)
+        self._popular = Ranking([item.decode() for item in reply[::2]], [float(weight) for weight in reply[1::2]])

@@ -1,0 +1,116 @@
+"""The one module that imports redis: connection, scripts, time-outs, and errors in the daemon's own words."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Iterable
+from importlib import resources
+from types import TracebackType
+from typing import Any, Self
+
+import redis.asyncio as redis
+from redis.asyncio.retry import Retry
+from redis.backoff import ExponentialBackoff
+from redis.exceptions import RedisError
+
+from streamrec.errors import RedisUnavailable
+from streamrec.metrics import Metrics
+from streamrec.settings import Settings
+
+MAX_CONNECTIONS = 4
+RETRIES = 2
+SCAN_COUNT = 1000
+SCRIPTS = ("append", "publish", "popularity")
+
+
+class RedisClient:
+    """A small pool of connections.
+
+    The default of redis-py waits up to a minute and applies a command twice when the answer is lost. Here
+    time-outs are short; applying a script twice is harmless, since the guard knows the offsets.
+    """
+
+    def __init__(self, settings: Settings, metrics: Metrics | None = None) -> None:
+        url = settings.redis_url.get_secret_value()
+        tls = {"ssl_ca_certs": str(settings.redis_tls_ca_file)} if settings.redis_tls_ca_file else {}
+        pool = redis.BlockingConnectionPool.from_url(
+            url,
+            max_connections=MAX_CONNECTIONS,
+            timeout=settings.redis_timeout_s * (RETRIES + 2),
+            socket_timeout=settings.redis_timeout_s,
+            socket_connect_timeout=settings.redis_timeout_s,
+            retry=Retry(ExponentialBackoff(cap=0.2, base=0.02), RETRIES),
+            **tls,
+        )
+        self._redis = redis.Redis.from_pool(pool)
+        self._address = settings.redis_address
+        self._metrics = metrics
+        self._scripts = {
+            name: self._redis.register_script(resources.files(__package__).joinpath(f"{name}.lua").read_text())
+            for name in SCRIPTS
+        }
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._redis.aclose()
+
+    async def run(self, script: str, keys: list[str], args: Iterable[str | int | float]) -> Any:
+        """Run one of the package's Lua scripts: one round trip, atomic.
+
+        Raises:
+            RedisUnavailable: it could not be run, or its answer was lost.
+        """
+        started = time.perf_counter()
+        try:
+            return await self._scripts[script](keys=keys, args=list(args))
+        except (RedisError, OSError) as error:
+            raise self._unavailable(error) from error
+        finally:
+            if self._metrics is not None:
+                self._metrics.redis_seconds.labels(script).observe(time.perf_counter() - started)
+
+    async def ping(self) -> None:
+        """Raises RedisUnavailable unless the server answers."""
+        await self._call("PING")
+
+    async def get_many(self, keys: list[str]) -> list[bytes | None]:
+        """Values of string keys, None where there is none."""
+        values: list[bytes | None] = await self._call("MGET", *keys) if keys else []
+        return values
+
+    async def members(self, key: str) -> set[str]:
+        """Members of a set."""
+        return {member.decode(errors="replace") for member in await self._call("SMEMBERS", key)}
+
+    async def set(self, key: str, value: bytes, ttl_s: int) -> None:
+        """Write a string key."""
+        await self._call("SET", key, value, "EX", ttl_s)
+
+    async def scan(self, prefix: str) -> AsyncIterator[str]:
+        """Names of the keys that begin with a prefix; each once."""
+        pattern = "".join(f"[{c}]" if c in "*?[" else c for c in prefix) + "*"
+        seen = set()
+        try:
+            async for key in self._redis.scan_iter(match=pattern, count=SCAN_COUNT):
+                if key not in seen:
+                    seen.add(key)
+                    yield key.decode(errors="replace")
+        except (RedisError, OSError) as error:
+            raise self._unavailable(error) from error
+
+    async def _call(self, *command: str | bytes | int) -> Any:
+        try:
+            return await self._redis.execute_command(*command)  # type: ignore[no-untyped-call]
+        except (RedisError, OSError) as error:
+            raise self._unavailable(error) from error
+
+    def _unavailable(self, error: Exception) -> RedisUnavailable:
+        return RedisUnavailable(f"Redis at {self._address}: {error or type(error).__name__}")

@@ -1,0 +1,89 @@
+"""What flows along the serving path, in the order in which it does."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import msgspec
+
+
+@dataclass(frozen=True, slots=True)
+class ClickEvent:
+    """A decoded click, and where it stands in the topic."""
+
+    user_id: str
+    item_id: str
+    timestamp_ms: int  # of the click
+    partition: int
+    offset: int
+    record_ts_ms: int  # when the producer handed it to Kafka: latency is measured from here
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """A record that is no click event, with its origin and the reason."""
+
+    topic: str
+    partition: int
+    offset: int
+    timestamp_ms: int
+    key: bytes | None
+    value: bytes | None
+    reason: str
+
+
+@dataclass(frozen=True)
+class EventBatch:
+    """The records of one poll.
+
+    ``next_offsets`` is what to commit, by partition; ``end_offsets`` the ends of the partitions when last
+    heard of; ``assignment`` numbers the assignment of partitions under which the batch was read.
+    """
+
+    events: list[ClickEvent] = field(default_factory=list)
+    dead_letters: list[DeadLetter] = field(default_factory=list)
+    ignored: int = 0
+    next_offsets: dict[int, int] = field(default_factory=dict)
+    end_offsets: dict[int, int] = field(default_factory=dict)
+    assignment: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class UserSequence:
+    """A user's stored sequence after a batch was appended.
+
+    ``n`` counts all events ever applied, ``session_n`` those since the last session gap; ``items`` are the
+    newest of the latter, oldest first. ``applied`` events of this batch were new, the rest were replays.
+    """
+
+    user_id: str
+    items: list[str]
+    n: int
+    session_n: int
+    last_event_ts_ms: int
+    applied: int = 0
+    record_ts_ms: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Recommendation:
+    """A list to publish, computed from a user's first ``n`` events."""
+
+    user_id: str
+    items: list[str]
+    scores: list[float]
+    model: str
+    event_ts_ms: int
+    n: int
+    record_ts_ms: tuple[int, ...] = ()
+
+
+class PublishedList(msgspec.Struct):
+    """The JSON value of a recommendation key. ``n`` stays last: the publish script finds it there."""
+
+    items: list[str]
+    scores: list[float]
+    model: str
+    event_ts_ms: int
+    published_ts_ms: int
+    n: int

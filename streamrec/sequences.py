@@ -1,0 +1,109 @@
+"""EventBatch -> [UserSequence], in one Redis round trip.
+
+The stored value, one STRING a user (append.lua writes it, ``parse_sequence`` reads it):
+
+    1 n session_n kept last_event_ts_ms topic_epoch partition:offset,...  NUL  item NUL item NUL ...
+
+The header carries the replay guard: an event at or below the last applied offset of its user *and
+partition* is skipped, so a batch delivered again after a crash changes nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from streamrec.errors import StreamrecError
+from streamrec.keys import Keys
+from streamrec.metrics import Metrics
+from streamrec.redis_client import RedisClient
+from streamrec.schemas import ClickEvent, EventBatch, UserSequence
+from streamrec.settings import Settings
+
+log = logging.getLogger(__name__)
+
+# As many rejections as this share of a batch are worth a line in the log.
+MASS_REJECTION = 0.5
+
+
+class SequenceStore:
+    """Users' sequences in Redis.
+
+    Args:
+        max_len: items kept of a user.
+    """
+
+    def __init__(self, redis: RedisClient, settings: Settings, max_len: int, metrics: Metrics) -> None:
+        self._redis = redis
+        self._keys = Keys(settings.redis_key_prefix)
+        self._settings = settings
+        self._metrics = metrics
+        self._max_len = max_len
+        self._rejecting = False
+
+    async def append(self, batch: EventBatch) -> list[UserSequence]:
+        """Append the events of a batch; returns the sequence of every user in it, replays included.
+
+        Users whose events were all replays are returned too: a crash may have come between the append and
+        the publish, so they are scored and published again.
+
+        Raises:
+            RedisUnavailable: try again; what was applied is not applied twice.
+            StreamrecError: a sequence was written by a newer streamrec.
+        """
+        by_user: dict[str, list[ClickEvent]] = {}
+        for event in batch.events:
+            by_user.setdefault(event.user_id, []).append(event)
+        if not by_user:
+            return []
+        settings = self._settings
+        args: list[str | int] = [
+            self._max_len,
+            settings.sequence_ttl_s,
+            int(settings.session_gap_s * 1000),
+            settings.kafka_topic_epoch,
+        ]
+        for events in by_user.values():
+            args.append(len(events))
+            for event in events:
+                args += (event.partition, event.offset, event.timestamp_ms, event.item_id)
+        reply = await self._redis.run("append", [self._keys.sequence(user) for user in by_user], args)
+        sequences = []
+        for place, (user_id, events) in enumerate(by_user.items()):
+            applied, unreadable, value = reply[3 * place : 3 * place + 3]
+            if unreadable:
+                log.warning("a stored sequence could not be read and was begun anew", extra={"user_id": user_id})
+            sequences.append(parse_sequence(user_id, value, applied, tuple(e.record_ts_ms for e in events)))
+        self._judge_rejections(batch, sum(s.applied for s in sequences))
+        return sequences
+
+    def _judge_rejections(self, batch: EventBatch, applied: int) -> None:
+        rejected = len(batch.events) - applied
+        self._metrics.events.labels("applied").inc(applied)
+        self._metrics.events.labels("replayed").inc(rejected)
+        self._metrics.guard_rejections.inc(rejected)
+        rejecting = rejected > MASS_REJECTION * len(batch.events)
+        if rejecting and not self._rejecting:
+            log.warning(
+                "most events of a batch had been applied before: normal for a moment after a crash or a rebalance; "
+                "if it goes on, the topic was probably deleted and created again: raise STREAMREC_KAFKA_TOPIC_EPOCH",
+                extra={"rejected": rejected, "events": len(batch.events)},
+            )
+        elif self._rejecting and not rejecting:
+            log.info("events are new again")
+        self._rejecting = rejecting
+
+
+def parse_sequence(user_id: str, value: bytes, applied: int = 0, record_ts_ms: tuple[int, ...] = ()) -> UserSequence:
+    """Read a stored value.
+
+    Raises:
+        StreamrecError: it is not what this version writes.
+    """
+    try:
+        header, *items = value.decode().split("\0")
+        version, n, session_n, _kept, last_event_ts_ms, *_ = header.split(" ")
+        if version != "1":
+            raise ValueError(f"format {version}")
+        return UserSequence(user_id, items[:-1], int(n), int(session_n), int(last_event_ts_ms), applied, record_ts_ms)
+    except ValueError as error:
+        raise StreamrecError(f"the stored sequence of user {user_id!r} cannot be read: {error}") from None

@@ -1,0 +1,252 @@
+"""Settings: flags win over environment (STREAMREC_*) over a TOML file over defaults.
+
+Each setting is listed once, here; flags, help texts, `streamrec check --show` and the README's table come
+from this class.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit, urlunsplit
+
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from streamrec.errors import SettingsError
+
+ENV_PREFIX = "STREAMREC_"
+MASK = "********"
+DAY_S = 86_400
+
+
+class Settings(BaseSettings):
+    """What is in force. Frozen: a changed setting needs a restart."""
+
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, frozen=True, extra="forbid", env_ignore_empty=True)
+
+    kafka_bootstrap_servers: str = Field("localhost:9092", description="Kafka brokers, host:port[,host:port...]")
+    kafka_topic: str = Field("clicks", description="topic of the click events")
+    kafka_group: str = Field("streamrec", description="consumer group; daemons of one group share the partitions")
+    kafka_group_instance_id: str | None = Field(None, description="static membership: a name of this daemon's own")
+    kafka_dead_letter_topic: str = Field("", description="topic for records that are no events [TOPIC-dead-letter]")
+    kafka_partitions: int = Field(4, ge=1, description="partitions of topics that have to be created")
+    kafka_replication_factor: int = Field(1, ge=1, description="replicas of created topics; 3 is usual on a cluster")
+    kafka_topic_epoch: int = Field(
+        0, ge=0, le=2**31, description="raise it by one when the topic was deleted and created again"
+    )
+    kafka_auto_offset_reset: Literal["earliest", "latest"] = Field(
+        "earliest", description="where a new group begins to read"
+    )
+    kafka_session_timeout_s: float = Field(10, ge=1, description="Kafka drops a silent member after so long")
+    kafka_rebalance_timeout_s: float = Field(60, ge=2, description="how long a rebalance waits for the batch in hand")
+    kafka_security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
+        "PLAINTEXT", description="how to talk to the brokers"
+    )
+    kafka_sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = Field(
+        "PLAIN", description="SASL mechanism"
+    )
+    kafka_sasl_username: str | None = Field(None, description="SASL user")
+    kafka_sasl_password: SecretStr | None = Field(None, description="SASL password")
+    kafka_tls_ca_file: Path | None = Field(None, description="CA certificates that sign the brokers' [the system's]")
+    kafka_tls_cert_file: Path | None = Field(None, description="client certificate")
+    kafka_tls_key_file: Path | None = Field(None, description="client key")
+
+    redis_url: SecretStr = Field(
+        SecretStr("redis://localhost:6379/0"), description="redis[s]://[USER:PASSWORD@]HOST:PORT/DB, or unix://PATH"
+    )
+    redis_tls_ca_file: Path | None = Field(None, description="CA certificates that sign the Redis server's")
+    redis_timeout_s: float = Field(1.0, gt=0, description="a Redis command may take so long before it is tried again")
+    redis_key_prefix: str = Field("streamrec", description="first part of every Redis key")
+
+    model_dir: Path | None = Field(None, description="the model directory to serve")
+    max_len: int | None = Field(None, ge=1, le=10_000, description="items kept of a user [the model's max_len]")
+    top_k: int = Field(20, ge=1, le=1_000, description="items in a published list")
+    filter_seen: bool = Field(True, description="leave the items of the user's stored sequence out of his list")
+    session_gap_s: float = Field(0, ge=0, description="a longer pause starts a new sequence; 0: never")
+    sequence_ttl_s: int = Field(90 * DAY_S, ge=1, description="a user's sequence is forgotten after so long a silence")
+    recs_ttl_s: int = Field(7 * DAY_S, ge=1, description="a published list expires after so long")
+    popular_half_life_s: float = Field(7 * DAY_S, gt=0, description="a click counts half as popular after so long")
+    refresh_s: float = Field(2.0, gt=0, description="how often popular list and blocklist are refreshed")
+
+    user_id_field: str = Field("user_id", min_length=1, description="name of the event field with the user")
+    item_id_field: str = Field("item_id", min_length=1, description="name of the event field with the item")
+    timestamp_field: str = Field("timestamp", min_length=1, description="name of the event field with the time in ms")
+    event_type_field: str = Field("event_type", min_length=1, description="name of the event field with the type")
+    event_types: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="accepted event types, comma-separated; events without a type are always accepted [all]"
+    )
+    max_future_s: float = Field(DAY_S, ge=0, description="a timestamp further ahead of now is a bad record")
+
+    max_batch: int = Field(256, ge=1, le=10_000, description="most records handled as one batch")
+    poll_timeout_ms: int = Field(200, ge=1, description="how long a poll waits for records")
+    cache_bytes: int = Field(512 * 2**20, ge=0, description="memory for cached keys and values; 0: no cache")
+    inference_threads: int = Field(1, ge=1, description="processor threads of the model")
+    shutdown_timeout_s: float = Field(20, gt=0, description="how long SIGTERM waits for the batch in hand")
+
+    http_host: str = Field("127.0.0.1", description="address of /metrics, /livez and /readyz")
+    http_port: int = Field(9464, ge=0, le=65_535, description="their port; 0: any free one")
+    liveness_timeout_s: float = Field(60, gt=0, description="/livez turns red after so long without progress")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="least severity logged")
+    log_format: Literal["text", "json"] = Field("text", description="log lines for people or for machines")
+
+    @field_validator("event_types", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("log_level", "kafka_security_protocol", "kafka_sasl_mechanism", mode="before")
+    @classmethod
+    def _upper(cls, value: object) -> object:
+        return value.upper() if isinstance(value, str) else value
+
+    @field_validator("kafka_bootstrap_servers")
+    @classmethod
+    def _addresses(cls, value: str) -> str:
+        for address in value.split(","):
+            if not re.fullmatch(r"\s*([^\s:]+|\[[0-9a-fA-F:]+\]):\d{1,5}\s*", address):
+                raise ValueError(f"{address!r} is no host:port")
+        return value.replace(" ", "")
+
+    @field_validator("kafka_topic", "kafka_dead_letter_topic")
+    @classmethod
+    def _topic(cls, value: str) -> str:
+        if value and not re.fullmatch(r"[a-zA-Z0-9._-]{1,249}", value):
+            raise ValueError("a topic name is 1 to 249 letters, digits, '.', '_' and '-'")
+        return value
+
+    @field_validator("redis_key_prefix")
+    @classmethod
+    def _prefix(cls, value: str) -> str:
+        if not re.fullmatch(r"[a-zA-Z0-9._:-]+", value):
+            raise ValueError("a prefix is letters, digits, '.', '_', ':' and '-': braces would move keys between nodes")
+        return value
+
+    @field_validator("redis_url")
+    @classmethod
+    def _redis(cls, value: SecretStr) -> SecretStr:
+        # the value is never repeated: it may hold a password
+        try:
+            parts = urlsplit(value.get_secret_value())
+            _ = parts.port  # raises where it is no number
+            usable = bool(parts.hostname) or (parts.scheme == "unix" and bool(parts.path))
+        except ValueError:
+            raise ValueError("not a URL; write redis[s]://[USER:PASSWORD@]HOST:PORT/DB or unix://PATH") from None
+        if parts.scheme not in ("redis", "rediss", "unix") or not usable:
+            raise ValueError("write redis[s]://[USER:PASSWORD@]HOST:PORT/DB or unix://PATH")
+        return value
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> Settings:
+        names = (self.user_id_field, self.item_id_field, self.timestamp_field, self.event_type_field)
+        if len(set(names)) < len(names):
+            raise ValueError(f"event fields must have four different names, not {', '.join(names)}")
+        if self.kafka_dead_letters == self.kafka_topic:
+            raise ValueError(
+                "kafka_dead_letter_topic must differ from kafka_topic, or dead letters would be read again"
+            )
+        if self.kafka_security_protocol.startswith("SASL") and not (
+            self.kafka_sasl_username and self.kafka_sasl_password
+        ):
+            raise ValueError(f"{self.kafka_security_protocol} needs kafka_sasl_username and kafka_sasl_password")
+        if self.kafka_tls_cert_file and not self.kafka_tls_key_file:
+            raise ValueError("kafka_tls_cert_file needs kafka_tls_key_file")
+        return self
+
+    @property
+    def kafka_dead_letters(self) -> str:
+        """The dead-letter topic in force."""
+        return self.kafka_dead_letter_topic or f"{self.kafka_topic}-dead-letter"
+
+    @property
+    def redis_address(self) -> str:
+        """The Redis URL without its password, fit to be logged."""
+        return _mask_url(self.redis_url.get_secret_value())
+
+    def shown(self) -> dict[str, object]:
+        """Every setting as it is in force, secrets masked."""
+        values: dict[str, object] = {}
+        for name in type(self).model_fields:
+            value = getattr(self, name)
+            values[name] = MASK if isinstance(value, SecretStr) else value
+        return values | {"redis_url": self.redis_address, "kafka_dead_letter_topic": self.kafka_dead_letters}
+
+
+def load_settings(config: Path | None = None, flags: Mapping[str, Any] | None = None) -> Settings:
+    """Settings from flags, environment and a TOML file.
+
+    Raises:
+        SettingsError: the file cannot be read, a name is unknown, or a value is wrong.
+    """
+    if config is not None and not config.is_file():
+        raise SettingsError(f"there is no settings file at {config}")
+
+    class FileSettings(Settings):
+        @classmethod
+        def settings_customise_sources(
+            cls,
+            settings_cls: type[BaseSettings],
+            init_settings: PydanticBaseSettingsSource,
+            env_settings: PydanticBaseSettingsSource,
+            dotenv_settings: PydanticBaseSettingsSource,
+            file_secret_settings: PydanticBaseSettingsSource,
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, config)
+
+    try:
+        return FileSettings(**{name: value for name, value in (flags or {}).items() if value is not None})
+    except ValidationError as error:
+        raise SettingsError(_explain(error)) from None
+    except (ValueError, OSError) as error:  # TOML syntax
+        raise SettingsError(f"cannot read {config}: {error}") from None
+
+
+def unknown_variables(environ: Mapping[str, str] = os.environ) -> list[str]:
+    """A warning for each STREAMREC_* variable that looks like a misspelt setting.
+
+    Only near misses: orchestrators put variables of their own under a service's name.
+    """
+    names = [ENV_PREFIX + name.upper() for name in Settings.model_fields]
+    warnings = []
+    for variable in sorted(environ):
+        if variable.startswith(ENV_PREFIX) and variable not in names:
+            near = difflib.get_close_matches(variable, names, n=1, cutoff=0.8)
+            warnings += [f"{variable} is not a setting; did you mean {near[0]}?"] if near else []
+    return warnings
+
+
+def _explain(error: ValidationError) -> str:
+    lines = []
+    for detail in error.errors(include_url=False):
+        name = ".".join(map(str, detail["loc"]))
+        message = str(detail["msg"]).removeprefix("Value error, ")
+        if detail["type"] == "extra_forbidden":
+            near = difflib.get_close_matches(name, Settings.model_fields, n=1)
+            lines.append(f"{name} is not a setting" + (f"; did you mean {near[0]}?" if near else ""))
+        elif not name:
+            lines.append(message)
+        else:
+            secret = "password" in name or "url" in name
+            lines.append(f"{name}{'' if secret else '=' + repr(detail['input'])}: {message}")
+    return "; ".join(lines)
+
+
+def _mask_url(url: str) -> str:
+    parts = urlsplit(url)
+    netloc = parts.netloc
+    if "@" in netloc:
+        credentials, host = netloc.rsplit("@", 1)
+        user, colon, _ = credentials.partition(":")
+        netloc = f"{user}{colon}{MASK if colon else ''}@{host}"
+    query = re.sub(r"(password=)[^&]*", rf"\1{MASK}", parts.query)
+    return urlunsplit((parts.scheme, netloc, parts.path, query, ""))

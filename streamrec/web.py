@@ -1,0 +1,73 @@
+"""/metrics for Prometheus, /livez and /readyz for whoever starts and stops daemons."""
+
+from __future__ import annotations
+
+import errno
+import logging
+
+from aiohttp import web
+from prometheus_client import CONTENT_TYPE_LATEST
+
+from streamrec.errors import SettingsError
+from streamrec.health import Health
+from streamrec.metrics import Metrics
+from streamrec.settings import Settings
+
+log = logging.getLogger(__name__)
+
+
+class WebServer:
+    """The daemon's HTTP endpoint."""
+
+    def __init__(self, settings: Settings, metrics: Metrics, health: Health) -> None:
+        self._settings = settings
+        self._metrics = metrics
+        self._health = health
+        app = web.Application()
+        app.router.add_get("/metrics", self._get_metrics)
+        app.router.add_get("/livez", self._get_livez)
+        app.router.add_get("/readyz", self._get_readyz)
+        self._runner = web.AppRunner(app, access_log=None)
+
+    async def start(self) -> str:
+        """Listen; returns the address.
+
+        A default port that is taken, by another daemon on this machine say, is replaced by a free one.
+
+        Raises:
+            SettingsError: the port that was asked for cannot be had.
+        """
+        await self._runner.setup()
+        host, port = self._settings.http_host, self._settings.http_port
+        try:
+            await self._listen(host, port)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE or "http_port" in self._settings.model_fields_set:
+                await self._runner.cleanup()
+                raise SettingsError(
+                    f"cannot listen on {host}:{port}: {error.strerror}; set STREAMREC_HTTP_PORT (0: any free port)"
+                ) from None
+            log.info("port is taken, using a free one; set STREAMREC_HTTP_PORT to choose", extra={"port": port})
+            await self._listen(host, 0)
+        host, port = self._runner.addresses[0][:2]
+        return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+    async def stop(self) -> None:
+        """Stop listening."""
+        await self._runner.cleanup()
+
+    async def _listen(self, host: str, port: int) -> None:
+        await web.TCPSite(self._runner, host, port).start()
+
+    async def _get_metrics(self, _: web.Request) -> web.Response:
+        return web.Response(body=self._metrics.exposition(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+    async def _get_livez(self, _: web.Request) -> web.Response:
+        return _verdict(self._health.not_alive())
+
+    async def _get_readyz(self, _: web.Request) -> web.Response:
+        return _verdict(self._health.not_ready())
+
+
+def _verdict(problem: str | None) -> web.Response:
+    return web.Response(text=f"{problem or 'ok'}\n", status=503 if problem else 200)

@@ -1,0 +1,98 @@
+"""Real servers for the tests: addresses given in the environment, else containers, else embedded child processes."""
+
+import os
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from harness import Daemon, Servers, find_servers
+
+from sasrec import Interactions, ItemVocab, SASRec, SASRecConfig, save_model
+from sasrec.readers import Event
+from streamrec.redis_client import RedisClient
+from streamrec.settings import ENV_PREFIX, Settings, load_settings
+
+SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # one thread: the tests share two cores with the servers, and same thread count means same floats
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def servers() -> Iterator[Servers]:
+    with find_servers(os.environ) as found:
+        yield found
+
+
+@pytest.fixture(autouse=True)
+def no_settings_from_outside(servers: Servers, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(os.environ):
+        if name.startswith(ENV_PREFIX):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def make_settings(servers: Servers) -> Callable[..., Settings]:
+    """Settings with topic, group and Redis keys of the test's own, so that tests share servers but nothing else."""
+    unique = uuid.uuid4().hex[:12]
+
+    def make(**changes: Any) -> Settings:
+        own = {
+            "kafka_bootstrap_servers": servers.kafka_bootstrap_servers,
+            "redis_url": servers.redis_url,
+            "kafka_topic": f"clicks-{unique}",
+            "kafka_group": f"group-{unique}",
+            "redis_key_prefix": f"test-{unique}",
+            "http_port": 0,
+        }
+        return load_settings(flags=own | changes)
+
+    return make
+
+
+@pytest.fixture
+async def redis(make_settings: Callable[..., Settings]) -> AsyncIterator[RedisClient]:
+    async with RedisClient(make_settings()) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small untrained model: 50 items named i0 to i49, windows of 8. Its answers are arbitrary but definite."""
+    torch.manual_seed(0)
+    vocab = ItemVocab([f"i{n}" for n in range(50)], list(range(50, 0, -1)))
+    model = SASRec(SASRecConfig(num_items=50, max_len=8, hidden_units=16, num_blocks=2, dropout_rate=0.0))
+    for parameter in model.parameters():  # initial weights are so small that scores would tie
+        torch.nn.init.normal_(parameter, std=0.3) if parameter.dim() > 1 else None
+    with torch.no_grad():
+        model.item_embedding.weight[0].zero_()
+    path = tmp_path_factory.mktemp("models") / "small"
+    save_model(path, model, vocab)
+    return path
+
+
+@pytest.fixture
+def start_daemon(model_dir: Path, make_settings: Callable[..., Settings]) -> Iterator[Callable[..., Daemon]]:
+    """Starts `streamrec serve` processes; whatever is left of them is killed when the test ends."""
+    daemons: list[Daemon] = []
+
+    def start(*arguments: str, **changes: Any) -> Daemon:
+        daemons.append(Daemon(make_settings(**({"model_dir": model_dir} | changes)), arguments))
+        return daemons[-1]
+
+    yield start
+    for daemon in daemons:
+        daemon.kill()
+
+
+@pytest.fixture
+def interactions() -> Interactions:
+    """Six users in a circle of twelve items: after item n comes n + 1."""
+    return Interactions.from_events(
+        Event(f"u{user}", f"i{(user * 2 + step) % 12}", 1_000 * step) for step in range(30) for user in range(6)
+    )
