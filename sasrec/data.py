@@ -57,6 +57,10 @@ class Interactions:
         cut = int(len(self) * fraction)
         return self._take(slice(0, cut)), self._take(slice(cut, None))
 
+    def newest(self, count: int) -> Interactions:
+        """The last ``count`` events."""
+        return self._take(slice(max(0, len(self) - count), None))
+
     def _take(self, part: slice) -> Interactions:
         return Interactions(self.user_ids[part], self.item_ids[part], self.timestamps_ms[part])
 

@@ -91,7 +91,7 @@ class EmbeddedServer:
         self, name: str, log: Path, command: Callable[[int], list[str]], answers: Callable[[socket.socket], bool]
     ) -> None:
         self.name = name
-        self.port = _free_port()
+        self.port = free_port()
         self._log = log
         self._command = command
         self._answers = answers
@@ -111,7 +111,7 @@ class EmbeddedServer:
                 stderr=subprocess.STDOUT,
                 # a group of its own: Ctrl-C in the terminal reaches us alone, and we stop it when we are done with it
                 start_new_session=True,
-                preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+                preexec_fn=die_with_parent if sys.platform == "linux" else None,
             )
         deadline = time.monotonic() + START_TIMEOUT_S
         while not self._is_up():
@@ -200,12 +200,14 @@ def _answers_ping(connection: socket.socket) -> bool:
     return connection.recv(16).startswith(b"+PONG")
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of 127.0.0.1 that nobody listens on now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
+    """In a child, before it becomes another program: let the kernel kill it when its parent dies (Linux)."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

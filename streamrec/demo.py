@@ -1,0 +1,399 @@
+"""`streamrec demo`: the whole path on this machine, on real clicks.
+
+Train on the first 80 % of the time line; start Redis, Kafka and the daemon as child processes; replay the
+rest as live clicks; judge each click against the list last published for its user *before* it. The demo
+stands where a team's own systems stand: it writes to Kafka, reads Redis, and scrapes /metrics.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter, defaultdict, deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import aiohttp
+import torch
+from prometheus_client.parser import text_string_to_metric_families
+from rich.console import Console
+
+from sasrec import (
+    DataFileError,
+    Event,
+    Interactions,
+    ItemVocab,
+    SASRecConfig,
+    Sequences,
+    TrainConfig,
+    TrainingError,
+    read_events,
+    save_model,
+    train,
+)
+from streamrec.demo_screen import Screen, Snapshot, print_summary
+from streamrec.embedded import EmbeddedServers, die_with_parent, free_port
+from streamrec.errors import StreamrecError
+from streamrec.inspection import published
+from streamrec.kafka import ensure_topics
+from streamrec.keys import Keys
+from streamrec.metrics import quantile
+from streamrec.movielens import TITLES, FetchError, cache_folder, fetch_movielens, read_titles
+from streamrec.redis_client import RedisClient
+from streamrec.replay import Pacer, click_producer
+from streamrec.schemas import PublishedList
+from streamrec.settings import ENV_PREFIX, Settings, load_settings
+from streamrec.simulator import simulate_clicks
+
+K = 10
+TRAIN_FRACTION = 0.8
+NEWEST_EVENTS = 100_000  # of one's own data: what trains within a minute or so on two cores
+KEPT_ITEMS = 200  # of a user in Redis: more than the model's window, so that more seen items are left out
+MANY_ITEMS = 10_000  # above, the full softmax costs too much for a demo
+SCREEN_EVERY_S = 0.25
+READY_TIMEOUT_S, DRAIN_TIMEOUT_S, STOP_TIMEOUT_S = 60.0, 30.0, 20.0
+RECENT_CLICKS = 500
+
+
+@dataclass(frozen=True)
+class DemoOptions:
+    """What the command line asks for. ``rate_per_s`` 0 is as fast as possible."""
+
+    data: Path | None = None
+    json: Path | None = None
+    rate_per_s: float = 300.0
+    epochs: int = 15
+
+
+@dataclass(frozen=True)
+class DemoData:
+    """Clicks before and after the moment at which the demo goes live."""
+
+    source: str
+    past: Interactions
+    live: Interactions
+    titles: dict[str, str]
+
+
+def run_demo(options: DemoOptions) -> int:
+    """The demo, from data to summary; returns the exit status.
+
+    Raises:
+        StreamrecError: the data cannot be used, or a server does not come up.
+    """
+    console = Console()
+    torch.set_num_threads(os.cpu_count() or 1)  # training has the machine to itself
+    try:
+        data = _load(options.data, console)
+        console.print(
+            f"{data.source}: training on {len(data.past):,} clicks, {len(data.live):,} to come", highlight=False
+        )
+        model_dir = _train(data.past, options.epochs, console)
+    except (DataFileError, TrainingError) as error:
+        raise StreamrecError(str(error)) from error
+    console.print("starting Redis, Kafka and the daemon", highlight=False)
+    with EmbeddedServers() as servers:
+        settings = load_settings(
+            flags={
+                "kafka_bootstrap_servers": servers.kafka_bootstrap_servers,
+                "redis_url": servers.redis_url,
+                "model_dir": model_dir,
+                "max_len": KEPT_ITEMS,
+                "http_port": free_port(),
+            }
+        )
+        with _daemon(settings) as daemon, Screen(console, data.titles) as screen:
+            live = _LiveReplay(settings, data, options.rate_per_s, screen, daemon)
+            complete = asyncio.run(live.run())
+    print_summary(console, live.now, data.source, complete)
+    console.print(
+        f"\nThe model is in {model_dir}; serve it to your own clicks with\n"
+        f"  streamrec serve --embedded --model-dir {model_dir}",
+        highlight=False, soft_wrap=True,
+    )  # fmt: skip
+    if options.json is not None:
+        _write_summary(options.json, live.now)
+    return 0 if complete else 130
+
+
+def _load(path: Path | None, console: Console) -> DemoData:
+    if path is not None:
+        everything = Interactions.from_events(read_events(path))
+        newest = everything.newest(NEWEST_EVENTS)
+        if len(newest) < len(everything):
+            console.print(f"{path}: the newest {len(newest):,} of {len(everything):,} clicks are used", highlight=False)
+        return DemoData(path.name, *newest.split_at(TRAIN_FRACTION), {})
+    try:
+        file = fetch_movielens()
+    except FetchError as error:
+        console.print(f"MovieLens 100K cannot be had here ({error}); using simulated clicks instead", highlight=False)
+        events, titles = simulate_clicks()
+        return DemoData("simulated clicks", *Interactions.from_events(events).split_at(TRAIN_FRACTION), titles)
+    past, live = Interactions.from_events(read_events(file)).split_at(TRAIN_FRACTION)
+    return DemoData("MovieLens 100K", past, live, read_titles(file.with_name(TITLES)))
+
+
+def _train(past: Interactions, epochs: int, console: Console) -> Path:
+    vocab = ItemVocab.from_items(past.item_ids)
+    sequences, validation = Sequences.build(past, vocab).leave_last_out()
+    how = TrainConfig(
+        epochs=epochs,
+        batch_size=32,
+        patience=4,
+        loss="cross_entropy" if len(vocab) <= MANY_ITEMS else "sampled_softmax",
+    )
+    config = SASRecConfig(num_items=len(vocab), max_len=50, hidden_units=64, dropout_rate=0.3)
+    model, result = train(config, sequences, how, validation, progress=console.is_terminal)
+    judged = result.best.validation
+    path = cache_folder() / "demo-model"
+    version = save_model(
+        path,
+        model,
+        vocab,
+        {"trained_until_ms": int(past.timestamps_ms.max()), "validation": judged.as_dict() if judged else {}},
+    )
+    seconds = sum(epoch.seconds for epoch in result.epochs)
+    console.print(
+        f"model {version}: {len(vocab):,} items, {len(result.epochs)} epochs in {seconds:.0f} s"
+        + (f", validation HR@10 {judged.hr[K]:.3f}" if judged else ""),
+        highlight=False,
+    )
+    return path
+
+
+class Judge:
+    """Prequential judgement: was the click in the list last published for that user, before it?
+
+    A user without a list of his own is judged against the published popular list, as a page would show it.
+    The popularity baseline is stronger than that list: the most clicked items of past and stream so far, the
+    user's own seen items left out.
+    """
+
+    RANK_EVERY = 25  # clicks between two sortings of the baseline
+
+    def __init__(self, past: Interactions) -> None:
+        self._counts = Counter(past.item_ids)
+        self._seen: defaultdict[str, set[str]] = defaultdict(set)
+        for user, item in zip(past.user_ids, past.item_ids, strict=True):
+            self._seen[user].add(item)
+        self._ranked: list[str] = []
+        self.judged = self.hits = self.popularity_hits = 0
+        self.recent: deque[bool] = deque(maxlen=RECENT_CLICKS)
+
+    def judge(self, event: Event, listed: list[str]) -> None:
+        """Judge a click, then learn from it."""
+        if self.judged % self.RANK_EVERY == 0:
+            self._ranked = [item for item, _ in self._counts.most_common()]
+        seen = self._seen[event.user_id]
+        popular = islice((item for item in self._ranked if item not in seen), K)
+        hit = event.item_id in listed[:K]
+        self.judged += 1
+        self.hits += hit
+        self.popularity_hits += event.item_id in popular
+        self.recent.append(hit)
+        self._counts[event.item_id] += 1
+        seen.add(event.item_id)
+
+
+class _LiveReplay:
+    """Feeds the live clicks, judges them, and draws what happens."""
+
+    def __init__(
+        self, settings: Settings, data: DemoData, rate_per_s: float, screen: Screen, daemon: subprocess.Popen[bytes]
+    ) -> None:
+        self._settings = settings
+        self._live = data.live
+        self._rate_per_s = rate_per_s
+        self._screen = screen
+        self._daemon = daemon
+        self._judge = Judge(data.past)
+        self._clicks: defaultdict[str, deque[str]] = defaultdict(lambda: deque(maxlen=KEPT_ITEMS))
+        self._followed, self._followed_at_s = "", 0.0
+        self.now = Snapshot(total=len(data.live))
+
+    async def run(self) -> bool:
+        """Replay until the end (True) or until a signal (False)."""
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, stop.set)
+        keys = Keys(self._settings.redis_key_prefix)
+        async with RedisClient(self._settings) as redis, aiohttp.ClientSession() as http:
+            work = asyncio.create_task(self._work(redis, keys, http))
+            asked = asyncio.create_task(stop.wait())
+            await asyncio.wait((work, asked), return_when=asyncio.FIRST_COMPLETED)
+            asked.cancel()
+            if work.done():
+                await work
+                return True
+            work.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await work
+            return False
+
+    async def _work(self, redis: RedisClient, keys: Keys, http: aiohttp.ClientSession) -> None:
+        await self._wait_ready(http)
+        await ensure_topics(self._settings, (self._settings.kafka_topic,))
+        drawing = asyncio.create_task(self._draw(redis, keys, http))
+        try:
+            started = time.monotonic()
+            await self._feed(redis, keys, started)
+            await self._drain(http)
+            self.now.seconds = time.monotonic() - started
+            self.now.events_per_s = self.now.applied / self.now.seconds
+        finally:
+            drawing.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await drawing
+
+    async def _wait_ready(self, http: aiohttp.ClientSession) -> None:
+        deadline = time.monotonic() + READY_TIMEOUT_S
+        while True:
+            if self._daemon.poll() is not None:
+                raise StreamrecError("the daemon ended before it was ready; its last words are above")
+            with contextlib.suppress(aiohttp.ClientError):
+                async with http.get(self._url("/readyz")) as answer:
+                    if answer.status == 200:
+                        return
+            if time.monotonic() > deadline:
+                raise StreamrecError(f"the daemon was not ready within {READY_TIMEOUT_S:.0f} s")
+            await asyncio.sleep(0.1)
+
+    async def _feed(self, redis: RedisClient, keys: Keys, started: float) -> None:
+        pacer = Pacer(self._rate_per_s)
+        live = zip(self._live.user_ids, self._live.item_ids, self._live.timestamps_ms.tolist(), strict=True)
+        async with click_producer(self._settings) as clicks:
+            for event in (Event(*row) for row in live):
+                await pacer.wait()
+                listed = await self._list_of(redis, keys, event.user_id)
+                self._judge.judge(event, listed)
+                await clicks.send(event)
+                self._clicks[event.user_id].append(event.item_id)
+                self._follow(event.user_id)
+                self.now.sent += 1
+                self.now.seconds = time.monotonic() - started
+                self.now.events_per_s = self.now.sent / self.now.seconds
+
+    async def _list_of(self, redis: RedisClient, keys: Keys, user: str) -> list[str]:
+        own, popular = await redis.get_many([keys.recommendation(user), keys.popular])
+        value = own or popular
+        return json.loads(value)["items"] if value else []
+
+    def _follow(self, user: str) -> None:
+        """The user on the screen: one who clicks now, and not another one every moment."""
+        at_s = time.monotonic()
+        if user == self._followed or at_s - self._followed_at_s > 3.0:
+            self._followed, self._followed_at_s = user, at_s
+
+    async def _drain(self, http: aiohttp.ClientSession) -> None:
+        deadline = time.monotonic() + DRAIN_TIMEOUT_S
+        while self.now.applied + self.now.dead_letters < self.now.sent:
+            await self._scrape(http)
+            if time.monotonic() > deadline:
+                raise StreamrecError(
+                    f"only {self.now.applied:,} of {self.now.sent:,} clicks were handled after {DRAIN_TIMEOUT_S:.0f} s"
+                )
+            await asyncio.sleep(0.05)
+
+    async def _draw(self, redis: RedisClient, keys: Keys, http: aiohttp.ClientSession) -> None:
+        while True:
+            await self._scrape(http)
+            now, judge = self.now, self._judge
+            if judge.judged:
+                now.hit_rate = judge.hits / judge.judged
+                now.popularity_hit_rate = judge.popularity_hits / judge.judged
+                if len(judge.recent) == RECENT_CLICKS:
+                    now.hit_rates_over_time.append(sum(judge.recent) / RECENT_CLICKS)
+            now.user_id, now.clicks = self._followed, list(self._clicks[self._followed])
+            async for _, value in published(redis, keys, [self._followed] if self._followed else []):
+                self._show_list(value)
+            self._screen.draw(now)
+            await asyncio.sleep(SCREEN_EVERY_S)
+
+    def _show_list(self, value: PublishedList | None) -> None:
+        now = self.now
+        now.listed = value.items if value else []
+        now.listed_after = value.n if value else 0
+        now.listed_ago_s = time.time() - value.published_ts_ms / 1000 if value else 0.0
+
+    async def _scrape(self, http: aiohttp.ClientSession) -> None:
+        try:
+            async with http.get(self._url("/metrics")) as answer:
+                text = await answer.text()
+        except aiohttp.ClientError:
+            if self._daemon.poll() is not None:
+                raise StreamrecError("the daemon ended; its last words are above") from None
+            return
+        cumulative: list[tuple[float, float]] = []
+        lag = 0.0
+        for sample in (s for family in text_string_to_metric_families(text) for s in family.samples):
+            if sample.name == "streamrec_click_to_published_seconds_bucket":
+                cumulative.append((float(sample.labels["le"]), sample.value))
+            elif sample.name == "streamrec_events_total" and sample.labels["outcome"] == "applied":
+                self.now.applied = int(sample.value)
+            elif sample.name == "streamrec_dead_letters_total":
+                self.now.dead_letters = int(sample.value)
+            elif sample.name == "streamrec_lag_records":
+                lag += sample.value
+        self.now.lag_records = int(lag)
+        p50, p99 = quantile(cumulative, 0.5), quantile(cumulative, 0.99)
+        self.now.p50_ms = None if p50 is None else p50 * 1000
+        self.now.p99_ms = None if p99 is None else p99 * 1000
+
+    def _url(self, path: str) -> str:
+        return f"http://{self._settings.http_host}:{self._settings.http_port}{path}"
+
+
+@contextlib.contextmanager
+def _daemon(settings: Settings) -> Iterator[subprocess.Popen[bytes]]:
+    """A `streamrec serve` process; it is stopped at the end, and its log shown if it failed."""
+    environ = {name: value for name, value in os.environ.items() if not name.startswith(ENV_PREFIX)}
+    environ |= {
+        "STREAMREC_KAFKA_BOOTSTRAP_SERVERS": settings.kafka_bootstrap_servers,
+        "STREAMREC_REDIS_URL": settings.redis_url.get_secret_value(),
+        "STREAMREC_MODEL_DIR": str(settings.model_dir),
+        "STREAMREC_MAX_LEN": str(settings.max_len),
+        "STREAMREC_HTTP_PORT": str(settings.http_port),
+        "STREAMREC_LOG_LEVEL": "WARNING",
+    }
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "streamrec", "serve"],
+            env=environ, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
+            start_new_session=True, preexec_fn=die_with_parent if sys.platform == "linux" else None,
+        )  # fmt: skip
+        try:
+            yield process
+        finally:
+            process.terminate()
+            try:
+                process.wait(STOP_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+            log.seek(0)
+            sys.stderr.write(log.read().decode(errors="replace"))
+
+
+def _write_summary(path: Path, now: Snapshot) -> None:
+    summary = {
+        "events": now.applied,
+        "events_per_s": round(now.events_per_s, 1),
+        "latency_ms": {"p50": now.p50_ms, "p99": now.p99_ms},
+        "hit_rate_at_10": round(now.hit_rate, 5),
+        "popularity_hit_rate_at_10": round(now.popularity_hit_rate, 5),
+        "dead_letters": now.dead_letters,
+    }
+    try:
+        path.write_text(json.dumps(summary, indent=1) + "\n")
+    except OSError as error:
+        raise StreamrecError(f"cannot write the summary to {path}: {error.strerror}") from None
