@@ -74,8 +74,8 @@ async def serve(settings: Settings, burst: bool = False) -> int:
     async with contextlib.AsyncExitStack() as parts:
         redis = await parts.enter_async_context(RedisClient(settings, metrics))
         await redis.ping()
-        lists = SharedLists(redis, settings, max_len)
-        await lists.start(saved.vocab, int(saved.metadata.get("trained_until_ms", 0)))
+        lists = SharedLists(redis, settings, max_len, saved.vocab)
+        await lists.refresh()
         for topic in await ensure_topics(settings, (settings.kafka_topic, settings.kafka_dead_letters)):
             log.info("topic created", extra={"topic": topic, "partitions": settings.kafka_partitions})
         predictor = Predictor(engine, lists, settings, metrics)

@@ -2,7 +2,8 @@
 
 Popularity is a ZSET of clicks that halve every ``popular_half_life_s``. It is counted in memory and flushed
 every ``refresh_s``, so a crash can lose that long of counts: enough for a fallback, and free on the path of
-a click.
+a click. Where nothing has been counted yet, the clicks of the training data count as if they came just
+before the first one of the stream.
 """
 
 from __future__ import annotations
@@ -30,29 +31,21 @@ class SharedLists:
 
     Args:
         max_len: how many seen items a user may have, so that enough popular ones remain for each.
+        vocab: of the model, with the training data's counts.
     """
 
-    def __init__(self, redis: RedisClient, settings: Settings, max_len: int) -> None:
+    def __init__(self, redis: RedisClient, settings: Settings, max_len: int, vocab: ItemVocab) -> None:
         self._redis = redis
         self._keys = Keys(settings.redis_key_prefix)
         self._settings = settings
         self._wanted = settings.top_k + max_len
+        counts = sorted(zip(vocab.ids, vocab.counts.tolist(), strict=True), key=lambda pair: -pair[1])
+        self._prior = {item: float(count) for item, count in counts[:KEPT_ITEMS]}
+        self._prior_given = False
         self._weights: dict[str, float] = {}
         self._reference_ms = 0
-        self._popular = Ranking([], [])
+        self._popular = Ranking(list(self._prior), list(self._prior.values()))
         self.blocked: frozenset[str] = frozenset()
-
-    async def start(self, vocab: ItemVocab, trained_until_ms: int) -> None:
-        """Begin with the training data's popularity where there is none yet, and publish.
-
-        Raises:
-            RedisUnavailable: Redis does not answer.
-        """
-        counts = {item: float(count) for item, count in zip(vocab.ids, vocab.counts.tolist(), strict=True) if count}
-        top = sorted(counts.items(), key=lambda pair: -pair[1])[:KEPT_ITEMS]
-        self._reference_ms = trained_until_ms
-        await self._exchange(dict(top), only_if_missing=True)
-        await self.refresh()
 
     def count(self, sequences: Collection[UserSequence]) -> None:
         """Count the events that were newly applied; as of the time of each user's newest one."""
@@ -78,6 +71,9 @@ class SharedLists:
         self.blocked = frozenset(await self._redis.members(self._keys.blocklist))
         weights, self._weights = self._weights, {}
         try:
+            if weights and not self._prior_given:
+                await self._exchange(self._prior, only_if_missing=True)
+                self._prior_given = True
             await self._exchange(weights)
         except BaseException:
             self._weights = {
@@ -106,4 +102,5 @@ class SharedLists:
         for item, weight in weights.items():
             args += (item, weight)
         reply = await self._redis.run("popularity", [self._keys.popularity], args)
-        self._popular = Ranking([item.decode() for item in reply[::2]], [float(weight) for weight in reply[1::2]])
+        if reply:
+            self._popular = Ranking([item.decode() for item in reply[::2]], [float(weight) for weight in reply[1::2]])

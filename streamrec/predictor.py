@@ -80,10 +80,13 @@ class Predictor:
                 )
             )
         self._metrics.inference_seconds.observe(time.perf_counter() - started)
-        self._count_cache()
+        self._count(sequences)
         return recommendations
 
-    def _count_cache(self) -> None:
+    def _count(self, sequences: list[UserSequence]) -> None:
+        vocab = self._engine.vocab
+        new = (item for s in sequences if s.applied for item in s.items[-s.applied :])
+        self._metrics.unknown_items.inc(sum(item not in vocab for item in new))
         stats = self._engine.take_stats()
         self._metrics.cache_hits.inc(stats.hits)
         self._metrics.cache_misses.inc(stats.misses)
