@@ -6,11 +6,11 @@ import argparse
 import json
 import logging
 import sys
-from dataclasses import MISSING, asdict, fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, get_args
 
-from sasrec.checkpoint import ModelDirectoryError, load_model, refuse_foreign, save_model
+from sasrec.checkpoint import ModelDirectoryError, check_destination, load_model, save_model
 from sasrec.data import Interactions, Sequences
 from sasrec.engine import Engine
 from sasrec.evaluate import evaluate
@@ -40,11 +40,9 @@ def main(arguments: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="sasrec", description="Train and judge SASRec models.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    formatter = argparse.ArgumentDefaultsHelpFormatter
 
     command = commands.add_parser(
         "train",
-        formatter_class=formatter,
         help="train a model on a file of interactions and write a model directory",
         description="Train a model and write a model directory. Each user's last event is kept back for `sasrec "
         "evaluate`, the one before it for validation and early stopping; --hold-out says otherwise.",
@@ -53,17 +51,20 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--out", metavar="DIR", type=Path, required=True, help="the model directory to write")
     command.add_argument(
         "--hold-out", type=int, choices=(0, 1, 2), default=2,
-        help="last events of each user kept back: 2 test and validation, 1 validation, 0 none (no early stopping)",
+        help="last events of each user kept back: 2 test and validation, 1 validation, 0 none (no early stopping) [2]",
     )  # fmt: skip
-    command.add_argument("--min-user-events", type=int, default=2, help="drop users with fewer events")
-    command.add_argument("--min-item-events", type=int, default=1, help="drop items with fewer events")
+    command.add_argument(
+        "--min-user-events", metavar="INT", type=int, default=2, help="drop users with fewer events [2]"
+    )
+    command.add_argument(
+        "--min-item-events", metavar="INT", type=int, default=1, help="drop items with fewer events [1]"
+    )
     _add_fields(command.add_argument_group("the model"), SASRecConfig, skip={"num_items"})
     _add_fields(command.add_argument_group("training"), TrainConfig, skip=set())
     command.set_defaults(run=_train)
 
     command = commands.add_parser(
         "evaluate",
-        formatter_class=formatter,
         help="judge a model on each user's last event, over the full catalogue",
         description="Rank the whole catalogue for each user's last event, after all the events before it, and print "
         "HR, NDCG and MRR @k with seen items left out and with them kept. Trained with the default --hold-out 2 on "
@@ -71,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("file", metavar="FILE", type=Path, help=FILE_HELP)
     command.add_argument("--model", metavar="DIR", type=Path, required=True, help="a model directory")
-    command.add_argument("--k", type=int, nargs="+", default=[10, 20], help="cut-offs")
+    command.add_argument("--k", type=int, nargs="+", default=[10, 20], metavar="INT", help="cut-offs [10 20]")
     command.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     command.set_defaults(run=_evaluate)
     return parser
@@ -83,11 +84,16 @@ def _add_fields(group: Any, config: type, skip: set[str]) -> None:
         if spec.name in skip:
             continue
         choices = {"position": ("learned", "rope"), "loss": get_args(Loss)}.get(spec.name)
-        default = None if spec.default is MISSING else spec.default
-        kind = int if default is None else type(default)
+        kind = int if spec.default is None else type(spec.default)
+        shown = "" if spec.default is None else f" [{spec.default}]"
         group.add_argument(
-            "--" + spec.name.replace("_", "-"), type=kind, choices=choices, default=default, help=" ",
-        )  # fmt: skip
+            "--" + spec.name.replace("_", "-"),
+            type=kind,
+            choices=choices,
+            default=spec.default,
+            metavar=None if choices else kind.__name__.upper(),
+            help=spec.metadata["help"] + shown,
+        )
 
 
 def _pick(config: type, options: argparse.Namespace) -> dict[str, Any]:
@@ -96,7 +102,7 @@ def _pick(config: type, options: argparse.Namespace) -> dict[str, Any]:
 
 def _train(options: argparse.Namespace) -> int:
     how = TrainConfig(**_pick(TrainConfig, options))
-    refuse_foreign(options.out)
+    check_destination(options.out)
     interactions = Interactions.from_events(read_events(options.file)).at_least(
         options.min_user_events, options.min_item_events
     )

@@ -58,7 +58,7 @@ def save_model(path: str | Path, model: SASRec, vocab: ItemVocab, metadata: dict
     path = Path(path)
     if len(vocab) != model.config.num_items:
         raise ModelDirectoryError(f"the vocabulary has {len(vocab)} items but the model {model.config.num_items}")
-    refuse_foreign(path)
+    check_destination(path)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         temporary.mkdir(parents=True)
@@ -72,14 +72,17 @@ def save_model(path: str | Path, model: SASRec, vocab: ItemVocab, metadata: dict
     return version
 
 
-def refuse_foreign(path: Path) -> None:
+def check_destination(path: Path) -> None:
     """Ask before a long training: may ``save_model`` write here?
 
     Raises:
-        ModelDirectoryError: the place is taken by something that is not a model directory.
+        ModelDirectoryError: the place is taken by something that is not a model directory, or not writable.
     """
     if path.exists() and not (path / MANIFEST).is_file():
         raise ModelDirectoryError(f"{path} exists and is not a model directory; choose another place, or remove it")
+    parent = next(folder for folder in path.absolute().parents if folder.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise ModelDirectoryError(f"cannot write the model directory {path}: {parent} is no writable folder")
 
 
 def load_model(path: str | Path, device: str = "cpu") -> SavedModel:
@@ -157,7 +160,9 @@ def _verify(path: Path) -> tuple[str, dict[str, bytes]]:
         raise ModelDirectoryError(f"{path} is not a model directory: it has no {MANIFEST}")
     manifest = _parse_json(path / MANIFEST, _read(path / MANIFEST))
     if manifest.get("format") != FORMAT:
-        raise ModelDirectoryError(f"{path}: model format {manifest.get('format')!r}, but this version reads {FORMAT}")
+        raise ModelDirectoryError(
+            f"{path}/{MANIFEST}: model format {manifest.get('format')!r}, but this version reads {FORMAT}"
+        )
     hashes = manifest.get("sha256")
     if (
         not isinstance(hashes, dict)

@@ -12,8 +12,8 @@ cached key stays valid while the window grows.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +22,11 @@ from torch import Tensor, nn
 LAYER_NORM_EPS = 1e-8
 INIT_STD = 0.02
 ROPE_BASE = 10_000.0
+
+
+def option(default: Any, text: str) -> Any:
+    """A hyper-parameter: a dataclass field with a default and what a command line says of it."""
+    return field(default=default, metadata={"help": text})
 
 
 @dataclass(frozen=True)
@@ -33,12 +38,12 @@ class SASRecConfig:
     """
 
     num_items: int
-    max_len: int = 50
-    hidden_units: int = 64
-    num_blocks: int = 2
-    num_heads: int = 1
-    dropout_rate: float = 0.2
-    position: Literal["learned", "rope"] = "rope"
+    max_len: int = option(50, "tokens in a window")
+    hidden_units: int = option(64, "width of the model")
+    num_blocks: int = option(2, "transformer blocks")
+    num_heads: int = option(1, "attention heads; hidden_units must divide into them")
+    dropout_rate: float = option(0.2, "share of activations dropped in training")
+    position: Literal["learned", "rope"] = option("rope", "rope serves one token a click; learned is the paper's")
 
     def __post_init__(self) -> None:
         for name in ("num_items", "max_len", "hidden_units", "num_blocks", "num_heads"):

@@ -19,7 +19,7 @@ from sasrec import losses
 from sasrec.data import Holdout, Indices, Sequences, TrainingWindows
 from sasrec.engine import Engine
 from sasrec.evaluate import Metrics, evaluate
-from sasrec.model import SASRec, SASRecConfig
+from sasrec.model import SASRec, SASRecConfig, option
 from sasrec.vocab import PADDING
 
 log = logging.getLogger(__name__)
@@ -44,14 +44,14 @@ class TrainConfig:
         ValueError: a value is out of range.
     """
 
-    epochs: int = 100
-    batch_size: int = 128
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.0
-    loss: Loss = "cross_entropy"
-    num_negatives: int | None = None
-    patience: int = 5
-    seed: int = 42
+    epochs: int = option(100, "most epochs")
+    batch_size: int = option(128, "windows in a batch")
+    learning_rate: float = option(1e-3, "of AdamW")
+    weight_decay: float = option(0.0, "of AdamW, on matrices only")
+    loss: Loss = option("cross_entropy", "cross_entropy ranks all items, the others against negatives")
+    num_negatives: int | None = option(None, "bce: a position [1]; sampled_softmax: shared by a batch [1024]")
+    patience: int = option(5, "stop after so many epochs without a better validation NDCG@10; 0: never")
+    seed: int = option(42, "same seed, same data, same thread count: same weights")
 
     def __post_init__(self) -> None:
         for name, least in (("epochs", 1), ("batch_size", 1), ("patience", 0)):

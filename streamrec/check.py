@@ -37,11 +37,11 @@ async def check(settings: Settings) -> AsyncIterator[Finding]:
             await redis.ping()
         yield Finding("Redis", True, f"{settings.redis_address} answers")
     except StreamrecError as error:
-        yield Finding("Redis", False, f"{error}; is STREAMREC_REDIS_URL right?")
+        yield Finding("Redis", False, str(error))
     try:
         topics = await topic_partitions(settings, (settings.kafka_topic, settings.kafka_dead_letters))
     except StreamrecError as error:
-        yield Finding("Kafka", False, f"{error}; is STREAMREC_KAFKA_BOOTSTRAP_SERVERS right?")
+        yield Finding("Kafka", False, str(error))
         return
     yield Finding("Kafka", True, f"{settings.kafka_bootstrap_servers} answers")
     for topic, partitions in topics.items():

@@ -84,7 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     command.add_argument("file", metavar="FILE", type=Path, help=_FILE_HELP)
     command.add_argument("--rate", type=_rate, default=0.0, help="events a second [as fast as possible]")
-    command.add_argument("--limit", type=int, help="stop after so many events")
+    command.add_argument("--limit", type=_positive, help="stop after so many events")
     command.add_argument("--timestamp-unit", choices=("s", "ms"), help="[s for MovieLens files, else ms]")
 
     for name, run, what in (("recs", _recs, "published for"), ("user", _user, "stored of")):
@@ -113,7 +113,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--data", metavar="FILE", type=Path, help=f"your own clicks instead; {_FILE_HELP}")
     command.add_argument("--json", metavar="FILE", type=Path, help="write the summary to FILE")
     command.add_argument("--rate", type=_rate, default=300.0, help="live clicks a second [300]; 0: as fast as possible")
-    command.add_argument("--epochs", type=int, default=15, help="most training epochs [15]")
+    command.add_argument("--epochs", type=_positive, default=15, help="most training epochs [15]")
     return parser
 
 
@@ -151,6 +151,13 @@ def _rate(text: str) -> float:
     if not 0 <= rate < float("inf"):
         raise argparse.ArgumentTypeError("must be a number of events a second, or 0 for as fast as possible")
     return rate
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return number
 
 
 def _serve(settings: Settings, options: argparse.Namespace) -> int:

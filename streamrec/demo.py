@@ -91,6 +91,8 @@ def run_demo(options: DemoOptions) -> int:
         StreamrecError: the data cannot be used, or a server does not come up.
     """
     console = Console()
+    if options.json is not None:
+        _write_json(options.json, {})  # better now than after minutes
     torch.set_num_threads(os.cpu_count() or 1)  # training has the machine to itself
     try:
         data = _load(options.data, console)
@@ -121,7 +123,7 @@ def run_demo(options: DemoOptions) -> int:
         highlight=False, soft_wrap=True,
     )  # fmt: skip
     if options.json is not None:
-        _write_summary(options.json, live.now)
+        _write_json(options.json, _summary(live.now))
     return 0 if complete else 130
 
 
@@ -384,8 +386,8 @@ def _daemon(settings: Settings) -> Iterator[subprocess.Popen[bytes]]:
             sys.stderr.write(log.read().decode(errors="replace"))
 
 
-def _write_summary(path: Path, now: Snapshot) -> None:
-    summary = {
+def _summary(now: Snapshot) -> dict[str, object]:
+    return {
         "events": now.applied,
         "events_per_s": round(now.events_per_s, 1),
         "latency_ms": {"p50": now.p50_ms, "p99": now.p99_ms},
@@ -393,7 +395,10 @@ def _write_summary(path: Path, now: Snapshot) -> None:
         "popularity_hit_rate_at_10": round(now.popularity_hit_rate, 5),
         "dead_letters": now.dead_letters,
     }
+
+
+def _write_json(path: Path, content: dict[str, object]) -> None:
     try:
-        path.write_text(json.dumps(summary, indent=1) + "\n")
+        path.write_text(json.dumps(content, indent=1) + "\n")
     except OSError as error:
         raise StreamrecError(f"cannot write the summary to {path}: {error.strerror}") from None

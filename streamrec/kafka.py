@@ -8,7 +8,7 @@ from typing import Any
 
 from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
-from aiokafka.errors import KafkaError
+from aiokafka.errors import KafkaConnectionError, KafkaError
 from aiokafka.helpers import create_ssl_context
 
 from streamrec.errors import KafkaUnavailable, SettingsError
@@ -55,8 +55,12 @@ def connection_options(settings: Settings) -> dict[str, Any]:
 
 def unavailable(settings: Settings, error: Exception) -> KafkaUnavailable:
     """A Kafka error in words for the operator."""
-    detail = str(error) or type(error).__name__
-    return KafkaUnavailable(f"Kafka at {settings.kafka_bootstrap_servers}: {detail}")
+    servers = settings.kafka_bootstrap_servers
+    if isinstance(error, KafkaConnectionError):
+        return KafkaUnavailable(
+            f"Kafka at {servers} cannot be reached; is STREAMREC_KAFKA_BOOTSTRAP_SERVERS right, and the broker up?"
+        )
+    return KafkaUnavailable(f"Kafka at {servers}: {str(error) or type(error).__name__}")
 
 
 async def ensure_topics(settings: Settings, topics: Iterable[str]) -> list[str]:

@@ -95,6 +95,8 @@ async def replay(
         KafkaUnavailable: no broker answers.
         StreamrecError: the file cannot be read; what came before the bad row was sent.
     """
+    if not path.exists():
+        raise StreamrecError(f"there is no file {path}")
     console = Console(stderr=True)
     for topic in await ensure_topics(settings, (settings.kafka_topic,)):
         console.print(f"topic {topic} created with {settings.kafka_partitions} partitions", highlight=False)
