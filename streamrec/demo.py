@@ -59,6 +59,7 @@ TRAIN_FRACTION = 0.8
 NEWEST_EVENTS = 100_000  # of one's own data: what trains within a minute or so on two cores
 KEPT_ITEMS = 200  # of a user in Redis: more than the model's window, so that more seen items are left out
 MANY_ITEMS = 10_000  # above, the full softmax costs too much for a demo
+REPEATS_MATTER = 0.1  # share of clicks on an item that the user clicked before
 SCREEN_EVERY_S = 0.25
 READY_TIMEOUT_S, DRAIN_TIMEOUT_S, STOP_TIMEOUT_S = 60.0, 30.0, 20.0
 RECENT_CLICKS = 500
@@ -82,6 +83,12 @@ class DemoData:
     past: Interactions
     live: Interactions
     titles: dict[str, str]
+
+    @property
+    def filter_seen(self) -> bool:
+        """Films are watched once, groceries again and again: recommend seen items where they are clicked again."""
+        distinct = len(set(zip(self.past.user_ids, self.past.item_ids, strict=True)))
+        return len(self.past) - distinct < REPEATS_MATTER * len(self.past)
 
 
 def run_demo(options: DemoOptions) -> int:
@@ -110,6 +117,7 @@ def run_demo(options: DemoOptions) -> int:
                 "redis_url": servers.redis_url,
                 "model_dir": model_dir,
                 "max_len": KEPT_ITEMS,
+                "filter_seen": data.filter_seen,
                 "http_port": free_port(),
             }
         )
@@ -137,7 +145,10 @@ def _load(path: Path | None, console: Console) -> DemoData:
     try:
         file = fetch_movielens()
     except FetchError as error:
-        console.print(f"MovieLens 100K cannot be had here ({error}); using simulated clicks instead", highlight=False)
+        console.print(
+            f"MovieLens 100K cannot be had here ({error}); using simulated clicks instead",
+            highlight=False, soft_wrap=True,
+        )  # fmt: skip
         events, titles = simulate_clicks()
         return DemoData("simulated clicks", *Interactions.from_events(events).split_at(TRAIN_FRACTION), titles)
     past, live = Interactions.from_events(read_events(file)).split_at(TRAIN_FRACTION)
@@ -177,12 +188,13 @@ class Judge:
 
     A user without a list of his own is judged against the published popular list, as a page would show it.
     The popularity baseline is stronger than that list: the most clicked items of past and stream so far, the
-    user's own seen items left out.
+    user's own seen items left out where the published lists leave them out.
     """
 
     RANK_EVERY = 25  # clicks between two sortings of the baseline
 
-    def __init__(self, past: Interactions) -> None:
+    def __init__(self, past: Interactions, filter_seen: bool) -> None:
+        self._filter_seen = filter_seen
         self._counts = Counter(past.item_ids)
         self._seen: defaultdict[str, set[str]] = defaultdict(set)
         for user, item in zip(past.user_ids, past.item_ids, strict=True):
@@ -196,7 +208,7 @@ class Judge:
         if self.judged % self.RANK_EVERY == 0:
             self._ranked = [item for item, _ in self._counts.most_common()]
         seen = self._seen[event.user_id]
-        popular = islice((item for item in self._ranked if item not in seen), K)
+        popular = islice((item for item in self._ranked if not self._filter_seen or item not in seen), K)
         hit = event.item_id in listed[:K]
         self.judged += 1
         self.hits += hit
@@ -217,7 +229,7 @@ class _LiveReplay:
         self._rate_per_s = rate_per_s
         self._screen = screen
         self._daemon = daemon
-        self._judge = Judge(data.past)
+        self._judge = Judge(data.past, settings.filter_seen)
         self._clicks: defaultdict[str, deque[str]] = defaultdict(lambda: deque(maxlen=KEPT_ITEMS))
         self._followed, self._followed_at_s = "", 0.0
         self.now = Snapshot(total=len(data.live))
@@ -364,6 +376,7 @@ def _daemon(settings: Settings) -> Iterator[subprocess.Popen[bytes]]:
         "STREAMREC_REDIS_URL": settings.redis_url.get_secret_value(),
         "STREAMREC_MODEL_DIR": str(settings.model_dir),
         "STREAMREC_MAX_LEN": str(settings.max_len),
+        "STREAMREC_FILTER_SEEN": str(settings.filter_seen),
         "STREAMREC_HTTP_PORT": str(settings.http_port),
         "STREAMREC_LOG_LEVEL": "WARNING",
     }

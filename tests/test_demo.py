@@ -1,0 +1,146 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import psutil
+import pytest
+from harness import eventually
+
+from sasrec import Event, Interactions
+from streamrec.demo import DemoData, Judge
+from streamrec.demo_screen import sparkline
+from streamrec.movielens import CLICKS, TITLES, FetchError, fetch_movielens, read_titles
+from streamrec.simulator import simulate_clicks
+
+
+def past_clicks(*clicks: tuple[str, str]) -> Interactions:
+    return Interactions.from_events(Event(user, item, at) for at, (user, item) in enumerate(clicks))
+
+
+def judge_one(judge: Judge, user: str, item: str, listed: list[str]) -> tuple[int, int]:
+    before = judge.hits, judge.popularity_hits
+    judge.judge(Event(user, item, 0), listed)
+    return judge.hits - before[0], judge.popularity_hits - before[1]
+
+
+def test_a_click_is_a_hit_only_among_the_first_ten_of_the_list_published_before() -> None:
+    listed = [f"i{n}" for n in range(20)]
+    judge = Judge(past_clicks(("a", "x")), filter_seen=True)
+    assert judge_one(judge, "u", "i9", listed) == (1, 0)
+    assert judge_one(judge, "u", "i10", listed) == (0, 0)
+    assert judge_one(judge, "u", "i3", []) == (0, 0)
+
+
+def test_the_popularity_baseline_leaves_out_what_the_user_has_seen() -> None:
+    clicks = [("a", f"i{n}") for n in range(11)] + [("b", f"i{n}") for n in range(10)]
+    judge = Judge(past_clicks(*clicks), filter_seen=True)
+    assert judge_one(judge, "new", "i10", []) == (0, 0), "the eleventh most popular item"
+    judge = Judge(past_clicks(*clicks), filter_seen=True)
+    assert judge_one(judge, "b", "i10", []) == (0, 1), "the most popular one that b has not seen"
+    judge = Judge(past_clicks(*clicks), filter_seen=False)
+    assert judge_one(judge, "b", "i10", []) == (0, 0)
+
+
+def test_seen_items_are_recommended_where_clicks_repeat() -> None:
+    once = past_clicks(*[("a", f"i{n}") for n in range(20)])
+    again = past_clicks(*[("a", f"i{n % 5}") for n in range(20)])
+    assert DemoData("", once, once, {}).filter_seen
+    assert not DemoData("", again, again, {}).filter_seen
+
+
+def test_simulated_clicks_are_the_same_for_a_seed_and_in_time_order() -> None:
+    events, titles = simulate_clicks(events=500, seed=1)
+    assert (events, titles) == simulate_clicks(events=500, seed=1)
+    assert events != simulate_clicks(events=500, seed=2)[0]
+    times = [event.timestamp_ms or 0 for event in events]
+    assert times == sorted(times)
+    assert {event.item_id for event in events} <= titles.keys()
+
+
+def test_movielens_that_cannot_be_fetched_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    with pytest.raises(FetchError, match="pip cannot download recbole"):
+        fetch_movielens(tmp_path / "cache")
+
+
+def test_a_wheel_that_is_not_the_expected_one_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with zipfile.ZipFile(tmp_path / "recbole-1.2.1-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("recbole-1.2.1.dist-info/METADATA", "Metadata-Version: 2.1\nName: recbole\nVersion: 1.2.1\n")
+        wheel.writestr(
+            "recbole-1.2.1.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        wheel.writestr("recbole-1.2.1.dist-info/RECORD", "")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    with pytest.raises(FetchError, match="SHA-256"):
+        fetch_movielens(tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()
+
+
+def test_movielens_in_the_cache_is_not_fetched_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    (tmp_path / CLICKS).write_text("x")
+    (tmp_path / TITLES).write_text("item_id:token\tmovie_title:token_seq\trelease_year:token\n7\tBrazil\t1985\n")
+    assert fetch_movielens(tmp_path) == tmp_path / CLICKS
+    assert read_titles(tmp_path / TITLES) == {"7": "Brazil (1985)"}
+
+
+def test_a_sparkline_is_as_long_as_its_values_and_highest_at_the_highest() -> None:
+    assert sparkline([0.0, 1.0, 0.5]) == "▁█▅"
+    assert sparkline([]) == sparkline([0.0]) == ""
+
+
+@pytest.fixture
+def own_clicks(tmp_path: Path) -> Path:
+    events, _ = simulate_clicks(events=4_000, users=60)
+    path = tmp_path / "clicks.csv"
+    rows = (f"{event.user_id},{event.item_id},{event.timestamp_ms}" for event in events)
+    path.write_text("user_id,item_id,timestamp\n" + "\n".join(rows) + "\n")
+    return path
+
+
+def start_demo(clicks: Path, *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "streamrec", "demo", "--data", str(clicks), "--epochs", "3", *arguments],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        env={**os.environ, "XDG_CACHE_HOME": str(clicks.parent / "cache"), "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+
+
+def test_the_demo_runs_on_ones_own_clicks_and_writes_its_summary(own_clicks: Path, tmp_path: Path) -> None:
+    summary = tmp_path / "summary.json"
+    with start_demo(own_clicks, "--rate", "0", "--json", str(summary)) as demo:
+        output, _ = demo.communicate(timeout=200)
+    assert demo.returncode == 0, output
+    written = json.loads(summary.read_text())
+    assert written.keys() == {
+        "events", "events_per_s", "latency_ms", "hit_rate_at_10", "popularity_hit_rate_at_10", "dead_letters"
+    }  # fmt: skip
+    assert written["events"] == 800
+    assert written["dead_letters"] == 0
+    assert 0 < written["latency_ms"]["p50"] <= written["latency_ms"]["p99"]
+    assert 0 < written["hit_rate_at_10"] <= 1
+
+
+async def test_ctrl_c_ends_the_demo_cleanly_and_leaves_no_child_behind(own_clicks: Path) -> None:
+    with start_demo(own_clicks, "--rate", "20") as demo:
+        family = psutil.Process(demo.pid)
+
+        async def daemon_serves() -> list[psutil.Process]:
+            assert demo.poll() is None, demo.stdout
+            children = family.children(recursive=True)
+            serving = any("serve" in child.cmdline() and child.net_connections() for child in children)
+            return children if serving and len(children) >= 3 else []
+
+        children = await eventually(daemon_serves, timeout_s=120)
+        demo.send_signal(signal.SIGINT)
+        output, _ = demo.communicate(timeout=60)
+    assert demo.returncode == 130
+    assert "Traceback" not in output
+    assert "summary (stopped early)" in output
+    assert not [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
