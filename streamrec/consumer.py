@@ -103,12 +103,18 @@ class ClickConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
         The poll is the micro-batch: it returns at once with what is buffered. It goes on with no partition
         assigned, so that the group sees a member that polls, and is never wrapped in a time-out, which
         would cancel it in the middle.
+
+        Raises:
+            KafkaUnavailable: the brokers refuse us, or hand out what cannot be read; waiting would not help.
         """
         while not stop.is_set():
             self._health.tick()
-            polled = await self._consumer.getmany(
-                timeout_ms=self._settings.poll_timeout_ms, max_records=self._settings.max_batch
-            )
+            try:
+                polled = await self._consumer.getmany(
+                    timeout_ms=self._settings.poll_timeout_ms, max_records=self._settings.max_batch
+                )
+            except KafkaError as error:
+                raise unavailable(self._settings, error) from error
             if not polled:
                 if burst and await self._drained():
                     return
@@ -214,40 +220,42 @@ class ClickConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
         assigned = list(self._consumer.assignment())
         if not self._health.joined or self._health.rebalancing_since_s is not None:
             return False
-        ends = await self._ends(assigned)
-        return all([await self._consumer.position(partition) >= ends[partition] for partition in assigned])
+        try:
+            async with asyncio.timeout(BROKER_TIMEOUT_S):
+                ends = await self._consumer.end_offsets(assigned) if assigned else {}
+                return all([await self._consumer.position(partition) >= ends[partition] for partition in assigned])
+        except (KafkaError, TimeoutError, OSError):  # away, or a rebalance began: ask again after the next poll
+            return False
 
     async def _watch_broker(self) -> None:
         """Ask for the ends of the partitions now and then: the lag, and whether Kafka answers."""
         while True:
             try:
-                assigned = list(self._consumer.assignment())
-                ends = await self._ends(assigned)
-                for partition in assigned:
-                    if partition.partition not in self._committed:
-                        position = await self._consumer.committed(partition)
-                        self._committed.setdefault(partition.partition, position or 0)
-                self._end_offsets = {partition.partition: end for partition, end in ends.items()}
+                async with asyncio.timeout(BROKER_TIMEOUT_S):
+                    await self._ask_for_ends()
                 self._update_lag()
                 if not self._health.kafka_answers:
                     log.info("Kafka is back")
                     self._health.progressed()
                 self._health.kafka_answers = True
-            except (KafkaUnavailable, KafkaError, TimeoutError, OSError) as error:
+            except (KafkaError, TimeoutError, OSError) as error:
                 if self._health.kafka_answers:
                     log.warning("Kafka is away, waiting for it: %s", error or type(error).__name__)
                 self._health.kafka_answers = False
             await asyncio.sleep(WATCH_S)
 
-    async def _ends(self, partitions: list[TopicPartition]) -> dict[TopicPartition, int]:
-        if not partitions:
-            # nothing to ask about; the metadata still tells whether a broker answers
-            await asyncio.wait_for(self._consumer.topics(), BROKER_TIMEOUT_S)
-            return {}
-        ends: dict[TopicPartition, int] = await asyncio.wait_for(
-            self._consumer.end_offsets(partitions), BROKER_TIMEOUT_S
-        )
-        return ends
+    async def _ask_for_ends(self) -> None:
+        assigned = list(self._consumer.assignment())
+        if not assigned:  # nothing to ask about; the metadata still tell whether a broker answers
+            await self._consumer.topics()
+            return
+        ends = await self._consumer.end_offsets(assigned)
+        for partition in assigned:
+            if partition.partition not in self._committed:
+                committed = await self._consumer.committed(partition)
+                begin = await self._consumer.position(partition) if committed is None else committed
+                self._committed.setdefault(partition.partition, begin)
+        self._end_offsets = {partition.partition: end for partition, end in ends.items()}
 
     def _update_lag(self) -> None:
         now_ms = time.time() * 1000

@@ -15,7 +15,6 @@ from sasrec.readers import Event
 from streamrec.redis_client import RedisClient
 from streamrec.settings import ENV_PREFIX, Settings, load_settings
 
-SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 
 
 def pytest_configure(config: pytest.Config) -> None:
