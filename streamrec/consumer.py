@@ -23,7 +23,7 @@ from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, ConsumerRecord
 from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
 
 from streamrec.decode import EventDecoder
-from streamrec.errors import BadRecord, KafkaUnavailable
+from streamrec.errors import BadRecord
 from streamrec.health import Health
 from streamrec.kafka import Producer, connection_options, unavailable
 from streamrec.metrics import Metrics
