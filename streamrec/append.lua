@@ -16,8 +16,11 @@ for i = 1, #KEYS do
   if value then
     format, n, session_n, kept, last_ts, stored_epoch, applied_offsets, items = string.match(value, header)
     if format and format ~= '1' then
-      return redis.error_reply('STREAMREC sequence format ' .. format .. ' in ' .. KEYS[i] .. ', this version reads 1')
+      return redis.error_reply('STREAMREC sequence format ' .. format .. ' in ' .. KEYS[i]
+        .. ' was written by a newer streamrec; this one reads format 1: upgrade it')
     end
+    if format and (tonumber(kept) > tonumber(session_n) or tonumber(session_n) > tonumber(n)) then format = nil end
+    if not format then n, session_n, kept, last_ts, stored_epoch, applied_offsets, items = nil end
   end
   local unreadable = (value and not format) and 1 or 0
   n, session_n, kept = tonumber(n or 0), tonumber(session_n or 0), tonumber(kept or 0)
@@ -50,6 +53,7 @@ for i = 1, #KEYS do
     while kept > max_len do
       cut = string.find(items, '\0', cut + 1, true)
       kept = kept - 1
+      if not cut then items, kept, cut = table.concat(fresh), #fresh, 0 end  -- damaged: fewer than the header says
     end
     items = string.sub(items, cut + 1)
     local pairs_of = {}

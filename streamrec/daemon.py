@@ -151,6 +151,7 @@ async def _probe(redis: RedisClient, health: Health) -> None:
                 log.warning("Redis is away, waiting for it: %s", error)
         if answers and not health.redis_answers:
             log.info("Redis is back")
+            health.progressed()  # the worker needs a moment before it commits again
         health.redis_answers = answers
 
 

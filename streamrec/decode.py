@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -62,13 +61,18 @@ class EventDecoder:
             return None
         user_id = _identifier(self._settings.user_id_field, raw.user_id)
         item_id = _identifier(self._settings.item_id_field, raw.item_id)
-        timestamp_ms = record_ts_ms if raw.timestamp is None else self._timestamp(raw.timestamp)
+        if record_ts_ms < 0:  # Kafka's way to say that the record has none
+            record_ts_ms = int(self._now_ms())
+        if raw.timestamp is None:
+            timestamp_ms = self._timestamp("the record's timestamp", record_ts_ms)
+        else:
+            timestamp_ms = self._timestamp(self._settings.timestamp_field, raw.timestamp)
         return ClickEvent(user_id, item_id, timestamp_ms, partition, offset, record_ts_ms)
 
-    def _timestamp(self, value: int | float) -> int:
-        name = self._settings.timestamp_field
-        if not math.isfinite(value) or value < 0:
+    def _timestamp(self, name: str, value: int | float) -> int:
+        if value < 0:
             raise BadRecord(f"{name}={value}: must be Unix time in ms, at least 0")
+        # never as a float: an integer may be too large for one
         if value > self._now_ms() + self._settings.max_future_s * 1000:
             raise BadRecord(f"{name}={value}: lies more than {self._settings.max_future_s:g} s in the future")
         return int(value)

@@ -60,6 +60,7 @@ NEWEST_EVENTS = 100_000  # of one's own data: what trains within a minute or so 
 KEPT_ITEMS = 200  # of a user in Redis: more than the model's window, so that more seen items are left out
 MANY_ITEMS = 10_000  # above, the full softmax costs too much for a demo
 REPEATS_MATTER = 0.1  # share of clicks on an item that the user clicked before
+TRAIN_LIMIT_S = 120.0  # on a slow machine fewer epochs must do
 SCREEN_EVERY_S = 0.25
 READY_TIMEOUT_S, DRAIN_TIMEOUT_S, STOP_TIMEOUT_S = 60.0, 30.0, 20.0
 RECENT_CLICKS = 500
@@ -165,7 +166,10 @@ def _train(past: Interactions, epochs: int, console: Console) -> Path:
         loss="cross_entropy" if len(vocab) <= MANY_ITEMS else "sampled_softmax",
     )
     config = SASRecConfig(num_items=len(vocab), max_len=50, hidden_units=64, dropout_rate=0.3)
-    model, result = train(config, sequences, how, validation, progress=console.is_terminal)
+    deadline = time.monotonic() + TRAIN_LIMIT_S
+    model, result = train(
+        config, sequences, how, validation, progress=console.is_terminal, stop=lambda: time.monotonic() > deadline
+    )
     judged = result.best.validation
     path = cache_folder() / "demo-model"
     version = save_model(

@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 
 POPULAR = "popular"  # stands where a model version stands
 KEPT_ITEMS = 10_000
+RESCALE_HALF_LIVES = 60
 
 
 class SharedLists:
@@ -43,22 +44,20 @@ class SharedLists:
         self._prior = {item: float(count) for item, count in counts[:KEPT_ITEMS]}
         self._prior_given = False
         self._weights: dict[str, float] = {}
-        self._reference_ms = 0
+        self._reference_ms = 0  # the time as of which the weights are: forward decay, so that none need rescaling
+        self._newest_ms = 0
         self._popular = Ranking(list(self._prior), list(self._prior.values()))
         self.blocked: frozenset[str] = frozenset()
 
     def count(self, sequences: Collection[UserSequence]) -> None:
         """Count the events that were newly applied; as of the time of each user's newest one."""
-        half_life_ms = self._settings.popular_half_life_s * 1000
         for sequence in sequences:
             if not sequence.applied:
                 continue
-            behind = sequence.last_event_ts_ms - self._reference_ms
-            if behind > 0:  # a newer event: what was counted so far weighs less
-                scale = 0.5 ** (behind / half_life_ms)
-                self._weights = {item: weight * scale for item, weight in self._weights.items()}
-                self._reference_ms, behind = sequence.last_event_ts_ms, 0
-            weight = 0.5 ** (-behind / half_life_ms)
+            self._newest_ms = max(self._newest_ms, sequence.last_event_ts_ms)
+            if not self._weights or self._half_lives(sequence.last_event_ts_ms) > RESCALE_HALF_LIVES:
+                self._refer_to(sequence.last_event_ts_ms)
+            weight = 2.0 ** self._half_lives(sequence.last_event_ts_ms)
             for item in sequence.items[-sequence.applied :]:
                 self._weights[item] = self._weights.get(item, 0.0) + weight
 
@@ -69,35 +68,50 @@ class SharedLists:
             RedisUnavailable: Redis does not answer; the counts are kept for the next time.
         """
         self.blocked = frozenset(await self._redis.members(self._keys.blocklist))
+        self._refer_to(self._newest_ms)
         weights, self._weights = self._weights, {}
+        reference_ms = self._reference_ms
         try:
             if weights and not self._prior_given:
-                await self._exchange(self._prior, only_if_missing=True)
+                await self._exchange(self._prior, reference_ms, only_if_missing=True)
                 self._prior_given = True
-            await self._exchange(weights)
+            await self._exchange(weights, reference_ms)
         except BaseException:
-            self._weights = {
-                item: weights.get(item, 0.0) + self._weights.get(item, 0.0) for item in weights | self._weights
-            }
+            newer, newer_ms = self._weights, self._reference_ms  # of clicks that came meanwhile
+            self._weights, self._reference_ms = weights, reference_ms
+            self._refer_to(max(newer_ms, reference_ms))
+            scale = 2.0 ** self._half_lives(newer_ms)
+            for item, weight in newer.items():
+                self._weights[item] = self._weights.get(item, 0.0) + weight * scale
             raise
         top = self.popular_for((), self._settings.top_k)
-        value = PublishedList(top.items, top.scores, POPULAR, self._reference_ms, int(time.time() * 1000), 0)
+        value = PublishedList(top.items, top.scores, POPULAR, self._newest_ms, int(time.time() * 1000), 0)
         await self._redis.set(self._keys.popular, msgspec.json.encode(value), self._settings.recs_ttl_s)
 
     def popular_for(self, seen: Collection[str], k: int) -> Ranking:
         """The k most popular items that are neither seen nor blocked."""
         out = self.blocked.union(seen)
-        kept = [(i, s) for i, s in zip(self._popular.items, self._popular.scores, strict=True) if i not in out][:k]
+        popular = self._popular  # read once: the predictor's thread calls this, and a refresh replaces it
+        kept = [(i, s) for i, s in zip(popular.items, popular.scores, strict=True) if i not in out][:k]
         return Ranking([item for item, _ in kept], [score for _, score in kept])
 
-    async def _exchange(self, weights: dict[str, float], only_if_missing: bool = False) -> None:
+    def _half_lives(self, timestamp_ms: int) -> float:
+        return (timestamp_ms - self._reference_ms) / 1000 / self._settings.popular_half_life_s
+
+    def _refer_to(self, timestamp_ms: int) -> None:
+        """Give the weights as of a later time, of which they are a smaller part."""
+        scale = 2.0 ** -self._half_lives(timestamp_ms) if self._weights else 0.0
+        self._weights = {item: weight * scale for item, weight in self._weights.items()}
+        self._reference_ms = timestamp_ms
+
+    async def _exchange(self, weights: dict[str, float], reference_ms: int, only_if_missing: bool = False) -> None:
         args: list[str | int | float] = [
             self._settings.popular_half_life_s * 1000,
             self._settings.sequence_ttl_s,
             self._wanted + len(self.blocked),
             KEPT_ITEMS,
             int(only_if_missing),
-            self._reference_ms,
+            reference_ms,
         ]
         for item, weight in weights.items():
             args += (item, weight)

@@ -82,6 +82,6 @@ def quantile(cumulative: list[tuple[float, float]], q: float) -> float | None:
     place = bisect.bisect_left([count for _, count in cumulative], q * total)
     upper, count = cumulative[place]
     lower, before = cumulative[place - 1] if place else (0.0, 0.0)
-    if upper == float("inf"):
+    if upper == float("inf") or count == before:
         return lower
     return lower + (upper - lower) * (q * total - before) / (count - before)

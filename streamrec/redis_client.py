@@ -11,9 +11,10 @@ from typing import Any, Self
 import redis.asyncio as redis
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff
-from redis.exceptions import RedisError
+from redis.exceptions import AuthenticationError, RedisError, ResponseError
+from redis.exceptions import ConnectionError as RedisConnectionError
 
-from streamrec.errors import RedisUnavailable
+from streamrec.errors import RedisUnavailable, SettingsError, StreamrecError
 from streamrec.metrics import Metrics
 from streamrec.settings import Settings
 
@@ -21,6 +22,7 @@ MAX_CONNECTIONS = 4
 RETRIES = 2
 SCAN_COUNT = 1000
 SCRIPTS = ("append", "publish", "popularity")
+REFUSAL = "STREAMREC "  # what errors of the scripts themselves begin with
 
 
 class RedisClient:
@@ -28,20 +30,27 @@ class RedisClient:
 
     The default of redis-py waits up to a minute and applies a command twice when the answer is lost. Here
     time-outs are short; applying a script twice is harmless, since the guard knows the offsets.
+
+    Raises:
+        SettingsError: the URL has an option that redis-py does not know, or a wrong value for one.
     """
 
     def __init__(self, settings: Settings, metrics: Metrics | None = None) -> None:
         url = settings.redis_url.get_secret_value()
         tls = {"ssl_ca_certs": str(settings.redis_tls_ca_file)} if settings.redis_tls_ca_file else {}
-        pool = redis.BlockingConnectionPool.from_url(
-            url,
-            max_connections=MAX_CONNECTIONS,
-            timeout=settings.redis_timeout_s * (RETRIES + 2),
-            socket_timeout=settings.redis_timeout_s,
-            socket_connect_timeout=settings.redis_timeout_s,
-            retry=Retry(ExponentialBackoff(cap=0.2, base=0.02), RETRIES),
-            **tls,
-        )
+        try:
+            pool = redis.BlockingConnectionPool.from_url(
+                url,
+                max_connections=MAX_CONNECTIONS,
+                timeout=settings.redis_timeout_s * (RETRIES + 2),
+                socket_timeout=settings.redis_timeout_s,
+                socket_connect_timeout=settings.redis_timeout_s,
+                retry=Retry(ExponentialBackoff(cap=0.2, base=0.02), RETRIES),
+                **tls,
+            )
+            pool.make_connection()  # connects to nothing yet, but takes the URL's options or not
+        except (ValueError, TypeError, RedisError) as error:
+            raise SettingsError(f"redis_url: an option after the ? is unknown or wrong: {error}") from None
         self._redis = redis.Redis.from_pool(pool)
         self._address = settings.redis_address
         self._metrics = metrics
@@ -67,10 +76,15 @@ class RedisClient:
 
         Raises:
             RedisUnavailable: it could not be run, or its answer was lost.
+            StreamrecError: the script itself refused, so that waiting would not help.
         """
         started = time.perf_counter()
         try:
             return await self._scripts[script](keys=keys, args=list(args))
+        except ResponseError as error:
+            if str(error).startswith(REFUSAL):
+                raise StreamrecError(str(error).removeprefix(REFUSAL)) from None
+            raise self._unavailable(error) from error
         except (RedisError, OSError) as error:
             raise self._unavailable(error) from error
         finally:
@@ -113,4 +127,7 @@ class RedisClient:
             raise self._unavailable(error) from error
 
     def _unavailable(self, error: Exception) -> RedisUnavailable:
-        return RedisUnavailable(f"Redis at {self._address}: {error or type(error).__name__}")
+        detail = (str(error) or type(error).__name__).rstrip(".")
+        if isinstance(error, (RedisConnectionError, OSError)) and not isinstance(error, AuthenticationError):
+            detail += "; is STREAMREC_REDIS_URL right, and the server up?"
+        return RedisUnavailable(f"Redis at {self._address}: {detail}")

@@ -100,10 +100,12 @@ def parse_sequence(user_id: str, value: bytes, applied: int = 0, record_ts_ms: t
         StreamrecError: it is not what this version writes.
     """
     try:
-        header, *items = value.decode().split("\0")
-        version, n, session_n, _kept, last_event_ts_ms, *_ = header.split(" ")
+        # total, as the script is: one damaged value must not stop the daemon
+        header, *items = value.decode(errors="replace").split("\0")
+        version, n, session_n, kept, last_event_ts_ms, *_ = header.split(" ")
         if version != "1":
             raise ValueError(f"format {version}")
-        return UserSequence(user_id, items[:-1], int(n), int(session_n), int(last_event_ts_ms), applied, record_ts_ms)
+        newest = items[-1 - int(kept) : -1]
+        return UserSequence(user_id, newest, int(n), int(session_n), int(last_event_ts_ms), applied, record_ts_ms)
     except ValueError as error:
         raise StreamrecError(f"the stored sequence of user {user_id!r} cannot be read: {error}") from None

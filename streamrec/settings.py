@@ -28,16 +28,21 @@ from streamrec.errors import SettingsError
 ENV_PREFIX = "STREAMREC_"
 MASK = "********"
 DAY_S = 86_400
+LONGEST_S = 100 * 365 * DAY_S  # longer ones would overflow somewhere
 
 
 class Settings(BaseSettings):
     """What is in force. Frozen: a changed setting needs a restart."""
 
-    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, frozen=True, extra="forbid", env_ignore_empty=True)
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX, frozen=True, extra="forbid", env_ignore_empty=True, allow_inf_nan=False
+    )
 
     kafka_bootstrap_servers: str = Field("localhost:9092", description="Kafka brokers, host:port[,host:port...]")
-    kafka_topic: str = Field("clicks", description="topic of the click events")
-    kafka_group: str = Field("streamrec", description="consumer group; daemons of one group share the partitions")
+    kafka_topic: str = Field("clicks", min_length=1, description="topic of the click events")
+    kafka_group: str = Field(
+        "streamrec", min_length=1, description="consumer group; daemons of one group share the partitions"
+    )
     kafka_group_instance_id: str | None = Field(None, description="static membership: a name of this daemon's own")
     kafka_dead_letter_topic: str = Field("", description="topic for records that are no events [TOPIC-dead-letter]")
     kafka_partitions: int = Field(4, ge=1, description="partitions of topics that have to be created")
@@ -74,8 +79,10 @@ class Settings(BaseSettings):
     top_k: int = Field(20, ge=1, le=1_000, description="items in a published list")
     filter_seen: bool = Field(True, description="leave the items of the user's stored sequence out of his list")
     session_gap_s: float = Field(0, ge=0, description="a longer pause starts a new sequence; 0: never")
-    sequence_ttl_s: int = Field(90 * DAY_S, ge=1, description="a user's sequence is forgotten after so long a silence")
-    recs_ttl_s: int = Field(7 * DAY_S, ge=1, description="a published list expires after so long")
+    sequence_ttl_s: int = Field(
+        90 * DAY_S, ge=1, le=LONGEST_S, description="a user's sequence is forgotten after so long a silence"
+    )
+    recs_ttl_s: int = Field(7 * DAY_S, ge=1, le=LONGEST_S, description="a published list expires after so long")
     popular_half_life_s: float = Field(7 * DAY_S, gt=0, description="a click counts half as popular after so long")
     refresh_s: float = Field(2.0, gt=0, description="how often popular list and blocklist are refreshed")
 
@@ -125,6 +132,13 @@ class Settings(BaseSettings):
             raise ValueError("a topic name is 1 to 249 letters, digits, '.', '_' and '-'")
         return value
 
+    @field_validator("user_id_field", "item_id_field", "timestamp_field", "event_type_field")
+    @classmethod
+    def _field_name(cls, value: str) -> str:
+        if re.search(r'[\x00-\x1f"\\]', value):
+            raise ValueError("a field name holds no quotes, backslashes or control characters")
+        return value
+
     @field_validator("redis_key_prefix")
     @classmethod
     def _prefix(cls, value: str) -> str:
@@ -144,6 +158,11 @@ class Settings(BaseSettings):
             raise ValueError("not a URL; write redis[s]://[USER:PASSWORD@]HOST:PORT/DB or unix://PATH") from None
         if parts.scheme not in ("redis", "rediss", "unix") or not usable:
             raise ValueError("write redis[s]://[USER:PASSWORD@]HOST:PORT/DB or unix://PATH")
+        if parts.scheme != "unix" and "@" in parts.path + parts.query + parts.fragment:
+            # else a part of the password would be taken for the host, and shown
+            raise ValueError("write '/', '?', '#' and '@' in user and password as %2F, %3F, %23 and %40")
+        if parts.scheme != "unix" and not re.fullmatch(r"/?|/\d+/?", parts.path):
+            raise ValueError("the database after HOST:PORT/ is a number")
         return value
 
     @model_validator(mode="after")
@@ -159,6 +178,8 @@ class Settings(BaseSettings):
             self.kafka_sasl_username and self.kafka_sasl_password
         ):
             raise ValueError(f"{self.kafka_security_protocol} needs kafka_sasl_username and kafka_sasl_password")
+        if self.redis_tls_ca_file and not self.redis_url.get_secret_value().lower().startswith("rediss:"):
+            raise ValueError("redis_tls_ca_file needs a redis_url that begins with rediss://")
         if self.kafka_tls_cert_file and not self.kafka_tls_key_file:
             raise ValueError("kafka_tls_cert_file needs kafka_tls_key_file")
         return self
@@ -247,6 +268,7 @@ def _mask_url(url: str) -> str:
     if "@" in netloc:
         credentials, host = netloc.rsplit("@", 1)
         user, colon, _ = credentials.partition(":")
-        netloc = f"{user}{colon}{MASK if colon else ''}@{host}"
+        netloc = f"{user + ':' if colon else ''}{MASK}@{host}"  # without a colon it may be a misplaced password
     query = re.sub(r"(password=)[^&]*", rf"\1{MASK}", parts.query)
-    return urlunsplit((parts.scheme, netloc, parts.path, query, ""))
+    shown = urlunsplit((parts.scheme, netloc, parts.path, query, ""))
+    return shown.replace("unix:/", "unix:///", 1) if not netloc else shown

@@ -35,7 +35,7 @@ class WebServer:
         A default port that is taken, by another daemon on this machine say, is replaced by a free one.
 
         Raises:
-            SettingsError: the port that was asked for cannot be had.
+            SettingsError: the address or port that was asked for cannot be had.
         """
         await self._runner.setup()
         host, port = self._settings.http_host, self._settings.http_port
@@ -44,9 +44,10 @@ class WebServer:
         except OSError as error:
             if error.errno != errno.EADDRINUSE or "http_port" in self._settings.model_fields_set:
                 await self._runner.cleanup()
-                raise SettingsError(
-                    f"cannot listen on {host}:{port}: {error.strerror}; set STREAMREC_HTTP_PORT (0: any free port)"
-                ) from None
+                remedy = "set STREAMREC_HTTP_PORT (0: any free port)"
+                if error.errno not in (errno.EADDRINUSE, errno.EACCES):
+                    remedy = "set STREAMREC_HTTP_HOST to an address of this machine"
+                raise SettingsError(f"cannot listen on {host}:{port}: {error.strerror}; {remedy}") from None
             log.info("port is taken, using a free one; set STREAMREC_HTTP_PORT to choose", extra={"port": port})
             await self._listen(host, 0)
         host, port = self._runner.addresses[0][:2]

@@ -97,7 +97,7 @@ def test_three_hundred_clicks_from_the_cache_equal_re_encoding_and_the_plain_mod
     assert largest_difference(torch.stack(states), fresh.encode(windows)) < EXACT
     for state, window in zip(states, windows, strict=True):
         assert largest_difference(state, plain(model, window)) < EXACT
-    jumps = sum(old[0] != new[0] for old, new in pairwise(windows))
+    jumps = sum(len(new) <= len(old) for old, new in pairwise(windows))
     assert jumps >= (320 - max_len) // slack
     assert cached.take_stats() == CacheStats(hits=319 - jumps, misses=1 + jumps), "encoded whole at jumps only"
 
@@ -374,7 +374,7 @@ def test_an_exception_in_the_middle_of_a_forward_leaves_the_engine_right(slots: 
     for step in range(60):
         users = clicks.batch()
         if step % 3 == 2:
-            failing.calls_until_failure = 1 + step % 4  # the first forward of the batch, or a later one
+            failing.calls_until_failure = 1 + step % 2  # the first forward of the batch, or the second
             try:
                 windows = {user: window_of(clicks.histories[user], 7, 3) for user in users}
                 known = [user for user in users if windows[user]]

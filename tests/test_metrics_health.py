@@ -1,0 +1,246 @@
+"""What Prometheus and the probes are told."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+
+import pytest
+from harness import eventually
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client.parser import text_string_to_metric_families
+
+import streamrec.daemon
+from streamrec.health import Health
+from streamrec.metrics import Metrics, quantile
+from streamrec.redis_client import RedisClient
+
+BOUNDS = [0.1, 0.5, 1.0, 2.0, math.inf]
+
+
+def cumulative(observations: list[float], bounds: list[float] | None = None) -> list[tuple[float, float]]:
+    return [(bound, sum(o <= bound for o in observations)) for bound in bounds or BOUNDS]
+
+
+def brute_force_quantile(observations: list[float], q: float) -> float:
+    """Spread each bucket's observations evenly over it and count up to the rank."""
+    rank, lower, before = q * len(observations), 0.0, 0
+    for upper in BOUNDS:
+        inside = sum(lower < o <= upper or (lower == 0.0 and o == 0.0) for o in observations)
+        if inside and before + inside >= rank:
+            return lower if upper == math.inf else lower + (upper - lower) * (rank - before) / inside
+        before += inside
+        lower = upper
+    raise AssertionError("every rank lies in a bucket")
+
+
+@given(st.lists(st.floats(0, 5), min_size=1, max_size=30), st.floats(0.001, 1))
+def test_quantiles_match_brute_force(observations: list[float], q: float) -> None:
+    found = quantile(cumulative(observations), q)
+    assert found == pytest.approx(brute_force_quantile(observations, q), rel=1e-9, abs=1e-9)
+
+
+@given(st.lists(st.floats(0, 1.99), min_size=1, max_size=30), st.floats(0.01, 1))
+def test_a_quantile_lies_in_the_bucket_of_the_observation_of_that_rank(observations: list[float], q: float) -> None:
+    found = quantile(cumulative(observations), q)
+    assert found is not None
+    exact = sorted(observations)[math.ceil(q * len(observations) - 1e-9) - 1]
+    upper = next(bound for bound in BOUNDS if exact <= bound)
+    assert max([0.0, *(bound for bound in BOUNDS if bound < upper)]) <= found <= upper
+
+
+@given(st.lists(st.floats(0, 5), min_size=1, max_size=30))
+def test_quantiles_grow_with_q(observations: list[float]) -> None:
+    found = [quantile(cumulative(observations), q / 20) or 0.0 for q in range(21)]
+    assert found == sorted(found)
+
+
+def test_nothing_observed_has_no_quantile() -> None:
+    assert quantile([], 0.5) is None
+    assert quantile(cumulative([]), 0.5) is None
+
+
+def test_beyond_the_last_finite_bound_is_that_bound() -> None:
+    assert quantile(cumulative([3.0, 4.0]), 0.99) == 2.0
+
+
+def test_the_histogram_of_a_daemon_can_be_asked_for_quantiles() -> None:
+    metrics = Metrics()
+    for value in (0.0035, 0.0035, 0.9):
+        metrics.click_to_published.observe(value)
+    (family,) = metrics.click_to_published.collect()
+    buckets = [(float(s.labels["le"]), s.value) for s in family.samples if s.name.endswith("_bucket")]
+    median = quantile(buckets, 0.5)
+    assert median is not None
+    assert 0.003 < median <= 0.004
+
+
+NAMED_IN_THE_ISSUE = [
+    "streamrec_events_total",
+    "streamrec_click_to_published_seconds_bucket",
+    "streamrec_lag_records",
+    "streamrec_lag_seconds",
+    "streamrec_batch_events_bucket",
+    "streamrec_inference_seconds_bucket",
+    "streamrec_redis_seconds_bucket",
+    "streamrec_cache_hits_total",
+    "streamrec_cache_misses_total",
+    "streamrec_cache_evictions_total",
+    "streamrec_dead_letters_total",
+    "streamrec_guard_rejections_total",
+    "streamrec_rebalances_total",
+    "streamrec_unknown_items_total",
+    "streamrec_recommendations_total",
+    "streamrec_model_info",
+]
+
+
+def used_metrics() -> Metrics:
+    """Every labelled metric has a sample, as in a daemon that ran for a while."""
+    metrics = Metrics()
+    metrics.lag_records.labels("0").set(1)
+    metrics.lag_seconds.labels("0").set(1)
+    metrics.redis_seconds.labels("append").observe(0.1)
+    metrics.model.labels("v1").set(1)
+    return metrics
+
+
+@pytest.mark.parametrize("name", NAMED_IN_THE_ISSUE)
+def test_every_promised_metric_is_exposed_and_explained(name: str) -> None:
+    families = text_string_to_metric_families(used_metrics().exposition().decode())
+    (family,) = [f for f in families if any(sample.name == name for sample in f.samples)]
+    assert family.documentation
+
+
+def test_no_label_names_a_user_or_an_item() -> None:
+    families = text_string_to_metric_families(used_metrics().exposition().decode())
+    labels = {label for family in families for sample in family.samples for label in sample.labels}
+    assert labels == {"outcome", "partition", "operation", "version", "le"}
+
+
+def test_outcomes_are_there_before_anything_happened() -> None:
+    value = Metrics().registry.get_sample_value
+    for outcome in ("applied", "replayed", "ignored", "dead_letter"):
+        assert value("streamrec_events_total", {"outcome": outcome}) == 0
+    for outcome in ("published", "superseded"):
+        assert value("streamrec_recommendations_total", {"outcome": outcome}) == 0
+
+
+def test_two_daemons_of_one_process_count_apart() -> None:
+    one, two = Metrics(), Metrics()
+    one.rebalances.inc()
+    assert two.registry.get_sample_value("streamrec_rebalances_total") == 0
+
+
+class Clock:
+    """Seconds that pass when told to."""
+
+    def __init__(self) -> None:
+        self.now_s = 1_000.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+class Watched:
+    """A Health on a clock of the test's: liveness after 60 s, grace for a rebalance 75 s."""
+
+    def __init__(self) -> None:
+        self.clock = Clock()
+        self.health = Health(timeout_s=60, rebalance_grace_s=75, now_s=self.clock)
+
+    def pass_s(self, seconds: float, ticking: bool = True) -> None:
+        self.clock.now_s += seconds
+        if ticking:
+            self.health.tick()
+
+
+@pytest.fixture
+def watched() -> Watched:
+    watched = Watched()
+    watched.health.model_warm = watched.health.joined = True
+    return watched
+
+
+def test_a_daemon_that_just_started_is_alive_but_not_ready() -> None:
+    health = Watched().health
+    assert health.not_alive() is None
+    assert health.not_ready() == "the model is not warm yet"
+    health.model_warm = True
+    assert health.not_ready() == "not joined to the consumer group yet"
+    health.joined = True
+    assert health.not_ready() is None
+
+
+def test_a_loop_that_does_not_come_round_is_not_alive(watched: Watched) -> None:
+    watched.pass_s(60, ticking=False)
+    assert watched.health.not_alive() is None
+    watched.pass_s(1, ticking=False)
+    assert watched.health.not_alive() == "the loop has not come round for 61 s"
+    watched.health.tick()
+    assert watched.health.not_alive() is None
+
+
+def test_records_that_wait_without_any_commit_are_not_alive(watched: Watched) -> None:
+    watched.health.lag_records = 7
+    watched.pass_s(61)
+    assert watched.health.not_alive() == "7 records wait, and nothing was committed for 61 s"
+    watched.health.progressed()
+    assert watched.health.not_alive() is None
+
+
+def test_a_quiet_topic_is_alive_for_ever(watched: Watched) -> None:
+    watched.pass_s(100_000)
+    assert watched.health.not_alive() is None
+    assert watched.health.not_ready() is None
+
+
+@pytest.mark.parametrize(
+    ("away", "said"), [("redis_answers", "Redis does not answer"), ("kafka_answers", "Kafka does not answer")]
+)
+def test_an_outage_is_waited_out_alive_but_not_ready(watched: Watched, away: str, said: str) -> None:
+    watched.health.lag_records = 7
+    setattr(watched.health, away, False)
+    watched.pass_s(10_000)
+    assert watched.health.not_alive() is None
+    assert watched.health.not_ready() == said
+
+
+def test_a_loop_that_hangs_during_an_outage_is_not_alive(watched: Watched) -> None:
+    watched.health.redis_answers = watched.health.kafka_answers = False
+    watched.pass_s(61, ticking=False)
+    assert watched.health.not_alive() is not None
+
+
+@pytest.mark.parametrize("ticking", [True, False])
+def test_a_rebalance_has_grace_and_then_has_none(watched: Watched, ticking: bool) -> None:
+    watched.health.lag_records = 7
+    watched.health.rebalancing_since_s = watched.clock.now_s
+    watched.pass_s(74, ticking)
+    assert watched.health.not_alive() is None
+    watched.pass_s(1, ticking)
+    assert watched.health.not_alive() is not None
+
+
+def test_a_daemon_that_stops_is_alive_but_not_ready(watched: Watched) -> None:
+    watched.health.stopping = True
+    watched.health.joined = watched.health.redis_answers = False
+    assert watched.health.not_ready() == "shutting down"
+    assert watched.health.not_alive() is None
+
+
+async def test_a_redis_that_is_back_gives_the_worker_time_to_go_on(
+    watched: Watched, redis: RedisClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streamrec.daemon, "PROBE_S", 0.001)
+    watched.health.lag_records, watched.health.redis_answers = 7, False
+    watched.pass_s(10_000)
+
+    async def is_back() -> bool:
+        return watched.health.redis_answers
+
+    probe = asyncio.create_task(streamrec.daemon._probe(redis, watched.health))
+    await eventually(is_back, timeout_s=10)
+    probe.cancel()
+    assert watched.health.not_alive() is None

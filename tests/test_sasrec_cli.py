@@ -1,0 +1,231 @@
+"""`sasrec train` and `sasrec evaluate`: what they print, and one clear line for every mistake."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sasrec.__main__ import main
+from sasrec.checkpoint import load_model
+
+SMALL = (
+    *("--hidden-units", "16", "--num-blocks", "1", "--max-len", "8"),
+    *("--epochs", "30", "--learning-rate", "0.01", "--batch-size", "8"),
+)
+
+
+@pytest.fixture(scope="module")
+def clicks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Everybody walks around a circle of twelve items."""
+    path = tmp_path_factory.mktemp("data") / "clicks.csv"
+    rows = [
+        f"user{user},item{(user + step) % 12},{1_700_000_000_000 + step * 1000}"
+        for step in range(9)
+        for user in range(24)
+    ]
+    path.write_text("\n".join(["user_id,item_id,timestamp", *rows]) + "\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def model(clicks: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Trained on everything but each user's last step."""
+    folder = tmp_path_factory.mktemp("models")
+    lines = clicks.read_text().splitlines()
+    (folder / "before.csv").write_text("\n".join(lines[:-24]))
+    assert main(["train", str(folder / "before.csv"), "--out", str(folder / "circle"), *SMALL, "--hold-out", "0"]) == 0
+    return folder / "circle"
+
+
+def fails(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """The one line on stderr."""
+    assert main([str(argument) for argument in arguments]) == 1
+    out, err = capsys.readouterr()
+    assert err.startswith("sasrec: ")
+    assert err.count("\n") == 1, err
+    assert out.count("\n") <= 1, "at most what was read"
+    return err
+
+
+def test_train_says_what_it_read_and_wrote(clicks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", str(clicks), "--out", str(tmp_path / "m"), *SMALL, "--epochs", "2"]) == 0
+    out, err = capsys.readouterr()
+    first, second = out.splitlines()
+    assert first == "216 events, 24 users, 12 items"
+    version = load_model(tmp_path / "m").version
+    assert re.fullmatch(
+        rf"model {version} in {tmp_path}/m: best of 2 epochs [12], "
+        r"validation hr@10 [01]\.\d{4}, validation ndcg@10 [01]\.\d{4}",
+        second,
+    )
+    assert err == ""
+
+
+def test_the_model_directory_tells_how_it_was_made(clicks: Path, tmp_path: Path) -> None:
+    assert main(["train", str(clicks), "--out", str(tmp_path / "m"), *SMALL, "--epochs", "1"]) == 0
+    saved = load_model(tmp_path / "m")
+    assert (saved.model.config.hidden_units, saved.model.config.num_blocks, saved.model.config.max_len) == (16, 1, 8)
+    assert saved.metadata["train_config"]["learning_rate"] == 0.01
+    assert saved.metadata["trained_until_ms"] == 1_700_000_008_000
+    assert saved.metadata["validation"]["cases"] == 24
+    assert sorted(saved.vocab.ids) == sorted(f"item{n}" for n in range(12))
+
+
+def test_evaluate_judges_the_last_events_that_training_never_saw(
+    clicks: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["evaluate", str(clicks), "--model", str(model), "--k", "1", "5", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["model"] == load_model(model).version
+    for kind in ("seen_filtered", "seen_kept"):
+        assert report[kind] == {"cases": 24} | {f"{name}@{k}": 1.0 for name in ("hr", "ndcg", "mrr") for k in (1, 5)}
+
+
+def test_evaluate_prints_a_table_of_the_same_figures(
+    clicks: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["evaluate", str(clicks), "--model", str(model), "--k", "1"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        f"model {load_model(model).version}: 24 users, 12 items ranked for each",
+        "seen filtered hr@1 1.0000  ndcg@1 1.0000  mrr@1 1.0000",
+        "seen kept     hr@1 1.0000  ndcg@1 1.0000  mrr@1 1.0000",
+    ]
+
+
+def test_hold_out_decides_how_many_last_events_are_kept_back(
+    clicks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    validated = {}
+    for hold_out in ("0", "1", "2"):
+        out = tmp_path / hold_out
+        assert main(["train", str(clicks), "--out", str(out), *SMALL, "--epochs", "1", "--hold-out", hold_out]) == 0
+        validated[hold_out] = load_model(out).metadata["validation"]
+    assert validated["0"] == {}
+    assert validated["1"]["cases"] == validated["2"]["cases"] == 24
+    assert "validation" not in capsys.readouterr().out.splitlines()[1]
+
+
+def test_the_same_command_gives_the_same_version(clicks: Path, tmp_path: Path) -> None:
+    for name, seed in (("a", "1"), ("b", "1"), ("c", "2")):
+        assert main(["train", str(clicks), "--out", str(tmp_path / name), *SMALL, "--epochs", "1", "--seed", seed]) == 0
+    one, again, other = (load_model(tmp_path / name).version for name in "abc")
+    assert one == again != other
+
+
+def test_rare_users_and_items_are_dropped_where_asked_for(
+    clicks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = tmp_path / "more.csv"
+    more.write_text(clicks.read_text() + "passer-by,item1,1\nuser1,rare,2\n")
+    flags = ["--epochs", "1", "--min-user-events", "3", "--min-item-events", "2"]
+    assert main(["train", str(more), "--out", str(tmp_path / "m"), *SMALL, *flags]) == 0
+    assert capsys.readouterr().out.startswith("216 events, 24 users, 12 items\n")
+
+
+# --- mistakes
+
+
+def test_a_missing_or_broken_data_file(tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "broken.csv").write_text("user_id,item_id\nu,a\nu\n")
+    for command in (["train", "--out", tmp_path / "m"], ["evaluate", "--model", model]):
+        assert "nowhere.csv: No such file" in fails(capsys, *command, tmp_path / "nowhere.csv")
+        assert "broken.csv:3: 2 columns expected" in fails(capsys, *command, tmp_path / "broken.csv")
+    assert not (tmp_path / "m").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--num-heads", "3"], "hidden_units=64 is not a multiple of num_heads=3"),
+        (["--max-len", "0"], "max_len=0: must be a whole number of at least 1"),
+        (["--dropout-rate", "1"], "dropout_rate=1.0: must be at least 0 and below 1"),
+        (["--epochs", "0"], "epochs=0: must be at least 1"),
+        (["--learning-rate", "-1"], "learning_rate=-1.0"),
+        (["--learning-rate", "1e30", "--batch-size", "4"], "lower learning_rate=1e+30"),
+        (["--loss", "bce", "--num-negatives", "0"], "num_negatives=0"),
+        (["--min-user-events", "100"], "no event is left; lower --min-user-events=100"),
+    ],
+)
+def test_a_bad_hyper_parameter(
+    clicks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], message: str
+) -> None:
+    assert message in fails(capsys, "train", clicks, "--out", tmp_path / "m", *flags)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("flags", [["--loss", "hinge"], ["--max-len", "many"], ["--hold-out", "3"], ["--nonsense"]])
+def test_a_flag_that_cannot_be_read_ends_with_status_2(
+    clicks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str]
+) -> None:
+    with pytest.raises(SystemExit) as raised:
+        main(["train", str(clicks), "--out", str(tmp_path / "m"), *flags])
+    assert raised.value.code == 2
+    assert flags[0] in capsys.readouterr().err
+
+
+def test_a_foreign_output_directory_is_refused_before_the_training(
+    clicks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "thesis.txt").write_text("words")
+    assert main(["train", str(clicks), "--out", str(tmp_path), *SMALL]) == 1
+    out, err = capsys.readouterr()
+    assert out == "", "nothing was read or trained"
+    assert "exists and is not a model directory" in err
+
+
+def test_data_from_which_nothing_can_be_learned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "clicks.csv").write_text("user_id,item_id\nu,a\nu,b\nv,a\nv,b\n")
+    message = fails(capsys, "train", tmp_path / "clicks.csv", "--out", tmp_path / "m")
+    assert "no user has two or more known events" in message
+
+
+def test_a_bad_model_directory(clicks: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "there is no model directory at" in fails(capsys, "evaluate", clicks, "--model", tmp_path / "nowhere")
+    assert "it has no manifest.json" in fails(capsys, "evaluate", clicks, "--model", tmp_path)
+    damaged = tmp_path / "damaged"
+    damaged.mkdir()
+    for file in model.iterdir():
+        (damaged / file.name).write_bytes(file.read_bytes())
+    (damaged / "config.json").write_text("{}")
+    assert "config.json is damaged" in fails(capsys, "evaluate", clicks, "--model", damaged)
+
+
+def test_data_of_another_catalogue_and_a_cut_off_below_1(
+    clicks: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "other.csv").write_text("user_id,item_id\nu,x\nu,y\n")
+    message = fails(capsys, "evaluate", tmp_path / "other.csv", "--model", model)
+    assert "other.csv: no user has two events on items that the model knows" in message
+    assert "k=0: must be at least 1" in fails(capsys, "evaluate", clicks, "--model", model, "--k", "0")
+
+
+def test_an_interrupt_is_no_traceback(
+    clicks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sasrec.__main__.train", interrupted)
+    assert main(["train", str(clicks), "--out", str(tmp_path / "m")]) == 130
+    assert capsys.readouterr().err == "sasrec: stopped\n"
+
+
+def test_the_commands_run_as_processes(clicks: Path, tmp_path: Path) -> None:
+    def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-W", "error", "-m", "sasrec", *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+    trained = run("train", clicks, "--out", tmp_path / "m", *SMALL, "--epochs", "2")
+    assert (trained.returncode, trained.stderr) == (0, "")
+    judged = run("evaluate", clicks, "--model", tmp_path / "m", "--json")
+    assert judged.returncode == 0
+    assert json.loads(judged.stdout)["seen_filtered"]["hr@10"] == 1.0, "12 items, 8 seen"
+    failed = run("evaluate", clicks, "--model", tmp_path / "nowhere")
+    assert (failed.returncode, failed.stdout) == (1, "")
+    assert failed.stderr.count("\n") == 1
+    assert run().returncode == 2

@@ -1,0 +1,275 @@
+"""Training: provable patterns are learned, the same seed gives the same weights, nothing outside is touched."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import math
+import re
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+import torch
+
+from sasrec.data import Holdout, Sequences
+from sasrec.engine import Engine
+from sasrec.evaluate import Metrics, evaluate
+from sasrec.model import SASRec, SASRecConfig
+from sasrec.train import Loss, TrainConfig, TrainingError, train
+from sasrec.vocab import ItemVocab
+
+NUM_ITEMS = 12
+TINY = SASRecConfig(NUM_ITEMS, max_len=8, hidden_units=16, num_blocks=1, dropout_rate=0.0)
+
+
+def sequences_of(rows: list[list[int]], num_items: int = NUM_ITEMS) -> Sequences:
+    offsets = np.concatenate(([0], np.cumsum([len(row) for row in rows]))).astype(np.int64)
+    users = tuple(f"u{n}" for n in range(len(rows)))
+    vocab = ItemVocab(f"i{n}" for n in range(num_items))
+    return Sequences(vocab, users, offsets, np.array([item for row in rows for item in row], np.int64))
+
+
+def circle() -> Sequences:
+    """After item i always comes item i + 1, after the last the first."""
+    return sequences_of([[(start + n) % NUM_ITEMS + 1 for n in range(9)] for start in range(NUM_ITEMS) for _ in "ab"])
+
+
+def noise(users: int = 40) -> Sequences:
+    """Nothing to learn, so validation wanders up and down."""
+    rng = np.random.default_rng(5)
+    return sequences_of([rng.integers(1, NUM_ITEMS + 1, 8).tolist() for _ in range(users)])
+
+
+def weights(model: SASRec) -> torch.Tensor:
+    return torch.cat([weight.flatten() for weight in model.state_dict().values()])
+
+
+# --- it learns
+
+
+@pytest.mark.parametrize("position", ["rope", "learned"])
+@pytest.mark.parametrize("loss", get_args(Loss))
+def test_a_determined_next_item_is_predicted_for_every_user(loss: Loss, position: Any) -> None:
+    rest, test = circle().leave_last_out()
+    config = SASRecConfig(NUM_ITEMS, max_len=8, hidden_units=16, num_blocks=1, dropout_rate=0.1, position=position)
+    how = TrainConfig(epochs=60, batch_size=8, learning_rate=1e-2, loss=loss, num_negatives=8)
+    model, result = train(config, rest, how)
+    assert evaluate(Engine(model, rest.vocab), test, (1,)).hr[1] == 1.0
+    assert result.epochs[-1].loss < result.epochs[0].loss / 2
+
+
+def test_a_next_item_that_the_last_item_alone_does_not_tell_is_learned() -> None:
+    # 3 is followed by 2 where 1 stood before it, by 5 where 4 did: a Markov chain would be right half the time
+    rows = [[1, 3, 2] * 4, [4, 3, 5] * 4] * 40
+    config = SASRecConfig(5, max_len=12, hidden_units=16, num_blocks=1, dropout_rate=0.0)
+    model, _ = train(config, sequences_of(rows, 5), TrainConfig(epochs=60, batch_size=8, learning_rate=1e-2))
+    engine = Engine(model, ItemVocab("12345"))
+    best = engine.top_k(engine.encode([[1, 3], [4, 3], [1, 3, 2, 1, 3], [4, 3, 5, 4, 3]]), 1)
+    assert [ranking.items for ranking in best] == [["2"], ["5"], ["2"], ["5"]]
+
+
+def test_validation_is_judged_every_epoch_and_the_result_tells_it() -> None:
+    rest, validation = circle().leave_last_out()
+    model, result = train(TINY, rest, TrainConfig(epochs=12, learning_rate=1e-2, batch_size=8), validation)
+    assert all(epoch.validation is not None and epoch.seconds > 0 for epoch in result.epochs)
+    assert result.best.validation is not None
+    assert result.best.validation.ndcg[10] == max(
+        epoch.validation.ndcg[10] for epoch in result.epochs if epoch.validation is not None
+    )
+    assert not model.training
+
+
+def test_repeating_sessions_are_validated_with_seen_items_kept() -> None:
+    # every held-out target was seen: with seen items filtered no model could earn anything
+    rest, validation = sequences_of([[a, b] * 4 for a in range(1, 7) for b in range(7, 13)]).leave_last_out()
+    _, result = train(TINY, rest, TrainConfig(epochs=15, learning_rate=1e-2, batch_size=8), validation)
+    assert result.best.validation is not None
+    assert result.best.validation.ndcg[10] > 0.4
+
+
+# --- it can be repeated
+
+
+@pytest.mark.parametrize("loss", get_args(Loss))
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(loss: Loss) -> None:
+    config = SASRecConfig(NUM_ITEMS, max_len=8, hidden_units=16, dropout_rate=0.3)
+    rest, validation = noise().leave_last_out()
+
+    def run(seed: int) -> tuple[torch.Tensor, list[float]]:
+        how = TrainConfig(epochs=2, batch_size=16, loss=loss, num_negatives=4, seed=seed)
+        model, result = train(config, rest, how, validation)
+        return weights(model), [epoch.loss for epoch in result.epochs]
+
+    first, losses = run(1)
+    torch.rand(3)  # what happened before does not matter
+    np.random.rand(3)
+    again, losses_again = run(1)
+    assert torch.equal(first, again)
+    assert losses == losses_again
+    assert not torch.equal(first, run(2)[0])
+
+
+def test_training_leaves_the_random_state_of_everybody_else_alone() -> None:
+    torch.manual_seed(123)
+    np.random.seed(123)
+    before_torch, before_numpy = torch.random.get_rng_state(), np.random.get_state()[1].copy()
+    train(TINY, circle(), TrainConfig(epochs=1, loss="bce"))
+    assert torch.equal(torch.random.get_rng_state(), before_torch)
+    assert (np.random.get_state()[1] == before_numpy).all()
+    with pytest.raises(TrainingError):
+        train(TINY, circle(), TrainConfig(epochs=5, batch_size=4, learning_rate=1e30))
+    assert torch.equal(torch.random.get_rng_state(), before_torch), "not even when it fails"
+
+
+# --- it ends in time, with the best weights
+
+
+def test_it_stops_early_and_the_model_returned_is_that_of_the_best_epoch() -> None:
+    rest, validation = noise().leave_last_out()
+    how = TrainConfig(epochs=60, batch_size=16, learning_rate=3e-3, patience=4)
+    model, result = train(TINY, rest, how, validation)
+    assert len(result.epochs) == result.best_epoch + 1 + how.patience < how.epochs
+    scores = [epoch.validation.ndcg[10] for epoch in result.epochs if epoch.validation is not None]
+    assert result.best_epoch == scores.index(max(scores)), "the first of the best"
+    assert scores[-1] < max(scores), "the last weights would not do"
+    repeats = sum(target in history for history, target in zip(validation.histories, validation.targets, strict=True))
+    again = evaluate(Engine(model, rest.vocab), validation, (10,), filter_seen=repeats <= len(validation) / 2)
+    assert again == result.best.validation
+
+
+class ScriptedValidation:
+    """Stands in for evaluate: the NDCG@10 of each epoch is given."""
+
+    def __init__(self, *ndcg: float) -> None:
+        self._ndcg = iter(ndcg)
+
+    def __call__(self, *_: object, **__: object) -> Metrics:
+        ndcg = next(self._ndcg)
+        return Metrics(1, {10: ndcg}, {10: ndcg}, {10: ndcg})
+
+
+@pytest.mark.parametrize(
+    ("patience", "scores", "best_epoch"),
+    [
+        (0, [0.3, 0.1, 0.4, 0.1, 0.2, 0.1], 2),  # all epochs are run, the best is still restored
+        (2, [0.1, 0.2, 0.2, 0.2], 1),  # as good is not better
+        (3, [0.0, 0.0, 0.0, 0.0], 0),
+        (2, [0.1, 0.0, 0.2, 0.0, 0.3, 0.0], 4),
+        (1, [0.1, 0.2, 0.3, 0.4, 0.5, 0.6], 5),
+    ],
+)
+def test_patience_counts_epochs_without_a_better_score_and_the_best_weights_come_back(
+    monkeypatch: pytest.MonkeyPatch, patience: int, scores: list[float], best_epoch: int
+) -> None:
+    rest, validation = noise().leave_last_out()
+    expected, _ = train(TINY, rest, TrainConfig(epochs=best_epoch + 1, batch_size=16))
+    module = importlib.import_module("sasrec.train")  # `sasrec.train` as a name is the function
+    monkeypatch.setattr(module, "evaluate", ScriptedValidation(*scores))
+    model, result = train(TINY, rest, TrainConfig(epochs=6, batch_size=16, patience=patience), validation)
+    assert [epoch.validation.ndcg[10] for epoch in result.epochs if epoch.validation] == scores
+    assert result.best_epoch == best_epoch
+    assert torch.equal(weights(model), weights(expected))
+
+
+def test_without_validation_all_epochs_are_run_and_the_last_is_kept() -> None:
+    _, result = train(TINY, noise(), TrainConfig(epochs=4, patience=1))
+    assert (len(result.epochs), result.best_epoch) == (4, 3)
+    nobody = Holdout([], np.array([], np.int64))
+    _, result = train(TINY, noise(), TrainConfig(epochs=4, patience=1), nobody)
+    assert (len(result.epochs), result.best_epoch) == (4, 3)
+
+
+def test_stop_ends_training_after_the_batch() -> None:
+    asked = 0
+
+    def stop() -> bool:
+        nonlocal asked
+        asked += 1
+        return asked >= 3
+
+    rest, validation = noise().leave_last_out()
+    model, result = train(TINY, rest, TrainConfig(epochs=50, batch_size=4), validation, stop=stop)
+    assert asked <= 4, "asked once a batch and once more at the end of the epoch"
+    assert len(result.epochs) == 1
+    assert evaluate(Engine(model, rest.vocab), validation).ndcg[10] == pytest.approx(
+        result.best.validation.ndcg[10] if result.best.validation else math.nan
+    )
+
+
+def test_every_epoch_is_one_log_line_and_nothing_is_printed(
+    caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with caplog.at_level(logging.INFO, "sasrec.train"):
+        rest, validation = circle().leave_last_out()
+        train(TINY, rest, TrainConfig(epochs=3), validation)
+    assert [record.getMessage().split(":")[0] for record in caplog.records] == ["epoch 1", "epoch 2", "epoch 3"]
+    assert "validation NDCG@10" in caplog.text
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_progress_bar_is_drawn_where_asked_for(capfd: pytest.CaptureFixture[str]) -> None:
+    train(TINY, circle(), TrainConfig(epochs=1), progress=True)
+    assert "epoch 1" in "".join(capfd.readouterr())
+
+
+def test_weight_decay_shrinks_the_weights() -> None:
+    def size(weight_decay: float) -> float:
+        model, _ = train(TINY, noise(), TrainConfig(epochs=10, learning_rate=1e-2, weight_decay=weight_decay))
+        return float(model.item_embedding.weight.detach().norm())
+
+    assert size(10.0) < 0.8 * size(0.0)
+
+
+# --- it says why it cannot go on
+
+
+@pytest.mark.parametrize("rows", [[[1], [2], []], [[]]])
+def test_data_without_two_events_of_a_user_are_a_training_error(rows: list[list[int]]) -> None:
+    with pytest.raises(TrainingError, match="no user has two or more known events"):
+        train(TINY, sequences_of(rows), TrainConfig())
+
+
+@pytest.mark.parametrize("loss", ["bce", "sampled_softmax"])
+def test_negatives_need_a_second_item(loss: Loss) -> None:
+    config = SASRecConfig(1, max_len=4, hidden_units=8)
+    with pytest.raises(TrainingError, match="only one item; use loss='cross_entropy'"):
+        train(config, sequences_of([[1, 1, 1]], num_items=1), TrainConfig(loss=loss))
+    model, _ = train(config, sequences_of([[1, 1, 1]], num_items=1), TrainConfig(epochs=1))
+    assert weights(model).isfinite().all()
+
+
+@pytest.mark.parametrize("learning_rate", [1e30, math.inf])
+@pytest.mark.parametrize("loss", get_args(Loss))
+@pytest.mark.parametrize("batch_size", [4, 1000])
+def test_a_diverging_learning_rate_is_a_training_error_that_names_it(
+    loss: Loss, learning_rate: float, batch_size: int
+) -> None:
+    how = TrainConfig(epochs=3, batch_size=batch_size, learning_rate=learning_rate, loss=loss)
+    rest, validation = circle().leave_last_out()
+    for judge in (validation, None):
+        with pytest.raises(TrainingError, match=re.escape(f"learning_rate={learning_rate}")):
+            train(TINY, rest, how, judge)
+
+
+def test_weights_spoilt_by_the_very_last_step_are_not_returned() -> None:
+    with pytest.raises(TrainingError, match="lower learning_rate=inf"):
+        train(TINY, circle(), TrainConfig(epochs=1, batch_size=1000, learning_rate=math.inf))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"epochs": 0}, "epochs=0: must be at least 1"),
+        ({"batch_size": 0}, "batch_size=0: must be at least 1"),
+        ({"patience": -1}, "patience=-1: must be at least 0"),
+        ({"learning_rate": 0.0}, "learning_rate=0.0"),
+        ({"learning_rate": math.nan}, "learning_rate=nan"),
+        ({"weight_decay": -0.1}, "weight_decay=-0.1"),
+        ({"loss": "hinge"}, "loss='hinge': must be one of bce, cross_entropy, sampled_softmax"),
+        ({"loss": "bce", "num_negatives": 0}, "num_negatives=0: bce needs at least 1"),
+    ],
+)
+def test_a_hyper_parameter_out_of_range_is_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        TrainConfig(**change)
