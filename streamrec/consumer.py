@@ -25,7 +25,7 @@ from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
 from streamrec.decode import EventDecoder
 from streamrec.errors import BadRecord
 from streamrec.health import Health
-from streamrec.kafka import Producer, connection_options, unavailable
+from streamrec.kafka import Producer, connection_options, dismiss_dead_members, member_name, unavailable
 from streamrec.metrics import Metrics
 from streamrec.schemas import DeadLetter, EventBatch
 from streamrec.settings import Settings
@@ -53,6 +53,7 @@ class ClickConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
         self._health = health
         self._consumer = AIOKafkaConsumer(
             **connection_options(settings),
+            client_id=member_name(),
             group_id=settings.kafka_group,
             group_instance_id=settings.kafka_group_instance_id,
             enable_auto_commit=False,
@@ -86,6 +87,8 @@ class ClickConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
         except (KafkaError, OSError) as error:
             await self._consumer.stop()
             raise unavailable(self._settings, error) from error
+        if dead := await dismiss_dead_members(self._settings):
+            log.info("daemons that died here without leaving the group were dismissed", extra={"members": dead})
         self._consumer.subscribe([self._settings.kafka_topic], listener=self)
         self._watch = asyncio.create_task(self._watch_broker(), name="watch-broker")
 

@@ -45,10 +45,12 @@ async def stored(
 async def _values(
     redis: RedisClient, keys: Keys, key_of: Callable[[str], str], users: list[str] | None
 ) -> AsyncIterator[tuple[str, bytes | None]]:
+    everybody = users is None
     if users is None:
         prefix = key_of("").removesuffix("}")  # up to and with the opening brace
         users = [keys.user_of(name) async for name in redis.scan(prefix)]
     rest = iter(users)
     while chunk := list(islice(rest, SCAN_COUNT)):
         for user, value in zip(chunk, await redis.get_many([key_of(user) for user in chunk]), strict=True):
-            yield user, value
+            if value is not None or not everybody:  # else it expired since the scan
+                yield user, value

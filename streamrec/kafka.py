@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import ssl
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.client import AIOKafkaClient, ConnectionGroup, CoordinationType
 from aiokafka.errors import KafkaConnectionError, KafkaError
 from aiokafka.helpers import create_ssl_context
+from aiokafka.protocol.admin import DescribeGroupsRequest
+from aiokafka.protocol.group import LeaveGroupRequest
 
 from streamrec.errors import KafkaUnavailable, SettingsError
 from streamrec.schemas import DeadLetter
@@ -117,9 +123,21 @@ class Producer:
         except (KafkaError, OSError) as error:
             raise unavailable(self._settings, error) from error
 
-    async def flush(self) -> None:
-        """Wait until everything queued is acknowledged."""
-        await self._producer.flush()
+    async def settle(self, sent: Iterable[Any]) -> None:
+        """Wait until everything queued is acknowledged.
+
+        Args:
+            sent: what ``send`` returned.
+
+        Raises:
+            KafkaUnavailable: a record was not.
+        """
+        try:
+            await self._producer.flush()
+            for acknowledgement in sent:
+                await acknowledgement
+        except (KafkaError, OSError) as error:
+            raise unavailable(self._settings, error) from error
 
     async def send_dead_letters(self, letters: Iterable[DeadLetter]) -> None:
         """Write dead letters with their origin and reason in headers; returns once all are acknowledged.
@@ -153,6 +171,56 @@ class Producer:
             key=key,
             headers=[(name, text[:1000].encode(errors="replace")) for name, text in headers.items()],
         )
+
+
+def member_name() -> str:
+    """Client id of this process as a group member: who it is, and which process of which machine."""
+    return f"{_member_prefix()}{os.getpid()}"
+
+
+async def dismiss_dead_members(settings: Settings) -> int:
+    """Say goodbye to the group for daemons of this machine that died without doing so; returns how many.
+
+    Else whoever joins next waits for them until the session time-out, and with the embedded broker, which
+    knows none, for ever. A help, not a need: where the broker does not allow it, nothing happens.
+    """
+    group = settings.kafka_group
+    client = AIOKafkaClient(**connection_options(settings))
+    try:
+        await client.bootstrap()
+        node = await client.coordinator_lookup(CoordinationType.GROUP, group)
+        if not await client.ready(node, group=ConnectionGroup.COORDINATION):
+            return 0
+        described = await client.send(node, DescribeGroupsRequest([group]), group=ConnectionGroup.COORDINATION)
+        members = [member for _, _, _, _, _, members, *_ in described.groups for member in members]
+        dead = [member_id for member_id, client_id, *_ in members if _died(client_id)]
+        for member_id in dead:
+            await client.send(node, LeaveGroupRequest(group, member_id), group=ConnectionGroup.COORDINATION)
+        return len(dead)
+    except (KafkaError, OSError):
+        return 0
+    finally:
+        await client.close()
+
+
+def _member_prefix() -> str:
+    # process ids mean something only within their namespace: containers may share a host's name
+    namespace = Path("/proc/self/ns/pid")
+    return f"streamrec-{socket.gethostname()}-{namespace.stat().st_ino if namespace.exists() else 0}-"
+
+
+def _died(client_id: str) -> bool:
+    """Whether this is the name of a process of this machine that is no more."""
+    pid = client_id.removeprefix(_member_prefix())
+    if pid == client_id or not pid.isdecimal():
+        return False
+    try:
+        os.kill(int(pid), 0)
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"  # dead, its parent not told
+    except ProcessLookupError:
+        return True
+    except (OSError, OverflowError):
+        return False
 
 
 async def topic_partitions(settings: Settings, topics: Iterable[str]) -> dict[str, int]:

@@ -48,7 +48,7 @@ class RedisClient:
                 retry=Retry(ExponentialBackoff(cap=0.2, base=0.02), RETRIES),
                 **tls,
             )
-            pool.make_connection()  # connects to nothing yet, but takes the URL's options or not
+            pool.make_connection()  # type: ignore[no-untyped-call]  # connects to nothing yet, but takes the URL's options or not
         except (ValueError, TypeError, RedisError) as error:
             raise SettingsError(f"redis_url: an option after the ? is unknown or wrong: {error}") from None
         self._redis = redis.Redis.from_pool(pool)

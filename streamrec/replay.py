@@ -46,9 +46,7 @@ class ClickProducer:
     async def settle(self) -> None:
         """Wait until everything sent is acknowledged."""
         waiting, self._in_flight = self._in_flight, []
-        await self._producer.flush()
-        for acknowledgement in waiting:
-            await acknowledgement
+        await self._producer.settle(waiting)
 
 
 @contextlib.asynccontextmanager
@@ -118,5 +116,9 @@ async def replay(
                         bar.update(task, events=f"{sent:,} events")
         except DataFileError as error:
             raise StreamrecError(f"{error} ({sent:,} events before it were sent)") from error
+        except UnicodeEncodeError as error:  # JSON lets half of a surrogate pair through
+            raise StreamrecError(
+                f"{path}: an id of event {sent + 1:,} cannot be written as UTF-8 ({sent:,} events before it were sent)"
+            ) from error
         bar.update(task, events=f"{sent:,} events")
     return sent

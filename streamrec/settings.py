@@ -121,7 +121,8 @@ class Settings(BaseSettings):
     @classmethod
     def _addresses(cls, value: str) -> str:
         for address in value.split(","):
-            if not re.fullmatch(r"\s*([^\s:]+|\[[0-9a-fA-F:]+\]):\d{1,5}\s*", address):
+            found = re.fullmatch(r"\s*(?:[^\s:]+|\[[0-9a-fA-F:]+\]):(\d{1,5})\s*", address)
+            if not found or not 1 <= int(found[1]) <= 65_535:
                 raise ValueError(f"{address!r} is no host:port")
         return value.replace(" ", "")
 
@@ -252,7 +253,7 @@ def _explain(error: ValidationError) -> str:
         name = ".".join(map(str, detail["loc"]))
         message = str(detail["msg"]).removeprefix("Value error, ")
         if detail["type"] == "extra_forbidden":
-            near = difflib.get_close_matches(name, Settings.model_fields, n=1)
+            near = difflib.get_close_matches(name.lower().removeprefix(ENV_PREFIX.lower()), Settings.model_fields, n=1)
             lines.append(f"{name} is not a setting" + (f"; did you mean {near[0]}?" if near else ""))
         elif not name:
             lines.append(message)

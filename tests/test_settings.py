@@ -1,0 +1,411 @@
+"""Settings: where they come from, what is refused and how it is said, and that secrets stay secret."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import SecretStr, ValidationError
+
+from streamrec.errors import SettingsError
+from streamrec.redis_client import RedisClient
+from streamrec.settings import ENV_PREFIX, MASK, Settings, load_settings, unknown_variables
+
+# Two values of every setting, the first not its default.
+VALUES: dict[str, tuple[Any, Any]] = {
+    "kafka_bootstrap_servers": ("a:1,b:2", "[::1]:9093"),
+    "kafka_topic": ("views", "Clicks_2.x-y"),
+    "kafka_group": ("shop", "streamrec"),
+    "kafka_group_instance_id": ("daemon-1", "daemon-2"),
+    "kafka_dead_letter_topic": ("graveyard", "bad"),
+    "kafka_partitions": (12, 1),
+    "kafka_replication_factor": (3, 1),
+    "kafka_topic_epoch": (2, 1),
+    "kafka_auto_offset_reset": ("latest", "earliest"),
+    "kafka_session_timeout_s": (30.0, 6.5),
+    "kafka_rebalance_timeout_s": (90.0, 2.0),
+    "kafka_security_protocol": ("SSL", "PLAINTEXT"),
+    "kafka_sasl_mechanism": ("SCRAM-SHA-512", "SCRAM-SHA-256"),
+    "kafka_sasl_username": ("ann", "bob"),
+    "kafka_sasl_password": ("s3cr3t", "0ther"),
+    "kafka_tls_ca_file": ("/ca.pem", "/ca2.pem"),
+    "kafka_tls_cert_file": ("/cert.pem", "/cert2.pem"),
+    "kafka_tls_key_file": ("/key.pem", "/key2.pem"),
+    "redis_url": ("rediss://u:p@h:1/2", "unix:///run/redis.sock"),
+    "redis_tls_ca_file": ("/redis.pem", "/redis2.pem"),
+    "redis_timeout_s": (0.25, 5.0),
+    "redis_key_prefix": ("shop:v2", "a.b_c-d"),
+    "model_dir": ("/models/a", "/models/b"),
+    "max_len": (50, 200),
+    "top_k": (5, 100),
+    "filter_seen": (False, True),
+    "session_gap_s": (1800.0, 0.5),
+    "sequence_ttl_s": (60, 61),
+    "recs_ttl_s": (60, 61),
+    "popular_half_life_s": (3600.0, 1.0),
+    "refresh_s": (0.5, 9.0),
+    "user_id_field": ("visitor", "uid"),
+    "item_id_field": ("sku", "article"),
+    "timestamp_field": ("at", "time"),
+    "event_type_field": ("kind", "type"),
+    "event_types": (("click", "view"), ("buy",)),
+    "max_future_s": (0.0, 5.0),
+    "max_batch": (1, 10_000),
+    "poll_timeout_ms": (1, 50),
+    "cache_bytes": (0, 2**40),
+    "inference_threads": (2, 8),
+    "shutdown_timeout_s": (1.0, 2.0),
+    "http_host": ("0.0.0.0", "::"),
+    "http_port": (0, 65_535),
+    "liveness_timeout_s": (5.0, 6.0),
+    "log_level": ("DEBUG", "WARNING"),
+    "log_format": ("json", "text"),
+}
+# What must be set too, for a setting to make sense.
+COMPANIONS = {
+    "kafka_tls_cert_file": {"kafka_tls_key_file": "/key.pem"},
+    "redis_tls_ca_file": {"redis_url": "rediss://h:1"},
+}
+EVERY = sorted(VALUES)
+
+
+def plain(value: object) -> object:
+    """A setting's value as it stands in VALUES."""
+    if isinstance(value, SecretStr):
+        return value.get_secret_value()
+    return str(value) if isinstance(value, Path) else value
+
+
+def as_text(value: object) -> str:
+    return ",".join(value) if isinstance(value, tuple) else str(value)
+
+
+def as_toml(value: object) -> str:
+    return json.dumps(list(value) if isinstance(value, tuple) else value)
+
+
+class Layers:
+    """Sets one setting in the file, in the environment and by flag."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+        self._file = folder / "streamrec.toml"
+        self._file.write_text("")
+        self._monkeypatch = monkeypatch
+        self._name = name
+        self._flags: dict[str, Any] = dict(COMPANIONS.get(name, {}))
+
+    def in_file(self, value: object) -> None:
+        self._file.write_text(f"{self._name} = {as_toml(value)}\n")
+
+    def in_environment(self, value: object) -> None:
+        self._monkeypatch.setenv(ENV_PREFIX + self._name.upper(), as_text(value))
+
+    def by_flag(self, value: object) -> None:
+        self._flags[self._name] = as_text(value)
+
+    @property
+    def in_force(self) -> object:
+        return plain(getattr(load_settings(self._file, self._flags), self._name))
+
+
+@pytest.fixture
+def layers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> Layers:
+    return Layers(tmp_path, monkeypatch, name)
+
+
+def test_every_setting_is_tried_here() -> None:
+    assert set(VALUES) == set(Settings.model_fields)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_flags_win_over_environment_over_file_over_default(layers: Layers, name: str) -> None:
+    one, other = VALUES[name]
+    assert layers.in_force == plain(Settings.model_fields[name].get_default()) != one
+    layers.in_file(one)
+    assert layers.in_force == one
+    layers.in_environment(other)
+    assert layers.in_force == other
+    layers.by_flag(one)
+    assert layers.in_force == one
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_an_empty_variable_is_as_good_as_none(layers: Layers, name: str) -> None:
+    layers.in_file(VALUES[name][0])
+    layers.in_environment("")
+    assert layers.in_force == VALUES[name][0]
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_every_setting_is_explained(name: str) -> None:
+    assert Settings.model_fields[name].description
+
+
+def test_a_flag_that_was_not_given_leaves_the_environment_in_force(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STREAMREC_TOP_K", "7")
+    assert load_settings(flags={"top_k": None}).top_k == 7
+
+
+def test_settings_cannot_be_changed() -> None:
+    with pytest.raises(ValidationError):
+        load_settings().top_k = 5
+
+
+@pytest.mark.parametrize(
+    ("text", "types"),
+    [("click", ("click",)), (" click , view ,", ("click", "view")), (",", ()), ("add to cart", ("add to cart",))],
+)
+def test_event_types_are_separated_by_commas(text: str, types: tuple[str, ...]) -> None:
+    assert load_settings(flags={"event_types": text}).event_types == types
+
+
+@pytest.mark.parametrize("text", ["true", "True", "1", "yes", "on"])
+def test_yes_and_no_have_many_spellings(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setenv("STREAMREC_FILTER_SEEN", text)
+    assert load_settings().filter_seen is True
+
+
+def test_levels_and_protocols_may_be_written_small() -> None:
+    settings = load_settings(flags={"log_level": "debug", "kafka_security_protocol": "ssl"})
+    assert (settings.log_level, settings.kafka_security_protocol) == ("DEBUG", "SSL")
+
+
+def test_the_dead_letter_topic_follows_the_topic() -> None:
+    assert load_settings(flags={"kafka_topic": "views"}).kafka_dead_letters == "views-dead-letter"
+    assert load_settings(flags={"kafka_dead_letter_topic": "bad"}).kafka_dead_letters == "bad"
+
+
+WRONG: list[tuple[str, Any, str]] = [
+    ("kafka_bootstrap_servers", "localhost", "'localhost' is no host:port"),
+    ("kafka_bootstrap_servers", "a:1,,b:2", "'' is no host:port"),
+    ("kafka_bootstrap_servers", "kafka://a:1", "'kafka://a:1' is no host:port"),
+    ("kafka_bootstrap_servers", "a:port", "'a:port' is no host:port"),
+    ("kafka_bootstrap_servers", "a:65536", "'a:65536' is no host:port"),
+    ("kafka_bootstrap_servers", "a:0", "'a:0' is no host:port"),
+    ("kafka_bootstrap_servers", "", "is no host:port"),
+    ("kafka_topic", "my clicks", "1 to 249 letters, digits"),
+    ("kafka_topic", "", "at least 1 character"),
+    ("kafka_topic", "x" * 250, "1 to 249 letters, digits"),
+    ("kafka_group", "", "at least 1 character"),
+    ("kafka_dead_letter_topic", "a/b", "1 to 249 letters, digits"),
+    ("kafka_partitions", 0, "greater than or equal to 1"),
+    ("kafka_topic_epoch", -1, "greater than or equal to 0"),
+    ("kafka_auto_offset_reset", "newest", "'earliest' or 'latest'"),
+    ("kafka_session_timeout_s", "inf", "finite number"),
+    ("kafka_session_timeout_s", 0, "greater than or equal to 1"),
+    ("kafka_security_protocol", "TLS", "'PLAINTEXT', 'SSL', 'SASL_PLAINTEXT' or 'SASL_SSL'"),
+    ("kafka_sasl_mechanism", "GSSAPI", "'PLAIN', 'SCRAM-SHA-256' or 'SCRAM-SHA-512'"),
+    ("redis_timeout_s", 0, "greater than 0"),
+    ("redis_key_prefix", "{a}", "braces would move keys between nodes"),
+    ("redis_key_prefix", "", "a prefix is letters"),
+    ("redis_key_prefix", "a b", "a prefix is letters"),
+    ("max_len", 0, "greater than or equal to 1"),
+    ("max_len", "all", "valid integer"),
+    ("top_k", "ten", "valid integer"),
+    ("top_k", 2.5, "valid integer"),
+    ("top_k", 1_001, "less than or equal to 1000"),
+    ("filter_seen", "maybe", "valid boolean"),
+    ("session_gap_s", "inf", "finite number"),
+    ("session_gap_s", "nan", "finite number"),
+    ("session_gap_s", "30min", "valid number"),
+    ("sequence_ttl_s", 10**18, "less than or equal to"),
+    ("recs_ttl_s", 0, "greater than or equal to 1"),
+    ("popular_half_life_s", 0, "greater than 0"),
+    ("user_id_field", "", "at least 1 character"),
+    ("user_id_field", 'a"b', "no quotes, backslashes or control characters"),
+    ("item_id_field", "a\nb", "no quotes, backslashes or control characters"),
+    ("timestamp_field", "a\\b", "no quotes, backslashes or control characters"),
+    ("max_batch", 10_001, "less than or equal to 10000"),
+    ("http_port", 65_536, "less than or equal to 65535"),
+    ("log_level", "LOUD", "'DEBUG', 'INFO', 'WARNING' or 'ERROR'"),
+    ("log_format", "xml", "'text' or 'json'"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "right"), WRONG, ids=lambda part: str(part)[:24])
+def test_a_wrong_value_is_refused_by_name_with_what_is_right(name: str, value: object, right: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        load_settings(flags={name: value})
+    message = str(caught.value)
+    assert message.startswith(f"{name}={value!r}: ")
+    assert right in message
+    assert "\n" not in message
+    assert "pydantic" not in message
+
+
+def test_every_wrong_value_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STREAMREC_TOP_K", "ten")
+    monkeypatch.setenv("STREAMREC_MAX_LEN", "-1")
+    with pytest.raises(SettingsError, match=r"max_len='-1': .*; top_k='ten': "):
+        load_settings()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"user_id_field": "id", "item_id_field": "id"}, "four different names, not id, id, timestamp, event_type"),
+        ({"kafka_topic": "a", "kafka_dead_letter_topic": "a"}, "kafka_dead_letter_topic must differ from kafka_topic"),
+        ({"kafka_security_protocol": "SASL_SSL"}, "SASL_SSL needs kafka_sasl_username and kafka_sasl_password"),
+        (
+            {"kafka_security_protocol": "SASL_PLAINTEXT", "kafka_sasl_username": "u"},
+            "SASL_PLAINTEXT needs kafka_sasl_username and kafka_sasl_password",
+        ),
+        ({"kafka_tls_cert_file": "c.pem"}, "kafka_tls_cert_file needs kafka_tls_key_file"),
+        ({"redis_tls_ca_file": "ca.pem"}, "redis_tls_ca_file needs a redis_url that begins with rediss://"),
+    ],
+    ids=lambda part: " ".join(part) if isinstance(part, dict) else None,
+)
+def test_settings_that_do_not_fit_together_are_refused(flags: dict[str, str], message: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        load_settings(flags=flags)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("topk = 5", "topk is not a setting; did you mean top_k?"),
+        ("kafka_bootstrap = 'a:1'", "kafka_bootstrap is not a setting; did you mean kafka_bootstrap_servers?"),
+        ("redis_pasword = 's3cr3t'", "redis_pasword is not a setting"),
+        ("[kafka]\ntopic = 'clicks'", "kafka is not a setting"),
+        ("STREAMREC_TOP_K = 5", "STREAMREC_TOP_K is not a setting; did you mean top_k?"),
+        ("zzz = 1", "zzz is not a setting"),
+        ("top_k = [5]", "top_k=[5]: Input should be a valid integer"),
+        ("top_k = 'ten'", "top_k='ten': Input should be a valid integer"),
+        ("event_types = 5", "event_types=5: "),
+        ("kafka_sasl_password = 5", "kafka_sasl_password: Input should be a valid string"),
+        ("top_k 5", "cannot read {file}: "),
+        ("top_k = 5\ntop_k = 6", "cannot read {file}: "),
+        ("\xff", "cannot read {file}: "),
+    ],
+)
+def test_a_wrong_settings_file_is_explained(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "streamrec.toml"
+    path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(SettingsError) as caught:
+        load_settings(path)
+    assert message.format(file=path) in str(caught.value)
+    assert "s3cr3t" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["missing.toml", "."])
+def test_a_missing_settings_file_is_named(tmp_path: Path, name: str) -> None:
+    with pytest.raises(SettingsError, match="there is no settings file at"):
+        load_settings(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("variable", "meant"),
+    [("STREAMREC_TOPK", "STREAMREC_TOP_K"), ("STREAMREC_KAFKA_TOPICS", "STREAMREC_KAFKA_TOPIC"),
+     ("STREAMREC_REDIS_URI", "STREAMREC_REDIS_URL")],
+)  # fmt: skip
+def test_a_misspelt_variable_is_warned_of(variable: str, meant: str) -> None:
+    assert unknown_variables({variable: "s3cr3t"}) == [f"{variable} is not a setting; did you mean {meant}?"]
+
+
+def test_variables_that_are_no_near_miss_are_let_alone() -> None:
+    orchestrators = {"STREAMREC_SERVICE_HOST": "1", "STREAMREC_PORT_9464_TCP_ADDR": "2", "PATH": "3"}
+    assert unknown_variables(orchestrators | {f"STREAMREC_{name.upper()}": "x" for name in VALUES}) == []
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["", "localhost:6379", "http://localhost", "redis://", "redis://:6379", "redis://h:port", "redis://h:99999",
+     "redis://[::1", "unix://", "redis://h/zero", "redis://h/-1", "redis://u:a/b@h", "redis://u:12?b@h",
+     "redis://u:12#b@h/0"],
+)  # fmt: skip
+def test_a_wrong_redis_url_is_refused_without_repeating_it(url: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        load_settings(flags={"redis_url": url})
+    message = str(caught.value)
+    assert message.startswith("redis_url: ")
+    assert not url or url not in message.replace("unix://PATH", "")
+
+
+@pytest.mark.parametrize("option", ["foo=1", "db=abc", "socket_timeout=soon", "protocol=9", "ssl_keyfile=x"])
+def test_an_option_that_redis_does_not_take_is_refused(option: str) -> None:
+    settings = load_settings(flags={"redis_url": f"redis://u:s3cr3t@localhost:1/0?{option}"})
+    with pytest.raises(SettingsError, match="redis_url: an option after the") as caught:
+        RedisClient(settings)
+    assert "s3cr3t" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("redis://localhost", "redis://localhost"),
+        ("redis://u:s3cr3t@h:1/2", f"redis://u:{MASK}@h:1/2"),
+        ("rediss://:s3cr3t@[::1]:1/2?db=3", f"rediss://:{MASK}@[::1]:1/2?db=3"),
+        ("redis://s3cr3t@h", f"redis://{MASK}@h"),
+        ("redis://h/0?username=u&password=s3cr3t&db=1", f"redis://h/0?username=u&password={MASK}&db=1"),
+        ("unix://u:s3cr3t@/run/r.sock?db=1", f"unix://u:{MASK}@/run/r.sock?db=1"),
+        ("unix:///run/r.sock", "unix:///run/r.sock"),
+        ("redis://u:%40s3cr3t%2F@h", f"redis://u:{MASK}@h"),
+        ("redis://u:a@s3cr3t@h", f"redis://u:{MASK}@h"),
+        ("redis://u:s3cr3t:s3cr3t@h:1", f"redis://u:{MASK}@h:1"),
+    ],
+)
+def test_a_redis_address_is_shown_without_its_password(url: str, shown: str) -> None:
+    settings = load_settings(flags={"redis_url": url})
+    assert settings.redis_address == shown
+    assert settings.redis_url.get_secret_value() == url
+
+
+def texts_of(flags: dict[str, Any]) -> Iterator[str]:
+    """Whatever a person could get to see of settings, or of what is wrong with them."""
+    try:
+        settings = load_settings(flags=flags)
+    except SettingsError as error:
+        yield from (str(error), repr(error), repr(error.__cause__))
+        return
+    yield from (
+        repr(settings),
+        str(settings),
+        repr(settings.shown()),
+        settings.redis_address,
+        settings.model_dump_json(),
+    )
+
+
+secrets = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=8).map(lambda text: f"s3cr3t{text}")
+URLS = [
+    "redis://u:{}@h:1/0",
+    "rediss://:{}@h",
+    "redis://{}@h",
+    "redis://h?password={}",
+    "unix://:{}@/s",
+    "http://u:{}@h",
+    "redis://:{}",
+    "redis://u:{}@h:99999",
+    "redis://u:{}@h/x",
+    "redis://u:1?{}@h",
+    "redis://u:1#{}@h",
+    "redis://u:1/{}@h",
+]
+
+
+@given(secrets, st.sampled_from(URLS), st.booleans(), st.booleans())
+def test_secrets_are_never_shown(secret: str, url: str, encoded: bool, wrong: bool) -> None:
+    flags = {
+        "redis_url": url.format(quote(secret, safe="") if encoded else secret),
+        "kafka_sasl_password": secret,
+        "kafka_sasl_username": "u",
+        "top_k": "ten" if wrong else "10",
+    }
+    for text in texts_of(flags):
+        assert "s3cr3t" not in text
+
+
+def test_what_is_shown_is_every_setting_in_force() -> None:
+    shown = load_settings(flags={"top_k": "7", "kafka_sasl_password": "s3cr3t", "kafka_topic": "views"}).shown()
+    assert list(shown) == list(Settings.model_fields)
+    assert shown["top_k"] == 7
+    assert shown["kafka_sasl_password"] == MASK
+    assert shown["kafka_dead_letter_topic"] == "views-dead-letter"
+    assert shown["model_dir"] is None
