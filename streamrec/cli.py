@@ -37,7 +37,17 @@ EPILOG = (
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; returns the exit status."""
-    options = _parser().parse_args(arguments)
+    try:
+        try:
+            return _run(_parser().parse_args(arguments))
+        finally:
+            sys.stdout.flush()  # else a reader that went away is met at exit, where nobody can catch it
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _run(options: argparse.Namespace) -> int:
     try:
         flags = {name: getattr(options, name) for name in Settings.model_fields if hasattr(options, name)}
         settings = load_settings(options.config, flags)
@@ -51,9 +61,6 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("streamrec: stopped", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the reader of our output went away
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -172,7 +179,8 @@ def _serve(settings: Settings, options: argparse.Namespace) -> int:
         print(f"export STREAMREC_KAFKA_BOOTSTRAP_SERVERS={servers.kafka_bootstrap_servers}")
         print(f"export STREAMREC_REDIS_URL={servers.redis_url}", flush=True)
         addresses = {"kafka_bootstrap_servers": servers.kafka_bootstrap_servers, "redis_url": servers.redis_url}
-        return asyncio.run(serve(Settings.model_validate(settings.model_dump() | addresses), options.burst))
+        given = settings.model_dump(exclude_unset=True)  # a default stays one: a taken default port is replaced
+        return asyncio.run(serve(Settings.model_validate(given | addresses), options.burst))
 
 
 def _replay(settings: Settings, options: argparse.Namespace) -> int:
@@ -188,6 +196,10 @@ def _replay(settings: Settings, options: argparse.Namespace) -> int:
 def _users(options: argparse.Namespace) -> list[str] | None:
     if options.all == bool(options.users):
         raise StreamrecError("name the users, or give --all")
+    try:
+        "".join(options.users).encode()
+    except UnicodeEncodeError:  # bytes of the command line that are none
+        raise StreamrecError(f"user ids must be UTF-8 text, not {options.users!r}") from None
     return None if options.all else options.users
 
 
@@ -240,7 +252,7 @@ def _user(settings: Settings, options: argparse.Namespace) -> int:
 def _check(settings: Settings, options: argparse.Namespace) -> int:
     if options.show:
         for name, value in settings.shown().items():
-            print(f"{name} = {_toml(value)}")
+            print(f"# {name} is not set" if value is None else f"{name} = {_toml(value)}")
         return 0
     from streamrec.check import check
 
@@ -255,8 +267,6 @@ def _check(settings: Settings, options: argparse.Namespace) -> int:
 
 
 def _toml(value: object) -> str:
-    if value is None:
-        return '""  # not set'
     if isinstance(value, (bool, int, float)):
         return str(value).lower()
     if isinstance(value, tuple):

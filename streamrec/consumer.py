@@ -51,9 +51,10 @@ class ClickConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
         self._dead_letters = dead_letters
         self._metrics = metrics
         self._health = health
+        self._name = member_name()
         self._consumer = AIOKafkaConsumer(
             **connection_options(settings),
-            client_id=member_name(),
+            client_id=self._name,
             group_id=settings.kafka_group,
             group_instance_id=settings.kafka_group_instance_id,
             enable_auto_commit=False,
@@ -76,6 +77,16 @@ class ClickConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
         """Number of the current assignment; it changes when partitions are taken away."""
         return self._assignment
 
+    @property
+    def rebalancing(self) -> bool:
+        """Whether the group waits for us to give up our partitions."""
+        return self._health.rebalancing_since_s is not None
+
+    @property
+    def idle(self) -> bool:
+        """Whether no batch is in hand."""
+        return self._idle.is_set()
+
     async def start(self) -> None:
         """Join the group.
 
@@ -84,11 +95,11 @@ class ClickConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
         """
         try:
             await self._consumer.start()
-        except (KafkaError, OSError) as error:
+        except BaseException as error:  # Ctrl-C too, or its connections would be left open
             await self._consumer.stop()
-            raise unavailable(self._settings, error) from error
-        if dead := await dismiss_dead_members(self._settings):
-            log.info("daemons that died here without leaving the group were dismissed", extra={"members": dead})
+            if isinstance(error, (KafkaError, OSError)):
+                raise unavailable(self._settings, error) from error
+            raise
         self._consumer.subscribe([self._settings.kafka_topic], listener=self)
         self._watch = asyncio.create_task(self._watch_broker(), name="watch-broker")
 
@@ -183,6 +194,8 @@ class ClickConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
         self._health.lag_records = 0
         if revoked:
             log.info("partitions given up", extra={"partitions": sorted(p.partition for p in revoked)})
+        if not self._consumer._coordinator.member_id:  # at the start, or after the group lost us and we lost our name
+            await self._dismiss_dead_members()
 
     async def on_partitions_assigned(self, assigned: Collection[TopicPartition]) -> None:
         """Note the new assignment."""
@@ -191,6 +204,12 @@ class ClickConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
         self._health.progressed()
         self._metrics.rebalances.inc()
         log.info("partitions assigned", extra={"partitions": sorted(p.partition for p in assigned)})
+
+    async def _dismiss_dead_members(self) -> None:
+        if self._settings.kafka_group_instance_id is None:  # a static member takes its old place by itself
+            dead = await dismiss_dead_members(self._settings, self._name)
+            if dead:
+                log.info("members that died without leaving the group were dismissed", extra={"members": dead})
 
     def _batch(self, polled: dict[TopicPartition, list[ConsumerRecord]]) -> EventBatch:
         batch = EventBatch(assignment=self._assignment, end_offsets=dict(self._end_offsets))
@@ -233,32 +252,40 @@ class ClickConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
     async def _watch_broker(self) -> None:
         """Ask for the ends of the partitions now and then: the lag, and whether Kafka answers."""
         while True:
+            settled = not self.rebalancing
             try:
                 async with asyncio.timeout(BROKER_TIMEOUT_S):
                     await self._ask_for_ends()
                 self._update_lag()
                 if not self._health.kafka_answers:
                     log.info("Kafka is back")
+                    self._health.tick()  # the loop needs a moment before it comes round and commits again
                     self._health.progressed()
                 self._health.kafka_answers = True
             except (KafkaError, TimeoutError, OSError) as error:
+                if settled and self.rebalancing:
+                    continue  # a join holds the coordinator's answers back: ask again, for metadata
                 if self._health.kafka_answers:
-                    log.warning("Kafka is away, waiting for it: %s", error or type(error).__name__)
+                    log.warning("Kafka is away, waiting for it: %s", unavailable(self._settings, error))
                 self._health.kafka_answers = False
             await asyncio.sleep(WATCH_S)
 
     async def _ask_for_ends(self) -> None:
         assigned = list(self._consumer.assignment())
-        if not assigned:  # nothing to ask about; the metadata still tell whether a broker answers
+        if not assigned or self.rebalancing:  # the coordinator is busy; the metadata tell whether a broker answers
             await self._consumer.topics()
             return
+        assignment, begins = self._assignment, {}
         ends = await self._consumer.end_offsets(assigned)
         for partition in assigned:
             if partition.partition not in self._committed:
                 committed = await self._consumer.committed(partition)
-                begin = await self._consumer.position(partition) if committed is None else committed
-                self._committed.setdefault(partition.partition, begin)
-        self._end_offsets = {partition.partition: end for partition, end in ends.items()}
+                begins[partition.partition] = (
+                    await self._consumer.position(partition) if committed is None else committed
+                )
+        if assignment == self._assignment:  # none was taken away meanwhile
+            self._committed = begins | self._committed
+            self._end_offsets = {partition.partition: end for partition, end in ends.items()}
 
     def _update_lag(self) -> None:
         now_ms = time.time() * 1000

@@ -85,7 +85,7 @@ async def serve(settings: Settings, burst: bool = False) -> int:
         web = WebServer(settings, metrics, health)
         address = await web.start()
         parts.push_async_callback(web.stop)
-        producer = Producer(settings)
+        producer = Producer(settings, idempotent=False)  # a dead letter may stand twice, but never block the rest
         await producer.start()
         parts.push_async_callback(producer.stop)
         consumer = ClickConsumer(settings, producer, metrics, health)
@@ -117,6 +117,8 @@ async def _run(worker: Worker, settings: Settings, health: Health, lists: Shared
         asked = asyncio.create_task(stop.wait())
         await asyncio.wait((loop, asked), return_when=asyncio.FIRST_COMPLETED)
         asked.cancel()
+        if worker.idle:  # nothing to finish, and a poll may wait for a rebalance to end
+            loop.cancel()
         done, _ = await asyncio.wait((loop,), timeout=settings.shutdown_timeout_s)
         if not done:
             loop.cancel()
@@ -124,10 +126,11 @@ async def _run(worker: Worker, settings: Settings, health: Health, lists: Shared
                 await loop
             log.error("the batch in hand could not be finished in time; it is not committed and comes again")
             return 1
-        handled = await loop
+        with contextlib.suppress(asyncio.CancelledError):
+            await loop
         with contextlib.suppress(RedisUnavailable):
             await lists.refresh()
-    log.info("drained" if burst and not stop.is_set() else "stopped", extra={"events": handled})
+    log.info("drained" if burst and not stop.is_set() else "stopped", extra={"events": worker.handled})
     return 0
 
 

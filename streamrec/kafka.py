@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 import ssl
@@ -25,6 +26,7 @@ TOPIC_ALREADY_EXISTS = 36
 # Kafka's default limit of a record is 1 MiB; the rest of a longer dead letter stays at its origin.
 MAX_DEAD_LETTER_BYTES = 900_000
 REQUEST_TIMEOUT_MS = 10_000
+DISMISSAL_TIMEOUT_S = 5.0
 
 
 def connection_options(settings: Settings) -> dict[str, Any]:
@@ -66,6 +68,8 @@ def unavailable(settings: Settings, error: Exception) -> KafkaUnavailable:
         return KafkaUnavailable(
             f"Kafka at {servers} cannot be reached; is STREAMREC_KAFKA_BOOTSTRAP_SERVERS right, and the broker up?"
         )
+    if isinstance(error, TimeoutError):
+        return KafkaUnavailable(f"Kafka at {servers} does not answer")
     return KafkaUnavailable(f"Kafka at {servers}: {str(error) or type(error).__name__}")
 
 
@@ -96,21 +100,32 @@ async def ensure_topics(settings: Settings, topics: Iterable[str]) -> list[str]:
 
 
 class Producer:
-    """Writes records, idempotently: a retry inside the client never doubles one."""
+    """Writes records, acknowledged by all replicas.
 
-    def __init__(self, settings: Settings) -> None:
+    Args:
+        idempotent: a retry inside the client never doubles a record. Off, a producer outlives brokers that
+            forget what it sent, where an idempotent one of aiokafka fails for good.
+    """
+
+    def __init__(self, settings: Settings, idempotent: bool = True) -> None:
         self._settings = settings
         self._producer = AIOKafkaProducer(
-            **connection_options(settings), enable_idempotence=True, max_request_size=2**20, linger_ms=2
+            **connection_options(settings),
+            acks="all",
+            enable_idempotence=idempotent,
+            max_request_size=2**20,
+            linger_ms=2,
         )
 
     async def start(self) -> None:
         """Raises KafkaUnavailable where no broker answers."""
         try:
             await self._producer.start()
-        except (KafkaError, OSError) as error:
+        except BaseException as error:  # Ctrl-C too, or its connections would be left open
             await self._producer.stop()
-            raise unavailable(self._settings, error) from error
+            if isinstance(error, (KafkaError, OSError)):
+                raise unavailable(self._settings, error) from error
+            raise
 
     async def stop(self) -> None:
         """Wait for what was sent, and close."""
@@ -174,30 +189,34 @@ class Producer:
 
 
 def member_name() -> str:
-    """Client id of this process as a group member: who it is, and which process of which machine."""
-    return f"{_member_prefix()}{os.getpid()}"
+    """A new client id for a group member of this process: it tells on which machine which process runs."""
+    return f"{_member_prefix()}{os.getpid()}-{os.urandom(3).hex()}"
 
 
-async def dismiss_dead_members(settings: Settings) -> int:
+async def dismiss_dead_members(settings: Settings, former: str = "") -> int:
     """Say goodbye to the group for daemons of this machine that died without doing so; returns how many.
 
     Else whoever joins next waits for them until the session time-out, and with the embedded broker, which
     knows none, for ever. A help, not a need: where the broker does not allow it, nothing happens.
+
+    Args:
+        former: the client id of a member of this process that has lost its membership.
     """
     group = settings.kafka_group
     client = AIOKafkaClient(**connection_options(settings))
     try:
-        await client.bootstrap()
-        node = await client.coordinator_lookup(CoordinationType.GROUP, group)
-        if not await client.ready(node, group=ConnectionGroup.COORDINATION):
-            return 0
-        described = await client.send(node, DescribeGroupsRequest([group]), group=ConnectionGroup.COORDINATION)
-        members = [member for _, _, _, _, _, members, *_ in described.groups for member in members]
-        dead = [member_id for member_id, client_id, *_ in members if _died(client_id)]
-        for member_id in dead:
-            await client.send(node, LeaveGroupRequest(group, member_id), group=ConnectionGroup.COORDINATION)
-        return len(dead)
-    except (KafkaError, OSError):
+        async with asyncio.timeout(DISMISSAL_TIMEOUT_S):
+            await client.bootstrap()
+            node = await client.coordinator_lookup(CoordinationType.GROUP, group)
+            if not await client.ready(node, group=ConnectionGroup.COORDINATION):
+                return 0
+            described = await client.send(node, DescribeGroupsRequest([group]), group=ConnectionGroup.COORDINATION)
+            members = [member for _, _, _, _, _, members, *_ in described.groups for member in members]
+            dead = [member_id for member_id, client_id, *_ in members if client_id == former or _died(client_id)]
+            for member_id in dead:
+                await client.send(node, LeaveGroupRequest(group, member_id), group=ConnectionGroup.COORDINATION)
+            return len(dead)
+    except (KafkaError, OSError, TimeoutError):
         return 0
     finally:
         await client.close()
@@ -211,8 +230,9 @@ def _member_prefix() -> str:
 
 def _died(client_id: str) -> bool:
     """Whether this is the name of a process of this machine that is no more."""
-    pid = client_id.removeprefix(_member_prefix())
-    if pid == client_id or not pid.isdecimal():
+    prefix = _member_prefix()
+    pid = client_id.removeprefix(prefix).partition("-")[0]
+    if not client_id.startswith(prefix) or not pid.isdecimal():
         return False
     try:
         os.kill(int(pid), 0)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Iterator
 from importlib import resources
 from types import TracebackType
 from typing import Any, Self
@@ -48,7 +50,8 @@ class RedisClient:
                 retry=Retry(ExponentialBackoff(cap=0.2, base=0.02), RETRIES),
                 **tls,
             )
-            pool.make_connection()  # type: ignore[no-untyped-call]  # connects to nothing yet, but takes the URL's options or not
+            # connects to nothing yet, but takes the URL's options or not
+            pool.make_connection()  # type: ignore[no-untyped-call]
         except (ValueError, TypeError, RedisError) as error:
             raise SettingsError(f"redis_url: an option after the ? is unknown or wrong: {error}") from None
         self._redis = redis.Redis.from_pool(pool)
@@ -80,7 +83,8 @@ class RedisClient:
         """
         started = time.perf_counter()
         try:
-            return await self._scripts[script](keys=keys, args=list(args))
+            with _cancellation_kept():
+                return await self._scripts[script](keys=keys, args=list(args))
         except ResponseError as error:
             if str(error).startswith(REFUSAL):
                 raise StreamrecError(str(error).removeprefix(REFUSAL)) from None
@@ -122,7 +126,8 @@ class RedisClient:
 
     async def _call(self, *command: str | bytes | int) -> Any:
         try:
-            return await self._redis.execute_command(*command)  # type: ignore[no-untyped-call]
+            with _cancellation_kept():
+                return await self._redis.execute_command(*command)  # type: ignore[no-untyped-call]
         except (RedisError, OSError) as error:
             raise self._unavailable(error) from error
 
@@ -131,3 +136,15 @@ class RedisClient:
         if isinstance(error, (RedisConnectionError, OSError)) and not isinstance(error, AuthenticationError):
             detail += "; is STREAMREC_REDIS_URL right, and the server up?"
         return RedisUnavailable(f"Redis at {self._address}: {detail}")
+
+
+@contextlib.contextmanager
+def _cancellation_kept() -> Iterator[None]:
+    """redis-py sends within asyncio.wait_for, which loses a cancellation now and then before Python 3.12."""
+    task = asyncio.current_task()
+    before = task.cancelling() if task else 0
+    try:
+        yield
+    finally:
+        if task and task.cancelling() > before:
+            raise asyncio.CancelledError

@@ -7,7 +7,7 @@
     commit           last: at least once in, effectively once in state
 
 A step that fails because Redis or Kafka is away is tried again with growing pauses, while the consumer
-stays in its group; nothing is skipped. A batch whose partitions are taken away meanwhile is let go.
+stays in its group; nothing is skipped. When the group rebalances meanwhile, the batch is let go.
 """
 
 from __future__ import annotations
@@ -51,18 +51,22 @@ class Worker:
         self._publisher = publisher
         self._lists = lists
         self._health = health
+        self.handled = 0  # events
 
-    async def run(self, stop: asyncio.Event, burst: bool = False) -> int:
-        """Serve until ``stop`` is set or, with ``burst``, the topic is drained; returns events handled."""
-        handled = 0
+    @property
+    def idle(self) -> bool:
+        """Whether no batch is in hand."""
+        return self._consumer.idle
+
+    async def run(self, stop: asyncio.Event, burst: bool = False) -> None:
+        """Serve until ``stop`` is set or, with ``burst``, the topic is drained."""
         async with contextlib.aclosing(self._consumer.batches(stop, burst)) as batches:
             async for batch in batches:
                 try:
                     await self.handle(batch)
-                    handled += len(batch.events)
+                    self.handled += len(batch.events)
                 except BatchAbandoned:
                     log.warning("batch let go; its events will be delivered again")
-        return handled
 
     async def handle(self, batch: EventBatch) -> None:
         """One batch, from events to the commit."""
@@ -78,8 +82,8 @@ class Worker:
             try:
                 result = await step()
             except (RedisUnavailable, KafkaUnavailable) as error:
-                if batch.assignment != self._consumer.assignment:
-                    raise BatchAbandoned from error
+                if self._consumer.rebalancing or batch.assignment != self._consumer.assignment:
+                    raise BatchAbandoned from error  # rather than let the whole group wait with us
                 if pause_s == FIRST_PAUSE_S:
                     log.warning("%s; holding the batch and trying again", error, extra={"events": len(batch.events)})
                 if isinstance(error, RedisUnavailable):

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import random
 import re
 import signal
 import subprocess
@@ -14,7 +15,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,9 +25,14 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
 from streamrec.embedded import EmbeddedServers
 from streamrec.errors import EmbeddedError
+from streamrec.kafka import ensure_topics
 from streamrec.settings import Settings
 
 R = TypeVar("R")
+
+EVENTS = "streamrec_events_total"
+# A header that producers here put on records which are no events; the daemon knows nothing of it.
+BAD = "test.bad"
 
 
 @dataclass(frozen=True)
@@ -55,6 +61,18 @@ def find_servers(environ: Mapping[str, str]) -> Iterator[Servers]:
     with contextlib.ExitStack() as stack:
         stack.callback(embedded.stop)
         yield Servers("embedded", embedded.redis_url, embedded.kafka_bootstrap_servers)
+
+
+@contextlib.contextmanager
+def own_servers() -> Iterator[EmbeddedServers]:
+    """Servers that one test may stop, kill and pause; it is skipped where they are not installed."""
+    try:
+        servers = EmbeddedServers().start()
+    except EmbeddedError as error:
+        pytest.skip(f"needs servers of its own to stop and to kill: {error}")
+    with contextlib.closing(contextlib.ExitStack()) as stack:
+        stack.callback(servers.stop)
+        yield servers
 
 
 def docker_answers() -> bool:
@@ -135,6 +153,26 @@ class Daemon:
                 total += float(line.rsplit(" ", 1)[1])
         return total
 
+    async def wait_handled(self, events: int = 1, timeout_s: float = 60.0) -> None:
+        """Until so many events were applied, or found to be applied already."""
+
+        async def enough() -> bool:
+            if "http=" not in self.output:
+                assert self.process.poll() is None, self.output
+                return False
+            applied, replayed = [await self.metric(EVENTS, outcome=outcome) for outcome in ("applied", "replayed")]
+            return applied + replayed >= events
+
+        await eventually(enough, timeout_s, every_s=0.02)
+
+    async def has_logged(self, text: str) -> bool:
+        assert self.process.poll() is None, f"exit {self.process.returncode}: {self.output}"
+        return text in self.output
+
+    def lines(self, *levels: str) -> list[str]:
+        """Log lines of these levels."""
+        return [line for line in self.output.splitlines() if line[25:32].strip() in levels]
+
     async def wait_exit(self, timeout_s: float = 60.0) -> int:
         return await asyncio.to_thread(self.process.wait, timeout_s)
 
@@ -166,15 +204,18 @@ def environment_of(settings: Settings) -> dict[str, str]:
 
 
 @contextlib.asynccontextmanager
-async def raw_producer(settings: Settings) -> AsyncIterator[AIOKafkaProducer]:
+async def raw_producer(settings: Settings, **options: Any) -> AsyncIterator[AIOKafkaProducer]:
+    # not idempotent: such a producer does not survive the restart of a broker that forgets producers
     producer = AIOKafkaProducer(
-        bootstrap_servers=settings.kafka_bootstrap_servers, enable_idempotence=True, max_request_size=20_000_000
+        bootstrap_servers=settings.kafka_bootstrap_servers, acks="all", max_request_size=20_000_000, **options
     )
     await producer.start()
     try:
         yield producer
     finally:
-        await producer.stop()
+        # bounded: when a test fails with the broker away, what is queued can go nowhere
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(producer.stop(), 30)
 
 
 def click(user: str | int, item: str | int, timestamp_ms: int | None = None, **more: Any) -> bytes:
@@ -192,6 +233,118 @@ async def produce_clicks(settings: Settings, clicks: list[tuple[str, str]], base
         await producer.flush()
         for acknowledgement in sent:
             await acknowledgement
+
+
+@dataclass(frozen=True)
+class Record:
+    """One record to be produced."""
+
+    key: bytes
+    value: bytes | None
+    bad: bool = False
+
+    @property
+    def headers(self) -> list[tuple[str, bytes]]:
+        return [(BAD, b"")] if self.bad else []
+
+
+FAR_FUTURE_MS = 4_000_000_000_000
+NO_EVENTS: dict[str, bytes | None] = {
+    "not JSON": b"{not json",
+    "not UTF-8": b'{"user_id": "\xff\xfe", "item_id": "i1"}',
+    "not an object": b'["u1", "i1"]',
+    "no item": b'{"user_id": "u1"}',
+    "a user that is no id": b'{"user_id": null, "item_id": "i1"}',
+    "an empty id": click("", "i1"),
+    "an over-long id": click("u1", "i" * 257),
+    "NUL in an id": click("u1", "i\0"),
+    "half a surrogate pair": b'{"user_id": "\\ud800", "item_id": "i1"}',
+    "a time that is no number": b'{"user_id": "u1", "item_id": "i1", "timestamp": "noon"}',
+    "a time before 1970": click("u1", "i1", -1),
+    "a time in the far future": click("u1", "i1", FAR_FUTURE_MS),
+    "a tombstone": None,
+    "no bytes": b"",
+}
+
+
+KNOWN_ITEMS: list[str | int] = [f"i{n}" for n in range(50)]
+
+
+def workload(seed: int, bad_share: float = 0.02) -> Iterator[Record]:
+    """Endless clicks of hot and rare users on known and unknown items, ids as strings and integers, some bad."""
+    rng = random.Random(seed)
+    users: list[str | int] = [*(f"u{n}" for n in range(40)), *range(1000, 1020), *(f"stranger {n}" for n in range(5))]
+    rng.shuffle(users)
+    weights = [1 / (place + 3) for place in range(len(users))]
+    ts_ms = 1_700_000_000_000
+    while True:
+        user = rng.choices(users, weights)[0]
+        key = str(user).encode()
+        if rng.random() < bad_share:
+            yield Record(key, rng.choice(list(NO_EVENTS.values())), bad=True)
+            continue
+        unknown = str(user).startswith("stranger") or rng.random() < 0.15
+        item: str | int = rng.choice([f"x{rng.randrange(30)}", rng.randrange(30)] if unknown else KNOWN_ITEMS)
+        ts_ms += rng.randrange(2_000)
+        # out of order at times; at others the record's own timestamp counts
+        stamp = None if rng.random() < 0.02 else ts_ms - rng.choice((0, 0, 0, 500))
+        yield Record(key, click(user, item, stamp))
+
+
+async def feed(settings: Settings, records: Iterable[Record]) -> None:
+    """Produce records; all are acknowledged when it returns."""
+    await ensure_topics(settings, (settings.kafka_topic, settings.kafka_dead_letters))
+    async with raw_producer(settings) as producer:
+        sent = [await _send(producer, settings, record) for record in records]
+        await producer.flush()
+        for acknowledgement in sent:
+            await acknowledgement
+
+
+@contextlib.asynccontextmanager
+async def feeding(settings: Settings, seed: int, per_s: float, at_least: int = 0) -> AsyncIterator[None]:
+    """Produce the workload of a seed while the block runs, and until so many records were sent."""
+    await ensure_topics(settings, (settings.kafka_topic, settings.kafka_dead_letters))
+    left = asyncio.Event()
+
+    async def stream(producer: AIOKafkaProducer) -> None:
+        started, sent = time.monotonic(), []
+        for place, record in enumerate(workload(seed)):
+            if left.is_set() and place >= at_least:
+                break
+            await asyncio.sleep(max(0.0, started + place / per_s - time.monotonic()))
+            sent.append(await _send(producer, settings, record))
+        await producer.flush()
+        for acknowledgement in sent:
+            await acknowledgement
+
+    async with raw_producer(settings) as producer, asyncio.TaskGroup() as group:
+        group.create_task(stream(producer))
+        yield
+        left.set()
+
+
+async def _send(producer: AIOKafkaProducer, settings: Settings, record: Record) -> asyncio.Future[Any]:
+    return await producer.send(settings.kafka_topic, record.value, key=record.key, headers=record.headers)
+
+
+async def wait_caught_up(settings: Settings, timeout_s: float = 60.0) -> None:
+    """Until the group has committed every partition to its end."""
+    consumer = AIOKafkaConsumer(
+        bootstrap_servers=settings.kafka_bootstrap_servers, group_id=settings.kafka_group, enable_auto_commit=False
+    )
+    await consumer.start()
+    try:
+        numbers = await eventually(lambda: _partitions(consumer, settings.kafka_topic))
+        partitions = [TopicPartition(settings.kafka_topic, number) for number in numbers]
+
+        async def caught_up() -> bool:
+            ends = await consumer.end_offsets(partitions)
+            return all([(await consumer.committed(p) or 0) >= ends[p] for p in partitions])
+
+        await eventually(caught_up, timeout_s, every_s=0.1)
+    finally:
+        await consumer.stop()
 
 
 async def read_topic(settings: Settings, topic: str) -> list[Any]:

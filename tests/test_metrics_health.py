@@ -207,10 +207,16 @@ def test_an_outage_is_waited_out_alive_but_not_ready(watched: Watched, away: str
     assert watched.health.not_ready() == said
 
 
-def test_a_loop_that_hangs_during_an_outage_is_not_alive(watched: Watched) -> None:
-    watched.health.redis_answers = watched.health.kafka_answers = False
+def test_a_loop_that_hangs_while_redis_is_away_is_not_alive(watched: Watched) -> None:
+    watched.health.redis_answers = False
     watched.pass_s(61, ticking=False)
     assert watched.health.not_alive() is not None
+
+
+def test_a_loop_that_waits_for_kafka_to_take_a_commit_is_alive(watched: Watched) -> None:
+    watched.health.kafka_answers = False
+    watched.pass_s(10_000, ticking=False)
+    assert watched.health.not_alive() is None
 
 
 @pytest.mark.parametrize("ticking", [True, False])

@@ -141,7 +141,7 @@ def test_one_rival_of_the_same_score_takes_the_better_rank() -> None:
 
 def test_unknown_targets_filtered_targets_and_empty_histories_are_misses_and_stay_cases() -> None:
     engine = make_engine()
-    certain = int(engine.recommend([["0", "1"]], 1)[0].items[0]) + 1  # type: ignore[union-attr]
+    certain = int(engine.recommend([["0", "1"]], 1)[0].items[0]) + 1
     holdout = holdout_of(([1, 2], certain), ([1, 2], 0), ([1, 2], 2), ([0, 0], certain), ([], certain))
     assert target_ranks(engine, holdout).tolist() == [0.0, math.inf, math.inf, math.inf, math.inf]
     assert evaluate(engine, holdout, (NUM_ITEMS,)).hr == {NUM_ITEMS: pytest.approx(1 / 5)}

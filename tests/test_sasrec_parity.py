@@ -359,7 +359,7 @@ class FailingFeedForward(nn.Module):
 
 
 def sabotage(model: SASRec, block: int) -> FailingFeedForward:
-    failing = FailingFeedForward(model.blocks[block].feed_forward)  # type: ignore[arg-type]
+    failing = FailingFeedForward(model.blocks[block].feed_forward)
     model.blocks[block].feed_forward = failing
     return failing
 
