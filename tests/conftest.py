@@ -16,7 +16,6 @@ from streamrec.redis_client import RedisClient
 from streamrec.settings import ENV_PREFIX, Settings, load_settings
 
 
-
 def pytest_configure(config: pytest.Config) -> None:
     # one thread: the tests share two cores with the servers, and same thread count means same floats
     torch.set_num_threads(1)

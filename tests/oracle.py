@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections import Counter
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from harness import BAD, read_topic
@@ -139,4 +138,5 @@ async def assert_dead_letters(settings: Settings, bad: list[Any]) -> None:
             assert letter.value == record.value
         found[origin] += 1
     missing = origins.keys() - found.keys()
+    print("DLQ", sorted(origins), sorted(found.items()))  # debug
     assert not missing, f"{len(missing)} bad records are no dead letters: {sorted(missing)[:5]}"

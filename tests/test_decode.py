@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from streamrec.decode import MAX_ID_BYTES, EventDecoder
@@ -19,7 +19,7 @@ NOW_MS = 1_700_000_000_000
 RECORD_MS = NOW_MS - 250
 DAY_MS = 86_400_000
 
-Decode = Callable[..., ClickEvent | None]
+whatever_the_load = hypothesis_settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 ids = st.text(st.characters(exclude_characters="\0", codec="utf-8"), min_size=1, max_size=64)
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=5),
@@ -71,23 +71,27 @@ def decode_anything(value: bytes) -> None:
         assert 0 <= event.timestamp_ms <= NOW_MS + DAY_MS
 
 
+@whatever_the_load
 @given(st.binary(max_size=200))
 def test_arbitrary_bytes_are_an_event_or_a_bad_record(value: bytes) -> None:
     decode_anything(value)
 
 
+@whatever_the_load
 @given(st.dictionaries(st.sampled_from(["user_id", "item_id", "timestamp", "event_type", "x"]), json_values))
 def test_arbitrary_json_is_an_event_or_a_bad_record(value: dict[str, Any]) -> None:
     decode_anything(json.dumps(value).encode())
     decode_anything(json.dumps(value, ensure_ascii=False).encode(errors="surrogatepass"))
 
 
+@whatever_the_load
 @given(st.binary(max_size=8), st.integers(0, 60), st.integers(0, 60))
 def test_a_damaged_event_is_an_event_or_a_bad_record(junk: bytes, start: int, end: int) -> None:
     whole = b'{"user_id":"u","item_id":"i","timestamp":1700000000000,"x":[1]}'
     decode_anything(whole[:start] + junk + whole[end:])
 
 
+@whatever_the_load
 @given(ids, ids, st.none() | st.integers(0, NOW_MS), st.dictionaries(st.text(), json_values, max_size=3))
 def test_a_valid_event_comes_back_with_its_place_in_the_topic(
     user: str, item: str, timestamp_ms: int | None, unknown: dict[str, Any]
@@ -98,6 +102,7 @@ def test_a_valid_event_comes_back_with_its_place_in_the_topic(
     assert decoded(value) == ClickEvent(user, item, expected_ms, partition=3, offset=17, record_ts_ms=RECORD_MS)
 
 
+@whatever_the_load
 @given(st.integers(-(10**20), 10**20))
 def test_an_integer_id_is_the_same_user_and_item_as_its_digits(number: int) -> None:
     assert decoded(click(user_id=number, item_id=number)) == decoded(click(user_id=str(number), item_id=str(number)))

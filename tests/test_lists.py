@@ -27,7 +27,9 @@ MakeSettings = Callable[..., Settings]
 DAY_MS = 86_400_000
 NO_VOCAB = ItemVocab([])
 numbers = itertools.count()
-against_redis = hypothesis_settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+against_redis = hypothesis_settings(
+    deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 
 
 def sequence(items: list[str], last_event_ts_ms: int = BASE_MS, applied: int | None = None) -> UserSequence:

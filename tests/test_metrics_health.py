@@ -7,7 +7,8 @@ import math
 
 import pytest
 from harness import eventually
-from hypothesis import given
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -16,6 +17,7 @@ from streamrec.health import Health
 from streamrec.metrics import Metrics, quantile
 from streamrec.redis_client import RedisClient
 
+whatever_the_load = hypothesis_settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 BOUNDS = [0.1, 0.5, 1.0, 2.0, math.inf]
 
 
@@ -35,12 +37,14 @@ def brute_force_quantile(observations: list[float], q: float) -> float:
     raise AssertionError("every rank lies in a bucket")
 
 
+@whatever_the_load
 @given(st.lists(st.floats(0, 5), min_size=1, max_size=30), st.floats(0.001, 1))
 def test_quantiles_match_brute_force(observations: list[float], q: float) -> None:
     found = quantile(cumulative(observations), q)
     assert found == pytest.approx(brute_force_quantile(observations, q), rel=1e-9, abs=1e-9)
 
 
+@whatever_the_load
 @given(st.lists(st.floats(0, 1.99), min_size=1, max_size=30), st.floats(0.01, 1))
 def test_a_quantile_lies_in_the_bucket_of_the_observation_of_that_rank(observations: list[float], q: float) -> None:
     found = quantile(cumulative(observations), q)
@@ -50,6 +54,7 @@ def test_a_quantile_lies_in_the_bucket_of_the_observation_of_that_rank(observati
     assert max([0.0, *(bound for bound in BOUNDS if bound < upper)]) <= found <= upper
 
 
+@whatever_the_load
 @given(st.lists(st.floats(0, 5), min_size=1, max_size=30))
 def test_quantiles_grow_with_q(observations: list[float]) -> None:
     found = [quantile(cumulative(observations), q / 20) or 0.0 for q in range(21)]

@@ -172,7 +172,7 @@ publications = st.lists(
 )
 
 
-@hypothesis_settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@hypothesis_settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(publications)
 async def test_any_order_of_publishing_ends_with_the_list_of_the_most_events(
     redis: RedisClient, make_settings: MakeSettings, batches: list[list[Recommendation]]

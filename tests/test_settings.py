@@ -9,13 +9,16 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from pydantic import SecretStr, ValidationError
 
 from streamrec.errors import SettingsError
 from streamrec.redis_client import RedisClient
 from streamrec.settings import ENV_PREFIX, MASK, Settings, load_settings, unknown_variables
+
+whatever_the_load = hypothesis_settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 # Two values of every setting, the first not its default.
 VALUES: dict[str, tuple[Any, Any]] = {
@@ -390,6 +393,7 @@ URLS = [
 ]
 
 
+@whatever_the_load
 @given(secrets, st.sampled_from(URLS), st.booleans(), st.booleans())
 def test_secrets_are_never_shown(secret: str, url: str, encoded: bool, wrong: bool) -> None:
     flags = {
