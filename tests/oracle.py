@@ -138,5 +138,4 @@ async def assert_dead_letters(settings: Settings, bad: list[Any]) -> None:
             assert letter.value == record.value
         found[origin] += 1
     missing = origins.keys() - found.keys()
-    print("DLQ", sorted(origins), sorted(found.items()))  # debug
     assert not missing, f"{len(missing)} bad records are no dead letters: {sorted(missing)[:5]}"
