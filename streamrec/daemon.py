@@ -11,7 +11,7 @@ import contextlib
 import logging
 import os
 import signal
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from sasrec import Engine, ModelDirectoryError, SavedModel, load_model
 from streamrec.consumer import REBALANCE_MARGIN_S, ClickConsumer
 from streamrec.errors import RedisUnavailable, SettingsError, StreamrecError
 from streamrec.health import Health
-from streamrec.kafka import Producer, ensure_topics
+from streamrec.kafka import Producer, ensure_topics, ignore_abandoned_requests
 from streamrec.lists import SharedLists
 from streamrec.metrics import Metrics
 from streamrec.predictor import Predictor
@@ -34,6 +34,7 @@ from streamrec.worker import Worker
 log = logging.getLogger(__name__)
 
 PROBE_S = 2.0
+CLOSE_TIMEOUT_S = 4.0
 
 
 def open_model(settings: Settings) -> SavedModel:
@@ -65,6 +66,7 @@ async def serve(settings: Settings, burst: bool = False) -> int:
         StreamrecError: it cannot start, or must not go on.
     """
     torch.set_num_threads(settings.inference_threads)
+    ignore_abandoned_requests(asyncio.get_running_loop())
     saved = open_model(settings)
     max_len = settings.max_len or saved.model.config.max_len
     engine = open_engine(settings, saved)
@@ -87,10 +89,10 @@ async def serve(settings: Settings, burst: bool = False) -> int:
         parts.push_async_callback(web.stop)
         producer = Producer(settings, idempotent=False)  # a dead letter may stand twice, but never block the rest
         await producer.start()
-        parts.push_async_callback(producer.stop)
+        parts.push_async_callback(_in_time, producer.stop)
         consumer = ClickConsumer(settings, producer, metrics, health)
         await consumer.start()
-        parts.push_async_callback(consumer.stop)
+        parts.push_async_callback(_in_time, consumer.stop)
         log.info("serving", extra={
             "topic": settings.kafka_topic, "group": settings.kafka_group, "redis": settings.redis_address,
             "http": address, "pid": os.getpid(),
@@ -156,6 +158,13 @@ async def _probe(redis: RedisClient, health: Health) -> None:
             log.info("Redis is back")
             health.progressed()  # the worker needs a moment before it commits again
         health.redis_answers = answers
+
+
+async def _in_time(stop: Callable[[], Awaitable[None]]) -> None:
+    """Leave and close, unless a broker that does not answer would keep us: what is in doubt comes again."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(CLOSE_TIMEOUT_S):
+            await stop()
 
 
 @contextlib.asynccontextmanager

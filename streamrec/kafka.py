@@ -73,6 +73,16 @@ def unavailable(settings: Settings, error: Exception) -> KafkaUnavailable:
     return KafkaUnavailable(f"Kafka at {servers}: {str(error) or type(error).__name__}")
 
 
+def ignore_abandoned_requests(loop: asyncio.AbstractEventLoop) -> None:
+    """Errors of requests that nobody waits for any more, as when a commit was cut short, are no news."""
+
+    def handle(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        if not isinstance(context.get("exception"), KafkaError):
+            loop.default_exception_handler(context)
+
+    loop.set_exception_handler(handle)
+
+
 async def ensure_topics(settings: Settings, topics: Iterable[str]) -> list[str]:
     """Create the topics that do not exist; returns their names.
 
@@ -161,9 +171,7 @@ class Producer:
             KafkaUnavailable: one was not; send all again (dead letters may then stand twice).
         """
         try:
-            sent = [await self._send_dead_letter(letter) for letter in letters]
-            for acknowledgement in sent:
-                await acknowledgement
+            await asyncio.gather(*[await self._send_dead_letter(letter) for letter in letters])
         except (KafkaError, OSError) as error:
             raise unavailable(self._settings, error) from error
 

@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRebalanceListener, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from streamrec.embedded import EmbeddedServers
 from streamrec.errors import EmbeddedError
@@ -73,6 +74,23 @@ def own_servers() -> Iterator[EmbeddedServers]:
     with contextlib.closing(contextlib.ExitStack()) as stack:
         stack.callback(servers.stop)
         yield servers
+
+
+async def written_down(servers: EmbeddedServers) -> None:
+    """Until the broker has on disk whatever it has acknowledged.
+
+    The embedded one writes a snapshot every second and loses what came after it, even when it is asked to stop.
+    """
+    marker = f"marker-{time.monotonic_ns()}"
+    admin = AIOKafkaAdminClient(bootstrap_servers=servers.kafka_bootstrap_servers)
+    await admin.start()
+    await admin.create_topics([NewTopic(marker, 1, 1)])
+    await admin.close()
+
+    async def written() -> bool:
+        return marker in (servers._folder / "kafka" / "kafka.json").read_text()
+
+    await eventually(written)
 
 
 def docker_answers() -> bool:
@@ -142,7 +160,7 @@ class Daemon:
 
     async def get(self, path: str) -> tuple[int, str]:
         """HTTP status and text."""
-        return await asyncio.to_thread(_get, self.http + path)
+        return await asyncio.to_thread(get, self.http + path)
 
     async def metric(self, name: str, **labels: str) -> float:
         """Sum of the samples of a metric that have these labels."""
@@ -328,6 +346,27 @@ async def _send(producer: AIOKafkaProducer, settings: Settings, record: Record) 
     return await producer.send(settings.kafka_topic, record.value, key=record.key, headers=record.headers)
 
 
+@contextlib.asynccontextmanager
+async def member(settings: Settings, listener: ConsumerRebalanceListener | None = None) -> AsyncIterator[None]:
+    """Another member of the group, with partitions of its own while the block runs; it commits nothing."""
+    consumer = AIOKafkaConsumer(
+        bootstrap_servers=settings.kafka_bootstrap_servers, group_id=settings.kafka_group, enable_auto_commit=False,
+        heartbeat_interval_ms=200,
+    )  # fmt: skip
+    await consumer.start()
+    try:
+        consumer.subscribe([settings.kafka_topic], listener=listener)
+        await eventually(lambda: _has_partitions(consumer))
+        yield
+    finally:
+        await consumer.stop()
+
+
+async def _has_partitions(consumer: AIOKafkaConsumer) -> bool:
+    await consumer.getmany(timeout_ms=10)
+    return bool(consumer.assignment())
+
+
 async def wait_caught_up(settings: Settings, timeout_s: float = 60.0) -> None:
     """Until the group has committed every partition to its end."""
     consumer = AIOKafkaConsumer(
@@ -374,7 +413,7 @@ async def _partitions(consumer: AIOKafkaConsumer, topic: str) -> set[int]:
     return consumer.partitions_for_topic(topic) or set()
 
 
-def _get(url: str) -> tuple[int, str]:
+def get(url: str) -> tuple[int, str]:
     try:
         with urllib.request.urlopen(url, timeout=10) as response:
             return response.status, response.read().decode()

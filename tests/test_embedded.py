@@ -149,7 +149,7 @@ def test_a_missing_kafka_is_told_and_leaves_nothing_behind(temporary: Path, monk
 
 
 def test_a_server_that_ends_at_once_is_told_with_the_end_of_its_log(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", "print('x' * 5000); raise SystemExit('port is taken')"]
+    command = [sys.executable, "-c", "print('x' * 5000, flush=True); raise SystemExit('port is taken')"]
     server = EmbeddedServer("Test", tmp_path / "log", lambda port: command, lambda _: True)
     with pytest.raises(EmbeddedError, match=r"the embedded Test server did not come up: x+\s+port is taken$") as caught:
         server.start()

@@ -2,14 +2,26 @@
 
 import asyncio
 import contextlib
+import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import EVENTS, Daemon, eventually, feed, feeding, own_servers, wait_caught_up, workload
+from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener
+from harness import (
+    EVENTS,
+    Daemon,
+    eventually,
+    feed,
+    feeding,
+    own_servers,
+    wait_caught_up,
+    workload,
+    written_down,
+)
 from oracle import assert_delivered
 
 from streamrec.embedded import EmbeddedServer, EmbeddedServers
@@ -97,42 +109,83 @@ async def test_an_outage_of_redis_loses_nothing(
     assert_said_once(daemon, "Redis")
 
 
-@pytest.mark.parametrize("how", ["stopped", "paused"])
+@pytest.mark.parametrize("how", ["stopped", "killed", "paused"])
 async def test_an_outage_of_kafka_loses_nothing(
     how: str, own: EmbeddedServers, where: dict[str, Any], start_daemon: StartDaemon, make_settings: MakeSettings
 ) -> None:
-    where |= {"liveness_timeout_s": 8}  # the watch needs 7 s to be sure that Kafka is away
+    where |= {"liveness_timeout_s": 8, "max_batch": 16}  # the watch needs 7 s to be sure that Kafka is away
     settings = make_settings(**where)
-    async with feeding(settings, seed=5, per_s=150):
-        daemon = start_daemon(**where)
-        await daemon.wait_handled(200)
-        with away(own.kafka, how):
-            await eventually(lambda: has_status(daemon, "/readyz", 503))
-            await stays_alive(daemon, 3)
-        await eventually(lambda: has_status(daemon, "/readyz", 200))
-        before = await daemon.metric(EVENTS, outcome="applied")
-        await daemon.wait_handled(int(before) + 200)
+    clicks = workload(5)
+    await feed(settings, islice(clicks, 1_500))
+    daemon = start_daemon(**where)
+    await daemon.wait_handled(100)
+    daemon.signal(signal.SIGSTOP)
+    await written_down(own)
+    with away(own.kafka, how):
+        daemon.signal(signal.SIGCONT)
+        await eventually(lambda: has_status(daemon, "/readyz", 503))
+        await stays_alive(daemon, 3)
+    await eventually(lambda: has_status(daemon, "/readyz", 200))
+    await feed(settings, islice(clicks, 500))
     await wait_caught_up(settings)
     await assert_delivered(settings)
     assert_said_once(daemon, "Kafka")
 
 
-async def test_a_killed_broker_that_comes_back_is_joined_again(
+@pytest.mark.parametrize("how", ["stopped", "paused"])
+async def test_a_daemon_told_to_stop_while_kafka_is_away_ends_in_time(
+    how: str, own: EmbeddedServers, where: dict[str, Any], start_daemon: StartDaemon, make_settings: MakeSettings
+) -> None:
+    where |= {"max_batch": 16, "shutdown_timeout_s": 2}
+    settings = make_settings(**where)
+    await feed(settings, islice(workload(6, bad_share=0.3), 1_500))  # dead letters wait for Kafka too
+    daemon = start_daemon(**where)
+    await daemon.wait_handled(100)
+    daemon.signal(signal.SIGSTOP)
+    await written_down(own)
+    with away(own.kafka, how):
+        daemon.signal(signal.SIGCONT)
+        await eventually(lambda: has_status(daemon, "/readyz", 503))
+        daemon.signal(signal.SIGTERM)
+        assert await daemon.wait_exit(15) == 1
+        assert "Traceback" not in daemon.output
+    assert await start_daemon("--burst", **where).wait_exit() == 0
+    await assert_delivered(settings)
+
+
+@contextlib.asynccontextmanager
+async def member(settings: Settings, listener: ConsumerRebalanceListener | None = None) -> AsyncIterator[None]:
+    """Another member of the group, with partitions of its own while the block runs; it commits nothing."""
+    consumer = AIOKafkaConsumer(
+        bootstrap_servers=settings.kafka_bootstrap_servers, group_id=settings.kafka_group, enable_auto_commit=False,
+        heartbeat_interval_ms=200,
+    )  # fmt: skip
+    await consumer.start()
+    try:
+        consumer.subscribe([settings.kafka_topic], listener=listener)
+        await eventually(lambda: has_partitions(consumer))
+        yield
+    finally:
+        await consumer.stop()
+
+
+async def has_partitions(consumer: AIOKafkaConsumer) -> bool:
+    await consumer.getmany(timeout_ms=10)
+    return bool(consumer.assignment())
+
+
+async def test_a_batch_held_while_redis_is_away_does_not_hold_up_a_rebalance(
     own: EmbeddedServers, where: dict[str, Any], start_daemon: StartDaemon, make_settings: MakeSettings
 ) -> None:
     settings = make_settings(**where)
-    await feed(settings, list(islice(workload(6), 500)))
     daemon = start_daemon(**where)
-    await wait_caught_up(settings)
-    # the embedded broker writes once a second: what it had acknowledged since, it loses
-    await eventually(lambda: written_since(own, time.time()))
-    own.kafka.kill()
-    own.kafka.start()
-    await feed(settings, list(islice(workload(7), 500)))
+    await daemon.wait_ready()
+    with away(own.redis, "stopped"):
+        await feed(settings, islice(workload(7), 100))
+        await eventually(lambda: daemon.has_logged("holding the batch"))
+        started = time.monotonic()
+        async with member(settings):
+            assert time.monotonic() - started < settings.kafka_rebalance_timeout_s / 2
+            await eventually(lambda: daemon.has_logged("let go"))
     await wait_caught_up(settings)
     await assert_delivered(settings)
-    assert "Traceback" not in daemon.output
-
-
-async def written_since(own: EmbeddedServers, _: float) -> bool:
-    return True
