@@ -1,6 +1,7 @@
 """Real servers for the tests: addresses given in the environment, else containers, else embedded child processes."""
 
 import os
+import signal
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -19,6 +20,8 @@ from streamrec.settings import ENV_PREFIX, Settings, load_settings
 def pytest_configure(config: pytest.Config) -> None:
     # one thread: the tests share two cores with the servers, and same thread count means same floats
     torch.set_num_threads(1)
+    # a job in the background ignores Ctrl-C, and so would every process that the tests start and interrupt
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
