@@ -269,7 +269,13 @@ class Engine:
             counts: how many events each sequence has had in all (it may be cut at the old end).
             filter_seen: leave out the items of the sequence, in the window or before it.
             blocked: item ids that are not recommended to anyone.
+
+        Raises:
+            ValueError: k is smaller than 1, a user occurs twice, or users or counts do not fit the sequences.
         """
+        for name, given in (("users", users), ("counts", counts)):
+            if given is not None and len(given) != len(sequences):
+                raise ValueError(f"{len(sequences)} sequences but {len(given)} {name}; give one for each")
         tokens = [self.vocab.encode(sequence) for sequence in sequences]
         windows = [self.window(t, None if counts is None else counts[i]) for i, t in enumerate(tokens)]
         known = [i for i, window in enumerate(windows) if window]

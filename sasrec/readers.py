@@ -19,6 +19,7 @@ import json
 import logging
 import zlib
 from collections.abc import Callable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import IO, Literal, NamedTuple
 
@@ -76,10 +77,10 @@ def read_events(
 
 
 def _parse(path: Path, text: IO[str], unit: TimestampUnit | None) -> Iterator[Event]:
-    first = text.readline()
-    if not first.strip():
+    number, first = next(((n, line) for n, line in enumerate(text, start=1) if line.strip()), (0, ""))
+    if not first:
         raise DataFileError(f"{path} is empty; expected interactions with user_id, item_id and timestamp")
-    rows, unit_of_format = _open_format(path, first, text)
+    rows, unit_of_format = _open_format(path, number, first, text)
     factor = 1000 if (unit or unit_of_format) == "s" else 1
     warned = unit is not None or factor == 1000
     line = 0
@@ -100,31 +101,31 @@ def _parse(path: Path, text: IO[str], unit: TimestampUnit | None) -> Iterator[Ev
 Row = tuple[int, tuple[object, object, object]]
 
 
-def _open_format(path: Path, first: str, rest: IO[str]) -> tuple[Iterator[Row], TimestampUnit]:
+def _open_format(path: Path, number: int, first: str, rest: IO[str]) -> tuple[Iterator[Row], TimestampUnit]:
     head = first.strip()
     if head.startswith("{"):
-        return _json_rows(path, first, rest), "ms"
+        return _json_rows(path, number, first, rest), "ms"
     if head.count("::") == 3:
-        return _separated_rows(path, first, rest, "::"), "s"
+        return _separated_rows(path, number, first, rest, "::"), "s"
     if len(head.split("\t")) == 4 and head.split("\t")[0].isdigit():
-        return _separated_rows(path, first, rest, "\t"), "s"
+        return _separated_rows(path, number, first, rest, "\t"), "s"
     delimiter = max("\t,;", key=head.count)
     header = next(csv.reader([head], delimiter=delimiter))
     columns = [name.strip().split(":")[0].lower() for name in header]
     if {"userid", "movieid"} <= set(columns):
         columns = [{"userid": "user_id", "movieid": "item_id"}.get(name, name) for name in columns]
-        return _table_rows(path, columns, rest, delimiter), "s"
+        return _table_rows(path, number, columns, rest, delimiter), "s"
     if {"user_id", "item_id"} <= set(columns):
         is_recbole = any(":" in name for name in header)
-        return _table_rows(path, columns, rest, delimiter), "s" if is_recbole else "ms"
+        return _table_rows(path, number, columns, rest, delimiter), "s" if is_recbole else "ms"
     raise DataFileError(
-        f"{path}:1: no known format in {head[:60]!r}; expected a header with user_id and item_id (CSV, TSV), "
+        f"{path}:{number}: no known format in {head[:60]!r}; expected a header with user_id and item_id (CSV, TSV), "
         "JSON lines with these fields, or MovieLens ratings (ratings.dat, u.data, ratings.csv, .inter)"
     )
 
 
-def _json_rows(path: Path, first: str, rest: IO[str]) -> Iterator[Row]:
-    for line, text in enumerate(_chain(first, rest), start=1):
+def _json_rows(path: Path, number: int, first: str, rest: IO[str]) -> Iterator[Row]:
+    for line, text in enumerate(chain([first], rest), start=number):
         if not text.strip():
             continue
         try:
@@ -136,11 +137,15 @@ def _json_rows(path: Path, first: str, rest: IO[str]) -> Iterator[Row]:
         for name in ("user_id", "item_id"):
             if isinstance(row.get(name), bool) or not isinstance(row.get(name, ""), (str, int)):
                 raise DataFileError(f"{path}:{line}: {name} must be a string or an integer, not {row[name]!r}")
+            try:
+                str(row.get(name)).encode()
+            except UnicodeEncodeError:
+                raise DataFileError(f"{path}:{line}: {name} holds half of a surrogate pair: {row[name]!r}") from None
         yield line, (row.get("user_id"), row.get("item_id"), row.get("timestamp"))
 
 
-def _separated_rows(path: Path, first: str, rest: IO[str], separator: str) -> Iterator[Row]:
-    for line, text in enumerate(_chain(first, rest), start=1):
+def _separated_rows(path: Path, number: int, first: str, rest: IO[str], separator: str) -> Iterator[Row]:
+    for line, text in enumerate(chain([first], rest), start=number):
         fields = text.rstrip("\r\n").split(separator)
         if len(fields) != 4:
             if not text.strip():
@@ -149,25 +154,20 @@ def _separated_rows(path: Path, first: str, rest: IO[str], separator: str) -> It
         yield line, (fields[0], fields[1], fields[3])
 
 
-def _table_rows(path: Path, columns: list[str], rest: IO[str], delimiter: str) -> Iterator[Row]:
+def _table_rows(path: Path, header: int, columns: list[str], rest: IO[str], delimiter: str) -> Iterator[Row]:
     user, item = columns.index("user_id"), columns.index("item_id")
     time = columns.index("timestamp") if "timestamp" in columns else None
     reader = csv.reader(rest, delimiter=delimiter)
-    line = 2  # where the row begins: quoted fields may span lines; the header was read before
+    line = header + 1  # where the row begins: quoted fields may span lines
     try:
         for row in reader:
             if row:
                 if len(row) != len(columns):
                     raise DataFileError(f"{path}:{line}: {len(columns)} columns expected, got {len(row)}")
                 yield line, (row[user], row[item], None if time is None else row[time])
-            line = reader.line_num + 2
+            line = header + reader.line_num + 1
     except csv.Error as error:
         raise DataFileError(f"{path}:{line}: {error}") from error
-
-
-def _chain(first: str, rest: IO[str]) -> Iterator[str]:
-    yield first
-    yield from rest
 
 
 def _timestamp(path: Path, line: int, time: object, factor: int) -> int:

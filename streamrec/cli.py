@@ -13,16 +13,18 @@ import sys
 import time
 import types
 import typing
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
 from streamrec.errors import StreamrecError
 from streamrec.keys import Keys
-from streamrec.logs import configure_logging
+from streamrec.logs import configure_logging, one_line
 from streamrec.settings import Settings, load_settings, unknown_variables
 
+V = TypeVar("V")
 # Settings with a flag of their own; all others are set by environment or file.
 KAFKA_FLAGS = ("kafka_bootstrap_servers", "kafka_topic")
 REDIS_FLAGS = ("redis_url",)
@@ -205,46 +207,62 @@ def _users(options: argparse.Namespace) -> list[str] | None:
 
 def _recs(settings: Settings, options: argparse.Namespace) -> int:
     from streamrec.inspection import published
-    from streamrec.redis_client import RedisClient
+    from streamrec.schemas import PublishedList
 
-    async def show() -> int:
-        missing = 0
-        async with RedisClient(settings) as redis:
-            async for user, value in published(redis, Keys(settings.redis_key_prefix), _users(options)):
-                if value is None:
-                    missing += 1
-                    print(f"no list is published for user {user}", file=sys.stderr)
-                elif options.json:
-                    print(json.dumps({"user_id": user} | msgspec.to_builtins(value), ensure_ascii=False))
-                else:
-                    age_s = time.time() - value.published_ts_ms / 1000
-                    print(f"user {user}: model {value.model}, after {value.n} events, published {age_s:.0f} s ago")
-                    for place, (item, score) in enumerate(zip(value.items, value.scores, strict=True), start=1):
-                        print(f"  {place:3}  {item}  {score:.3f}")
-        return int(missing > 0)
+    def lines(user: str, value: PublishedList) -> Iterator[str]:
+        age_s = time.time() - value.published_ts_ms / 1000
+        yield f"user {user}: model {value.model}, after {value.n} events, published {age_s:.0f} s ago"
+        for place, (item, score) in enumerate(zip(value.items, value.scores, strict=True), start=1):
+            yield f"  {place:3}  {item}  {score:.3f}"
 
-    return asyncio.run(show())
+    return _inspect(settings, options, published, msgspec.to_builtins, lines, "no list is published for user")
 
 
 def _user(settings: Settings, options: argparse.Namespace) -> int:
     from streamrec.inspection import stored
+    from streamrec.schemas import UserSequence
+
+    def fields(value: UserSequence) -> dict[str, Any]:
+        return {"items": value.items, "n": value.n, "last_event_ts_ms": value.last_event_ts_ms}
+
+    def lines(user: str, value: UserSequence) -> Iterator[str]:
+        last = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(value.last_event_ts_ms / 1000))
+        yield f"user {user}: {value.n} events, the last at {last}; oldest first:"
+        yield "  " + " ".join(value.items)
+
+    return _inspect(settings, options, stored, fields, lines, "nothing is stored of user")
+
+
+def _inspect(
+    settings: Settings,
+    options: argparse.Namespace,
+    values: Callable[..., AsyncIterator[tuple[str, V | None]]],
+    fields: Callable[[V], dict[str, Any]],
+    lines: Callable[[str, V], Iterator[str]],
+    missing: str,
+) -> int:
+    """Show what is found of each user: as a JSON object a line, or as lines for a person."""
     from streamrec.redis_client import RedisClient
 
+    problems = 0
+
+    def problem(text: str) -> None:
+        nonlocal problems
+        problems += 1
+        print(one_line(text), file=sys.stderr)
+
     async def show() -> int:
-        missing = 0
         async with RedisClient(settings) as redis:
-            async for user, value in stored(redis, Keys(settings.redis_key_prefix), _users(options)):
+            keys = Keys(settings.redis_key_prefix)
+            async for user, value in values(redis, keys, _users(options), lambda error: problem(f"streamrec: {error}")):
                 if value is None:
-                    missing += 1
-                    print(f"nothing is stored of user {user}", file=sys.stderr)
+                    problem(f"{missing} {user}")
                 elif options.json:
-                    fields = {"user_id": user, "items": value.items, "n": value.n}
-                    print(json.dumps(fields | {"last_event_ts_ms": value.last_event_ts_ms}, ensure_ascii=False))
+                    print(json.dumps({"user_id": user} | fields(value), ensure_ascii=False))
                 else:
-                    last = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(value.last_event_ts_ms / 1000))
-                    print(f"user {user}: {value.n} events, the last at {last}; oldest first:")
-                    print("  " + " ".join(value.items))
-        return int(missing > 0)
+                    for line in lines(user, value):
+                        print(one_line(line))
+        return int(problems > 0)
 
     return asyncio.run(show())
 

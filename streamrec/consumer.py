@@ -25,7 +25,7 @@ from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
 from streamrec.decode import EventDecoder
 from streamrec.errors import BadRecord
 from streamrec.health import Health
-from streamrec.kafka import Producer, connection_options, dismiss_dead_members, member_name, unavailable
+from streamrec.kafka import Producer, connection_options, leave_for_members, member_name, unavailable
 from streamrec.metrics import Metrics
 from streamrec.schemas import DeadLetter, EventBatch
 from streamrec.settings import Settings
@@ -65,6 +65,7 @@ class ClickConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
             rebalance_timeout_ms=int(settings.kafka_rebalance_timeout_s * 1000),
         )
         self._assignment = 0
+        self._member_id = ""
         self._idle = asyncio.Event()
         self._idle.set()
         self._committed: dict[int, int] = {}
@@ -109,6 +110,8 @@ class ClickConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
             self._watch.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._watch
+        if self.rebalancing:  # the client leaves only once its join is through, which may take longer than we have
+            await self._leave_for_members()
         await self._consumer.stop()
 
     async def batches(self, stop: asyncio.Event, burst: bool = False) -> AsyncGenerator[EventBatch, None]:
@@ -194,25 +197,30 @@ class ClickConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
         self._health.lag_records = 0
         if revoked:
             log.info("partitions given up", extra={"partitions": sorted(p.partition for p in revoked)})
-        if not self._consumer._coordinator.member_id:  # at the start, or after the group lost us and we lost our name
-            await self._dismiss_dead_members()
+        coordinator = self._consumer._coordinator
+        if not coordinator.member_id and self._member_id:
+            # the client forgets who it is when a commit comes too late; the group does not, and would wait for a ghost
+            coordinator.member_id, self._member_id = self._member_id, ""
+        elif not coordinator.member_id:  # at the start, or when the group has forgotten us too
+            dead = await self._leave_for_members()
+            if dead:
+                log.info("members that died without leaving the group were dismissed", extra={"members": dead})
 
     async def on_partitions_assigned(self, assigned: Collection[TopicPartition]) -> None:
         """Note the new assignment."""
+        self._member_id = self._consumer._coordinator.member_id
         self._health.rebalancing_since_s = None
         self._health.joined = True
         self._health.progressed()
         self._metrics.rebalances.inc()
         log.info("partitions assigned", extra={"partitions": sorted(p.partition for p in assigned)})
 
-    async def _dismiss_dead_members(self) -> None:
-        if self._settings.kafka_group_instance_id is None:  # a static member takes its old place by itself
-            dead = await dismiss_dead_members(self._settings, self._name)
-            if dead:
-                log.info("members that died without leaving the group were dismissed", extra={"members": dead})
+    async def _leave_for_members(self) -> int:
+        # a static member keeps its place, and takes it again by itself
+        return await leave_for_members(self._settings, self._name) if not self._settings.kafka_group_instance_id else 0
 
     def _batch(self, polled: dict[TopicPartition, list[ConsumerRecord]]) -> EventBatch:
-        batch = EventBatch(assignment=self._assignment, end_offsets=dict(self._end_offsets))
+        batch = EventBatch(assignment=self._assignment)
         ignored = 0
         for partition, records in polled.items():
             for record in records:

@@ -161,10 +161,17 @@ async def _probe(redis: RedisClient, health: Health) -> None:
 
 
 async def _in_time(stop: Callable[[], Awaitable[None]]) -> None:
-    """Leave and close, unless a broker that does not answer would keep us: what is in doubt comes again."""
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(CLOSE_TIMEOUT_S):
-            await stop()
+    """Leave and close, unless a broker that does not answer would keep us: what is in doubt comes again.
+
+    In a task of its own: a client that is closed cancels what it has under way, at times including its caller.
+    """
+    closing = asyncio.ensure_future(stop())
+    done, _ = await asyncio.wait((closing,), timeout=CLOSE_TIMEOUT_S)
+    if not done:
+        closing.cancel()
+        done, _ = await asyncio.wait((closing,), timeout=1.0)
+    if done and not closing.cancelled():
+        closing.result()
 
 
 @contextlib.asynccontextmanager

@@ -31,7 +31,8 @@ class EventDecoder:
                     ("user_id", str | int),
                     ("item_id", str | int),
                     ("timestamp", int | float | None, None),
-                    ("event_type", str | None, None),
+                    # where no type is asked for, it is an unknown field like others, whatever it holds
+                    ("event_type", str | None if settings.event_types else Any, None),
                 ],
                 rename={
                     "user_id": settings.user_id_field,

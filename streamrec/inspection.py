@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from itertools import islice
+from typing import TypeVar
 
 import msgspec
 
@@ -12,6 +13,9 @@ from streamrec.keys import Keys
 from streamrec.redis_client import SCAN_COUNT, RedisClient
 from streamrec.schemas import PublishedList, UserSequence
 from streamrec.sequences import parse_sequence
+
+V = TypeVar("V")
+Unreadable = Callable[[StreamrecError], None]
 
 
 def parse_published(user_id: str, value: bytes) -> PublishedList:
@@ -26,20 +30,37 @@ def parse_published(user_id: str, value: bytes) -> PublishedList:
         raise StreamrecError(f"the published list of user {user_id!r} cannot be read: {error}") from None
 
 
-async def published(
-    redis: RedisClient, keys: Keys, users: list[str] | None
+def published(
+    redis: RedisClient, keys: Keys, users: list[str] | None, unreadable: Unreadable | None = None
 ) -> AsyncIterator[tuple[str, PublishedList | None]]:
-    """The published list of each user, None where there is none; of all users where ``users`` is None."""
-    async for user, value in _values(redis, keys, keys.recommendation, users):
-        yield user, None if value is None else parse_published(user, value)
+    """The published list of each user, None where there is none; of all users where ``users`` is None.
+
+    A value that cannot be read raises, or is left out and told to ``unreadable`` where that is given.
+    """
+    return _parsed(_values(redis, keys, keys.recommendation, users), parse_published, unreadable)
 
 
-async def stored(
-    redis: RedisClient, keys: Keys, users: list[str] | None
+def stored(
+    redis: RedisClient, keys: Keys, users: list[str] | None, unreadable: Unreadable | None = None
 ) -> AsyncIterator[tuple[str, UserSequence | None]]:
-    """The stored sequence of each user, None where there is none; of all users where ``users`` is None."""
-    async for user, value in _values(redis, keys, keys.sequence, users):
-        yield user, None if value is None else parse_sequence(user, value)
+    """The same of stored sequences."""
+    return _parsed(_values(redis, keys, keys.sequence, users), parse_sequence, unreadable)
+
+
+async def _parsed(
+    values: AsyncIterator[tuple[str, bytes | None]],
+    parse: Callable[[str, bytes], V],
+    unreadable: Unreadable | None,
+) -> AsyncIterator[tuple[str, V | None]]:
+    async for user, value in values:
+        try:
+            parsed = None if value is None else parse(user, value)
+        except StreamrecError as error:
+            if unreadable is None:
+                raise
+            unreadable(error)
+            continue
+        yield user, parsed
 
 
 async def _values(

@@ -25,6 +25,7 @@ from streamrec.settings import Settings
 TOPIC_ALREADY_EXISTS = 36
 # Kafka's default limit of a record is 1 MiB; the rest of a longer dead letter stays at its origin.
 MAX_DEAD_LETTER_BYTES = 900_000
+# Joins wait for the whole group, possibly longer than this: they are then sent again, under the same member id.
 REQUEST_TIMEOUT_MS = 10_000
 DISMISSAL_TIMEOUT_S = 5.0
 
@@ -201,14 +202,14 @@ def member_name() -> str:
     return f"{_member_prefix()}{os.getpid()}-{os.urandom(3).hex()}"
 
 
-async def dismiss_dead_members(settings: Settings, former: str = "") -> int:
+async def leave_for_members(settings: Settings, own: str = "") -> int:
     """Say goodbye to the group for daemons of this machine that died without doing so; returns how many.
 
     Else whoever joins next waits for them until the session time-out, and with the embedded broker, which
     knows none, for ever. A help, not a need: where the broker does not allow it, nothing happens.
 
     Args:
-        former: the client id of a member of this process that has lost its membership.
+        own: the client id of a member of this process that has lost its membership, or gives it up.
     """
     group = settings.kafka_group
     client = AIOKafkaClient(**connection_options(settings))
@@ -220,7 +221,7 @@ async def dismiss_dead_members(settings: Settings, former: str = "") -> int:
                 return 0
             described = await client.send(node, DescribeGroupsRequest([group]), group=ConnectionGroup.COORDINATION)
             members = [member for _, _, _, _, _, members, *_ in described.groups for member in members]
-            dead = [member_id for member_id, client_id, *_ in members if client_id == former or _died(client_id)]
+            dead = [member_id for member_id, client_id, *_ in members if client_id == own or _died(client_id)]
             for member_id in dead:
                 await client.send(node, LeaveGroupRequest(group, member_id), group=ConnectionGroup.COORDINATION)
             return len(dead)

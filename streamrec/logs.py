@@ -29,8 +29,8 @@ def _time(record: logging.LogRecord) -> str:
     return datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def _one_line(text: str) -> str:
-    """Escapes what would break the line or steer a terminal: ids come from anybody."""
+def one_line(text: str) -> str:
+    """Escape what would break the line or steer a terminal: ids come from anybody."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
@@ -39,7 +39,7 @@ def _one_line(text: str) -> str:
 class _TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         fields = "".join(f" {name}={value}" for name, value in _fields(record).items())
-        line = _one_line(f"{_time(record)} {record.levelname:7} {record.getMessage()}{fields}")
+        line = one_line(f"{_time(record)} {record.levelname:7} {record.getMessage()}{fields}")
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
 
 

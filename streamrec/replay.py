@@ -116,9 +116,5 @@ async def replay(
                         bar.update(task, events=f"{sent:,} events")
         except DataFileError as error:
             raise StreamrecError(f"{error} ({sent:,} events before it were sent)") from error
-        except UnicodeEncodeError as error:  # JSON lets half of a surrogate pair through
-            raise StreamrecError(
-                f"{path}: an id of event {sent + 1:,} cannot be written as UTF-8 ({sent:,} events before it were sent)"
-            ) from error
         bar.update(task, events=f"{sent:,} events")
     return sent

@@ -36,15 +36,13 @@ class DeadLetter:
 class EventBatch:
     """The records of one poll.
 
-    ``next_offsets`` is what to commit, by partition; ``end_offsets`` the ends of the partitions when last
-    heard of; ``assignment`` numbers the assignment of partitions under which the batch was read.
+    ``next_offsets`` is what to commit, by partition; ``assignment`` numbers the assignment of partitions
+    under which the batch was read.
     """
 
     events: list[ClickEvent] = field(default_factory=list)
     dead_letters: list[DeadLetter] = field(default_factory=list)
-    ignored: int = 0
     next_offsets: dict[int, int] = field(default_factory=dict)
-    end_offsets: dict[int, int] = field(default_factory=dict)
     assignment: int = 0
 
 

@@ -1,9 +1,11 @@
 """Real servers for the tests: addresses given in the environment, else containers, else embedded child processes."""
 
+import faulthandler
 import os
 import signal
+import threading
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,35 @@ from sasrec.readers import Event
 from streamrec.redis_client import RedisClient
 from streamrec.settings import ENV_PREFIX, Settings, load_settings
 
+# what the person who runs the tests has set: addresses of servers, say; no test sees it
+GIVEN = dict(os.environ)
+STDERR = pytest.StashKey[int]()
+GRACE_S = 100  # for a test that ran into its time limit to be taken apart
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """The last resort: pytest-timeout fails a test once, and what hangs while it is taken apart hangs for ever."""
+
+    def give_up() -> None:
+        os.write(stderr, f"\n{item.nodeid} is stuck in spite of its time limit; the run ends here\n".encode())
+        faulthandler.dump_traceback(stderr)
+        os._exit(3)
+
+    stderr = item.config.stash[STDERR]
+    own_limit = item.get_closest_marker("timeout")
+    limit_s = own_limit.args[0] if own_limit else float(item.config.getini("timeout"))
+    watchdog = threading.Timer(limit_s + GRACE_S, give_up)
+    watchdog.daemon = True
+    watchdog.start()
+    try:
+        return (yield)
+    finally:
+        watchdog.cancel()
+
 
 def pytest_configure(config: pytest.Config) -> None:
+    config.stash[STDERR] = os.dup(2)  # tests capture the other one
     # one thread: the tests share two cores with the servers, and same thread count means same floats
     torch.set_num_threads(1)
     # a job in the background ignores Ctrl-C, and so would every process that the tests start and interrupt
@@ -26,12 +55,12 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(scope="session")
 def servers() -> Iterator[Servers]:
-    with find_servers(os.environ) as found:
+    with find_servers(GIVEN) as found:
         yield found
 
 
 @pytest.fixture(autouse=True)
-def no_settings_from_outside(servers: Servers, monkeypatch: pytest.MonkeyPatch) -> None:
+def no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
         if name.startswith(ENV_PREFIX):
             monkeypatch.delenv(name)

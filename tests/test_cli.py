@@ -166,6 +166,41 @@ async def test_a_value_that_cannot_be_read_is_one_line(run: Callable[..., Any], 
     assert re.fullmatch(r"streamrec: the published list of user 'ann' cannot be read: .*\n", result.err)
 
 
+async def test_values_that_cannot_be_read_are_told_and_the_others_are_shown(
+    run: Callable[..., Any], make_settings: MakeSettings
+) -> None:
+    settings = make_settings()
+    keys = Keys(settings.redis_key_prefix)
+    users = [f"u{n}" for n in range(20)]
+    await write(settings, {user: ["a"] for user in users})
+    async with raw_redis(settings) as raw:
+        for key_of in (keys.recommendation, keys.sequence):
+            await raw.set(key_of("u3"), "garbage")
+    for command in ("recs", "user"):
+        result = await run(command, "--all", "--json")
+        assert sorted(found["user_id"] for found in lines_of_json(result.out)) == sorted(set(users) - {"u3"})
+        assert result.status == 1
+        assert re.fullmatch(r"streamrec: the .* of user 'u3' cannot be read: .*\n", result.err)
+
+
+async def test_for_people_nothing_that_is_stored_can_steer_the_terminal(
+    run: Callable[..., Any], make_settings: MakeSettings
+) -> None:
+    steering = "\x1b[2J\x9b2J\r\u202e"
+    user, item = f"u{steering}", f"i{steering}"
+    settings = make_settings()
+    await write(settings, {user: [item]})
+    async with RedisClient(settings) as redis:
+        newer = Recommendation(user, [item], [1.0], "m", BASE_MS, 2)
+        await Publisher(redis, settings, Metrics()).publish([newer])
+    for command in ("recs", "user"):
+        shown = (await run(command, user)).out
+        assert shown.replace("\n", "").isprintable()
+        assert shown.count("\\x1b[2J\\x9b2J\\r\\u202e") == 2
+        missing = await run(command, f"no{steering}body")
+        assert missing.err.replace("\n", "").isprintable()
+
+
 @pytest.mark.parametrize("arguments", [["recs", "ann"], ["user", "--all"]])
 async def test_without_redis_there_is_one_line(run: Callable[..., Any], arguments: list[str]) -> None:
     result = await run(*arguments, "--redis-url", f"redis://:s3cr3t@127.0.0.1:{free_port()}")

@@ -11,7 +11,7 @@ from harness import EVENTS, Daemon, Record, click, eventually, feed, feeding, ow
 from oracle import assert_delivered
 
 from streamrec.inspection import published, stored
-from streamrec.kafka import dismiss_dead_members
+from streamrec.kafka import leave_for_members
 from streamrec.keys import Keys
 from streamrec.redis_client import RedisClient
 from streamrec.settings import Settings
@@ -53,7 +53,7 @@ async def test_daemons_join_leave_and_die_in_mid_stream(
         before = await third.metric(EVENTS, outcome="applied")
         await third.wait_handled(int(before) + 200)
         second.kill()
-        await dismiss_dead_members(settings)  # a broker does so after the session time-out; the embedded one never
+        await leave_for_members(settings)  # a broker does so after the session time-out; the embedded one never
         before = await third.metric(EVENTS, outcome="applied")
         await third.wait_handled(int(before) + 200)
     await wait_caught_up(settings)

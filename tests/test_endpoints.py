@@ -66,7 +66,10 @@ async def says(http: str, path: str, wanted: int) -> bool:
 
 
 class SlowListener(ConsumerRebalanceListener):
-    """Keeps its partitions in a rebalance until it is let go, while the whole group waits."""
+    """Keeps its partitions in a rebalance until it is let go, while the whole group waits.
+
+    Whoever fails meanwhile must let go too: else the consumer could not even be stopped.
+    """
 
     def __init__(self) -> None:
         self.asked = asyncio.Event()
@@ -95,16 +98,19 @@ async def test_a_rebalance_that_takes_long_is_waited_out_alive_and_does_not_hold
             async with member(settings):
                 pass
 
-        group.create_task(joins())
-        await slow.asked.wait()
-        await eventually(lambda: gave_up(daemon, given_up + 1))
-        until = time.monotonic() + 3
-        while time.monotonic() < until:
-            assert await daemon.get("/livez") == (200, "ok\n")
-            await asyncio.sleep(0.1)
-        daemon.signal(signal.SIGTERM)
-        assert await daemon.wait_exit(10) == 0
-        slow.let_go.set()
+        try:
+            group.create_task(joins())
+            async with asyncio.timeout(30):
+                await slow.asked.wait()
+            await eventually(lambda: gave_up(daemon, given_up + 1))
+            until = time.monotonic() + 3
+            while time.monotonic() < until:
+                assert await daemon.get("/livez") == (200, "ok\n")
+                await asyncio.sleep(0.1)
+            daemon.signal(signal.SIGTERM)
+            assert await daemon.wait_exit(10) == 0
+        finally:
+            slow.let_go.set()
 
 
 async def gave_up(daemon: Daemon, times: int) -> bool:

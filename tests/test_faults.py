@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import signal
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,9 @@ from harness import (
 )
 from oracle import assert_delivered
 
+from streamrec.daemon import _in_time
 from streamrec.embedded import EmbeddedServer, EmbeddedServers
+from streamrec.errors import KafkaUnavailable
 from streamrec.redis_client import RedisClient
 from streamrec.settings import Settings
 
@@ -189,3 +191,45 @@ async def test_a_batch_held_while_redis_is_away_does_not_hold_up_a_rebalance(
             await eventually(lambda: daemon.has_logged("let go"))
     await wait_caught_up(settings)
     await assert_delivered(settings)
+
+
+async def close_as_a_client_that_cancels_its_own_requests() -> None:
+    request = asyncio.create_task(asyncio.sleep(60))
+    await asyncio.sleep(0)
+    request.cancel()
+    await request
+
+
+async def close_as_a_client_that_waits_for_a_broker() -> None:
+    await asyncio.sleep(60)
+
+
+async def close_as_a_client_that_ignores_being_cancelled() -> None:
+    with contextlib.suppress(asyncio.CancelledError):
+        await asyncio.sleep(60)
+    await asyncio.sleep(3)
+
+
+async def close_as_a_client_that_fails() -> None:
+    raise KafkaUnavailable("no")
+
+
+@pytest.mark.parametrize(
+    "close",
+    [
+        close_as_a_client_that_cancels_its_own_requests,
+        close_as_a_client_that_waits_for_a_broker,
+        close_as_a_client_that_ignores_being_cancelled,
+    ],
+)
+async def test_no_client_keeps_the_daemon_from_ending(
+    close: Callable[[], Awaitable[None]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streamrec.daemon.CLOSE_TIMEOUT_S", 0.1)
+    async with asyncio.timeout(2):
+        await _in_time(close)
+
+
+async def test_a_client_that_cannot_be_closed_says_so() -> None:
+    with pytest.raises(KafkaUnavailable):
+        await _in_time(close_as_a_client_that_fails)

@@ -234,6 +234,13 @@ def test_a_batch_gives_what_its_sequences_give_one_by_one(sequences: list[list[s
     assert_close(together, [engine.recommend([sequence], 4)[0] for sequence in sequences])
 
 
+@pytest.mark.parametrize("fields", [{"users": ["u"]}, {"counts": [1]}, {"users": ["u", "v", "w"]}, {"counts": []}])
+def test_one_user_and_one_count_a_sequence(fields: dict[str, Any]) -> None:
+    ((name, values),) = fields.items()
+    with pytest.raises(ValueError, match=f"2 sequences but {len(values)} {name}; give one for each"):
+        make_engine().recommend([[IDS[0]], [IDS[1]]], 5, **fields)
+
+
 def test_sequences_cut_at_the_old_end_give_the_same_answers_through_jumps_and_restarts() -> None:
     whole = [IDS[n * n % NUM_ITEMS] for n in range(60)]
     oracle = make_engine(slack=2, cache_bytes=0)

@@ -67,6 +67,11 @@ def test_every_format_gives_the_same_events_in_file_order(
     assert list(read_events(path)) == EXPECTED
 
 
+@pytest.mark.parametrize("content", FORMATS.values(), ids=FORMATS.keys())
+def test_blank_lines_before_the_first_row_are_passed_over(tmp_path: Path, content: str) -> None:
+    assert list(read_events(write(tmp_path, "\n  \r\n" + content))) == EXPECTED
+
+
 def test_a_file_without_timestamps_gives_events_without(tmp_path: Path) -> None:
     assert list(read_events(write(tmp_path, "user_id,item_id\nu,a\n"))) == [Event("u", "a", None)]
     assert list(read_events(write(tmp_path, '{"user_id": "u", "item_id": "a"}\n'))) == [Event("u", "a", None)]
@@ -186,6 +191,10 @@ DAMAGED = {
     ),
     "json, id null": ('{"user_id": null, "item_id": "a"}\n', ":1: user_id must be a string or an integer, not None"),
     "json, id true": ('{"user_id": "u", "item_id": true}\n', ":1: item_id must be a string or an integer, not True"),
+    "json, half a surrogate pair": (
+        JSON + '{"user_id": "u", "item_id": "\\ud800"}\n',
+        ":2: item_id holds half of a surrogate pair: '\\ud800'",
+    ),
     "json, time a list": ('{"user_id": "u", "item_id": "a", "timestamp": [1]}\n', ":1: timestamp [1] is not"),
     "json, time true": ('{"user_id": "u", "item_id": "a", "timestamp": true}\n', ":1: timestamp True is not"),
     "dat, field missing": (DAT + "1::2::3\n", ":2: 4 fields between '::' expected, got 3"),
@@ -193,7 +202,9 @@ DAMAGED = {
     "dat, item empty": (DAT + DAT + "1::::3::4\n", ":3: item_id is empty"),
     "u.data, field too many": ("1\t2\t3\t4\n1\t2\t3\t4\t5\n", ":2: 4 fields between '\\t' expected, got 5"),
     "empty": ("", " is empty"),
-    "blank": ("   \n", " is empty"),
+    "blank": ("   \n\n", " is empty"),
+    "json, broken behind blank lines": ("\n \n" + JSON + "{\n", ":4: not JSON"),
+    "csv, damaged behind blank lines": ("\n\n" + CSV + "u,a,1\nu\n", ":5: 3 columns expected, got 1"),
     "only a header": (CSV, " has a header but no interactions"),
     "only a header and blank lines": (CSV + "\n\n", " has a header but no interactions"),
 }
