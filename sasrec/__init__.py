@@ -1,14 +1,24 @@
 """sasrec: self-attentive sequential recommendation (Kang & McAuley 2018) with incremental inference.
 
-The modules, lowest first: vocab, readers, data, model, losses, engine, evaluate, checkpoint, train.
+The modules, lowest first: vocab, readers, data, model, losses, engine, evaluate, baselines, checkpoint, datasets,
+train, estimator, recommender.
 """
 
 from sasrec.checkpoint import ModelDirectoryError, SavedModel, load_model, save_model
 from sasrec.data import Holdout, Interactions, Sequences
+from sasrec.datasets import InteractionsDataset, ItemsDataset
 from sasrec.engine import Engine, Ranking, anchor
+from sasrec.estimator import (
+    Recommendations,
+    SASRecClassifierEstimator,
+    SASRecRegressorEstimator,
+    load_estimator,
+    suggest_config,
+)
 from sasrec.evaluate import Metrics, evaluate
 from sasrec.model import SASRec, SASRecConfig
 from sasrec.readers import DataFileError, Event, read_events
+from sasrec.recommender import SequentialRecommender, SequentialScorer
 from sasrec.train import TrainConfig, TrainingError, TrainResult, train
 from sasrec.vocab import ItemVocab
 
@@ -18,21 +28,30 @@ __all__ = [
     "Event",
     "Holdout",
     "Interactions",
+    "InteractionsDataset",
     "ItemVocab",
+    "ItemsDataset",
     "Metrics",
     "ModelDirectoryError",
     "Ranking",
+    "Recommendations",
     "SASRec",
+    "SASRecClassifierEstimator",
     "SASRecConfig",
+    "SASRecRegressorEstimator",
     "SavedModel",
     "Sequences",
+    "SequentialRecommender",
+    "SequentialScorer",
     "TrainConfig",
     "TrainResult",
     "TrainingError",
     "anchor",
     "evaluate",
+    "load_estimator",
     "load_model",
     "read_events",
     "save_model",
+    "suggest_config",
     "train",
 ]

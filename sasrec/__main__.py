@@ -6,14 +6,17 @@ import argparse
 import json
 import logging
 import sys
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
+
+from sasrec.baselines import all_baselines
 from sasrec.checkpoint import ModelDirectoryError, check_destination, load_model, save_model
-from sasrec.data import Interactions, Sequences
+from sasrec.data import Holdout, Interactions, Sequences
 from sasrec.engine import Engine
-from sasrec.evaluate import evaluate
+from sasrec.evaluate import Scorer, evaluate, metrics_from_ranks, sample_unseen, target_ranks
 from sasrec.model import SASRecConfig
 from sasrec.readers import DataFileError, read_events
 from sasrec.train import Loss, TrainConfig, TrainingError, train
@@ -53,12 +56,11 @@ def _parser() -> argparse.ArgumentParser:
         "--hold-out", type=int, choices=(0, 1, 2), default=2,
         help="last events of each user kept back: 2 test and validation, 1 validation, 0 none (no early stopping) [2]",
     )  # fmt: skip
+    _add_filters(command)
     command.add_argument(
-        "--min-user-events", metavar="INT", type=int, default=2, help="drop users with fewer events [2]"
-    )
-    command.add_argument(
-        "--min-item-events", metavar="INT", type=int, default=1, help="drop items with fewer events [1]"
-    )
+        "--outcomes", metavar="SCALE", type=_scale,
+        help="learn from outcome or rating, divided by SCALE: labels in 0..1, or with mse any number [all count 1]",
+    )  # fmt: skip
     _add_fields(command.add_argument_group("the model"), SASRecConfig, skip={"num_items"})
     _add_fields(command.add_argument_group("training"), TrainConfig, skip=set())
     command.set_defaults(run=_train)
@@ -68,14 +70,58 @@ def _parser() -> argparse.ArgumentParser:
         help="judge a model on each user's last event, over the full catalogue",
         description="Rank the whole catalogue for each user's last event, after all the events before it, and print "
         "HR, NDCG and MRR @k with seen items left out and with them kept. Trained with the default --hold-out 2 on "
-        "the same file, the model has never seen these events.",
+        "the same file, with the same --min-... options, the model has never seen these events.",
     )
     command.add_argument("file", metavar="FILE", type=Path, help=FILE_HELP)
     command.add_argument("--model", metavar="DIR", type=Path, required=True, help="a model directory")
     command.add_argument("--k", type=int, nargs="+", default=[10, 20], metavar="INT", help="cut-offs [10 20]")
+    _add_filters(command)
+    command.add_argument(
+        "--baselines", action="store_true", help="judge count-based baselines too, fitted on all but the last events"
+    )
+    command.add_argument(
+        "--negatives", metavar="INT", type=int, default=0,
+        help="rank each last event against so many random unseen items only, as older papers do: flatters, and can "
+        "reorder models [the whole catalogue]",
+    )  # fmt: skip
+    command.add_argument("--seed", metavar="INT", type=int, default=42, help="of these random items [42]")
     command.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     command.set_defaults(run=_evaluate)
     return parser
+
+
+def _add_filters(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--min-outcome", metavar="NUMBER", type=float, help="drop events with a lower outcome or rating"
+    )
+    command.add_argument(
+        "--min-user-events", metavar="INT", type=int, default=2, help="drop users with fewer events [2]"
+    )
+    command.add_argument(
+        "--min-item-events", metavar="INT", type=int, default=1, help="drop items with fewer events [1]"
+    )
+
+
+def _scale(text: str) -> float:
+    scale = float(text)
+    if not 0 < scale < float("inf"):
+        raise argparse.ArgumentTypeError("must be a number above 0")
+    return scale
+
+
+def _read(options: argparse.Namespace, scale: float | None = None) -> Interactions:
+    """The interactions that the options leave, with outcomes where they are to be learned from."""
+    rated = scale is not None or options.min_outcome is not None
+    interactions = Interactions.from_events(read_events(options.file, outcomes=rated))
+    if options.min_outcome is not None:
+        interactions = interactions.at_least_outcome(options.min_outcome)
+    outcomes = None if scale is None or interactions.outcomes is None else interactions.outcomes / np.float32(scale)
+    left = replace(interactions, outcomes=outcomes).at_least(options.min_user_events, options.min_item_events)
+    if not len(left):
+        chosen = {name: getattr(options, name) for name in ("min_outcome", "min_user_events", "min_item_events")}
+        given = ", ".join(f"--{name.replace('_', '-')}={value}" for name, value in chosen.items() if value is not None)
+        raise DataFileError(f"{options.file}: no event is left; lower {given}")
+    return left
 
 
 def _add_fields(group: Any, config: type, skip: set[str]) -> None:
@@ -84,10 +130,19 @@ def _add_fields(group: Any, config: type, skip: set[str]) -> None:
         if spec.name in skip:
             continue
         choices = {"position": ("learned", "rope"), "loss": get_args(Loss)}.get(spec.name)
+        flag = "--" + spec.name.replace("_", "-")
+        if isinstance(spec.default, bool):
+            group.add_argument(
+                flag,
+                action=argparse.BooleanOptionalAction,
+                default=spec.default,
+                help=f"{spec.metadata['help']} [{spec.default}]",
+            )
+            continue
         kind = int if spec.default is None else type(spec.default)
         shown = "" if spec.default is None else f" [{spec.default}]"
         group.add_argument(
-            "--" + spec.name.replace("_", "-"),
+            flag,
             type=kind,
             choices=choices,
             default=spec.default,
@@ -103,14 +158,7 @@ def _pick(config: type, options: argparse.Namespace) -> dict[str, Any]:
 def _train(options: argparse.Namespace) -> int:
     how = TrainConfig(**_pick(TrainConfig, options))
     check_destination(options.out)
-    interactions = Interactions.from_events(read_events(options.file)).at_least(
-        options.min_user_events, options.min_item_events
-    )
-    if not len(interactions):
-        raise DataFileError(
-            f"{options.file}: no event is left; lower --min-user-events={options.min_user_events} "
-            f"or --min-item-events={options.min_item_events}"
-        )
+    interactions = _read(options, options.outcomes)
     vocab = ItemVocab.from_items(interactions.item_ids)
     config = SASRecConfig(num_items=len(vocab), **_pick(SASRecConfig, options))
     sequences = Sequences.build(interactions, vocab)
@@ -135,23 +183,37 @@ def _train(options: argparse.Namespace) -> int:
 
 def _evaluate(options: argparse.Namespace) -> int:
     saved = load_model(options.model)
-    engine = Engine(saved.model, saved.vocab, cache_bytes=0)
-    interactions = Interactions.from_events(read_events(options.file))
-    _, holdout = Sequences.build(interactions, saved.vocab).leave_last_out()
+    sequences = Sequences.build(_read(options), saved.vocab)
+    rest, holdout = sequences.leave_last_out()
     if not len(holdout):
         raise DataFileError(f"{options.file}: no user has two events on items that the model knows")
-    report = {
-        name: evaluate(engine, holdout, options.k, filter_seen).as_dict()
+    rivals: dict[str, Scorer] = {"model": Engine(saved.model, saved.vocab, cache_bytes=0)}
+    if options.baselines:
+        rivals |= {name: baseline.fit(rest) for name, baseline in all_baselines().items()}
+    report = {name: _judge(rival, holdout, options) for name, rival in rivals.items()}
+    if options.json:
+        print(json.dumps({"version": saved.version} | report))
+        return 0
+    candidates = f"{options.negatives} random items" if options.negatives else f"all {len(saved.vocab):,} items"
+    print(f"model {saved.version}: the last event of {len(holdout):,} users, ranked against {candidates}")
+    for how in report["model"]:
+        print(f"\n{how.replace('_', ' ')}")
+        for name, metrics in report.items():
+            values = (f"{metric} {value:.4f}" for metric, value in metrics[how].items() if metric != "cases")
+            print(f"  {name:18}" + "  ".join(values))
+    return 0
+
+
+def _judge(scorer: Scorer, holdout: Holdout, options: argparse.Namespace) -> dict[str, dict[str, float]]:
+    if options.negatives:
+        count = scorer.scores(holdout.histories[:1]).shape[1] - 1
+        candidates = sample_unseen(holdout, count, options.negatives, options.seed)
+        ranks = target_ranks(scorer, holdout, filter_seen=False, candidates=candidates)
+        return {"sampled": metrics_from_ranks(ranks, options.k).as_dict()}
+    return {
+        name: evaluate(scorer, holdout, options.k, filter_seen).as_dict()
         for name, filter_seen in (("seen_filtered", True), ("seen_kept", False))
     }
-    if options.json:
-        print(json.dumps({"model": saved.version} | report))
-        return 0
-    print(f"model {saved.version}: {len(holdout):,} users, {len(saved.vocab):,} items ranked for each")
-    for name, metrics in report.items():
-        values = "  ".join(f"{metric} {value:.4f}" for metric, value in metrics.items() if metric != "cases")
-        print(f"{name.replace('_', ' '):14}{values}")
-    return 0
 
 
 if __name__ == "__main__":

@@ -13,17 +13,22 @@ from sasrec.readers import DataFileError, Event
 from sasrec.vocab import PADDING, ItemVocab
 
 Indices = NDArray[np.int64]
+Outcomes = NDArray[np.float32]
 # Windows whose lengths differ by less than this may share a batch, so that batches vary from epoch to epoch.
 BUCKET_NOISE_TOKENS = 8
 
 
 @dataclass(frozen=True)
 class Interactions:
-    """Events as columns, each (N,), in stream order: by time, ties in file order."""
+    """Events as columns, each (N,), in stream order: by time, ties in file order.
+
+    ``outcomes`` say how good an event was (a rating, say); None where all count the same.
+    """
 
     user_ids: list[str]
     item_ids: list[str]
     timestamps_ms: Indices
+    outcomes: Outcomes | None = None
 
     @classmethod
     def from_events(cls, events: Iterable[Event]) -> Interactions:
@@ -39,11 +44,29 @@ class Interactions:
         if 0 < untimed < len(rows):
             raise DataFileError(f"{untimed} of {len(rows)} rows have no timestamp; give all of them one, or none")
         times = np.array([row.timestamp_ms or 0 for row in rows], np.int64)
-        order = np.argsort(times, kind="stable")
-        return cls([rows[i].user_id for i in order], [rows[i].item_id for i in order], times[order])
+        unrated = rows[0].outcome is None
+        outcomes = None if unrated else np.array([row.outcome for row in rows], np.float32)
+        return cls([row.user_id for row in rows], [row.item_id for row in rows], times, outcomes).in_order()
+
+    def in_order(self) -> Interactions:
+        """Sorted by time, ties as they are."""
+        order = np.argsort(self.timestamps_ms, kind="stable")
+        outcomes = None if self.outcomes is None else self.outcomes[order]
+        users, items = [self.user_ids[i] for i in order], [self.item_ids[i] for i in order]
+        return Interactions(users, items, self.timestamps_ms[order], outcomes)
 
     def __len__(self) -> int:
         return len(self.item_ids)
+
+    def at_least_outcome(self, least: float) -> Interactions:
+        """Only the events whose outcome is no lower.
+
+        Raises:
+            ValueError: there are no outcomes.
+        """
+        if self.outcomes is None:
+            raise ValueError("these interactions have no outcomes to choose by")
+        return self._masked(self.outcomes >= least)
 
     def at_least(self, user_events: int = 1, item_events: int = 1) -> Interactions:
         """Without items of fewer events, then without users of fewer events than asked."""
@@ -62,13 +85,17 @@ class Interactions:
         return self._take(slice(max(0, len(self) - count), None))
 
     def _take(self, part: slice) -> Interactions:
-        return Interactions(self.user_ids[part], self.item_ids[part], self.timestamps_ms[part])
+        outcomes = None if self.outcomes is None else self.outcomes[part]
+        return Interactions(self.user_ids[part], self.item_ids[part], self.timestamps_ms[part], outcomes)
 
     def _only(self, ids: list[str], events: int) -> Interactions:
         _, codes, counts = np.unique(np.array(ids, dtype=object), return_inverse=True, return_counts=True)
-        mask = counts[codes] >= events
+        return self._masked(counts[codes] >= events)
+
+    def _masked(self, mask: NDArray[np.bool_]) -> Interactions:
         users, items = compress(self.user_ids, mask), compress(self.item_ids, mask)
-        return Interactions(list(users), list(items), self.timestamps_ms[mask])
+        outcomes = None if self.outcomes is None else self.outcomes[mask]
+        return Interactions(list(users), list(items), self.timestamps_ms[mask], outcomes)
 
 
 @dataclass(frozen=True)
@@ -83,6 +110,7 @@ class Sequences:
     user_ids: tuple[str, ...]
     offsets: Indices  # (U + 1,)
     items: Indices  # (N,)
+    outcomes: Outcomes | None = None  # (N,)
 
     @classmethod
     def build(cls, interactions: Interactions, vocab: ItemVocab) -> Sequences:
@@ -94,7 +122,8 @@ class Sequences:
         users, items = users[known], items[known]
         order = np.argsort(users, kind="stable")
         offsets = np.concatenate(([0], np.cumsum(np.bincount(users, minlength=len(codes)))))
-        return cls(vocab, tuple(codes), offsets.astype(np.int64), items[order])
+        outcomes = None if interactions.outcomes is None else interactions.outcomes[known][order]
+        return cls(vocab, tuple(codes), offsets.astype(np.int64), items[order], outcomes)
 
     def __len__(self) -> int:
         return len(self.user_ids)
@@ -114,7 +143,9 @@ class Sequences:
         kept = lengths - held
         offsets = np.concatenate(([0], np.cumsum(kept)))
         within = np.arange(len(self.items)) - np.repeat(self.offsets[:-1], lengths)
-        train = Sequences(self.vocab, self.user_ids, offsets, self.items[within < np.repeat(kept, lengths)])
+        rest = within < np.repeat(kept, lengths)
+        outcomes = None if self.outcomes is None else self.outcomes[rest]
+        train = Sequences(self.vocab, self.user_ids, offsets, self.items[rest], outcomes)
         histories = [train[int(user)] for user in np.flatnonzero(held)]
         return train, Holdout(histories, self.items[self.offsets[1:][held] - 1])
 
@@ -159,12 +190,16 @@ class TrainingWindows:
         self.starts: Indices = sequences.offsets[user] + first
         self.lengths: Indices = last - first
         self._items = sequences.items
+        self._outcomes = sequences.outcomes
 
     def __len__(self) -> int:
         return len(self.starts)
 
-    def batches(self, batch_size: int, rng: np.random.Generator) -> Iterator[tuple[Indices, Indices]]:
-        """One epoch of (items, targets), each (B, T): tokens first, zeros behind; lengths alike in a batch."""
+    def batches(self, batch_size: int, rng: np.random.Generator) -> Iterator[tuple[Indices, Indices, Outcomes | None]]:
+        """One epoch of (items, targets, outcomes of the targets), each (B, T).
+
+        A row's tokens come first, zeros behind; lengths are alike in a batch.
+        """
         noisy = self.lengths + rng.uniform(0, BUCKET_NOISE_TOKENS, len(self))
         order = np.argsort(noisy)
         chunks = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
@@ -173,7 +208,9 @@ class TrainingWindows:
             columns = np.arange(self.lengths[rows].max())
             real = columns < self.lengths[rows, None]  # (B, T)
             at = np.where(real, self.starts[rows, None] + columns, 0)
-            yield self._items[at] * real, self._items[np.where(real, at + 1, 0)] * real
+            after = np.where(real, at + 1, 0)
+            outcomes = None if self._outcomes is None else self._outcomes[after]
+            yield self._items[at] * real, self._items[after] * real, outcomes
 
     def batch_count(self, batch_size: int) -> int:
         """Batches an epoch."""

@@ -218,12 +218,26 @@ class Engine:
         return torch.cat(parts) if parts else self._last_hidden.new_empty(0, self.model.config.hidden_units)
 
     @torch.inference_mode()
+    def scores(self, histories: Sequence[NDArray[np.int64]]) -> Tensor:
+        """Scores of all items after each history of indices, (B, num_items + 1), re-encoded.
+
+        Column 0 (padding) is -inf, and so is the row of a history whose window holds no known item.
+        """
+        windows = [self.window(history) for history in histories]
+        known = [i for i, window in enumerate(windows) if window]
+        scores = self._last_hidden.new_full((len(windows), len(self.vocab) + 1), -torch.inf)
+        scores[known] = self.model.logits(self.encode([windows[i] for i in known]))
+        scores[:, PADDING] = -torch.inf
+        return scores
+
+    @torch.inference_mode()
     def top_k(
         self,
         hidden: Tensor,
         k: int,
         exclude: Sequence[Collection[int]] | None = None,
         blocked: Collection[int] = (),
+        allowed: Collection[int] | None = None,
     ) -> list[Ranking]:
         """The k best items of each row, exactly, over the whole catalogue.
 
@@ -231,6 +245,7 @@ class Engine:
             hidden: (B, D).
             exclude: for each row, indices that must not be recommended (0 is ignored).
             blocked: indices that must not be recommended to anyone.
+            allowed: the only indices that may be; all by default.
 
         Raises:
             ValueError: k is smaller than 1.
@@ -239,16 +254,20 @@ class Engine:
             raise ValueError(f"k={k}: must be at least 1")
         scores = self.model.logits(hidden)  # (B, num_items + 1)
         scores[:, PADDING] = -torch.inf
+        if allowed is not None:
+            others = torch.ones(scores.shape[1], dtype=torch.bool, device=scores.device)
+            others[list(allowed)] = False
+            scores[:, others] = -torch.inf
         if blocked:
             scores[:, list(blocked)] = -torch.inf
         if exclude is not None:
             row = [i for i, indices in enumerate(exclude) for _ in indices]
             scores[row, [index for indices in exclude for index in indices]] = -torch.inf
         best, indices = scores.topk(min(k, len(self.vocab)))  # (B, k)
-        allowed = best.isfinite().sum(1).tolist()
+        counts = best.isfinite().sum(1).tolist()
         return [
             Ranking(self.vocab.decode(items[:count]), values[:count])
-            for items, values, count in zip(indices.tolist(), best.tolist(), allowed, strict=True)
+            for items, values, count in zip(indices.tolist(), best.tolist(), counts, strict=True)
         ]
 
     def recommend(
@@ -260,6 +279,7 @@ class Engine:
         counts: Sequence[int] | None = None,
         filter_seen: bool = True,
         blocked: Collection[str] = (),
+        allowed: Collection[str] | None = None,
     ) -> list[Ranking | None]:
         """Top-k after each sequence of item ids; None where the window holds no known item.
 
@@ -269,6 +289,7 @@ class Engine:
             counts: how many events each sequence has had in all (it may be cut at the old end).
             filter_seen: leave out the items of the sequence, in the window or before it.
             blocked: item ids that are not recommended to anyone.
+            allowed: the only item ids that are; all by default.
 
         Raises:
             ValueError: k is smaller than 1, a user occurs twice, or users or counts do not fit the sequences.
@@ -284,8 +305,9 @@ class Engine:
             return rankings
         hidden = self.encode([windows[i] for i in known], None if users is None else [users[i] for i in known])
         exclude = [tokens[i] for i in known] if filter_seen else None
-        blocked_indices = [index for index in self.vocab.encode(blocked) if index != PADDING]
-        for i, ranking in zip(known, self.top_k(hidden, k, exclude, blocked_indices), strict=True):
+        blocked_indices = self.vocab.encode(blocked)
+        allowed_indices = None if allowed is None else [index for index in self.vocab.encode(allowed) if index]
+        for i, ranking in zip(known, self.top_k(hidden, k, exclude, blocked_indices, allowed_indices), strict=True):
             rankings[i] = ranking
         return rankings
 

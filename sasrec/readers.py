@@ -17,6 +17,7 @@ import gzip
 import io
 import json
 import logging
+import math
 import zlib
 from collections.abc import Callable, Iterator
 from itertools import chain
@@ -26,6 +27,7 @@ from typing import IO, Literal, NamedTuple
 log = logging.getLogger(__name__)
 
 TimestampUnit = Literal["s", "ms"]
+OUTCOME_NAMES = ("outcome", "rating")
 # A timestamp below this, read as ms, lies before 1973: almost surely it was in seconds.
 SECONDS_SUSPECTED_BELOW_MS = 100_000_000_000
 
@@ -35,21 +37,26 @@ class DataFileError(ValueError):
 
 
 class Event(NamedTuple):
-    """One interaction. ``timestamp_ms`` is None where the file has none."""
+    """One interaction. ``timestamp_ms`` is None where the file has none, ``outcome`` where it was not asked for."""
 
     user_id: str
     item_id: str
     timestamp_ms: int | None
+    outcome: float | None = None
 
 
 def read_events(
-    path: str | Path, timestamp_unit: TimestampUnit | None = None, on_bytes: Callable[[int], None] | None = None
+    path: str | Path,
+    timestamp_unit: TimestampUnit | None = None,
+    on_bytes: Callable[[int], None] | None = None,
+    outcomes: bool = False,
 ) -> Iterator[Event]:
     """Events of a file, in file order.
 
     Args:
         timestamp_unit: overrides the format's own: seconds for MovieLens, milliseconds for the rest.
         on_bytes: called with the position in the file (bytes on disk) as reading goes on, for a progress bar.
+        outcomes: read column outcome or rating too.
 
     Raises:
         DataFileError: the file is missing, of unknown format, or a row is damaged.
@@ -60,7 +67,7 @@ def read_events(
             # closing the text wrapper below closes either
             unzipped: IO[bytes] = gzip.GzipFile(fileobj=raw) if path.suffix == ".gz" else raw  # type: ignore[assignment]
             with io.TextIOWrapper(unzipped, encoding="utf-8-sig", newline="") as text:
-                for number, event in enumerate(_parse(path, text, timestamp_unit)):
+                for number, event in enumerate(_parse(path, text, timestamp_unit, outcomes)):
                     yield event
                     if on_bytes is not None and number % 1000 == 0:
                         on_bytes(raw.tell())
@@ -76,7 +83,7 @@ def read_events(
         raise DataFileError(f"{path} is cut short: {error}") from error
 
 
-def _parse(path: Path, text: IO[str], unit: TimestampUnit | None) -> Iterator[Event]:
+def _parse(path: Path, text: IO[str], unit: TimestampUnit | None, outcomes: bool) -> Iterator[Event]:
     number, first = next(((n, line) for n, line in enumerate(text, start=1) if line.strip()), (0, ""))
     if not first:
         raise DataFileError(f"{path} is empty; expected interactions with user_id, item_id and timestamp")
@@ -84,7 +91,7 @@ def _parse(path: Path, text: IO[str], unit: TimestampUnit | None) -> Iterator[Ev
     factor = 1000 if (unit or unit_of_format) == "s" else 1
     warned = unit is not None or factor == 1000
     line = 0
-    for line, (user_id, item_id, time) in rows:
+    for line, (user_id, item_id, time, outcome) in rows:
         if user_id is None or item_id is None or user_id == "" or item_id == "":
             which = "user_id" if user_id is None or user_id == "" else "item_id"
             raise DataFileError(f"{path}:{line}: {which} is empty; give every row both ids, or remove the row")
@@ -93,12 +100,13 @@ def _parse(path: Path, text: IO[str], unit: TimestampUnit | None) -> Iterator[Ev
             log.warning("%s:%d: timestamp %s looks like seconds, read as milliseconds; give the unit if it is not",
                         path, line, time)  # fmt: skip
             warned = True
-        yield Event(str(user_id), str(item_id), timestamp_ms)
+        good = _outcome(path, line, outcome) if outcomes else None
+        yield Event(str(user_id), str(item_id), timestamp_ms, good)
     if not line:
         raise DataFileError(f"{path} has a header but no interactions")
 
 
-Row = tuple[int, tuple[object, object, object]]
+Row = tuple[int, tuple[object, object, object, object]]  # line; user, item, time, outcome
 
 
 def _open_format(path: Path, number: int, first: str, rest: IO[str]) -> tuple[Iterator[Row], TimestampUnit]:
@@ -141,7 +149,8 @@ def _json_rows(path: Path, number: int, first: str, rest: IO[str]) -> Iterator[R
                 str(row.get(name)).encode()
             except UnicodeEncodeError:
                 raise DataFileError(f"{path}:{line}: {name} holds half of a surrogate pair: {row[name]!r}") from None
-        yield line, (row.get("user_id"), row.get("item_id"), row.get("timestamp"))
+        outcome = next((row[name] for name in OUTCOME_NAMES if name in row), None)
+        yield line, (row.get("user_id"), row.get("item_id"), row.get("timestamp"), outcome)
 
 
 def _separated_rows(path: Path, number: int, first: str, rest: IO[str], separator: str) -> Iterator[Row]:
@@ -151,20 +160,22 @@ def _separated_rows(path: Path, number: int, first: str, rest: IO[str], separato
             if not text.strip():
                 continue
             raise DataFileError(f"{path}:{line}: 4 fields between {separator!r} expected, got {len(fields)}")
-        yield line, (fields[0], fields[1], fields[3])
+        yield line, (fields[0], fields[1], fields[3], fields[2])
 
 
-def _table_rows(path: Path, header: int, columns: list[str], rest: IO[str], delimiter: str) -> Iterator[Row]:
+def _table_rows(path: Path, header: int, columns: list[str], text: IO[str], delimiter: str) -> Iterator[Row]:
     user, item = columns.index("user_id"), columns.index("item_id")
     time = columns.index("timestamp") if "timestamp" in columns else None
-    reader = csv.reader(rest, delimiter=delimiter)
+    outcome = next((columns.index(name) for name in OUTCOME_NAMES if name in columns), None)
+    reader = csv.reader(text, delimiter=delimiter)
     line = header + 1  # where the row begins: quoted fields may span lines
     try:
         for row in reader:
             if row:
                 if len(row) != len(columns):
                     raise DataFileError(f"{path}:{line}: {len(columns)} columns expected, got {len(row)}")
-                yield line, (row[user], row[item], None if time is None else row[time])
+                rest = tuple(None if column is None else row[column] for column in (time, outcome))
+                yield line, (row[user], row[item], rest[0], rest[1])
             line = header + reader.line_num + 1
     except csv.Error as error:
         raise DataFileError(f"{path}:{line}: {error}") from error
@@ -183,3 +194,17 @@ def _timestamp(path: Path, line: int, time: object, factor: int) -> int:
             f"{path}:{line}: timestamp {time!r} is not a Unix time in seconds or milliseconds"
         ) from None
     return timestamp_ms
+
+
+def _outcome(path: Path, line: int, outcome: object) -> float:
+    if outcome is None or outcome == "":
+        raise DataFileError(f"{path}:{line}: the row has no {' or '.join(OUTCOME_NAMES)}; give every row one")
+    try:
+        if isinstance(outcome, (list, dict)):
+            raise ValueError
+        value = float(outcome)  # type: ignore[arg-type]
+        if not math.isfinite(value):
+            raise ValueError
+    except (ValueError, OverflowError):
+        raise DataFileError(f"{path}:{line}: outcome {outcome!r} is not a number") from None
+    return value

@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -16,7 +17,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from torch import Tensor
 
 from sasrec import losses
-from sasrec.data import Holdout, Indices, Sequences, TrainingWindows
+from sasrec.data import Holdout, Indices, Outcomes, Sequences, TrainingWindows
 from sasrec.engine import Engine
 from sasrec.evaluate import Metrics, evaluate
 from sasrec.model import SASRec, SASRecConfig, option
@@ -24,10 +25,12 @@ from sasrec.vocab import PADDING
 
 log = logging.getLogger(__name__)
 
-Loss = Literal["bce", "cross_entropy", "sampled_softmax"]
-DEFAULT_NEGATIVES: dict[Loss, int] = {"bce": 1, "cross_entropy": 0, "sampled_softmax": 1024}
+Loss = Literal["bce", "mse", "gbce", "cross_entropy", "sampled_softmax"]
+DEFAULT_NEGATIVES: dict[Loss, int] = {"bce": 1, "mse": 1, "gbce": 256, "cross_entropy": 0, "sampled_softmax": 1024}
+NEED_NO_NEGATIVES: tuple[Loss, ...] = ("bce", "mse", "cross_entropy")
 VALIDATION_K = 10
 VALIDATION_CASES = 5_000
+VALIDATION_LOSS_CASES = 1_000
 
 
 class TrainingError(ValueError):
@@ -38,7 +41,8 @@ class TrainingError(ValueError):
 class TrainConfig:
     """How to train. ``patience`` counts epochs without a better validation NDCG@10; 0 never stops early.
 
-    ``num_negatives`` is by default 1 for ``bce`` and 1,024, shared by a batch, for ``sampled_softmax``.
+    ``num_negatives`` is by default 1 for ``bce`` and ``mse``, 256 for ``gbce``, and 1,024, shared by a batch,
+    for ``sampled_softmax``. ``bce`` and ``mse`` can do without any where outcomes tell good events from bad.
 
     Raises:
         ValueError: a value is out of range.
@@ -49,8 +53,10 @@ class TrainConfig:
     learning_rate: float = option(1e-3, "of AdamW")
     weight_decay: float = option(0.0, "of AdamW, on matrices only")
     loss: Loss = option("cross_entropy", "cross_entropy ranks all items, the others against negatives")
-    num_negatives: int | None = option(None, "bce: a position [1]; sampled_softmax: shared by a batch [1024]")
+    num_negatives: int | None = option(None, "a position [bce, mse: 1; gbce: 256; sampled_softmax, a batch: 1024]")
     patience: int = option(5, "stop after so many epochs without a better validation NDCG@10; 0: never")
+    restore_best: bool = option(True, "keep the weights of the best epoch, not of the last")
+    autocast: bool = option(False, "compute in bfloat16 where that is safe; pays on a GPU")
     seed: int = option(42, "same seed, same data, same thread count: same weights")
 
     def __post_init__(self) -> None:
@@ -64,8 +70,9 @@ class TrainConfig:
             )
         if self.loss not in DEFAULT_NEGATIVES:
             raise ValueError(f"loss={self.loss!r}: must be one of {', '.join(DEFAULT_NEGATIVES)}")
-        if self.loss != "cross_entropy" and self.negatives < 1:
-            raise ValueError(f"num_negatives={self.num_negatives}: {self.loss} needs at least 1")
+        least_negatives = 0 if self.loss in NEED_NO_NEGATIVES else 1
+        if self.negatives < least_negatives:
+            raise ValueError(f"num_negatives={self.num_negatives}: {self.loss} needs at least {least_negatives}")
 
     @property
     def negatives(self) -> int:
@@ -75,11 +82,12 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class Epoch:
-    """What one epoch gave. ``validation`` is None where there is no hold-out."""
+    """What one epoch gave: mean training loss, and on held-out targets loss and metrics, None without hold-out."""
 
     loss: float
     seconds: float
     validation: Metrics | None
+    validation_loss: float | None = None
 
 
 @dataclass
@@ -94,6 +102,31 @@ class TrainResult:
         """The epoch whose weights the model keeps."""
         return self.epochs[self.best_epoch]
 
+    def plot(self, path: str | Path) -> None:
+        """Draw loss and validation NDCG by epoch into an image file; the ending of its name is its format.
+
+        Raises:
+            ImportError: matplotlib is not installed.
+        """
+        try:
+            from matplotlib.figure import Figure
+        except ImportError as error:
+            raise ImportError("plots need matplotlib; install it with: pip install matplotlib") from error
+        figure = Figure(figsize=(7, 4), layout="constrained")
+        axes = figure.add_subplot(xlabel="epoch", ylabel="loss")
+        at = range(1, len(self.epochs) + 1)
+        axes.plot(at, [epoch.loss for epoch in self.epochs], color="tab:blue", label="training loss")
+        held_out = [epoch.validation_loss for epoch in self.epochs if epoch.validation_loss is not None]
+        ndcg = [epoch.validation.ndcg[VALIDATION_K] for epoch in self.epochs if epoch.validation is not None]
+        if ndcg:
+            axes.plot(at, held_out, color="tab:blue", linestyle="--", label="validation loss")
+            right = axes.twinx()
+            right.set_ylabel(f"NDCG@{VALIDATION_K}")
+            right.plot(at, ndcg, color="tab:orange", label=f"validation NDCG@{VALIDATION_K}")
+            right.axvline(self.best_epoch + 1, color="gray", linewidth=0.8, label=f"best: epoch {self.best_epoch + 1}")
+        figure.legend(loc="outside upper center", ncols=4, frameon=False, fontsize="small")
+        figure.savefig(path)
+
 
 def train(
     config: SASRecConfig,
@@ -101,6 +134,7 @@ def train(
     how: TrainConfig,
     validation: Holdout | None = None,
     *,
+    initial: SASRec | None = None,
     device: str = "cpu",
     progress: bool = False,
     stop: Callable[[], bool] = lambda: False,
@@ -108,30 +142,51 @@ def train(
     """Train a model; the same seed, data and thread count give the same weights.
 
     Validation judges held-out targets alone, over the full catalogue, seen items filtered unless most of
-    the held-out targets repeat an item. The best weights by NDCG@10 are always restored; without
-    validation the last ones are kept.
+    the held-out targets repeat an item. The best weights by NDCG@10 are restored; without validation the
+    last ones are kept.
 
     Args:
+        initial: begin with the weights of this model, of the same shape, instead of random ones; it is not changed.
         progress: draw a progress bar on stderr.
         stop: asked after every batch; True ends training at once, with the best weights so far.
 
     Raises:
-        TrainingError: the loss or the scores are not finite, or the data hold no two events of a user.
+        TrainingError: the loss or the scores are not finite, the data hold no two events of a user, or
+            outcomes are not what the loss can learn from.
     """
     try:
         windows = TrainingWindows(sequences, config.max_len)
     except ValueError as error:
         raise TrainingError(str(error)) from error
-    if how.loss != "cross_entropy" and config.num_items < 2:
+    if how.negatives and config.num_items < 2:
         raise TrainingError(f"{how.loss} needs negatives, but there is only one item; use loss='cross_entropy'")
+    _check_outcomes(sequences, how)
     if validation is not None:
         validation = validation.sample(VALIDATION_CASES, how.seed)
     cuda = [torch.device(device)] if torch.device(device).type == "cuda" else []
     with torch.random.fork_rng(devices=cuda), _progress(progress) as bar:
         torch.manual_seed(how.seed)
-        trainer = _Trainer(SASRec(config).to(device), windows, how, bar, stop)
+        model = SASRec(config)
+        if initial is not None:
+            model.load_state_dict(initial.state_dict())
+        trainer = _Trainer(model.to(device), windows, how, bar, stop)
         result = trainer.fit(sequences, validation)
     return trainer.model, result
+
+
+def _check_outcomes(sequences: Sequences, how: TrainConfig) -> None:
+    outcomes = sequences.outcomes
+    if how.loss in ("bce", "mse") and not how.negatives and (outcomes is None or np.ptp(outcomes) == 0):
+        raise TrainingError(f"num_negatives=0: {how.loss} has nothing to tell items apart by; give at least 1")
+    if outcomes is None:
+        return
+    if how.loss == "gbce":
+        raise TrainingError("loss='gbce' knows no outcomes; use 'bce' or 'mse', or leave them out")
+    if how.loss != "mse" and not (outcomes.min() >= 0 and outcomes.max() <= 1):
+        raise TrainingError(
+            f"outcomes from {outcomes.min():g} to {outcomes.max():g}: loss='{how.loss}' takes 0 to 1; "
+            "divide them by their largest value, or use loss='mse'"
+        )
 
 
 class _Trainer:
@@ -159,8 +214,8 @@ class _Trainer:
         for number in range(self.how.epochs):
             started = time.perf_counter()
             loss = self.epoch(number, f"NDCG@{VALIDATION_K} {best_ndcg:.4f}" if best_weights else "")
-            metrics = self.validate(sequences, validation)
-            result.epochs.append(Epoch(loss, time.perf_counter() - started, metrics))
+            metrics, held_out = self.validate(sequences, validation)
+            result.epochs.append(Epoch(loss, time.perf_counter() - started, metrics, held_out))
             ndcg = float(number) if metrics is None else metrics.ndcg[VALIDATION_K]
             log.info("epoch %d: loss %.4f%s", number + 1, loss,
                      "" if metrics is None else f", validation NDCG@{VALIDATION_K} {ndcg:.4f}")  # fmt: skip
@@ -169,7 +224,7 @@ class _Trainer:
                 best_weights = copy.deepcopy(self.model.state_dict()) if metrics is not None else None
             if self.stop() or (metrics is not None and 0 < self.how.patience <= number - result.best_epoch):
                 break
-        if best_weights is not None:
+        if best_weights is not None and self.how.restore_best:
             self.model.load_state_dict(best_weights)
         elif not all(weight.isfinite().all() for weight in self.model.parameters()):
             raise TrainingError(f"the last step made weights NaN; lower learning_rate={self.how.learning_rate}")
@@ -180,8 +235,8 @@ class _Trainer:
     def epoch(self, number: int, status: str) -> float:
         self.model.train()
         total, count = 0.0, 0
-        for items, targets in self.windows.batches(self.how.batch_size, self.rng):
-            loss, positions = self.batch(items, targets)
+        for items, targets, outcomes in self.windows.batches(self.how.batch_size, self.rng):
+            loss, positions = self.batch(items, targets, outcomes)
             if not math.isfinite(loss):
                 raise TrainingError(
                     f"the loss became {loss} in epoch {number + 1}; lower learning_rate={self.how.learning_rate}"
@@ -194,38 +249,58 @@ class _Trainer:
                 break
         return total / count
 
-    def batch(self, items: Indices, targets: Indices) -> tuple[float, int]:
+    def batch(self, items: Indices, targets: Indices, outcomes: Outcomes | None) -> tuple[float, int]:
         device = self.model.item_embedding.weight.device
         x = torch.as_tensor(items, device=device)  # (B, T)
         y = torch.as_tensor(targets, device=device)  # (B, T)
         real = y != PADDING
-        hidden = self.model(x)[real]  # (M, D)
-        loss = self.loss(hidden, y[real])
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.how.autocast):
+            hidden = self.model(x)[real]  # (M, D)
+        good = None if outcomes is None else torch.as_tensor(outcomes, device=device)[real]
+        loss = self.loss(hidden.to(self.model.item_embedding.weight.dtype), y[real], good)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
         return loss.item(), len(hidden)
 
-    def loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
+    def loss(self, hidden: Tensor, targets: Tensor, outcomes: Tensor | None = None) -> Tensor:
         embedding, count = self.model.item_embedding.weight, self.how.negatives
         num_items = self.model.config.num_items
         if self.how.loss == "cross_entropy":
-            return losses.cross_entropy(hidden, embedding, targets)
+            return losses.cross_entropy(hidden, embedding, targets, outcomes)
         if self.how.loss == "sampled_softmax":
             shared = torch.randint(1, num_items + 1, (count,), device=targets.device)
-            return losses.sampled_softmax(hidden, embedding, targets, shared)
+            return losses.sampled_softmax(hidden, embedding, targets, shared, outcomes)
         # uniform over all items but the target: draw from one fewer, step over the target
         negatives = torch.randint(1, num_items, (len(targets), count), device=targets.device)
-        return losses.bce(hidden, embedding, targets, negatives + (negatives >= targets[:, None]))
+        negatives += negatives >= targets[:, None]
+        if self.how.loss == "gbce":
+            return losses.gbce(hidden, embedding, targets, negatives)
+        pointwise = losses.bce if self.how.loss == "bce" else losses.mse
+        return pointwise(hidden, embedding, targets, negatives, outcomes)
 
-    def validate(self, sequences: Sequences, validation: Holdout | None) -> Metrics | None:
+    def validate(self, sequences: Sequences, validation: Holdout | None) -> tuple[Metrics | None, float | None]:
         if validation is None or not len(validation):
-            return None
+            return None, None
         engine = Engine(self.model, sequences.vocab, cache_bytes=0)
         try:
-            return evaluate(engine, validation, (VALIDATION_K,), filter_seen=not _mostly_repeats(validation))
+            metrics = evaluate(engine, validation, (VALIDATION_K,), filter_seen=not _mostly_repeats(validation))
         except ValueError as error:  # the last step of the epoch blew the weights up: no loss has shown it yet
             raise TrainingError(f"{error}; it was learning_rate={self.how.learning_rate}") from error
+        return metrics, self.held_out_loss(engine, validation.sample(VALIDATION_LOSS_CASES, self.how.seed))
+
+    @torch.no_grad()
+    def held_out_loss(self, engine: Engine, validation: Holdout) -> float | None:
+        """Loss on held-out targets, each an outcome of 1, with the same negatives in every epoch."""
+        windows = [engine.window(history) for history in validation.histories]
+        known = [i for i, window in enumerate(windows) if window and validation.targets[i] != PADDING]
+        if not known:
+            return None
+        hidden = engine.encode([windows[i] for i in known]).clone()  # out of inference mode
+        device = hidden.device
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(self.how.seed)
+            return self.loss(hidden, torch.as_tensor(validation.targets[known], device=device)).item()
 
 
 def _mostly_repeats(validation: Holdout) -> bool:

@@ -3,7 +3,10 @@
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as parquet
 import pytest
 from pydantic import SecretStr
 
@@ -75,14 +78,34 @@ def test_every_command_of_the_readme_is_understood(command: str) -> None:
     assert callable(parser.parse_args(arguments).run)
 
 
+CODE = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+def run(code: str, **shortened: str) -> dict[str, Any]:
+    for long, short in shortened.items():
+        assert long in code
+        code = code.replace(long, short)
+    names: dict[str, Any] = {}
+    exec(compile(code, "README.md", "exec"), names)
+    return names
+
+
+def test_the_code_of_the_recommender_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, start in (("clicks", 0), ("later-clicks", 80), ("new-clicks", 90), ("newer-clicks", 100)):
+        rows = range(start, start + (80 if name == "clicks" else 10))
+        columns = {"USER_ID": [f"u{n % 4}" for n in rows], "ITEM_ID": [f"item {n // 4 % 6 + 1}" for n in rows]}
+        parquet.write_table(pa.table(columns | {"TIMESTAMP": list(rows)}), tmp_path / f"{name}.parquet")
+    monkeypatch.chdir(tmp_path)
+    names = run(CODE[0], **{"verbose=1": "epochs=2"})
+    assert (tmp_path / "model" / "manifest.json").is_file()
+    assert (tmp_path / "history.png").is_file()
+    assert names["recommender"].max_len == 50
+
+
 def test_the_code_of_the_model_library_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clicks = "\n".join(f"u{n % 4},item {n // 4 % 6 + 1},{n}000" for n in range(80))
     (tmp_path / "clicks.csv").write_text(f"user_id,item_id,timestamp\n{clicks}\n")
     monkeypatch.chdir(tmp_path)
-    code = re.search(r"```python\n(.*?)```", README, re.DOTALL)
-    assert code
-    shorter = code.group(1).replace("TrainConfig()", "TrainConfig(epochs=2)").replace("progress=True", "progress=False")
-    names: dict[str, object] = {}
-    exec(compile(shorter, "README.md", "exec"), names)
+    names = run(CODE[1], **{"TrainConfig()": "TrainConfig(epochs=2)", "progress=True": "progress=False"})
     assert (tmp_path / "model" / "manifest.json").is_file()
-    assert names["engine"].take_stats().hits == 1  # type: ignore[attr-defined]
+    assert names["engine"].take_stats().hits == 1

@@ -9,11 +9,13 @@ import sys
 from dataclasses import fields
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from sasrec.__main__ import main
 from sasrec.checkpoint import load_model
+from sasrec.engine import Engine
 from sasrec.model import SASRecConfig
 from sasrec.train import TrainConfig
 
@@ -85,9 +87,83 @@ def test_evaluate_judges_the_last_events_that_training_never_saw(
 ) -> None:
     assert main(["evaluate", str(clicks), "--model", str(model), "--k", "1", "5", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
-    assert report["model"] == load_model(model).version
+    assert report["version"] == load_model(model).version
     for kind in ("seen_filtered", "seen_kept"):
-        assert report[kind] == {"cases": 24} | {f"{name}@{k}": 1.0 for name in ("hr", "ndcg", "mrr") for k in (1, 5)}
+        assert report["model"][kind] == {"cases": 24} | {
+            f"{name}@{k}": 1.0 for name in ("hr", "ndcg", "mrr") for k in (1, 5)
+        }
+
+
+def test_baselines_stand_beside_the_model(clicks: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", str(clicks), "--model", str(model), "--k", "1", "--baselines", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert list(report) == ["version", "model", "popularity", "Markov chain", "sequential rules"]
+    assert report["Markov chain"]["seen_kept"]["hr@1"] == 1.0, "after each item always comes the next"
+    assert report["popularity"]["seen_kept"]["hr@1"] < 0.2
+    assert main(["evaluate", str(clicks), "--model", str(model), "--k", "1", "--baselines"]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert [line.split("  ")[1].strip() for line in shown if line.startswith("  ")] == 2 * list(report)[1:]
+
+
+def test_sampled_candidates_are_easier_and_said_to_be_sampled(
+    clicks: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["evaluate", str(clicks), "--model", str(model), "--k", "1", "--baselines", "--negatives"]
+    assert main([*command, "1", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert list(report["model"]) == ["sampled"]
+    assert report["model"]["sampled"] == {"cases": 24, "hr@1": 1.0, "ndcg@1": 1.0, "mrr@1": 1.0}
+    assert main([*command, "2"]) == 0
+    assert "ranked against 2 random items" in capsys.readouterr().out
+    assert "50 random unseen items are asked for, but a user has only 3" in fails(capsys, *command, "50")
+
+
+@pytest.fixture
+def rated(tmp_path: Path) -> Path:
+    """Everybody sees one item, then a good or a bad one, and rates them so."""
+    then = (("bad", 1), ("good", 5))
+    rows = [f"u{u},seed,1700000000000,4\nu{u},{then[u % 2][0]},1700000001000,{then[u % 2][1]}" for u in range(60)]
+    path = tmp_path / "rated.csv"
+    path.write_text("\n".join(["user_id,item_id,timestamp,rating", *rows]) + "\n")
+    return path
+
+
+def test_events_of_low_outcome_can_be_dropped(rated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = [
+        "train",
+        str(rated),
+        "--out",
+        str(tmp_path / "m"),
+        *SMALL,
+        "--epochs",
+        "1",
+        "--hold-out",
+        "0",
+        "--min-outcome",
+        "4",
+    ]
+    assert main(command) == 0
+    assert capsys.readouterr().out.startswith("60 events, 30 users, 2 items")
+    assert load_model(tmp_path / "m").vocab.ids == ("seed", "good")
+    assert "no event is left; lower --min-outcome=6.0, --min-user-events=2" in fails(capsys, *command[:-1], "6")
+
+
+@pytest.mark.parametrize(("loss", "scale"), [("bce", "5"), ("mse", "1"), ("cross_entropy", "5")])
+def test_outcomes_can_be_learned_from(rated: Path, tmp_path: Path, loss: str, scale: str) -> None:
+    options = ("--loss", loss, "--outcomes", scale, "--epochs", "40")
+    assert main(["train", str(rated), "--out", str(tmp_path / "m"), *SMALL, *options, "--hold-out", "0"]) == 0
+    saved = load_model(tmp_path / "m")
+    scores = Engine(saved.model, saved.vocab).scores([np.array(saved.vocab.encode(["seed"]))])[0]
+    score = dict(zip(saved.vocab.ids, scores[1:].tolist(), strict=True))
+    assert score["good"] > score["bad"] + 0.5
+
+
+def test_outcomes_out_of_range_or_missing_are_told(
+    rated: Path, clicks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train = ["--out", str(tmp_path / "m"), "--loss", "bce", "--outcomes", "1", "--hold-out", "0"]
+    assert "outcomes from 1 to 5: loss='bce' takes 0 to 1" in fails(capsys, "train", rated, *train)
+    assert "clicks.csv:2: the row has no outcome or rating" in fails(capsys, "train", clicks, *train)
 
 
 def test_evaluate_prints_a_table_of_the_same_figures(
@@ -95,9 +171,13 @@ def test_evaluate_prints_a_table_of_the_same_figures(
 ) -> None:
     assert main(["evaluate", str(clicks), "--model", str(model), "--k", "1"]) == 0
     assert capsys.readouterr().out.splitlines() == [
-        f"model {load_model(model).version}: 24 users, 12 items ranked for each",
-        "seen filtered hr@1 1.0000  ndcg@1 1.0000  mrr@1 1.0000",
-        "seen kept     hr@1 1.0000  ndcg@1 1.0000  mrr@1 1.0000",
+        f"model {load_model(model).version}: the last event of 24 users, ranked against all 12 items",
+        "",
+        "seen filtered",
+        "  model             hr@1 1.0000  ndcg@1 1.0000  mrr@1 1.0000",
+        "",
+        "seen kept",
+        "  model             hr@1 1.0000  ndcg@1 1.0000  mrr@1 1.0000",
     ]
 
 
@@ -157,7 +237,9 @@ def test_the_help_tells_every_hyper_parameter_with_its_default(
     for spec in (*fields(SASRecConfig)[1:], *fields(TrainConfig)):
         default = "" if spec.default is None else f" [{spec.default}]"
         said = re.escape(spec.metadata["help"] + default)
-        assert re.search(rf"--{spec.name.replace('_', '-')} \S+ {said}", text), spec.name
+        assert re.search(
+            rf"--{spec.name.replace('_', '-')} \S+ {said}|, --no-{spec.name.replace('_', '-')} {said}", text
+        ), spec.name
 
 
 # --- mistakes

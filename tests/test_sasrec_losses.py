@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sasrec.losses import bce, cross_entropy, sampled_softmax
+from sasrec.losses import CHUNK_SCORES, bce, cross_entropy, gbce, mse, sampled_softmax
 
 NUM_ITEMS = 9
 
@@ -133,3 +134,100 @@ def test_no_loss_touches_the_padding_row() -> None:
         (gradient,) = torch.autograd.grad(loss, embedding)
         assert (gradient[0] == 0).all()
         assert gradient[targets].abs().sum(-1).min() > 0
+
+
+# --- outcomes, other losses, and the cross-entropy's own gradient
+
+
+def labels(targets: Tensor, seed: int = 0) -> Tensor:
+    return torch.rand(len(targets), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("positions", [1, 6, 100])
+def test_the_gradient_of_cross_entropy_is_that_of_the_whole_matrix(
+    positions: int, weighted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(CHUNK_SCORES, "cpu", 1)  # so 16 rows a chunk
+    hidden, embedding, targets = case(3, positions)
+    outcomes = labels(targets) if weighted else None
+    each = torch.nn.functional.cross_entropy(hidden @ embedding[1:].T, targets - 1, reduction="none")
+    plain = (each if outcomes is None else each * outcomes).mean()
+    expected = torch.autograd.grad(3 * plain, (hidden, embedding))
+    loss = cross_entropy(hidden, embedding, targets, outcomes)
+    assert loss.item() == pytest.approx(plain.item(), abs=1e-12)
+    for ours, theirs in zip(torch.autograd.grad(3 * loss, (hidden, embedding)), expected, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-12, rtol=0)
+    with torch.no_grad():
+        assert cross_entropy(hidden, embedding, targets, outcomes).item() == pytest.approx(plain.item(), abs=1e-12)
+
+
+def test_cross_entropy_of_large_scores_stays_finite() -> None:
+    hidden, embedding, targets = case(1)
+    loss = cross_entropy(hidden * 1e4, embedding, targets)
+    loss.backward()
+    assert loss.isfinite()
+    assert hidden.grad is not None
+    assert hidden.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("loss", [bce, mse])
+@pytest.mark.parametrize("count", [0, 1, 10])
+def test_negatives_weigh_as_much_as_the_positive_at_any_number(loss: Callable[..., Tensor], count: int) -> None:
+    hidden, embedding, targets = case(2)
+    wrong = torch.tensor([others(target)[0] for target in targets.tolist()])
+    one = loss(hidden, embedding, targets, wrong[:, None])
+    positive_part = loss(hidden, embedding, targets, wrong[:, None][:, :0])
+    several = loss(hidden, embedding, targets, wrong[:, None].expand(-1, count))
+    assert several.item() == pytest.approx((one if count else positive_part).item(), abs=1e-12)
+    assert one.item() > positive_part.item()
+
+
+def test_bce_with_soft_labels_equals_the_cross_entropy_of_two_outcomes() -> None:
+    hidden, embedding, targets = case(4)
+    outcomes = labels(targets)
+    score = (hidden * embedding[targets]).sum(-1)
+    expected = torch.nn.functional.binary_cross_entropy_with_logits(score, outcomes)
+    none = torch.empty(len(targets), 0, dtype=torch.int64)
+    assert bce(hidden, embedding, targets, none, outcomes).item() == pytest.approx(expected.item(), abs=1e-12)
+    ones = torch.ones(len(targets), dtype=torch.float64)
+    negatives = torch.tensor([others(target)[:2] for target in targets.tolist()])
+    assert bce(hidden, embedding, targets, negatives, ones).item() == pytest.approx(
+        bce(hidden, embedding, targets, negatives).item(), abs=1e-12
+    )
+
+
+def test_mse_equals_the_sum_written_out() -> None:
+    hidden, embedding, targets = case(5)
+    outcomes = 5 * labels(targets)
+    negatives = torch.tensor([others(target)[:3] for target in targets.tolist()])
+    total = 0.0
+    for row, (target, wrong, outcome) in enumerate(zip(targets, negatives, outcomes, strict=True)):
+        total += ((hidden[row] @ embedding[target] - outcome) ** 2).item()
+        total += sum((hidden[row] @ embedding[item]).item() ** 2 for item in wrong) / 3
+    assert mse(hidden, embedding, targets, negatives, outcomes).item() == pytest.approx(total / 6, abs=1e-12)
+
+
+@pytest.mark.parametrize("calibration", [0.0, 0.75, 1.0])
+def test_gbce_equals_the_sum_written_out(calibration: float) -> None:
+    hidden, embedding, targets = case(6)
+    negatives = torch.tensor([others(target)[:4] for target in targets.tolist()])
+    rate = 4 / (NUM_ITEMS - 1)
+    beta = rate * (calibration * (1 - 1 / rate) + 1 / rate)
+    assert beta == pytest.approx({0.0: 1.0, 1.0: rate}.get(calibration, beta))
+    total = 0.0
+    for row, (target, wrong) in enumerate(zip(targets, negatives, strict=True)):
+        total -= beta * log_sigmoid((hidden[row] @ embedding[target]).item())
+        total -= sum(log_sigmoid(-(hidden[row] @ embedding[item]).item()) for item in wrong)
+    expected = total / (len(targets) * 5)
+    assert gbce(hidden, embedding, targets, negatives, calibration).item() == pytest.approx(expected, abs=1e-12)
+
+
+def test_a_position_of_weight_0_does_not_count() -> None:
+    hidden, embedding, targets = case(7)
+    outcomes = torch.tensor([1.0, 1, 1, 1, 1, 0], dtype=torch.float64)
+    shared = torch.tensor([1, 4, 9])
+    for loss, more in ((cross_entropy, ()), (sampled_softmax, (shared,))):
+        grad = torch.autograd.grad(loss(hidden, embedding, targets, *more, outcomes), hidden)[0]
+        assert (grad[5] == 0).all()
+        assert (grad[:5] != 0).any(1).all()

@@ -72,6 +72,30 @@ def test_blank_lines_before_the_first_row_are_passed_over(tmp_path: Path, conten
     assert list(read_events(write(tmp_path, "\n  \r\n" + content))) == EXPECTED
 
 
+RATED = {
+    "csv": "user_id,rating,item_id,timestamp\nu,4,i,1\nu,2.5,j,2\n",
+    "csv, outcome": "user_id,item_id,timestamp,Outcome\nu,i,1,4\nu,j,2,2.5\n",
+    "jsonl": '{"user_id": "u", "item_id": "i", "rating": 4}\n{"user_id": "u", "item_id": "j", "outcome": "2.5"}\n',
+    "ratings.dat": "u::i::4::1\nu::j::2.5::2\n",
+    "RecBole": "user_id:token\titem_id:token\trating:float\ttimestamp:float\nu\ti\t4\t1\nu\tj\t2.5\t2\n",
+}
+
+
+@pytest.mark.parametrize("content", RATED.values(), ids=RATED.keys())
+def test_outcomes_are_read_where_they_are_asked_for(tmp_path: Path, content: str) -> None:
+    path = write(tmp_path, content)
+    assert [event.outcome for event in read_events(path, outcomes=True)] == [4.0, 2.5]
+    assert [event.outcome for event in read_events(path)] == [None, None]
+
+
+@pytest.mark.parametrize("value", ["", "good", "nan", "inf"])
+def test_a_row_without_a_usable_outcome_is_named_where_they_are_asked_for(tmp_path: Path, value: str) -> None:
+    path = write(tmp_path, f"user_id,item_id,timestamp,rating\nu,i,1,4\nu,j,2,{value}\n")
+    assert len(list(read_events(path))) == 2
+    with pytest.raises(DataFileError, match=r"clicks\.csv:3: (outcome '.*' is not a number|the row has no outcome)"):
+        list(read_events(path, outcomes=True))
+
+
 def test_a_file_without_timestamps_gives_events_without(tmp_path: Path) -> None:
     assert list(read_events(write(tmp_path, "user_id,item_id\nu,a\n"))) == [Event("u", "a", None)]
     assert list(read_events(write(tmp_path, '{"user_id": "u", "item_id": "a"}\n'))) == [Event("u", "a", None)]

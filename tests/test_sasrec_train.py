@@ -6,6 +6,8 @@ import importlib
 import logging
 import math
 import re
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
@@ -266,10 +268,109 @@ def test_weights_spoilt_by_the_very_last_step_are_not_returned() -> None:
         ({"learning_rate": 0.0}, "learning_rate=0.0"),
         ({"learning_rate": math.nan}, "learning_rate=nan"),
         ({"weight_decay": -0.1}, "weight_decay=-0.1"),
-        ({"loss": "hinge"}, "loss='hinge': must be one of bce, cross_entropy, sampled_softmax"),
-        ({"loss": "bce", "num_negatives": 0}, "num_negatives=0: bce needs at least 1"),
+        ({"loss": "hinge"}, "loss='hinge': must be one of bce, mse, gbce, cross_entropy, sampled_softmax"),
+        ({"loss": "bce", "num_negatives": -1}, "num_negatives=-1: bce needs at least 0"),
+        ({"loss": "gbce", "num_negatives": 0}, "num_negatives=0: gbce needs at least 1"),
     ],
 )
 def test_a_hyper_parameter_out_of_range_is_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         TrainConfig(**change)
+
+
+# --- outcomes, warm starts, what is told of the epochs
+
+
+def with_outcomes(sequences: Sequences, outcomes: list[float]) -> Sequences:
+    return replace(sequences, outcomes=np.array(outcomes, np.float32))
+
+
+def rated() -> Sequences:
+    """Of two items that follow item 1 equally often, 2 is liked and 3 is not."""
+    rows = [[1, 2], [1, 3]] * 60
+    return with_outcomes(sequences_of(rows, 3), [1.0, 1.0, 1.0, 0.0] * 60)
+
+
+@pytest.mark.parametrize("loss", ["bce", "mse", "cross_entropy", "sampled_softmax"])
+def test_what_was_liked_is_recommended_before_what_was_not(loss: Loss) -> None:
+    config = SASRecConfig(3, max_len=4, hidden_units=16, num_blocks=1, dropout_rate=0.0)
+    model, _ = train(config, rated(), TrainConfig(epochs=40, batch_size=16, learning_rate=1e-2, loss=loss))
+    scores = Engine(model, ItemVocab("123")).scores([np.array([1])])[0]
+    assert scores[2] > scores[3] + 0.5
+
+
+def test_without_negatives_soft_labels_become_the_probabilities_and_ratings_the_scores() -> None:
+    rows = with_outcomes(sequences_of([[1, 2], [1, 3]] * 60, 3), [0.0, 0.9, 0.0, 0.25] * 60)
+    config = SASRecConfig(3, max_len=4, hidden_units=16, num_blocks=1, dropout_rate=0.0)
+    for loss, told in (("bce", torch.sigmoid), ("mse", lambda score: score)):
+        how = TrainConfig(epochs=80, batch_size=16, learning_rate=1e-2, loss=loss, num_negatives=0)  # type: ignore[arg-type]
+        model, _ = train(config, rows, how)
+        scores = Engine(model, ItemVocab("123")).scores([np.array([1])])[0]
+        assert told(scores[2:]).tolist() == pytest.approx([0.9, 0.25], abs=0.05)
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "change", "message"),
+    [
+        ([5.0] * 4, {"loss": "bce"}, "outcomes from 5 to 5: loss='bce' takes 0 to 1"),
+        ([-1.0, 0, 1, 1], {"loss": "cross_entropy"}, "outcomes from -1 to 1"),
+        ([math.nan] * 4, {"loss": "bce"}, "outcomes from nan"),
+        ([1.0] * 4, {"loss": "bce", "num_negatives": 0}, "num_negatives=0: bce has nothing to tell items apart by"),
+        (None, {"loss": "mse", "num_negatives": 0}, "num_negatives=0: mse has nothing to tell items apart by"),
+        ([0.0, 1, 1, 1], {"loss": "gbce"}, "loss='gbce' knows no outcomes"),
+    ],
+)
+def test_outcomes_that_a_loss_cannot_learn_from_are_refused(
+    outcomes: list[float] | None, change: dict[str, Any], message: str
+) -> None:
+    rows = sequences_of([[1, 2], [1, 3]])
+    with pytest.raises(TrainingError, match=re.escape(message)):
+        train(TINY, rows if outcomes is None else with_outcomes(rows, outcomes), TrainConfig(**change))
+
+
+def test_a_warm_start_begins_with_the_given_weights_and_leaves_them_alone() -> None:
+    rest, test = circle().leave_last_out()
+    how = TrainConfig(epochs=40, batch_size=8, learning_rate=1e-2)
+    learned, before = train(TINY, rest, how)
+    kept = weights(learned).clone()
+    little = TrainConfig(epochs=1, batch_size=8, learning_rate=1e-5)
+    continued, after = train(TINY, rest, little, initial=learned)
+    assert torch.equal(weights(learned), kept)
+    assert after.epochs[0].loss < 1.5 * before.epochs[-1].loss < before.epochs[0].loss / 2
+    assert evaluate(Engine(continued, rest.vocab), test, (1,)).hr[1] == 1.0
+
+
+def test_the_last_weights_are_kept_where_the_best_are_not_wanted() -> None:
+    rest, validation = noise().leave_last_out()
+    how = TrainConfig(epochs=12, batch_size=8, learning_rate=1e-2, patience=0)
+    best, result = train(TINY, rest, how, validation)
+    last, _ = train(TINY, rest, replace(how, restore_best=False), validation)
+    plain, _ = train(TINY, rest, how)
+    assert result.best_epoch < 11, "or this test shows nothing"
+    assert torch.equal(weights(last), weights(plain))
+    assert not torch.equal(weights(best), weights(last))
+
+
+def test_the_validation_loss_is_that_of_held_out_targets() -> None:
+    rest, validation = circle().leave_last_out()
+    _, result = train(TINY, rest, TrainConfig(epochs=30, learning_rate=1e-2, batch_size=8), validation)
+    told = [epoch.validation_loss for epoch in result.epochs]
+    assert told[0] == pytest.approx(math.log(NUM_ITEMS), rel=0.2)
+    assert told[-1] is not None and told[-1] < told[0] / 2
+    _, alone = train(TINY, rest, TrainConfig(epochs=1))
+    assert alone.epochs[0].validation_loss is None
+
+
+@pytest.mark.parametrize("held_out", [True, False])
+def test_the_epochs_are_drawn(tmp_path: Path, held_out: bool) -> None:
+    rest, validation = circle().leave_last_out()
+    _, result = train(TINY, rest, TrainConfig(epochs=3), validation if held_out else None)
+    result.plot(tmp_path / "history.png")
+    assert (tmp_path / "history.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_computing_in_bfloat16_learns_the_same() -> None:
+    rest, test = circle().leave_last_out()
+    model, _ = train(TINY, rest, TrainConfig(epochs=60, batch_size=8, learning_rate=1e-2, autocast=True))
+    assert {weight.dtype for weight in model.state_dict().values()} == {torch.float32}
+    assert evaluate(Engine(model, rest.vocab), test, (1,)).hr[1] == 1.0

@@ -192,7 +192,7 @@ def test_a_sample_of_a_holdout_is_a_subset_and_the_same_for_the_same_seed() -> N
 def trained_pairs(windows: TrainingWindows, batch_size: int, seed: int) -> list[tuple[int, int]]:
     """Every (input, target) of an epoch; checks the form of the batches on the way."""
     pairs = []
-    for items, targets in windows.batches(batch_size, np.random.default_rng(seed)):
+    for items, targets, _ in windows.batches(batch_size, np.random.default_rng(seed)):
         assert items.shape == targets.shape
         assert len(items) <= batch_size
         real = targets != 0
@@ -222,7 +222,7 @@ def test_windows_are_cut_from_the_newest_end_so_the_newest_is_the_fullest() -> N
     found = [
         items[0].tolist()
         for length in (1, 3)
-        for items, _ in windows.batches(1, np.random.default_rng(0))
+        for items, _, _ in windows.batches(1, np.random.default_rng(0))
         if items.shape[1] == length
     ]
     assert sorted(found) == [[1], [2, 3, 4], [5, 6, 7]]
@@ -231,8 +231,8 @@ def test_windows_are_cut_from_the_newest_end_so_the_newest_is_the_fullest() -> N
 def test_batches_put_windows_of_like_lengths_together_and_vary_from_epoch_to_epoch() -> None:
     windows = TrainingWindows(sequences_of([3, 40] * 32), max_len=50)
     rng = np.random.default_rng(0)
-    first = [items for items, _ in windows.batches(8, rng)]
-    second = [items for items, _ in windows.batches(8, rng)]
+    first = [items for items, _, _ in windows.batches(8, rng)]
+    second = [items for items, _, _ in windows.batches(8, rng)]
     assert {items.shape[1] for items in first} == {2, 39}, "no short window is padded to a long one"
     assert [items.tolist() for items in first] != [items.tolist() for items in second]
 
