@@ -123,7 +123,7 @@ class Engine:
         vocab: of the model's ``num_items`` items.
         version: name of the model, carried into recommendations.
         cache_bytes: memory for cached keys and values; 0 re-encodes every window, as do learned positions.
-        slack: how far the window jumps when it is full; a quarter of max_len by default.
+        slack: how far the window jumps when it is full; a quarter of max_len by default, 1 with learned positions.
         max_len: the longest window, at most the model's own (the default).
 
     Raises:
@@ -146,7 +146,9 @@ class Engine:
         self.max_len = config.max_len if max_len is None else max_len
         if not 1 <= self.max_len <= config.max_len:
             raise ValueError(f"max_len={max_len}: must lie between 1 and the model's {config.max_len}")
-        self.slack = max(1, self.max_len // 4) if slack is None else slack
+        # where nothing can be cached, windows gain nothing by staying put
+        jump = self.max_len // 4 if config.position == "rope" else 1
+        self.slack = max(1, jump) if slack is None else slack
         if not 1 <= self.slack <= self.max_len:
             raise ValueError(f"slack={slack}: must lie between 1 and max_len={self.max_len}")
         if cache_bytes < 0:

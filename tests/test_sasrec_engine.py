@@ -121,6 +121,21 @@ def test_the_slack_is_a_quarter_of_the_window_and_at_least_one() -> None:
     assert [make_engine(max_len).slack for max_len in (1, 3, 8, 50)] == [1, 1, 2, 12]
 
 
+def test_windows_do_not_jump_where_nothing_can_be_cached() -> None:
+    assert make_engine(50, "learned").slack == 1
+
+
+def test_only_allowed_items_are_recommended_and_blocked_ones_not_even_then() -> None:
+    engine = make_engine()
+    (ranking,) = engine.recommend([[IDS[0]]], NUM_ITEMS, allowed=[IDS[0], IDS[3], IDS[4], "no such item"])
+    assert ranking is not None
+    assert sorted(ranking.items) == sorted([IDS[3], IDS[4]])
+    (ranking,) = engine.recommend([[IDS[0]]], NUM_ITEMS, allowed=[IDS[3], IDS[4]], blocked=[IDS[4]])
+    assert ranking is not None
+    assert ranking.items == [IDS[3]]
+    assert engine.recommend([[IDS[0]]], NUM_ITEMS, allowed=[]) == [Ranking([], [])]
+
+
 def test_the_cache_takes_the_memory_it_was_given_and_no_more() -> None:
     per_user = 2 * 2 * 6 * 8 * 8  # keys and values, 2 blocks, max_len 6, 8 units, 8 bytes
     assert make_engine(cache_bytes=10 * per_user).slots == 10
