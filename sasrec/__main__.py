@@ -19,7 +19,7 @@ from sasrec.engine import Engine
 from sasrec.evaluate import Scorer, evaluate, metrics_from_ranks, sample_unseen, target_ranks
 from sasrec.model import SASRecConfig
 from sasrec.readers import DataFileError, read_events
-from sasrec.train import Loss, TrainConfig, TrainingError, train
+from sasrec.train import Loss, Schedule, TrainConfig, TrainingError, train
 from sasrec.vocab import ItemVocab
 
 FILE_HELP = "interactions: CSV or TSV with user_id, item_id, timestamp; JSON lines; MovieLens ratings; may be .gz"
@@ -85,6 +85,10 @@ def _parser() -> argparse.ArgumentParser:
         "reorder models [the whole catalogue]",
     )  # fmt: skip
     command.add_argument("--seed", metavar="INT", type=int, default=42, help="of these random items [42]")
+    command.add_argument(
+        "--slack", metavar="INT", type=int,
+        help="how far a full window jumps; 1 always shows the model the newest max_len events [as it is served]",
+    )  # fmt: skip
     command.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     command.set_defaults(run=_evaluate)
     return parser
@@ -129,7 +133,9 @@ def _add_fields(group: Any, config: type, skip: set[str]) -> None:
     for spec in fields(config):
         if spec.name in skip:
             continue
-        choices = {"position": ("learned", "rope"), "loss": get_args(Loss)}.get(spec.name)
+        choices = {"position": ("learned", "rope"), "loss": get_args(Loss), "schedule": get_args(Schedule)}.get(
+            spec.name
+        )
         flag = "--" + spec.name.replace("_", "-")
         if isinstance(spec.default, bool):
             group.add_argument(
@@ -166,7 +172,10 @@ def _train(options: argparse.Namespace) -> int:
     validation = None
     for _ in range(options.hold_out):
         sequences, validation = sequences.leave_last_out()
-    model, result = train(config, sequences, how, validation, progress=sys.stderr.isatty())
+    on_terminal = sys.stderr.isatty()
+    if not on_terminal:  # a line an epoch in the log of a long training, instead of a bar
+        logging.getLogger("sasrec.train").setLevel(logging.INFO)
+    model, result = train(config, sequences, how, validation, progress=on_terminal)
     metrics = {} if result.best.validation is None else result.best.validation.as_dict()
     metadata = {
         "train_config": asdict(how),
@@ -187,7 +196,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     rest, holdout = sequences.leave_last_out()
     if not len(holdout):
         raise DataFileError(f"{options.file}: no user has two events on items that the model knows")
-    rivals: dict[str, Scorer] = {"model": Engine(saved.model, saved.vocab, cache_bytes=0)}
+    rivals: dict[str, Scorer] = {"model": Engine(saved.model, saved.vocab, cache_bytes=0, slack=options.slack)}
     if options.baselines:
         rivals |= {name: baseline.fit(rest) for name, baseline in all_baselines().items()}
     report = {name: _judge(rival, holdout, options) for name, rival in rivals.items()}

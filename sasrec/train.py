@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -26,7 +26,10 @@ from sasrec.vocab import PADDING
 log = logging.getLogger(__name__)
 
 Loss = Literal["bce", "mse", "gbce", "cross_entropy", "sampled_softmax"]
+Schedule = Literal["constant", "cosine"]
 DEFAULT_NEGATIVES: dict[Loss, int] = {"bce": 1, "mse": 1, "gbce": 256, "cross_entropy": 0, "sampled_softmax": 1024}
+ADAM_BETAS = (0.9, 0.98)  # the paper's implementation's
+COSINE_FLOOR = 0.05
 NEED_NO_NEGATIVES: tuple[Loss, ...] = ("bce", "mse", "cross_entropy")
 VALIDATION_K = 10
 VALIDATION_CASES = 5_000
@@ -52,6 +55,8 @@ class TrainConfig:
     batch_size: int = option(128, "windows in a batch")
     learning_rate: float = option(1e-3, "of AdamW")
     weight_decay: float = option(0.0, "of AdamW, on matrices only")
+    schedule: Schedule = option("constant", "cosine lowers the learning rate over all epochs, stopped early or not")
+    warmup_steps: int = option(0, "batches over which the learning rate rises to its full height")
     loss: Loss = option("cross_entropy", "cross_entropy ranks all items, the others against negatives")
     num_negatives: int | None = option(None, "a position [bce, mse: 1; gbce: 256; sampled_softmax, a batch: 1024]")
     patience: int = option(5, "stop after so many epochs without a better validation NDCG@10; 0: never")
@@ -60,7 +65,7 @@ class TrainConfig:
     seed: int = option(42, "same seed, same data, same thread count: same weights")
 
     def __post_init__(self) -> None:
-        for name, least in (("epochs", 1), ("batch_size", 1), ("patience", 0)):
+        for name, least in (("epochs", 1), ("batch_size", 1), ("patience", 0), ("warmup_steps", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least {least}")
         if not self.learning_rate > 0 or not self.weight_decay >= 0:
@@ -70,6 +75,8 @@ class TrainConfig:
             )
         if self.loss not in DEFAULT_NEGATIVES:
             raise ValueError(f"loss={self.loss!r}: must be one of {', '.join(DEFAULT_NEGATIVES)}")
+        if self.schedule not in get_args(Schedule):
+            raise ValueError(f"schedule={self.schedule!r}: must be one of {', '.join(get_args(Schedule))}")
         least_negatives = 0 if self.loss in NEED_NO_NEGATIVES else 1
         if self.negatives < least_negatives:
             raise ValueError(f"num_negatives={self.num_negatives}: {self.loss} needs at least {least_negatives}")
@@ -78,6 +85,13 @@ class TrainConfig:
     def negatives(self) -> int:
         """``num_negatives``, or the loss's own default."""
         return DEFAULT_NEGATIVES[self.loss] if self.num_negatives is None else self.num_negatives
+
+    def learning_rate_factor(self, step: int, steps: int) -> float:
+        """What the learning rate of a batch (0-based, of ``steps`` in all) is multiplied by."""
+        warm = min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
+        if self.schedule == "constant":
+            return warm
+        return warm * (COSINE_FLOOR + (1 - COSINE_FLOOR) * (1 + math.cos(math.pi * step / steps)) / 2)
 
 
 @dataclass(frozen=True)
@@ -202,10 +216,15 @@ class _Trainer:
         self.optimizer = torch.optim.AdamW(
             [{"params": decay, "weight_decay": how.weight_decay}, {"params": plain, "weight_decay": 0.0}],
             lr=how.learning_rate,
+            betas=ADAM_BETAS,
         )
         self.stop = stop
         self.bar = bar
         self.batches = windows.batch_count(how.batch_size)
+        steps = how.epochs * self.batches
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(
+            self.optimizer, lambda step: how.learning_rate_factor(step, steps)
+        )
         self.task: TaskID = bar.add_task("training", total=how.epochs * self.batches, status="")
 
     def fit(self, sequences: Sequences, validation: Holdout | None) -> TrainResult:
@@ -261,6 +280,7 @@ class _Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
+        self.schedule.step()
         return loss.item(), len(hidden)
 
     def loss(self, hidden: Tensor, targets: Tensor, outcomes: Tensor | None = None) -> Tensor:

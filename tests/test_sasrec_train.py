@@ -270,6 +270,8 @@ def test_weights_spoilt_by_the_very_last_step_are_not_returned() -> None:
         ({"weight_decay": -0.1}, "weight_decay=-0.1"),
         ({"loss": "hinge"}, "loss='hinge': must be one of bce, mse, gbce, cross_entropy, sampled_softmax"),
         ({"loss": "bce", "num_negatives": -1}, "num_negatives=-1: bce needs at least 0"),
+        ({"schedule": "linear"}, "schedule='linear': must be one of constant, cosine"),
+        ({"warmup_steps": -1}, "warmup_steps=-1: must be at least 0"),
         ({"loss": "gbce", "num_negatives": 0}, "num_negatives=0: gbce needs at least 1"),
     ],
 )
@@ -374,3 +376,28 @@ def test_computing_in_bfloat16_learns_the_same() -> None:
     model, _ = train(TINY, rest, TrainConfig(epochs=60, batch_size=8, learning_rate=1e-2, autocast=True))
     assert {weight.dtype for weight in model.state_dict().values()} == {torch.float32}
     assert evaluate(Engine(model, rest.vocab), test, (1,)).hr[1] == 1.0
+
+
+def test_the_learning_rate_rises_stays_and_falls_as_asked() -> None:
+    constant = TrainConfig(warmup_steps=4)
+    assert [constant.learning_rate_factor(step, 100) for step in (0, 1, 3, 4, 99)] == [0.25, 0.5, 1.0, 1.0, 1.0]
+    cosine = TrainConfig(schedule="cosine")
+    factors = [cosine.learning_rate_factor(step, 100) for step in range(101)]
+    assert factors == sorted(factors, reverse=True)
+    assert (factors[0], factors[50], factors[100]) == pytest.approx((1.0, 0.525, 0.05))
+
+
+def test_the_schedule_is_followed(monkeypatch: pytest.MonkeyPatch) -> None:
+    rates: list[float] = []
+
+    class Recorder(torch.optim.AdamW):
+        def step(self, closure: Any = None) -> None:
+            rates.append(self.param_groups[0]["lr"])
+            super().step(closure)
+
+    monkeypatch.setattr(torch.optim, "AdamW", Recorder)
+    rest, _ = circle().leave_last_out()
+    how = TrainConfig(epochs=4, batch_size=8, learning_rate=0.5, schedule="cosine", warmup_steps=2)
+    train(TINY, rest, how)
+    assert rates == [0.5 * how.learning_rate_factor(step, len(rates)) for step in range(len(rates))]
+    assert len(rates) == 12
