@@ -63,6 +63,7 @@ class _SASRecEstimator:
     """What both estimators share; every field of the constructor is a hyper-parameter.
 
     Args:
+        num_negatives: a position, for "bce", "mse" and "gbce"; a batch, for "sampled_softmax".
         early_stopping_patience: epochs without a better NDCG@10 on held-out targets; None never stops early,
             and any number needs validation data.
         restore_best_weights: keep those of the best epoch on validation data, whether stopped early or not.
@@ -139,7 +140,7 @@ class _SASRecEstimator:
         else:
             catalogue = read_items(items)
             vocab = _counted(catalogue.item_ids, rows.item_ids)
-        self._integer_items = rows.integer_items
+        self._integer_items = rows.integer_items and (items is None or catalogue.integer_items)
         return self._fit(rows, valid_interactions, vocab, None)
 
     def partial_fit(self, interactions: Any, valid_interactions: Any = None) -> Self:
@@ -153,6 +154,7 @@ class _SASRecEstimator:
         if self._engine is None:
             return self.fit(interactions, valid_interactions)
         rows = self._read(interactions)
+        self._integer_items = self._integer_items and rows.integer_items
         old = self._engine.vocab
         vocab = _counted([*old.ids, *(i for i in dict.fromkeys(rows.item_ids) if i not in old)], rows.item_ids, old)
         return self._fit(rows, valid_interactions, vocab, self._engine.model)

@@ -17,6 +17,7 @@ import sklearn.base
 import torch
 
 from sasrec import (
+    Engine,
     InteractionsDataset,
     ItemsDataset,
     ModelDirectoryError,
@@ -25,6 +26,7 @@ from sasrec import (
     SequentialRecommender,
     SequentialScorer,
     load_estimator,
+    load_model,
     suggest_config,
 )
 
@@ -209,6 +211,24 @@ def test_fitting_on_learns_new_items_and_keeps_old_ones() -> None:
     assert recs[:2, 0].tolist() == ["new one", "i7"]  # type: ignore[union-attr,call-overload,index]
     with pytest.raises(ValueError, match="the shape of the model cannot change"):
         estimator.set_params(hidden_units=8).partial_fit(new)
+
+
+def test_items_stay_integers_only_while_all_data_give_them_as_such() -> None:
+    estimator = fitted(circle(lambda n: n), epochs=1)
+    assert estimator.item_ids == list(range(ITEMS))
+    estimator.partial_fit(frame([("a", "1"), ("a", "new"), ("a", "2")]))
+    assert estimator.item_ids == [*map(str, range(ITEMS)), "new"]
+    named = Frame({"ITEM_ID": [*map(str, range(ITEMS)), "new"]})
+    assert estimator.fit(circle(lambda n: n), items=named).item_ids == list(named["ITEM_ID"])
+
+
+def test_a_saved_estimator_is_a_model_directory_that_an_engine_serves(tmp_path: Path) -> None:
+    estimator = fitted(epochs=5, position="rope")
+    estimator.save(tmp_path / "model")
+    saved = load_model(tmp_path / "model")
+    served = Engine(saved.model, saved.vocab, slack=1).recommend([["i1", "i2"]], 4, users=["ann"])
+    assert served[0] is not None
+    assert [served[0].items] == estimator.recommend([["i1", "i2"]], 4).tolist()  # type: ignore[union-attr]
 
 
 def test_the_first_partial_fit_is_a_fit() -> None:
