@@ -4,7 +4,7 @@ The modules, lowest first: vocab, readers, data, model, losses, engine, evaluate
 train, estimator, recommender.
 """
 
-from sasrec.checkpoint import ModelDirectoryError, SavedModel, load_model, save_model
+from sasrec.checkpoint import ModelDirectoryError, SavedModel, load_model, read_metadata, save_model
 from sasrec.data import Holdout, Interactions, Sequences
 from sasrec.datasets import InteractionsDataset, ItemsDataset
 from sasrec.engine import Engine, Ranking, anchor
@@ -51,6 +51,7 @@ __all__ = [
     "load_estimator",
     "load_model",
     "read_events",
+    "read_metadata",
     "save_model",
     "suggest_config",
     "train",

@@ -31,7 +31,8 @@ from sasrec.vocab import ItemVocab
 
 FORMAT = 1
 MANIFEST = "manifest.json"
-FILES = ("model.safetensors", "config.json", "vocab.json", "metadata.json")
+METADATA = "metadata.json"
+FILES = ("model.safetensors", "config.json", "vocab.json", METADATA)
 
 
 class ModelDirectoryError(ValueError):
@@ -97,7 +98,7 @@ def load_model(path: str | Path, device: str = "cpu") -> SavedModel:
         config = SASRecConfig(**_parse_json(path / "config.json", contents["config.json"]))
         stored = _parse_json(path / "vocab.json", contents["vocab.json"])
         vocab = ItemVocab(stored["ids"], stored["counts"])
-        metadata = _parse_json(path / "metadata.json", contents["metadata.json"])
+        metadata = _parse_json(path / METADATA, contents[METADATA])
         weights = safetensors.torch.load(contents["model.safetensors"])
     except (TypeError, KeyError, ValueError, OverflowError, safetensors.SafetensorError) as error:
         raise ModelDirectoryError(f"{path} does not hold a model this version can read: {error}") from error
@@ -115,13 +116,27 @@ def load_model(path: str | Path, device: str = "cpu") -> SavedModel:
     return SavedModel(model.eval(), vocab, metadata, version)
 
 
+def read_metadata(path: str | Path) -> dict[str, Any]:
+    """What was written beside a model: when and how it was made, and how good it is. Weights are not read.
+
+    Raises:
+        ModelDirectoryError: the directory is missing, or its manifest or metadata are damaged.
+    """
+    path = Path(path)
+    hashes = _hashes(path)
+    return _parse_json(path / METADATA, _read_verified(path, METADATA, hashes[METADATA]))
+
+
 def _write(folder: Path, model: SASRec, vocab: ItemVocab, metadata: dict[str, Any]) -> str:
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     safetensors.torch.save_file(weights, folder / "model.safetensors")
     _write_json(folder / "config.json", asdict(model.config))
     _write_json(folder / "vocab.json", {"ids": list(vocab.ids), "counts": vocab.counts.tolist()})
-    described = {"created_at": datetime.now(UTC).isoformat(timespec="seconds"), "torch": torch.__version__} | metadata
-    _write_json(folder / "metadata.json", described)
+    described = {
+        "created_at": datetime.now(UTC).isoformat(timespec="milliseconds"),
+        "torch": torch.__version__,
+    } | metadata
+    _write_json(folder / METADATA, described)
     hashes = {name: _sha256(folder / name) for name in FILES}
     version = _version(hashes)
     _write_json(folder / MANIFEST, {"format": FORMAT, "version": version, "sha256": hashes})
@@ -152,6 +167,12 @@ def _replace(new: Path, path: Path) -> None:
 
 def _verify(path: Path) -> tuple[str, dict[str, bytes]]:
     """The version, and the bytes of every file as they were hashed: what is used is what was verified."""
+    hashes = _hashes(path)
+    return _version(hashes), {name: _read_verified(path, name, expected) for name, expected in hashes.items()}
+
+
+def _hashes(path: Path) -> dict[str, str]:
+    """The SHA-256 of every file, as the manifest says."""
     if not path.is_dir():
         raise ModelDirectoryError(
             f"there is no model directory at {path}; make one with: sasrec train FILE --out {path}"
@@ -174,16 +195,18 @@ def _verify(path: Path) -> tuple[str, dict[str, bytes]]:
         raise ModelDirectoryError(
             f"{path}/{MANIFEST} is damaged: version and hashes do not fit; copy or train it again"
         )
-    contents = {}
-    for name, expected in hashes.items():
-        if not (path / name).is_file():
-            raise ModelDirectoryError(f"{path}: {name} is missing; copy the whole directory again")
-        contents[name] = _read(path / name)
-        if hashlib.sha256(contents[name]).hexdigest() != expected:
-            raise ModelDirectoryError(
-                f"{path}: {name} is damaged (SHA-256 differs from {MANIFEST}); copy or train it again"
-            )
-    return manifest["version"], contents
+    return hashes
+
+
+def _read_verified(path: Path, name: str, expected: str) -> bytes:
+    if not (path / name).is_file():
+        raise ModelDirectoryError(f"{path}: {name} is missing; copy the whole directory again")
+    content = _read(path / name)
+    if hashlib.sha256(content).hexdigest() != expected:
+        raise ModelDirectoryError(
+            f"{path}: {name} is damaged (SHA-256 differs from {MANIFEST}); copy or train it again"
+        )
+    return content
 
 
 def _read(path: Path) -> bytes:

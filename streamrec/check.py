@@ -27,7 +27,8 @@ async def check(settings: Settings) -> AsyncIterator[Finding]:
         config = saved.model.config
         yield Finding(
             "model", True,
-            f"{saved.version} in {settings.model_dir}: {len(saved.vocab):,} items, max_len {config.max_len}, "
+            f"{saved.version} in {settings.registry_dir or settings.model_dir}: {len(saved.vocab):,} items, "
+            f"max_len {config.max_len}, "
             f"{config.num_blocks} blocks of {config.hidden_units}, {config.position} positions",
         )  # fmt: skip
     except StreamrecError as error:

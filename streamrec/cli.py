@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from streamrec import model_commands
 from streamrec.errors import StreamrecError
 from streamrec.keys import Keys
 from streamrec.logs import configure_logging, one_line
@@ -29,8 +30,8 @@ V = TypeVar("V")
 KAFKA_FLAGS = ("kafka_bootstrap_servers", "kafka_topic")
 REDIS_FLAGS = ("redis_url",)
 SERVE_FLAGS = (
-    "kafka_group", "model_dir", "max_len", "top_k", "filter_seen", "session_gap_s", "event_types", "max_batch",
-    "http_host", "http_port", "log_level", "log_format",
+    "kafka_group", "model_dir", "registry_dir", "max_len", "top_k", "filter_seen", "session_gap_s", "event_types",
+    "max_batch", "http_host", "http_port", "log_level", "log_format",
 )  # fmt: skip
 EPILOG = (
     "Settings: flags win over environment (STREAMREC_*) over the file of --config. `streamrec check --show` lists all."
@@ -106,12 +107,14 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--json", action="store_true", help="one JSON object a line")
 
     command = _command(
-        commands, "check", (*KAFKA_FLAGS, *REDIS_FLAGS, "model_dir"), _check,
+        commands, "check", (*KAFKA_FLAGS, *REDIS_FLAGS, "model_dir", "registry_dir"), _check,
         help="can Kafka, Redis, topics and model be reached and read?",
         description="Say whether Kafka, Redis, the topics and the model can be reached and read, a line each. The exit "
         "status is 0 if all can.",
     )  # fmt: skip
     command.add_argument("--show", action="store_true", help="print the settings in force instead, secrets masked")
+
+    _add_models(commands)
 
     command = _command(
         commands, "demo", (), _demo,
@@ -124,6 +127,49 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--rate", type=_rate, default=300.0, help="live clicks a second [300]; 0: as fast as possible")
     command.add_argument("--epochs", type=_positive, default=15, help="most training epochs [15]")
     return parser
+
+
+def _add_models(commands: Any) -> None:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "models", epilog=EPILOG, help="look at, publish, promote and roll back model versions",
+        description="The versions of the model in a registry, and which of them is the champion that is served.",
+    )  # fmt: skip
+    actions = parser.add_subparsers(required=True, metavar="ACTION")
+
+    def action(name: str, run: Any, text: str) -> argparse.ArgumentParser:
+        command = _command(actions, name, ("registry_dir",), _models, help=text, description=text.capitalize() + ".")
+        command.set_defaults(action=run)
+        return command
+
+    def of_version(command: argparse.ArgumentParser, name: str = "version") -> None:
+        command.add_argument(name, metavar="VERSION", help="a version's name, or its first letters")
+
+    command = action("list", model_commands.list_versions, "list the versions, the oldest first")
+    command.add_argument("--json", action="store_true", help="one JSON object a line")
+    command = action("show", model_commands.show, "print what is known of a version, as JSON")
+    of_version(command)
+    command = action("publish", model_commands.publish, "copy a model directory into the registry as a version")
+    command.add_argument("directory", metavar="DIR", type=Path, help="made by: sasrec train FILE --out DIR")
+    command.add_argument("--promote", action="store_true", help="and make it the champion")
+    command = action("promote", model_commands.promote, "make a version the champion, once it has been verified")
+    of_version(command)
+    command.add_argument("--reason", default="by hand", help="is remembered with it [by hand]")
+    action("rollback", model_commands.rollback, "make the champion before this one champion again")
+    command = action("diff", model_commands.diff, "print what differs between what is known of two versions")
+    of_version(command)
+    of_version(command, "other")
+    command = action("prune", model_commands.prune, "remove all but the newest versions; never the champion")
+    command.add_argument("--keep", type=_positive, default=5, help="how many of the newest stay [5]")
+
+
+def _models(settings: Settings, options: argparse.Namespace) -> int:
+    if settings.registry_dir is None:
+        raise StreamrecError("no registry: set STREAMREC_REGISTRY_DIR or --registry-dir")
+    from streamrec.registry import Registry
+
+    for line in options.action(Registry(settings.registry_dir), options):
+        print(one_line(line))
+    return 0
 
 
 _FILE_HELP = "CSV or TSV with user_id, item_id, timestamp; JSON lines; MovieLens ratings; may be .gz"

@@ -26,6 +26,7 @@ from streamrec.metrics import Metrics
 from streamrec.predictor import Predictor
 from streamrec.publisher import Publisher
 from streamrec.redis_client import RedisClient
+from streamrec.registry import Registry
 from streamrec.sequences import SequenceStore
 from streamrec.settings import Settings
 from streamrec.web import WebServer
@@ -38,11 +39,21 @@ CLOSE_TIMEOUT_S = 4.0
 
 
 def open_model(settings: Settings) -> SavedModel:
-    """The model directory in force.
+    """The model directory in force, or the champion of the registry.
 
     Raises:
-        SettingsError: none is set, or it cannot be used.
+        SettingsError: neither is set, the directory cannot be used, or there is no champion.
+        RegistryError: the registry cannot be read, or its champion is damaged.
     """
+    if settings.registry_dir is not None:
+        registry = Registry(settings.registry_dir)
+        champion = registry.champion()
+        if champion is None:
+            raise SettingsError(
+                f"the registry {settings.registry_dir} has no champion; "
+                "make one with: streamrec models publish DIR --promote"
+            )
+        return registry.load(champion.version)
     if settings.model_dir is None:
         raise SettingsError(
             "no model: set STREAMREC_MODEL_DIR or --model-dir to a directory made by: sasrec train FILE --out DIR"
@@ -70,7 +81,10 @@ async def serve(settings: Settings, burst: bool = False) -> int:
     saved = open_model(settings)
     max_len = settings.max_len or saved.model.config.max_len
     engine = open_engine(settings, saved)
-    log.info("model loaded", extra={"model": saved.version, "items": len(saved.vocab), "dir": settings.model_dir})
+    log.info(
+        "model loaded",
+        extra={"model": saved.version, "items": len(saved.vocab), "dir": settings.registry_dir or settings.model_dir},
+    )
     metrics = Metrics()
     health = Health(settings.liveness_timeout_s, settings.kafka_rebalance_timeout_s + REBALANCE_MARGIN_S)
     async with contextlib.AsyncExitStack() as parts:

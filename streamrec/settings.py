@@ -75,6 +75,9 @@ class Settings(BaseSettings):
     redis_key_prefix: str = Field("streamrec", description="first part of every Redis key")
 
     model_dir: Path | None = Field(None, description="the model directory to serve")
+    registry_dir: Path | None = Field(
+        None, description="folder of model versions; instead of model_dir, its champion is served"
+    )
     max_len: int | None = Field(None, ge=1, le=10_000, description="items kept of a user [the model's max_len]")
     top_k: int = Field(20, ge=1, le=1_000, description="items in a published list")
     filter_seen: bool = Field(True, description="leave the items of the user's stored sequence out of his list")
@@ -181,6 +184,8 @@ class Settings(BaseSettings):
             raise ValueError(f"{self.kafka_security_protocol} needs kafka_sasl_username and kafka_sasl_password")
         if self.redis_tls_ca_file and not self.redis_url.get_secret_value().lower().startswith("rediss:"):
             raise ValueError("redis_tls_ca_file needs a redis_url that begins with rediss://")
+        if self.model_dir and self.registry_dir:
+            raise ValueError("model_dir and registry_dir are both set: set the one from which the model is to come")
         if self.kafka_tls_cert_file and not self.kafka_tls_key_file:
             raise ValueError("kafka_tls_cert_file needs kafka_tls_key_file")
         return self

@@ -272,15 +272,17 @@ FLAGS = {
     "replay": (*KAFKA_FLAGS, "config", "rate", "limit", "timestamp_unit"),
     "recs": (*REDIS_FLAGS, "config", "all", "json"),
     "user": (*REDIS_FLAGS, "config", "all", "json"),
-    "check": (*KAFKA_FLAGS, *REDIS_FLAGS, "model_dir", "config", "show"),
+    "check": (*KAFKA_FLAGS, *REDIS_FLAGS, "model_dir", "registry_dir", "config", "show"),
     "demo": ("config", "data", "json", "rate", "epochs"),
 }
+ACTIONS = ("list", "show", "publish", "promote", "rollback", "diff", "prune")
 
 
 async def test_help_names_every_command(run: Callable[..., Any]) -> None:
     result = await run("--help")
     assert (result.status, result.err) == (0, "")
-    assert re.findall(r"^    (\w+)  ", result.out, re.MULTILINE) == list(FLAGS)
+    assert re.findall(r"^    (\w+)  ", result.out, re.MULTILINE) == [*list(FLAGS)[:-1], "models", "demo"]
+    assert re.findall(r"^    (\w+)  ", (await run("models", "--help")).out, re.MULTILINE) == list(ACTIONS)
     assert "streamrec demo" in result.out
 
 

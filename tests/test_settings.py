@@ -45,6 +45,7 @@ VALUES: dict[str, tuple[Any, Any]] = {
     "redis_timeout_s": (0.25, 5.0),
     "redis_key_prefix": ("shop:v2", "a.b_c-d"),
     "model_dir": ("/models/a", "/models/b"),
+    "registry_dir": ("/registry/a", "/registry/b"),
     "max_len": (50, 200),
     "top_k": (5, 100),
     "filter_seen": (False, True),

@@ -1,0 +1,232 @@
+"""Versions and the champion: what is there after each step, after crashes, and with several writers."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sasrec import ItemVocab, SASRec, SASRecConfig, save_model
+from streamrec.cli import main
+from streamrec.daemon import open_model
+from streamrec.errors import RegistryError, SettingsError, StreamrecError
+from streamrec.registry import Registry
+from streamrec.settings import Settings, load_settings
+
+MakeSettings = Callable[..., Settings]
+VOCAB = ItemVocab([f"i{n}" for n in range(10)])
+
+
+def model(seed: int) -> SASRec:
+    torch.manual_seed(seed)
+    return SASRec(SASRecConfig(num_items=10, max_len=4, hidden_units=8, num_blocks=1))
+
+
+def filled(folder: Path, count: int) -> tuple[Registry, list[str]]:
+    """A registry of so many versions, made a second apart, and their names."""
+    registry = Registry(folder / "registry")
+    names = [
+        registry.publish(
+            model(n), VOCAB, {"created_at": f"2026-01-01T00:00:{n:02}+00:00", "validation": {"hr@10": n / 10}}
+        )
+        for n in range(count)
+    ]
+    return registry, names
+
+
+def test_an_empty_registry_has_no_versions_and_no_champion(tmp_path: Path) -> None:
+    registry = Registry(tmp_path / "registry")
+    assert registry.versions() == []
+    assert registry.champion() is None
+    with pytest.raises(RegistryError, match=r"there is no registry at .*; publish a model to begin one"):
+        registry.rollback("why not")
+
+
+def test_what_is_published_comes_back_and_is_not_champion_by_that(tmp_path: Path) -> None:
+    registry, names = filled(tmp_path, 3)
+    assert [version.version for version in registry.versions()] == names
+    assert [version.metadata["validation"]["hr@10"] for version in registry.versions()] == [0.0, 0.1, 0.2]
+    assert registry.champion() is None
+    loaded = registry.load(names[1])
+    assert loaded.version == names[1]
+    assert torch.equal(loaded.model.item_embedding.weight, model(1).item_embedding.weight)
+    assert registry.publish(model(1), VOCAB) == names[1], "the same weights are the same version"
+    assert len(registry.versions()) == 3
+    with pytest.raises(RegistryError, match="has no version 'nothing'"):
+        registry.load("nothing")
+
+
+def test_promoting_moves_the_alias_and_rolling_back_moves_it_back(tmp_path: Path) -> None:
+    registry, (a, b, c) = filled(tmp_path, 3)
+    for version in (a, b, c):
+        assert registry.promote(version, f"{version} is better").version == version
+    champion = registry.champion()
+    assert champion is not None
+    assert (champion.version, champion.before, champion.reason) == (c, (a, b), f"{c} is better")
+    assert abs(champion.since_ts_ms - time.time() * 1000) < 60_000
+    assert registry.promote(c, "again") == champion, "nothing changes"
+    assert registry.rollback("c is worse").version == b
+    assert registry.rollback("b is worse").version == a
+    with pytest.raises(RegistryError, match="no earlier champion"):
+        registry.rollback("a is worse")
+    champion = registry.champion()
+    assert champion is not None
+    assert champion.version == a
+
+
+def test_a_damaged_version_is_listed_with_its_problem_and_never_promoted(tmp_path: Path) -> None:
+    registry, (a, b) = filled(tmp_path, 2)
+    registry.promote(a, "first")
+    weights = registry.folder / "versions" / b / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    with pytest.raises(RegistryError, match=r"model\.safetensors is damaged"):
+        registry.promote(b, "looks good")
+    (registry.folder / "versions" / b / "metadata.json").write_text("{}")
+    assert "metadata.json is damaged" in str({v.version: v.problem for v in registry.versions()}[b])
+    champion = registry.champion()
+    assert champion is not None
+    assert champion.version == a
+
+
+def test_a_damaged_alias_is_told_and_mended_by_promoting(tmp_path: Path) -> None:
+    registry, (a,) = filled(tmp_path, 1)
+    registry.promote(a, "first")
+    (registry.folder / "champion.json").write_text("{")
+    with pytest.raises(RegistryError, match=r"champion\.json cannot be read: .*; promote a version again"):
+        registry.champion()
+    registry.promote(a, "mended")
+    champion = registry.champion()
+    assert champion is not None
+    assert (champion.version, champion.before) == (a, ())
+
+
+def test_pruning_keeps_the_newest_the_champion_and_the_one_before_it(tmp_path: Path) -> None:
+    registry, names = filled(tmp_path, 8)
+    for version in (names[0], names[1], names[2]):
+        registry.promote(version, "in turn")
+    assert registry.prune(keep=2) == [names[0], *names[3:6]]
+    assert [version.version for version in registry.versions()] == [names[1], names[2], *names[6:]]
+    assert registry.rollback("still there").version == names[1]
+    assert registry.prune(keep=10) == []
+    with pytest.raises(ValueError, match="keep=0"):
+        registry.prune(keep=0)
+
+
+def test_what_a_crashed_publisher_left_is_no_version_and_goes_in_time(tmp_path: Path) -> None:
+    registry, (a,) = filled(tmp_path, 1)
+    fresh, old = registry.folder / "versions" / ".fresh", registry.folder / "versions" / ".old"
+    for left in (fresh, old):
+        left.mkdir()
+        (left / "model.safetensors").write_bytes(b"half")
+    os.utime(old, (0, 0))
+    assert [version.version for version in registry.versions()] == [a]
+    registry.prune(keep=1)
+    assert fresh.exists(), "somebody may be writing it"
+    assert not old.exists()
+
+
+def _promote_in_turn(folder: Path, names: list[str], times: int) -> None:
+    for n in range(times):
+        Registry(folder).promote(names[n % len(names)], "racing")
+
+
+def test_writers_in_several_processes_lose_no_promotion_of_each_other(tmp_path: Path) -> None:
+    registry, names = filled(tmp_path, 4)
+    context = multiprocessing.get_context("spawn")
+    workers = [
+        context.Process(target=_promote_in_turn, args=(registry.folder, names[2 * n : 2 * n + 2], 10)) for n in range(2)
+    ]
+    for worker in workers:
+        worker.start()
+    seen = set()
+    while any(worker.is_alive() for worker in workers):
+        champion = registry.champion()  # whole at every moment
+        seen.add(champion and champion.version)
+    for worker in workers:
+        worker.join()
+        assert worker.exitcode == 0
+    champion = registry.champion()
+    assert champion is not None
+    # a promotion of the champion itself changes nothing, so within a process each of the ten does
+    assert len(champion.before) == 19
+    assert seen - {None} <= set(names)
+
+
+# --- served, and by command
+
+
+def test_the_champion_is_what_is_served(tmp_path: Path, make_settings: MakeSettings) -> None:
+    registry, (a, b) = filled(tmp_path, 2)
+    settings = make_settings(registry_dir=registry.folder)
+    with pytest.raises(SettingsError, match="has no champion; make one with: streamrec models publish DIR --promote"):
+        open_model(settings)
+    registry.promote(b, "better")
+    assert open_model(settings).version == b
+    registry.promote(a, "better still")
+    assert open_model(settings).version == a
+    with pytest.raises(StreamrecError, match="model_dir and registry_dir are both set"):
+        load_settings(flags={"model_dir": tmp_path, "registry_dir": tmp_path})
+
+
+@pytest.fixture
+def run(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Runs `streamrec models ...`; gives status, lines of output, and what stands on stderr."""
+    monkeypatch.setenv("STREAMREC_REGISTRY_DIR", str(tmp_path / "registry"))
+
+    def run_command(*arguments: str) -> tuple[int, list[str], str]:
+        status = main(["models", *arguments])
+        out, err = capsys.readouterr()
+        return status, out.splitlines(), err
+
+    return run_command
+
+
+def test_a_model_directory_is_published_promoted_listed_shown_and_rolled_back(
+    run: Callable[..., Any], tmp_path: Path
+) -> None:
+    names = []
+    for seed in (1, 2):
+        save_model(tmp_path / "m", model(seed), VOCAB, {"validation": {"hr@10": seed / 10, "ndcg@10": 0.05}})
+        status, lines, _ = run("publish", str(tmp_path / "m"), "--promote")
+        assert status == 0
+        names.append(lines[1].removeprefix("champion: "))
+    status, lines, _ = run("list")
+    assert [line.split()[0] for line in lines] == [names[0], "champion"]
+    assert lines[1].endswith("hr@10 0.2000  ndcg@10 0.0500")
+    assert [json.loads(line)["champion"] for line in run("list", "--json")[1]] == [False, True]
+    shown = json.loads("\n".join(run("show", names[0][:6])[1]))
+    assert (shown["version"], shown["validation"]["hr@10"]) == (names[0], 0.1)
+    assert "validation.hr@10: 0.1 -> 0.2" in run("diff", *names)[1]
+    assert run("rollback")[1] == [f"champion: {names[0]}"]
+    assert run("promote", names[1], "--reason", "after all")[1] == [f"champion: {names[1]}"]
+    assert run("prune", "--keep", "1")[1] == ["2 versions are left"], "the champion before this one stays"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["show", "zzz"], "'zzz' is no version of"),
+        (["promote", "zzz"], "'zzz' is no version of"),
+        (["publish", "/no/such/model"], "there is no model directory at /no/such/model"),
+        (["rollback"], "publish a model to begin one"),
+        (["prune"], "publish a model to begin one"),
+    ],
+    ids=lambda part: part[0] if isinstance(part, list) else None,
+)
+def test_a_mistake_is_one_clear_line(run: Callable[..., Any], arguments: list[str], said: str) -> None:
+    status, lines, err = run(*arguments)
+    assert (status, lines) == (1, [])
+    assert said in err
+    assert err.count("\n") == 1
+
+
+def test_without_a_registry_it_says_what_to_set(run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("STREAMREC_REGISTRY_DIR")
+    assert run("list") == (1, [], "streamrec: no registry: set STREAMREC_REGISTRY_DIR or --registry-dir\n")
