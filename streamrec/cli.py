@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from streamrec import model_commands
-from streamrec.errors import StreamrecError
+from streamrec.errors import RedisUnavailable, StreamrecError
 from streamrec.keys import Keys
 from streamrec.logs import configure_logging, one_line
 from streamrec.settings import Settings, load_settings, unknown_variables
@@ -136,9 +136,10 @@ def _add_models(commands: Any) -> None:
     )  # fmt: skip
     actions = parser.add_subparsers(required=True, metavar="ACTION")
 
-    def action(name: str, run: Any, text: str) -> argparse.ArgumentParser:
-        command = _command(actions, name, ("registry_dir",), _models, help=text, description=text.capitalize() + ".")
-        command.set_defaults(action=run)
+    def action(name: str, run: Any, text: str, announces: bool = False) -> argparse.ArgumentParser:
+        flags = ("registry_dir", *(REDIS_FLAGS if announces else ()))
+        command = _command(actions, name, flags, _models, help=text, description=text.capitalize() + ".")
+        command.set_defaults(action=run, announces=announces)
         return command
 
     def of_version(command: argparse.ArgumentParser, name: str = "version") -> None:
@@ -148,13 +149,13 @@ def _add_models(commands: Any) -> None:
     command.add_argument("--json", action="store_true", help="one JSON object a line")
     command = action("show", model_commands.show, "print what is known of a version, as JSON")
     of_version(command)
-    command = action("publish", model_commands.publish, "copy a model directory into the registry as a version")
+    command = action("publish", model_commands.publish, "copy a model directory into the registry as a version", True)
     command.add_argument("directory", metavar="DIR", type=Path, help="made by: sasrec train FILE --out DIR")
     command.add_argument("--promote", action="store_true", help="and make it the champion")
-    command = action("promote", model_commands.promote, "make a version the champion, once it has been verified")
+    command = action("promote", model_commands.promote, "make a version the champion, once it has been verified", True)
     of_version(command)
     command.add_argument("--reason", default="by hand", help="is remembered with it [by hand]")
-    action("rollback", model_commands.rollback, "make the champion before this one champion again")
+    action("rollback", model_commands.rollback, "make the champion before this one champion again", True)
     command = action("diff", model_commands.diff, "print what differs between what is known of two versions")
     of_version(command)
     of_version(command, "other")
@@ -167,9 +168,24 @@ def _models(settings: Settings, options: argparse.Namespace) -> int:
         raise StreamrecError("no registry: set STREAMREC_REGISTRY_DIR or --registry-dir")
     from streamrec.registry import Registry
 
-    for line in options.action(Registry(settings.registry_dir), options):
+    registry = Registry(settings.registry_dir)
+    for line in options.action(registry, options):
         print(one_line(line))
+    champion = registry.champion() if options.announces else None
+    if champion is not None:
+        asyncio.run(_announce(settings, champion.version))
     return 0
+
+
+async def _announce(settings: Settings, version: str) -> None:
+    """Tell the daemons of a champion, so that they need not look for it."""
+    from streamrec.redis_client import RedisClient
+
+    try:
+        async with RedisClient(settings) as redis:
+            await redis.notify(Keys(settings.redis_key_prefix).models_channel, version)
+    except RedisUnavailable as error:
+        print(f"streamrec: the daemons will see it within {settings.registry_poll_s:g} s ({error})", file=sys.stderr)
 
 
 _FILE_HELP = "CSV or TSV with user_id, item_id, timestamp; JSON lines; MovieLens ratings; may be .gz"

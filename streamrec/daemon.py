@@ -16,14 +16,15 @@ from typing import Any
 
 import torch
 
-from sasrec import Engine, ModelDirectoryError, SavedModel, load_model
+from sasrec import ModelDirectoryError, SavedModel, load_model
 from streamrec.consumer import REBALANCE_MARGIN_S, ClickConsumer
 from streamrec.errors import RedisUnavailable, SettingsError, StreamrecError
+from streamrec.follower import ChampionFollower
 from streamrec.health import Health
 from streamrec.kafka import Producer, ensure_topics, ignore_abandoned_requests
 from streamrec.lists import SharedLists
 from streamrec.metrics import Metrics
-from streamrec.predictor import Predictor
+from streamrec.predictor import Predictor, open_engine
 from streamrec.publisher import Publisher
 from streamrec.redis_client import RedisClient
 from streamrec.registry import Registry
@@ -62,12 +63,6 @@ def open_model(settings: Settings) -> SavedModel:
         return load_model(settings.model_dir)
     except ModelDirectoryError as error:
         raise SettingsError(str(error)) from None
-
-
-def open_engine(settings: Settings, saved: SavedModel) -> Engine:
-    """The engine that serves a model under these settings."""
-    window = min(settings.max_len or saved.model.config.max_len, saved.model.config.max_len)
-    return Engine(saved.model, saved.vocab, version=saved.version, cache_bytes=settings.cache_bytes, max_len=window)
 
 
 async def serve(settings: Settings, burst: bool = False) -> int:
@@ -112,8 +107,13 @@ async def serve(settings: Settings, burst: bool = False) -> int:
             "http": address, "pid": os.getpid(),
         })  # fmt: skip
         store = SequenceStore(redis, settings, max_len, metrics)
-        worker = Worker(consumer, store, predictor, Publisher(redis, settings, metrics), lists, health)
-        async with _background(_refresh(lists, settings), _probe(redis, health)):
+        publisher = Publisher(redis, settings, metrics)
+        worker = Worker(consumer, store, predictor, publisher, lists, health)
+        background = [_refresh(lists, settings), _probe(redis, health)]
+        if settings.registry_dir is not None:
+            registry = Registry(settings.registry_dir)
+            background.append(ChampionFollower(settings, registry, predictor, store, publisher, redis, metrics).run())
+        async with _background(*background):
             return await _run(worker, settings, health, lists, burst)
 
 

@@ -37,6 +37,11 @@ class Keys:
         """SET, kept by the operator: items never to be recommended."""
         return f"{self.prefix}:blocklist"
 
+    @property
+    def models_channel(self) -> str:
+        """Pub/sub channel: the version that has just become champion."""
+        return f"{self.prefix}:models"
+
     def user_of(self, key: str) -> str:
         """The user of a sequence or recommendation key."""
         return key[key.index("{") + 1 : -1]

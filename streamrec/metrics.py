@@ -63,6 +63,11 @@ class Metrics:
         self.unknown_items = Counter(
             "streamrec_unknown_items", "Applied events on items outside the vocabulary", registry=r
         )
+        self.swaps = Counter(
+            "streamrec_model_swaps", "Champions taken over, by outcome: swapped, refused", ["outcome"], registry=r
+        )
+        for outcome in ("swapped", "refused"):
+            self.swaps.labels(outcome)
         self.model = Gauge("streamrec_model_info", "1 for the model version in use", ["version"], registry=r)
 
     def exposition(self) -> bytes:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from sasrec import Engine
+from sasrec import Engine, SavedModel
 from streamrec.lists import POPULAR, SharedLists
 from streamrec.metrics import Metrics
 from streamrec.schemas import Recommendation, UserSequence
@@ -20,9 +21,17 @@ from streamrec.settings import Settings
 
 R = TypeVar("R")
 
+WARM_UP_SEQUENCES = 64
+
+
+def open_engine(settings: Settings, saved: SavedModel) -> Engine:
+    """The engine that serves a model under these settings."""
+    window = min(settings.max_len or saved.model.config.max_len, saved.model.config.max_len)
+    return Engine(saved.model, saved.vocab, version=saved.version, cache_bytes=settings.cache_bytes, max_len=window)
+
 
 class Predictor:
-    """Scores sequences; users without a known item get the popular list."""
+    """Scores sequences on the live Engine; users without a known item get the popular list."""
 
     def __init__(self, engine: Engine, lists: SharedLists, settings: Settings, metrics: Metrics) -> None:
         self._engine = engine
@@ -31,22 +40,52 @@ class Predictor:
         self._metrics = metrics
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="inference")
         metrics.model.labels(engine.version).set(1)
+        self._recent: OrderedDict[str, None] = OrderedDict()  # users who clicked, the latest last
+        self._latest: deque[UserSequence] = deque(maxlen=WARM_UP_SEQUENCES)
+
+    @property
+    def version(self) -> str:
+        """The model version that scores now."""
+        return self._engine.version
+
+    def recent_users(self) -> list[str]:
+        """The users who clicked lately, the latest first."""
+        return list(reversed(self._recent))
 
     async def warm_up(self) -> None:
         """Run the model once, so that the first click does not pay for what is done only once."""
-        vocab = self._engine.vocab
-        warm = [[vocab.ids[i % len(vocab)] for i in range(self._engine.max_len)]]
-        await self._in_thread(lambda: self._engine.recommend(warm, self._settings.top_k))
+        await self._in_thread(lambda: self.warm_up_on_recent(self._engine))
+
+    def warm_up_on_recent(self, engine: Engine) -> None:
+        """Run an engine that does not serve yet once: on the latest sequences, on a full window if there are none."""
+        full = [engine.vocab.ids[i % len(engine.vocab)] for i in range(engine.max_len)]
+        engine.recommend([full, *(sequence.items for sequence in list(self._latest))], self._settings.top_k)
+
+    async def swap(self, engine: Engine) -> None:
+        """Put another engine in the place of the live one, between two batches; a batch in flight keeps its own."""
+        await self._in_thread(lambda: self._take(engine))
 
     async def predict(self, sequences: list[UserSequence]) -> list[Recommendation]:
         """A list for each sequence, in order."""
         if not sequences:
             return []
+        for sequence in sequences:
+            if sequence.record_ts_ms:  # it clicked; it is not only scored again
+                self._recent[sequence.user_id] = None
+                self._recent.move_to_end(sequence.user_id)
+                self._latest.append(sequence)
+        while len(self._recent) > self._settings.rescore_users:
+            self._recent.popitem(last=False)
         return await self._in_thread(lambda: self._predict(sequences))
 
     def close(self) -> None:
         """Wait for the thread."""
         self._thread.shutdown(wait=True, cancel_futures=True)
+
+    def _take(self, engine: Engine) -> None:
+        self._engine = engine
+        self._metrics.model.clear()
+        self._metrics.model.labels(engine.version).set(1)
 
     async def _in_thread(self, call: Callable[[], R]) -> R:
         return await asyncio.get_running_loop().run_in_executor(self._thread, call)

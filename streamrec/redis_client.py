@@ -20,8 +20,9 @@ from streamrec.errors import RedisUnavailable, SettingsError, StreamrecError
 from streamrec.metrics import Metrics
 from streamrec.settings import Settings
 
-MAX_CONNECTIONS = 4
+MAX_CONNECTIONS = 5  # the loop, the refresh, the probe, the re-scoring, the listener
 RETRIES = 2
+LISTEN_TIMEOUT_S = 0.5  # below any sensible time-out of the socket, which would end the listening
 SCAN_COUNT = 1000
 SCRIPTS = ("append", "publish", "popularity")
 REFUSAL = "STREAMREC "  # what errors of the scripts themselves begin with
@@ -111,6 +112,26 @@ class RedisClient:
     async def set(self, key: str, value: bytes, ttl_s: int) -> None:
         """Write a string key."""
         await self._call("SET", key, value, "EX", ttl_s)
+
+    async def notify(self, channel: str, message: str) -> None:
+        """Send a message to whoever listens now."""
+        await self._call("PUBLISH", channel, message)
+
+    async def listen(self, channel: str) -> AsyncIterator[str]:
+        """Messages of a channel, for ever.
+
+        Raises:
+            RedisUnavailable: the connection was lost.
+        """
+        try:
+            async with self._redis.pubsub(ignore_subscribe_messages=True) as subscription:
+                await subscription.subscribe(channel)
+                while True:
+                    message = await subscription.get_message(timeout=LISTEN_TIMEOUT_S)
+                    if message is not None:
+                        yield message["data"].decode(errors="replace")
+        except (RedisError, OSError) as error:
+            raise self._unavailable(error) from error
 
     async def scan(self, prefix: str) -> AsyncIterator[str]:
         """Names of the keys that begin with a prefix; each once."""

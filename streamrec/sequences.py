@@ -37,7 +37,7 @@ class SequenceStore:
         self._keys = Keys(settings.redis_key_prefix)
         self._settings = settings
         self._metrics = metrics
-        self._max_len = max_len
+        self.max_len = max_len
         self._rejecting = False
 
     async def append(self, batch: EventBatch) -> list[UserSequence]:
@@ -57,7 +57,7 @@ class SequenceStore:
             return []
         settings = self._settings
         args: list[str | int] = [
-            self._max_len,
+            self.max_len,
             settings.sequence_ttl_s,
             int(settings.session_gap_s * 1000),
             settings.kafka_topic_epoch,
@@ -75,6 +75,16 @@ class SequenceStore:
             sequences.append(parse_sequence(user_id, value, applied, tuple(e.record_ts_ms for e in events)))
         self._judge_rejections(batch, sum(s.applied for s in sequences))
         return sequences
+
+    async def read(self, users: list[str]) -> list[UserSequence]:
+        """The stored sequences of users, as they are; those of whom nothing is stored are left out.
+
+        Raises:
+            RedisUnavailable: Redis does not answer.
+            StreamrecError: a value cannot be read.
+        """
+        values = await self._redis.get_many([self._keys.sequence(user) for user in users])
+        return [parse_sequence(user, value) for user, value in zip(users, values, strict=True) if value is not None]
 
     def _judge_rejections(self, batch: EventBatch, applied: int) -> None:
         rejected = len(batch.events) - applied
