@@ -21,6 +21,7 @@ from streamrec.consumer import REBALANCE_MARGIN_S, ClickConsumer
 from streamrec.errors import RedisUnavailable, SettingsError, StreamrecError
 from streamrec.follower import ChampionFollower
 from streamrec.health import Health
+from streamrec.judge import OnlineJudge
 from streamrec.kafka import Producer, ensure_topics, ignore_abandoned_requests
 from streamrec.lists import SharedLists
 from streamrec.metrics import Metrics
@@ -108,7 +109,8 @@ async def serve(settings: Settings, burst: bool = False) -> int:
         })  # fmt: skip
         store = SequenceStore(redis, settings, max_len, metrics)
         publisher = Publisher(redis, settings, metrics)
-        worker = Worker(consumer, store, predictor, publisher, lists, health)
+        judge = OnlineJudge(lists, metrics, settings.filter_seen)
+        worker = Worker(consumer, store, predictor, publisher, lists, judge, health)
         background = [_refresh(lists, settings), _probe(redis, health)]
         if settings.registry_dir is not None:
             registry = Registry(settings.registry_dir)

@@ -6,28 +6,14 @@ from collections.abc import AsyncIterator, Callable
 from itertools import islice
 from typing import TypeVar
 
-import msgspec
-
 from streamrec.errors import StreamrecError
 from streamrec.keys import Keys
 from streamrec.redis_client import SCAN_COUNT, RedisClient
-from streamrec.schemas import PublishedList, UserSequence
+from streamrec.schemas import PublishedList, UserSequence, parse_published
 from streamrec.sequences import parse_sequence
 
 V = TypeVar("V")
 Unreadable = Callable[[StreamrecError], None]
-
-
-def parse_published(user_id: str, value: bytes) -> PublishedList:
-    """Read a recommendation key.
-
-    Raises:
-        StreamrecError: it is not what this version writes.
-    """
-    try:
-        return msgspec.json.decode(value, type=PublishedList)
-    except msgspec.MsgspecError as error:
-        raise StreamrecError(f"the published list of user {user_id!r} cannot be read: {error}") from None
 
 
 def published(

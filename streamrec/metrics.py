@@ -63,6 +63,19 @@ class Metrics:
         self.unknown_items = Counter(
             "streamrec_unknown_items", "Applied events on items outside the vocabulary", registry=r
         )
+        self.judged = Counter(
+            "streamrec_judged_clicks", "Clicks judged against the list published before, by its model", ["model"],
+            registry=r,
+        )  # fmt: skip
+        self.hits = Counter("streamrec_hits", "Of these, clicks in the first 10 of that list", ["model"], registry=r)
+        self.reciprocal_ranks = Counter(
+            "streamrec_reciprocal_ranks", "Sum of 1 / place of the click, where among the first 10", ["model"],
+            registry=r,
+        )  # fmt: skip
+        self.popularity_hits = Counter(
+            "streamrec_popularity_hits", "Of the same clicks, those in the first 10 of the popular list", ["model"],
+            registry=r,
+        )  # fmt: skip
         self.swaps = Counter(
             "streamrec_model_swaps", "Champions taken over, by outcome: swapped, refused", ["outcome"], registry=r
         )

@@ -23,14 +23,14 @@ class Publisher:
         self._metrics = metrics
         self._encoder = msgspec.json.Encoder()
 
-    async def publish(self, recommendations: list[Recommendation]) -> None:
-        """Publish lists, compare-and-set.
+    async def publish(self, recommendations: list[Recommendation]) -> list[bytes | None]:
+        """Publish lists, compare-and-set; returns the value of each before, None where there was none.
 
         Raises:
             RedisUnavailable: try again; publishing twice is harmless.
         """
         if not recommendations:
-            return
+            return []
         published_ts_ms = int(time.time() * 1000)
         keys: list[str] = []
         args: list[str | int] = [self._ttl_s]
@@ -38,10 +38,11 @@ class Publisher:
             keys += (self._keys.recommendation(r.user_id), self._keys.sequence(r.user_id))
             value = PublishedList(r.items, r.scores, r.model, r.event_ts_ms, published_ts_ms, r.n)
             args += (r.n, self._encoder.encode(value).decode())
-        written = await self._redis.run("publish", keys, args)
+        written, *before = await self._redis.run("publish", keys, args)
         self._metrics.published.labels("published").inc(written)
         self._metrics.published.labels("superseded").inc(len(recommendations) - written)
         now_ms = time.time() * 1000
         for r in recommendations:
             for record_ts_ms in r.record_ts_ms:
                 self._metrics.click_to_published.observe(max(0.0, (now_ms - record_ts_ms) / 1000))
+        return [value or None for value in before]

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from streamrec.errors import StreamrecError
+
 
 @dataclass(frozen=True, slots=True)
 class ClickEvent:
@@ -85,3 +87,15 @@ class PublishedList(msgspec.Struct):
     event_ts_ms: int
     published_ts_ms: int
     n: int
+
+
+def parse_published(user_id: str, value: bytes) -> PublishedList:
+    """Read the value of a recommendation key.
+
+    Raises:
+        StreamrecError: it is not what this version writes.
+    """
+    try:
+        return msgspec.json.decode(value, type=PublishedList)
+    except msgspec.MsgspecError as error:
+        raise StreamrecError(f"the published list of user {user_id!r} cannot be read: {error}") from None

@@ -3,7 +3,8 @@
     batch            Kafka records      -> EventBatch
     append           EventBatch         -> [UserSequence]      Redis, atomic, replays skipped
     predict          [UserSequence]     -> [Recommendation]    a thread
-    publish          [Recommendation]   -> Redis               compare-and-set
+    publish          [Recommendation]   -> Redis               compare-and-set; returns the lists before
+    judge            the new clicks against these              counters only
     commit           last: at least once in, effectively once in state
 
 A step that fails because Redis or Kafka is away is tried again with growing pauses, while the consumer
@@ -21,6 +22,7 @@ from typing import TypeVar
 from streamrec.consumer import ClickConsumer
 from streamrec.errors import BatchAbandoned, KafkaUnavailable, RedisUnavailable
 from streamrec.health import Health
+from streamrec.judge import OnlineJudge
 from streamrec.lists import SharedLists
 from streamrec.predictor import Predictor
 from streamrec.publisher import Publisher
@@ -43,6 +45,7 @@ class Worker:
         predictor: Predictor,
         publisher: Publisher,
         lists: SharedLists,
+        judge: OnlineJudge,
         health: Health,
     ) -> None:
         self._consumer = consumer
@@ -50,6 +53,7 @@ class Worker:
         self._predictor = predictor
         self._publisher = publisher
         self._lists = lists
+        self._judge = judge
         self._health = health
         self.handled = 0  # events
 
@@ -73,7 +77,8 @@ class Worker:
         sequences = await self._until_done(batch, lambda: self._store.append(batch))
         self._lists.count(sequences)
         recommendations = await self._predictor.predict(sequences)
-        await self._until_done(batch, lambda: self._publisher.publish(recommendations))
+        before = await self._until_done(batch, lambda: self._publisher.publish(recommendations))
+        self._judge.judge(sequences, before)
         await self._until_done(batch, lambda: self._consumer.commit(batch))
 
     async def _until_done(self, batch: EventBatch, step: Callable[[], Awaitable[R]]) -> R:

@@ -14,12 +14,11 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from redis_access import BASE_MS, clicks, commands_about, raw_redis
 
-from streamrec.inspection import parse_published
 from streamrec.keys import Keys
 from streamrec.metrics import Metrics
 from streamrec.publisher import Publisher
 from streamrec.redis_client import RedisClient
-from streamrec.schemas import Recommendation
+from streamrec.schemas import Recommendation, parse_published
 from streamrec.sequences import SequenceStore
 from streamrec.settings import Settings
 
