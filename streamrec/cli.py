@@ -115,6 +115,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--show", action="store_true", help="print the settings in force instead, secrets masked")
 
     _add_models(commands)
+    _add_archive(commands)
 
     command = _command(
         commands, "demo", (), _demo,
@@ -161,6 +162,45 @@ def _add_models(commands: Any) -> None:
     of_version(command, "other")
     command = action("prune", model_commands.prune, "remove all but the newest versions; never the champion")
     command.add_argument("--keep", type=_positive, default=5, help="how many of the newest stay [5]")
+
+
+def _add_archive(commands: Any) -> None:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "archive", epilog=EPILOG, help="keep the clicks of the topic on disk, to train from",
+        description="The event archive: the clicks of the topic as Parquet files on local disk, to train from.",
+    )  # fmt: skip
+    actions = parser.add_subparsers(required=True, metavar="ACTION")
+
+    def action(name: str, flags: tuple[str, ...], text: str) -> argparse.ArgumentParser:
+        return _command(
+            actions, name, ("archive_dir", *flags), _archive, help=text, description=text.capitalize() + "."
+        )
+
+    command = action("follow", KAFKA_FLAGS, "write the topic into the archive, until told to stop")
+    command.add_argument("--burst", action="store_true", help="read the topic to its end, then exit")
+    command.set_defaults(action="follow")
+    command = action("import", (), "add the events of a file; the same ones are added only once")
+    command.add_argument("file", metavar="FILE", type=Path, help=_FILE_HELP)
+    command.add_argument("--timestamp-unit", choices=("s", "ms"), help="[s for MovieLens files, else ms]")
+    command.set_defaults(action="import_file")
+    command = action("stats", (), "say what is there")
+    command.add_argument("--json", action="store_true", help="print one JSON object")
+    command.set_defaults(action="stats")
+    command = action("prune", (), "remove files that hold no event of the last days")
+    command.add_argument("--days", type=float, required=True, help="what is newer stays")
+    command.set_defaults(action="prune")
+
+
+def _archive(settings: Settings, options: argparse.Namespace) -> int:
+    if settings.archive_dir is None:
+        raise StreamrecError("no archive: set STREAMREC_ARCHIVE_DIR or --archive-dir")
+    from streamrec import archive_commands
+    from streamrec.archive import EventArchive
+
+    archive = EventArchive(settings.archive_dir, settings.kafka_topic_epoch)
+    for line in getattr(archive_commands, options.action)(settings, archive, options):
+        print(one_line(line))
+    return 0
 
 
 def _models(settings: Settings, options: argparse.Namespace) -> int:

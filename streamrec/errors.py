@@ -5,6 +5,7 @@ StreamrecError
 ├── KafkaUnavailable   Kafka cannot be reached, or refuses us
 ├── RedisUnavailable   Redis cannot be reached, or refuses a command
 ├── EmbeddedError      an embedded server cannot be started
+├── ArchiveError       the event archive cannot be read or written
 ├── RegistryError      a model version is missing, damaged, or cannot be published or promoted
 ├── BadRecord          a record is no click event: dead letter
 └── BatchAbandoned     the partitions of the batch in hand were given to somebody else
@@ -29,6 +30,10 @@ class RedisUnavailable(StreamrecError):
 
 class EmbeddedError(StreamrecError):
     """An embedded server cannot be found or started."""
+
+
+class ArchiveError(StreamrecError):
+    """The event archive cannot be used; the message names the file and what to do."""
 
 
 class RegistryError(StreamrecError):

@@ -81,6 +81,8 @@ class Settings(BaseSettings):
     registry_poll_s: float = Field(5, gt=0, description="how often the registry is asked for a new champion")
     rescore_users: int = Field(10_000, ge=0, description="users who clicked last and get new lists after a swap")
     rescore_users_per_s: float = Field(200, gt=0, description="how many of them a second")
+    archive_dir: Path | None = Field(None, description="folder of the event archive, from which models are trained")
+    archive_flush_s: float = Field(10, gt=0, description="a segment of the archive is written at least so often")
     max_len: int | None = Field(None, ge=1, le=10_000, description="items kept of a user [the model's max_len]")
     top_k: int = Field(20, ge=1, le=1_000, description="items in a published list")
     filter_seen: bool = Field(True, description="leave the items of the user's stored sequence out of his list")

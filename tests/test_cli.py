@@ -281,7 +281,7 @@ ACTIONS = ("list", "show", "publish", "promote", "rollback", "diff", "prune")
 async def test_help_names_every_command(run: Callable[..., Any]) -> None:
     result = await run("--help")
     assert (result.status, result.err) == (0, "")
-    assert re.findall(r"^    (\w+)  ", result.out, re.MULTILINE) == [*list(FLAGS)[:-1], "models", "demo"]
+    assert re.findall(r"^    (\w+)  ", result.out, re.MULTILINE) == [*list(FLAGS)[:-1], "models", "archive", "demo"]
     assert re.findall(r"^    (\w+)  ", (await run("models", "--help")).out, re.MULTILINE) == list(ACTIONS)
     assert "streamrec demo" in result.out
 

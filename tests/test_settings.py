@@ -47,6 +47,8 @@ VALUES: dict[str, tuple[Any, Any]] = {
     "model_dir": ("/models/a", "/models/b"),
     "registry_dir": ("/registry/a", "/registry/b"),
     "registry_poll_s": (1.0, 60.0),
+    "archive_dir": ("/archive/a", "/archive/b"),
+    "archive_flush_s": (1.0, 60.0),
     "rescore_users": (0, 100),
     "rescore_users_per_s": (1.0, 1000.0),
     "max_len": (50, 200),
