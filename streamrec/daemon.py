@@ -193,6 +193,8 @@ async def _in_time(stop: Callable[[], Awaitable[None]]) -> None:
 @contextlib.asynccontextmanager
 async def _background(*coroutines: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
     tasks = [asyncio.create_task(coroutine) for coroutine in coroutines]
+    for task in tasks:
+        task.add_done_callback(_report)
     try:
         yield
     finally:
@@ -201,6 +203,12 @@ async def _background(*coroutines: Coroutine[Any, Any, None]) -> AsyncIterator[N
         for result in await asyncio.gather(*tasks, return_exceptions=True):
             if isinstance(result, StreamrecError):
                 raise result
+
+
+def _report(task: asyncio.Task[None]) -> None:
+    """A task in the background that fails must not do so unseen: the clicks go on without it."""
+    if not task.cancelled() and task.exception() is not None:
+        log.error("a part in the background has failed and stays away until a restart", exc_info=task.exception())
 
 
 @contextlib.contextmanager
