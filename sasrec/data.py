@@ -66,7 +66,7 @@ class Interactions:
         """
         if self.outcomes is None:
             raise ValueError("these interactions have no outcomes to choose by")
-        return self._masked(self.outcomes >= least)
+        return self.where(self.outcomes >= least)
 
     def at_least(self, user_events: int = 1, item_events: int = 1) -> Interactions:
         """Without items of fewer events, then without users of fewer events than asked."""
@@ -90,9 +90,10 @@ class Interactions:
 
     def _only(self, ids: list[str], events: int) -> Interactions:
         _, codes, counts = np.unique(np.array(ids, dtype=object), return_inverse=True, return_counts=True)
-        return self._masked(counts[codes] >= events)
+        return self.where(counts[codes] >= events)
 
-    def _masked(self, mask: NDArray[np.bool_]) -> Interactions:
+    def where(self, mask: NDArray[np.bool_]) -> Interactions:
+        """Only the events that a mask (N,) marks."""
         users, items = compress(self.user_ids, mask), compress(self.item_ids, mask)
         outcomes = None if self.outcomes is None else self.outcomes[mask]
         return Interactions(list(users), list(items), self.timestamps_ms[mask], outcomes)

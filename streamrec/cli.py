@@ -114,6 +114,13 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     command.add_argument("--show", action="store_true", help="print the settings in force instead, secrets masked")
 
+    command = _command(
+        commands, "retrain", ("archive_dir", "registry_dir", *REDIS_FLAGS), _retrain,
+        help="train on the archive, and promote the model if it is better",
+        description="Train a model on the event archive, judge it against the champion on the newest clicks, which "
+        "neither was trained on, and promote it if it is not worse. The daemons then take it over.",
+    )  # fmt: skip
+    command.add_argument("--json", action="store_true", help="print the report as one JSON object")
     _add_models(commands)
     _add_archive(commands)
 
@@ -162,6 +169,27 @@ def _add_models(commands: Any) -> None:
     of_version(command, "other")
     command = action("prune", model_commands.prune, "remove all but the newest versions; never the champion")
     command.add_argument("--keep", type=_positive, default=5, help="how many of the newest stay [5]")
+
+
+def _retrain(settings: Settings, options: argparse.Namespace) -> int:
+    for name in ("archive_dir", "registry_dir"):
+        if getattr(settings, name) is None:
+            flag = f"--{name.replace('_', '-')}"
+            raise StreamrecError(f"no {name.removesuffix('_dir')}: set STREAMREC_{name.upper()} or {flag}")
+    from streamrec.retrain import retrain
+
+    verdict = retrain(settings, progress=sys.stderr.isatty())
+    if options.json:
+        print(json.dumps({"version": verdict.version, "promoted": verdict.promoted, "reason": verdict.reason}
+                         | verdict.report))  # fmt: skip
+    else:
+        print(f"version {verdict.version} {'promoted' if verdict.promoted else 'not promoted'}: {verdict.reason}")
+        for name, values in verdict.report.items():
+            if isinstance(values, dict):
+                print(f"  {name:11}" + "  ".join(f"{metric} {value:.4f}" for metric, value in values.items()))
+    if verdict.promoted:
+        asyncio.run(_announce(settings, verdict.version))
+    return 0
 
 
 def _add_archive(commands: Any) -> None:

@@ -7,6 +7,7 @@ StreamrecError
 ├── EmbeddedError      an embedded server cannot be started
 ├── ArchiveError       the event archive cannot be read or written
 ├── RegistryError      a model version is missing, damaged, or cannot be published or promoted
+├── RetrainError       there is too little to train or to judge on, or training failed
 ├── BadRecord          a record is no click event: dead letter
 └── BatchAbandoned     the partitions of the batch in hand were given to somebody else
 """
@@ -38,6 +39,10 @@ class ArchiveError(StreamrecError):
 
 class RegistryError(StreamrecError):
     """The registry or a version in it cannot be used; the message says which and what to do."""
+
+
+class RetrainError(StreamrecError):
+    """A round of retraining cannot be done; the message says why and what would help."""
 
 
 class BadRecord(StreamrecError):

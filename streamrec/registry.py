@@ -93,8 +93,10 @@ class Registry:
         incoming = self.folder / VERSIONS / f".{uuid.uuid4().hex}"
         try:
             version = save_model(incoming, model, vocab, metadata)
-            with contextlib.suppress(FileExistsError):  # the same weights are there already
-                _rename_new(incoming, self.folder / VERSIONS / version)
+            target = self.folder / VERSIONS / version
+            if not _is_whole(target):  # the same weights may be there already, or what is left of them
+                shutil.rmtree(target, ignore_errors=True)
+                incoming.rename(target)
         except (ModelDirectoryError, OSError) as error:
             raise RegistryError(f"cannot publish to {self.folder}: {error}") from error
         finally:
@@ -216,7 +218,9 @@ class Registry:
             yield
 
 
-def _rename_new(source: Path, target: Path) -> None:
-    if target.exists():
-        raise FileExistsError(target)
-    source.rename(target)
+def _is_whole(path: Path) -> bool:
+    try:
+        load_model(path)
+    except ModelDirectoryError:
+        return False
+    return True

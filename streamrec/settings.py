@@ -83,6 +83,25 @@ class Settings(BaseSettings):
     rescore_users_per_s: float = Field(200, gt=0, description="how many of them a second")
     archive_dir: Path | None = Field(None, description="folder of the event archive, from which models are trained")
     archive_flush_s: float = Field(10, gt=0, description="a segment of the archive is written at least so often")
+    train_days: float = Field(90, gt=0, description="models are trained on the clicks of so many days")
+    train_epochs: int = Field(50, ge=1, description="most epochs of a training")
+    train_batch_size: int = Field(64, ge=1, description="windows in a batch of a training")
+    train_learning_rate: float = Field(1e-3, gt=0, description="of AdamW")
+    train_patience: int = Field(
+        4, ge=0, description="a training stops after so many epochs without a better NDCG@10; 0: never"
+    )
+    holdout_share: float = Field(
+        0.1, gt=0, lt=1, description="share of the newest clicks that judges models and trains none"
+    )
+    gate_tolerance: float = Field(
+        0.02, ge=0, lt=1, description="a new model may be worse than the champion by this share"
+    )
+    keep_versions: int = Field(5, ge=1, description="versions that stay in the registry, besides champions")
+    model_max_len: int = Field(50, ge=1, le=10_000, description="tokens in a window of trained models")
+    model_hidden_units: int = Field(64, ge=2, description="width of trained models")
+    model_num_blocks: int = Field(2, ge=1, description="transformer blocks of trained models")
+    model_num_heads: int = Field(1, ge=1, description="attention heads of trained models")
+    model_dropout_rate: float = Field(0.2, ge=0, lt=1, description="dropout of trained models")
     max_len: int | None = Field(None, ge=1, le=10_000, description="items kept of a user [the model's max_len]")
     top_k: int = Field(20, ge=1, le=1_000, description="items in a published list")
     filter_seen: bool = Field(True, description="leave the items of the user's stored sequence out of his list")

@@ -273,6 +273,7 @@ FLAGS = {
     "recs": (*REDIS_FLAGS, "config", "all", "json"),
     "user": (*REDIS_FLAGS, "config", "all", "json"),
     "check": (*KAFKA_FLAGS, *REDIS_FLAGS, "model_dir", "registry_dir", "config", "show"),
+    "retrain": (*REDIS_FLAGS, "archive_dir", "registry_dir", "config", "json"),
     "demo": ("config", "data", "json", "rate", "epochs"),
 }
 ACTIONS = ("list", "show", "publish", "promote", "rollback", "diff", "prune")

@@ -95,6 +95,13 @@ def test_a_damaged_version_is_listed_with_its_problem_and_never_promoted(tmp_pat
     assert champion.version == a
 
 
+def test_publishing_the_same_weights_again_mends_a_damaged_version(tmp_path: Path) -> None:
+    registry, (a,) = filled(tmp_path, 1)
+    (registry.folder / "versions" / a / "model.safetensors").write_bytes(b"rust")
+    assert registry.publish(model(0), VOCAB) == a
+    assert registry.load(a).version == a
+
+
 def test_a_damaged_alias_is_told_and_mended_by_promoting(tmp_path: Path) -> None:
     registry, (a,) = filled(tmp_path, 1)
     registry.promote(a, "first")
