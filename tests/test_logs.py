@@ -6,29 +6,12 @@ import io
 import json
 import logging
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from streamrec.logs import configure_logging
-
-LIBRARIES = ("aiokafka", "kafka")
-
-
-@pytest.fixture(autouse=True)
-def logging_as_it_was() -> Iterator[None]:
-    """Commands set up the root logger of their process; this one goes on with others."""
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    levels = {name: logging.getLogger(name).level for name in LIBRARIES}
-    root.handlers.clear()
-    yield
-    root.handlers[:] = handlers
-    root.setLevel(level)
-    for name, before in levels.items():
-        logging.getLogger(name).setLevel(before)
 
 
 def logged(monkeypatch: pytest.MonkeyPatch, log_format: str, message: str, *args: Any, **extra: Any) -> str:
