@@ -14,7 +14,7 @@ import numpy as np
 
 from sasrec.baselines import all_baselines
 from sasrec.checkpoint import ModelDirectoryError, check_destination, load_model, save_model
-from sasrec.data import Holdout, Interactions, Sequences
+from sasrec.data import Holdout, Indices, Interactions, Sequences
 from sasrec.engine import Engine
 from sasrec.evaluate import Scorer, evaluate, metrics_from_ranks, sample_unseen, target_ranks
 from sasrec.model import SASRecConfig
@@ -199,7 +199,10 @@ def _evaluate(options: argparse.Namespace) -> int:
     rivals: dict[str, Scorer] = {"model": Engine(saved.model, saved.vocab, cache_bytes=0, slack=options.slack)}
     if options.baselines:
         rivals |= {name: baseline.fit(rest) for name, baseline in all_baselines().items()}
-    report = {name: _judge(rival, holdout, options) for name, rival in rivals.items()}
+    sampled = None
+    if options.negatives:
+        sampled = sample_unseen(holdout, len(saved.vocab), options.negatives, options.seed)
+    report = {name: _judge(rival, holdout, options.k, sampled) for name, rival in rivals.items()}
     if options.json:
         print(json.dumps({"version": saved.version} | report))
         return 0
@@ -213,14 +216,12 @@ def _evaluate(options: argparse.Namespace) -> int:
     return 0
 
 
-def _judge(scorer: Scorer, holdout: Holdout, options: argparse.Namespace) -> dict[str, dict[str, float]]:
-    if options.negatives:
-        count = scorer.scores(holdout.histories[:1]).shape[1] - 1
-        candidates = sample_unseen(holdout, count, options.negatives, options.seed)
-        ranks = target_ranks(scorer, holdout, filter_seen=False, candidates=candidates)
-        return {"sampled": metrics_from_ranks(ranks, options.k).as_dict()}
+def _judge(scorer: Scorer, holdout: Holdout, ks: list[int], sampled: Indices | None) -> dict[str, dict[str, float]]:
+    if sampled is not None:
+        ranks = target_ranks(scorer, holdout, filter_seen=False, candidates=sampled)
+        return {"sampled": metrics_from_ranks(ranks, ks).as_dict()}
     return {
-        name: evaluate(scorer, holdout, options.k, filter_seen).as_dict()
+        name: evaluate(scorer, holdout, ks, filter_seen).as_dict()
         for name, filter_seen in (("seen_filtered", True), ("seen_kept", False))
     }
 

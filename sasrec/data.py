@@ -48,9 +48,9 @@ class Interactions:
         outcomes = None if unrated else np.array([row.outcome for row in rows], np.float32)
         return cls([row.user_id for row in rows], [row.item_id for row in rows], times, outcomes).in_order()
 
-    def in_order(self) -> Interactions:
-        """Sorted by time, ties as they are."""
-        order = np.argsort(self.timestamps_ms, kind="stable")
+    def in_order(self, by: Indices | None = None) -> Interactions:
+        """Sorted by time, or by other keys (N,); ties as they are."""
+        order = np.argsort(self.timestamps_ms if by is None else by, kind="stable")
         outcomes = None if self.outcomes is None else self.outcomes[order]
         users, items = [self.user_ids[i] for i in order], [self.item_ids[i] for i in order]
         return Interactions(users, items, self.timestamps_ms[order], outcomes)
@@ -79,6 +79,10 @@ class Interactions:
             raise ValueError(f"fraction={fraction}: must lie between 0 and 1")
         cut = int(len(self) * fraction)
         return self._take(slice(0, cut)), self._take(slice(cut, None))
+
+    def first(self, count: int) -> Interactions:
+        """The first ``count`` events."""
+        return self._take(slice(0, count))
 
     def newest(self, count: int) -> Interactions:
         """The last ``count`` events."""

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sasrec.checkpoint import ModelDirectoryError, load_model, save_model
+from sasrec.checkpoint import ModelDirectoryError, load_model, read_metadata, save_model
 from sasrec.data import Holdout, Indices, Interactions, Sequences
 from sasrec.datasets import InteractionRows, read_interactions, read_items
 from sasrec.engine import Engine, Ranking
@@ -383,7 +383,7 @@ def load_estimator(path: str | Path) -> SASRecClassifierEstimator | SASRecRegres
     Raises:
         ModelDirectoryError: the directory is missing or damaged, or not an estimator's.
     """
-    written_by = load_model(path).metadata.get(METADATA, {}).get("class")
+    written_by = read_metadata(path).get(METADATA, {}).get("class")
     kind = SASRecRegressorEstimator if written_by == "SASRecRegressorEstimator" else SASRecClassifierEstimator
     return kind.load(path)
 

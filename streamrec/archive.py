@@ -12,9 +12,7 @@ yet is read from Kafka again, and what has one is never read again. One process 
 from __future__ import annotations
 
 import hashlib
-import os
 import re
-import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 
 from sasrec import Event, Interactions
+from streamrec.durable import replacing
 from streamrec.errors import ArchiveError
 from streamrec.schemas import ClickEvent
 
@@ -68,11 +67,7 @@ class EventArchive:
 
     def next_offsets(self) -> dict[int, int]:
         """Where each partition goes on, by partition."""
-        ends: dict[int, int] = {}
-        for segment in self.segments():
-            if segment.partition is not None:
-                ends[segment.partition] = max(ends.get(segment.partition, 0), segment.next)
-        return ends
+        return _ends(self.segments())
 
     def segments(self) -> list[Segment]:
         """Imported files first, then by partition and offset: the order in which events are read.
@@ -81,14 +76,18 @@ class EventArchive:
             ArchiveError: a name in a folder of segments is none of a segment.
         """
         imported = [Segment(path) for path in sorted(self.folder.glob(f"{IMPORTED}/[!.]*.parquet"))]
+        return imported + self._segments_of("*")
+
+    def _segments_of(self, partition: int | str) -> list[Segment]:
+        """The segments of a partition, or of all ("*"), by partition and offset."""
         found = []
-        for path in self._epoch.glob("partition-*/[!.]*"):
+        for path in self._epoch.glob(f"partition-{partition}/[!.]*"):
             name = SEGMENT.fullmatch(path.name)
             number = path.parent.name.removeprefix("partition-")
             if name is None or not number.isdecimal():
                 raise ArchiveError(f"{path} does not belong into an archive; move it elsewhere")
             found.append(Segment(path, int(number), int(name[1]), int(name[2])))
-        return imported + sorted(found, key=lambda segment: (segment.partition, segment.first))
+        return sorted(found, key=lambda segment: (segment.partition, segment.first))
 
     def append(
         self, partition: int, first: int, next_offset: int, events: Sequence[ClickEvent], dead_letters: int = 0
@@ -101,7 +100,7 @@ class EventArchive:
         Raises:
             ArchiveError: the range overlaps what is there, events lie outside it, or it cannot be written.
         """
-        there = self.next_offsets().get(partition, 0)
+        there = _ends(self._segments_of(partition)).get(partition, 0)
         if not there <= first < next_offset or any(not first <= event.offset < next_offset for event in events):
             raise ArchiveError(
                 f"offsets {first} to {next_offset - 1} of partition {partition} do not follow {there - 1}, the last "
@@ -147,8 +146,8 @@ class EventArchive:
 
         The newest segment of a partition stays, since its name tells where the partition goes on.
         """
-        segments, ends = self.segments(), self.next_offsets()
-        removed = 0
+        segments = self.segments()
+        ends, removed = _ends(segments), 0
         for segment in segments:
             if segment.partition is not None and segment.next == ends[segment.partition]:
                 continue
@@ -172,8 +171,17 @@ class EventArchive:
             bytes=sum(segment.path.stat().st_size for segment in segments),
             first_ts_ms=int(times.min()) if len(times) else None,
             last_ts_ms=int(times.max()) if len(times) else None,
-            next_offsets=self.next_offsets(),
+            next_offsets=_ends(segments),
         )
+
+
+def _ends(segments: Iterable[Segment]) -> dict[int, int]:
+    """The offset after the last one of each partition."""
+    ends: dict[int, int] = {}
+    for segment in segments:
+        if segment.partition is not None:
+            ends[segment.partition] = max(ends.get(segment.partition, 0), segment.next)
+    return ends
 
 
 def _read(path: Path) -> pa.Table:
@@ -188,20 +196,11 @@ def _read(path: Path) -> pa.Table:
 
 
 def _write(table: pa.Table, path: Path) -> None:
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         for left in path.parent.glob(".*"):  # of a writer that was killed; there is only one
             left.unlink()
-        with temporary.open("wb") as file:
+        with replacing(path) as file:
             parquet.write_table(table, file, compression="zstd")
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.rename(path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
     except (OSError, pa.ArrowException) as error:
         raise ArchiveError(f"cannot write {path}: {error}") from error

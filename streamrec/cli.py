@@ -171,11 +171,18 @@ def _add_models(commands: Any) -> None:
     command.add_argument("--keep", type=_positive, default=5, help="how many of the newest stay [5]")
 
 
+def _folder(settings: Settings, name: str) -> Path:
+    """The folder that a setting names; whoever has set none is told how."""
+    folder: Path | None = getattr(settings, name)
+    if folder is None:
+        flag = f"--{name.replace('_', '-')}"
+        raise StreamrecError(f"no {name.removesuffix('_dir')}: set STREAMREC_{name.upper()} or {flag}")
+    return folder
+
+
 def _retrain(settings: Settings, options: argparse.Namespace) -> int:
-    for name in ("archive_dir", "registry_dir"):
-        if getattr(settings, name) is None:
-            flag = f"--{name.replace('_', '-')}"
-            raise StreamrecError(f"no {name.removesuffix('_dir')}: set STREAMREC_{name.upper()} or {flag}")
+    _folder(settings, "archive_dir")
+    _folder(settings, "registry_dir")
     from streamrec.retrain import retrain
 
     verdict = retrain(settings, progress=sys.stderr.isatty())
@@ -220,23 +227,21 @@ def _add_archive(commands: Any) -> None:
 
 
 def _archive(settings: Settings, options: argparse.Namespace) -> int:
-    if settings.archive_dir is None:
-        raise StreamrecError("no archive: set STREAMREC_ARCHIVE_DIR or --archive-dir")
+    folder = _folder(settings, "archive_dir")
     from streamrec import archive_commands
     from streamrec.archive import EventArchive
 
-    archive = EventArchive(settings.archive_dir, settings.kafka_topic_epoch)
+    archive = EventArchive(folder, settings.kafka_topic_epoch)
     for line in getattr(archive_commands, options.action)(settings, archive, options):
         print(one_line(line))
     return 0
 
 
 def _models(settings: Settings, options: argparse.Namespace) -> int:
-    if settings.registry_dir is None:
-        raise StreamrecError("no registry: set STREAMREC_REGISTRY_DIR or --registry-dir")
+    folder = _folder(settings, "registry_dir")
     from streamrec.registry import Registry
 
-    registry = Registry(settings.registry_dir)
+    registry = Registry(folder)
     for line in options.action(registry, options):
         print(one_line(line))
     champion = registry.champion() if options.announces else None

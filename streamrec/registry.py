@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import os
 import shutil
 import time
 import uuid
@@ -24,6 +23,7 @@ from typing import Any
 import msgspec
 
 from sasrec import ItemVocab, ModelDirectoryError, SASRec, SavedModel, load_model, read_metadata, save_model
+from streamrec.durable import replacing
 from streamrec.errors import RegistryError
 
 CHAMPION, VERSIONS, LOCK = "champion.json", "versions", "lock"
@@ -192,13 +192,9 @@ class Registry:
             return None  # about to be replaced
 
     def _point_at(self, champion: Champion) -> Champion:
-        path = self.folder / f".{CHAMPION}.{uuid.uuid4().hex}"
         try:
-            with path.open("wb") as file:
+            with replacing(self.folder / CHAMPION) as file:
                 file.write(msgspec.json.encode(champion))
-                file.flush()
-                os.fsync(file.fileno())
-            path.replace(self.folder / CHAMPION)
         except OSError as error:
             raise RegistryError(f"cannot write {self.folder / CHAMPION}: {error.strerror}") from error
         return champion

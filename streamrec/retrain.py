@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import math
 import subprocess
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -55,12 +54,11 @@ class Verdict:
     report: dict[str, Any]
 
 
-def retrain(settings: Settings, *, progress: bool = False, stop: Callable[[], bool] = lambda: False) -> Verdict:
+def retrain(settings: Settings, *, progress: bool = False) -> Verdict:
     """Train on the archive, judge, and promote if it is good enough.
 
     Args:
         progress: draw a progress bar on stderr.
-        stop: asked after every batch; True ends the training at once, with the best weights so far.
 
     Raises:
         RetrainError: there is too little to train or to judge on.
@@ -84,9 +82,7 @@ def retrain(settings: Settings, *, progress: bool = False, stop: Callable[[], bo
     rest, validation = Sequences.build(sessions(past, gap_ms), vocab).leave_last_out()
     log.info("training", extra={"events": len(past), "held_out": len(new), "items": len(vocab)})
     try:
-        model, result = train(
-            SASRecConfig(num_items=len(vocab), **config), rest, how, validation, progress=progress, stop=stop
-        )
+        model, result = train(SASRecConfig(num_items=len(vocab), **config), rest, how, validation, progress=progress)
     except (TrainingError, ValueError) as error:
         raise RetrainError(str(error)) from None
     challenger = SavedModel(model, vocab, {}, "challenger")
@@ -150,7 +146,7 @@ def judge(
             report[name] = _metrics(engine, _translated(cases, everything, saved.vocab), filter_seen)
             lists[name] = _lists(engine, cases, everything, filter_seen)
             report[name]["coverage@10"] = len(set().union(*lists[name])) / len(saved.vocab)
-    before = Sequences.build(_first(events, len(events) - held_out), challenger.vocab)
+    before = Sequences.build(events.first(len(events) - held_out), challenger.vocab)
     translated = _translated(cases, everything, challenger.vocab)
     for name, baseline in (("popularity", Popularity()), ("markov", MarkovChain())):
         report[name] = _flat(evaluate(baseline.fit(before), translated, (K,), filter_seen))
@@ -193,9 +189,7 @@ def timeline(events: Interactions) -> Interactions:
     for user, ts_ms in zip(events.user_ids, events.timestamps_ms.tolist(), strict=True):
         latest[user] = max(ts_ms, latest.get(user, ts_ms))
         times.append(latest[user])
-    order = np.argsort(np.array(times, np.int64), kind="stable")
-    users, items = [events.user_ids[i] for i in order], [events.item_ids[i] for i in order]
-    return Interactions(users, items, events.timestamps_ms[order])
+    return events.in_order(np.array(times, np.int64))
 
 
 def _split(events: Interactions, held_out: float) -> tuple[Interactions, Interactions]:
@@ -203,10 +197,6 @@ def _split(events: Interactions, held_out: float) -> tuple[Interactions, Interac
     if not len(past) or not len(new):
         raise RetrainError(f"{len(events)} events are too few to train on and to hold {held_out:.0%} out")
     return past, new
-
-
-def _first(events: Interactions, count: int) -> Interactions:
-    return events.where(np.arange(len(events)) < count)
 
 
 def _holdout(events: Interactions, held_out: int, vocab: ItemVocab) -> Holdout:
