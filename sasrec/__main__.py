@@ -1,4 +1,4 @@
-"""The small command line of the model library: train, evaluate."""
+"""The small command line of the model library: train, evaluate, stream-eval."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from sasrec.engine import Engine
 from sasrec.evaluate import Scorer, evaluate, metrics_from_ranks, sample_unseen, target_ranks
 from sasrec.model import SASRecConfig
 from sasrec.readers import DataFileError, read_events
+from sasrec.stream_eval import Rule, StreamEvaluation, table
 from sasrec.train import Loss, Schedule, TrainConfig, TrainingError, train
 from sasrec.vocab import ItemVocab
 
@@ -62,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
         help="learn from outcome or rating, divided by SCALE: labels in 0..1, or with mse any number [all count 1]",
     )  # fmt: skip
     _add_fields(command.add_argument_group("the model"), SASRecConfig, skip={"num_items"})
-    _add_fields(command.add_argument_group("training"), TrainConfig, skip=set())
+    _add_fields(command.add_argument_group("training"), TrainConfig, skip={"replay"})
     command.set_defaults(run=_train)
 
     command = commands.add_parser(
@@ -91,6 +92,26 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     command.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     command.set_defaults(run=_evaluate)
+
+    command = commands.add_parser(
+        "stream-eval",
+        help="judge ways of retraining over a stream of periods",
+        description="Train on the periods so far, judge on every click of the next one but a session's first, and so "
+        "on: R@20 and MRR@20, all items seen so far ranked, seen ones kept. FOLDER holds a file a period, "
+        "NAME_NUMBER.txt[.gz], with rows `session item` in the order of time. A run that was stopped goes on.",
+    )
+    command.add_argument("folder", metavar="FOLDER", type=Path, help="one file a period")
+    command.add_argument("--out", metavar="DIR", type=Path, required=True, help="where cycles and models are kept")
+    command.add_argument(
+        "--rules", nargs="+", choices=get_args(Rule), default=list(get_args(Rule)), metavar="RULE",
+        help="full: from the beginning on everything so far; incremental: the last model trained on; baselines [all]",
+    )  # fmt: skip
+    command.add_argument("--update-epochs", metavar="INT", type=int, help="epochs of incremental cycles [--epochs]")
+    command.add_argument("--update-learning-rate", metavar="FLOAT", type=float, help="theirs [--learning-rate]")
+    command.add_argument("--json", action="store_true", help="print a JSON object a cycle instead of a table")
+    _add_fields(command.add_argument_group("the model"), SASRecConfig, skip={"num_items"})
+    _add_fields(command.add_argument_group("training"), TrainConfig, skip={"patience", "restore_best"})
+    command.set_defaults(run=_stream_eval)
     return parser
 
 
@@ -213,6 +234,24 @@ def _evaluate(options: argparse.Namespace) -> int:
         for name, metrics in report.items():
             values = (f"{metric} {value:.4f}" for metric, value in metrics[how].items() if metric != "cases")
             print(f"  {name:18}" + "  ".join(values))
+    return 0
+
+
+def _stream_eval(options: argparse.Namespace) -> int:
+    scratch = replace(TrainConfig(**_pick(TrainConfig, options)), patience=0)
+    chosen = {"epochs": options.update_epochs, "learning_rate": options.update_learning_rate}
+    update = replace(scratch, **{name: value for name, value in chosen.items() if value is not None})
+    config = SASRecConfig(num_items=1, **_pick(SASRecConfig, options))
+    on_terminal = sys.stderr.isatty()
+    stream = StreamEvaluation(options.folder, options.out, config, scratch, update, progress=on_terminal)
+    for cycle in stream.run(options.rules):
+        print(
+            f"{cycle.name}, period {cycle.period} of {stream.periods - 1}: R@20 {cycle.recall:.4f}  MRR@20 "
+            f"{cycle.mrr:.4f}  {cycle.cases:,} clicks, trained in {cycle.train_s:.1f} s",
+            file=sys.stderr,
+        )
+    lines = (json.dumps(asdict(cycle)) for cycle in stream.cycles()) if options.json else table(stream.cycles())
+    print("\n".join(lines))
     return 0
 
 

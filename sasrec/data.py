@@ -154,6 +154,12 @@ class Sequences:
         histories = [train[int(user)] for user in np.flatnonzero(held)]
         return train, Holdout(histories, self.items[self.offsets[1:][held] - 1])
 
+    def each_after_the_first(self) -> Holdout:
+        """Every event but a user's first as a target, after all of its user before it."""
+        starts = np.repeat(self.offsets[:-1], np.diff(self.offsets))
+        targets = np.flatnonzero(np.arange(len(starts)) > starts)
+        return Holdout([self.items[starts[at] : at] for at in targets], self.items[targets])
+
 
 @dataclass(frozen=True)
 class Holdout:
@@ -194,29 +200,45 @@ class TrainingWindows:
         first = np.maximum(last - max_len, 0)
         self.starts: Indices = sequences.offsets[user] + first
         self.lengths: Indices = last - first
+        self._user, self._behind = user, targets[user] - last  # events of the user that came after the window
         self._items = sequences.items
+        self._num_items = len(sequences.vocab)
         self._outcomes = sequences.outcomes
 
     def __len__(self) -> int:
         return len(self.starts)
 
-    def batches(self, batch_size: int, rng: np.random.Generator) -> Iterator[tuple[Indices, Indices, Outcomes | None]]:
+    def target_share(self, which: Indices | None = None) -> NDArray[np.float64]:
+        """Share of each item in the targets of these windows, or of all, (num_items + 1,)."""
+        starts, lengths = (self.starts, self.lengths) if which is None else (self.starts[which], self.lengths[which])
+        before = np.cumsum(lengths) - lengths
+        targets = np.repeat(starts + 1 - before, lengths) + np.arange(lengths.sum())
+        share: NDArray[np.float64] = np.bincount(self._items[targets], minlength=self._num_items + 1) / len(targets)
+        return share
+
+    def with_new(self, new_events: Indices) -> NDArray[np.bool_]:
+        """Which windows (W,) hold one of the last ``new_events[u]`` events of user u as a target."""
+        held: NDArray[np.bool_] = self._behind < new_events[self._user]
+        return held
+
+    def batches(
+        self, batch_size: int, rng: np.random.Generator, which: Indices | None = None
+    ) -> Iterator[tuple[Indices, Indices, Outcomes | None]]:
         """One epoch of (items, targets, outcomes of the targets), each (B, T).
 
         A row's tokens come first, zeros behind; lengths are alike in a batch.
+
+        Args:
+            which: the windows of the epoch; all by default.
         """
-        noisy = self.lengths + rng.uniform(0, BUCKET_NOISE_TOKENS, len(self))
-        order = np.argsort(noisy)
+        which = np.arange(len(self)) if which is None else which
+        order = which[np.argsort(self.lengths[which] + rng.uniform(0, BUCKET_NOISE_TOKENS, len(which)))]
         chunks = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
-        for which in rng.permutation(len(chunks)):
-            rows = chunks[which]
+        for chosen in rng.permutation(len(chunks)):
+            rows = chunks[chosen]
             columns = np.arange(self.lengths[rows].max())
             real = columns < self.lengths[rows, None]  # (B, T)
             at = np.where(real, self.starts[rows, None] + columns, 0)
             after = np.where(real, at + 1, 0)
             outcomes = None if self._outcomes is None else self._outcomes[after]
             yield self._items[at] * real, self._items[after] * real, outcomes
-
-    def batch_count(self, batch_size: int) -> int:
-        """Batches an epoch."""
-        return -(-len(self) // batch_size)

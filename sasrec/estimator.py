@@ -8,9 +8,8 @@ train.py and engine.py.
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
 
@@ -22,7 +21,7 @@ from sasrec.checkpoint import ModelDirectoryError, load_model, read_metadata, sa
 from sasrec.data import Holdout, Indices, Interactions, Sequences
 from sasrec.datasets import InteractionRows, read_interactions, read_items
 from sasrec.engine import Engine, Ranking
-from sasrec.model import SASRec, SASRecConfig
+from sasrec.model import SASRec, SASRecConfig, grown
 from sasrec.train import Loss, TrainConfig, TrainResult, train
 from sasrec.vocab import PADDING, ItemVocab
 
@@ -139,7 +138,7 @@ class _SASRecEstimator:
             vocab = ItemVocab.from_items(rows.item_ids)
         else:
             catalogue = read_items(items)
-            vocab = _counted(catalogue.item_ids, rows.item_ids)
+            vocab = ItemVocab(catalogue.item_ids).extended(rows.item_ids, grow=False)
         self._integer_items = rows.integer_items and (items is None or catalogue.integer_items)
         return self._fit(rows, valid_interactions, vocab, None)
 
@@ -155,8 +154,7 @@ class _SASRecEstimator:
             return self.fit(interactions, valid_interactions)
         rows = self._read(interactions)
         self._integer_items = self._integer_items and rows.integer_items
-        old = self._engine.vocab
-        vocab = _counted([*old.ids, *(i for i in dict.fromkeys(rows.item_ids) if i not in old)], rows.item_ids, old)
+        vocab = self._engine.vocab.extended(rows.item_ids)
         return self._fit(rows, valid_interactions, vocab, self._engine.model)
 
     def recommend(
@@ -303,7 +301,7 @@ class _SASRecEstimator:
             patience=self.early_stopping_patience or 0, restore_best=self.restore_best_weights, autocast=self.autocast,
             seed=int(np.random.default_rng().integers(2**31)) if self.random_state is None else self.random_state,
         )  # fmt: skip
-        initial = None if before is None else _grown(before, config)
+        initial = None if before is None else grown(before, config)
         sequences = Sequences.build(rows.to_interactions(), vocab)
         left_out = len(rows.item_ids) - len(sequences.items)
         if left_out:
@@ -393,28 +391,6 @@ def _as_text(histories: Sequence[Sequence[ItemId]]) -> list[list[str]]:
         if isinstance(history, (str, bytes)) or not isinstance(history, Sequence | np.ndarray):
             raise ValueError(f"history {row} is {history!r}; give a list of item ids for each user, oldest first")
     return [[str(item) for item in history] for history in histories]
-
-
-def _counted(ids: Sequence[str], clicked: Sequence[str], old: ItemVocab | None = None) -> ItemVocab:
-    """A vocabulary with the clicks of each item, added to those of an older one."""
-    counts = Counter(clicked)
-    if old is not None:
-        counts.update(dict(zip(old.ids, old.counts.tolist(), strict=True)))
-    return ItemVocab(ids, [counts[item] for item in ids])
-
-
-def _grown(model: SASRec, config: SASRecConfig) -> SASRec:
-    """A model of the new size with the weights of the old one; the embeddings of new items are fresh."""
-    if replace(model.config, num_items=config.num_items, dropout_rate=config.dropout_rate) != config:
-        raise ValueError(f"the shape of the model cannot change from {model.config} to {config}; call fit")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        grown = SASRec(config)
-    weights = {name: weight.cpu() for name, weight in model.state_dict().items()}
-    embedding = grown.item_embedding.weight.detach().clone()
-    embedding[: len(weights["item_embedding.weight"])] = weights["item_embedding.weight"]
-    grown.load_state_dict(weights | {"item_embedding.weight": embedding})
-    return grown
 
 
 def _device(device: str | None) -> str:

@@ -7,6 +7,7 @@ given. Each returns a scalar, the mean over positions.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -71,29 +72,49 @@ def cross_entropy(hidden: Tensor, embedding: Tensor, targets: Tensor, outcomes: 
         outcomes: weights of the positions, at least 0; the mean is over all positions all the same.
     """
     if torch.is_grad_enabled():
-        loss: Tensor = _CrossEntropy.apply(hidden, embedding, targets, outcomes)  # type: ignore[no-untyped-call]
+        loss: Tensor = _CrossEntropy.apply(hidden, embedding[1:], targets - 1, outcomes, None)  # type: ignore[no-untyped-call]
         return loss
     each = F.cross_entropy(hidden @ embedding[1:].T, targets - 1, reduction="none")
     return (each if outcomes is None else each * outcomes).mean()
 
 
 def sampled_softmax(
-    hidden: Tensor, embedding: Tensor, targets: Tensor, negatives: Tensor, outcomes: Tensor | None = None
+    hidden: Tensor,
+    embedding: Tensor,
+    targets: Tensor,
+    candidates: Tensor,
+    log_inclusion: Tensor,
+    outcomes: Tensor | None = None,
 ) -> Tensor:
-    """Softmax over the target and K negatives shared by the whole batch (Jean et al. 2015, section 3).
+    """Softmax over a sample of the catalogue that all rows share: ``cross_entropy`` for a part of the work.
 
-    The sampling correction log(K q) is the same for every item when negatives are drawn uniformly, so it
-    cancels and does not appear. A negative that is a row's target is hidden from that row.
+    A candidate that was in the sample by chance stands for 1 / its probability of being there (Horvitz &
+    Thompson 1952), so that the sum below the fraction is estimated without bias; on scores that is the logQ
+    correction of Bengio & Senecal 2008. A row's own target is there for sure, and is not corrected.
 
     Args:
-        negatives: (K,) item indices drawn uniformly.
+        candidates: (K,) item indices, ascending and distinct, every target among them.
+        log_inclusion: (K,) logarithm of the probability that a candidate is in a sample.
         outcomes: weights of the positions, at least 0.
     """
-    positive = (hidden * embedding[targets]).sum(-1, keepdim=True)  # (M, 1)
-    negative = hidden @ embedding[negatives].T  # (M, K)
-    negative = negative.masked_fill(negatives == targets[:, None], float("-inf"))
-    each = torch.logsumexp(torch.cat((positive, negative), -1), -1) - positive[:, 0]  # (M,)
-    return (each if outcomes is None else each * outcomes).mean()
+    at = torch.searchsorted(candidates, targets)
+    loss: Tensor = _CrossEntropy.apply(hidden, embedding[candidates], at, outcomes, log_inclusion)  # type: ignore[no-untyped-call]
+    return loss
+
+
+def inclusion(candidates: Tensor, target_share: Tensor, positions: int, drawn: int) -> Tensor:
+    """Logarithm of the probability that items are among a batch's targets, or among uniform draws beside them.
+
+    Args:
+        candidates: (K,) item indices.
+        target_share: (num_items + 1,) share of each item in all training targets.
+        positions: targets in the batch.
+        drawn: items drawn uniformly, with repetition, beside them.
+    """
+    none_is = torch.log1p(-target_share[candidates].double()) * positions
+    if drawn:
+        none_is += math.log1p(-1 / (len(target_share) - 1)) * drawn if len(target_share) > 2 else -math.inf
+    return torch.log(-torch.expm1(none_is))
 
 
 def _scores(hidden: Tensor, embedding: Tensor, negatives: Tensor) -> Tensor:
@@ -107,23 +128,29 @@ def _mean_over_negatives(losses: Tensor) -> Tensor:
 
 
 class _CrossEntropy(torch.autograd.Function):
-    """Cross-entropy over all items, gradients made in the forward pass, a chunk of rows at a time.
+    """Cross-entropy over all items given, gradients made in the forward pass, a chunk of rows at a time.
 
-    The logits (M, num_items) never exist as a whole: at ML-1M's size they would be hundreds of MB a batch,
+    The logits (M, K) never exist as a whole: at ML-1M's size they would be hundreds of MB a batch,
     written and read several times. It is 2.4 times as fast at 64 dimensions on one core, for the same numbers.
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, embedding: Tensor, targets: Tensor, outcomes: Tensor | None) -> Tensor:
-        items = embedding[1:]
-        d_hidden, d_embedding = torch.empty_like(hidden), torch.zeros_like(embedding)
+    def forward(
+        ctx: Any, hidden: Tensor, items: Tensor, targets: Tensor, outcomes: Tensor | None, correction: Tensor | None
+    ) -> Tensor:
+        """hidden (M, D), items (K, D), targets (M,) rows of items, correction (K,) of all scores but the target's."""
+        d_hidden, d_items = torch.empty_like(hidden), torch.zeros_like(items)
         total = hidden.new_zeros(())
         rows = max(16, CHUNK_SCORES.get(hidden.device.type, CHUNK_SCORES["cuda"]) // len(items))
+        correction = None if correction is None else correction.to(hidden.dtype)
         for begin in range(0, len(hidden), rows):
             part = slice(begin, begin + rows)
-            h, target = hidden[part], targets[part, None] - 1
-            p = h @ items.T  # (rows, num_items): logits, then probabilities, then their gradient
-            wanted, highest = p.gather(1, target), p.amax(1, keepdim=True)
+            h, target = hidden[part], targets[part, None]
+            p = h @ items.T  # (rows, K): logits, then probabilities, then their gradient
+            wanted = p.gather(1, target)
+            if correction is not None:
+                p.sub_(correction).scatter_(1, target, wanted)
+            highest = p.amax(1, keepdim=True)
             p.sub_(highest).exp_()
             mass = p.sum(1, keepdim=True)
             each = mass.log() + highest - wanted  # (rows, 1)
@@ -132,11 +159,11 @@ class _CrossEntropy(torch.autograd.Function):
                 each, p = each * outcomes[part, None], p.mul_(outcomes[part, None])
             total += each.sum()
             torch.mm(p, items, out=d_hidden[part])
-            d_embedding[1:].addmm_(p.T, h)
-        ctx.save_for_backward(d_hidden.div_(len(hidden)), d_embedding.div_(len(hidden)))
+            d_items.addmm_(p.T, h)
+        ctx.save_for_backward(d_hidden.div_(len(hidden)), d_items.div_(len(hidden)))
         return total / len(hidden)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        d_hidden, d_embedding = ctx.saved_tensors
-        return d_hidden * grads[0], d_embedding * grads[0], None, None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+        d_hidden, d_items = ctx.saved_tensors
+        return d_hidden * grads[0], d_items * grads[0], None, None, None

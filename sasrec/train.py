@@ -30,7 +30,7 @@ Schedule = Literal["constant", "cosine"]
 DEFAULT_NEGATIVES: dict[Loss, int] = {"bce": 1, "mse": 1, "gbce": 256, "cross_entropy": 0, "sampled_softmax": 1024}
 ADAM_BETAS = (0.9, 0.98)  # the paper's implementation's
 COSINE_FLOOR = 0.05
-NEED_NO_NEGATIVES: tuple[Loss, ...] = ("bce", "mse", "cross_entropy")
+NEED_NO_NEGATIVES: tuple[Loss, ...] = ("bce", "mse", "cross_entropy", "sampled_softmax")
 VALIDATION_K = 10
 VALIDATION_CASES = 5_000
 VALIDATION_LOSS_CASES = 1_000
@@ -44,8 +44,9 @@ class TrainingError(ValueError):
 class TrainConfig:
     """How to train. ``patience`` counts epochs without a better validation NDCG@10; 0 never stops early.
 
-    ``num_negatives`` is by default 1 for ``bce`` and ``mse``, 256 for ``gbce``, and 1,024, shared by a batch,
-    for ``sampled_softmax``. ``bce`` and ``mse`` can do without any where outcomes tell good events from bad.
+    ``num_negatives`` is by default 1 for ``bce`` and ``mse``, and 256 for ``gbce``. ``bce`` and ``mse`` can do
+    without any where outcomes tell good events from bad. ``sampled_softmax`` ranks against the targets of the
+    whole batch, and against so many random items beside them, by default 1,024.
 
     Raises:
         ValueError: a value is out of range.
@@ -60,6 +61,9 @@ class TrainConfig:
     loss: Loss = option("cross_entropy", "cross_entropy ranks all items, the others against negatives")
     num_negatives: int | None = option(None, "a position [bce, mse: 1; gbce: 256; sampled_softmax, a batch: 1024]")
     patience: int = option(5, "stop after so many epochs without a better validation NDCG@10; 0: never")
+    replay: float = option(
+        1.0, "trained on from a model: windows of old events an epoch, for each window with new ones"
+    )
     restore_best: bool = option(True, "keep the weights of the best epoch, not of the last")
     autocast: bool = option(False, "compute in bfloat16 where that is safe; pays on a GPU")
     seed: int = option(42, "same seed, same data, same thread count: same weights")
@@ -68,6 +72,8 @@ class TrainConfig:
         for name, least in (("epochs", 1), ("batch_size", 1), ("patience", 0), ("warmup_steps", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least {least}")
+        if not 0 <= self.replay < math.inf:
+            raise ValueError(f"replay={self.replay}: must be at least 0 and finite")
         if not self.learning_rate > 0 or not self.weight_decay >= 0:
             raise ValueError(
                 f"learning_rate={self.learning_rate} and weight_decay={self.weight_decay}: "
@@ -149,6 +155,7 @@ def train(
     validation: Holdout | None = None,
     *,
     initial: SASRec | None = None,
+    new_events: Indices | None = None,
     device: str = "cpu",
     progress: bool = False,
     stop: Callable[[], bool] = lambda: False,
@@ -161,12 +168,15 @@ def train(
 
     Args:
         initial: begin with the weights of this model, of the same shape, instead of random ones; it is not changed.
+        new_events: (U,) how many of each user's last events the initial model has not been trained on. An epoch
+            then takes the windows that hold one, and ``how.replay`` times as many of the others, drawn afresh for
+            each epoch, lest what was learned be forgotten.
         progress: draw a progress bar on stderr.
         stop: asked after every batch; True ends training at once, with the best weights so far.
 
     Raises:
         TrainingError: the loss or the scores are not finite, the data hold no two events of a user, or
-            outcomes are not what the loss can learn from.
+            outcomes are not what the loss can learn from, or no event is new.
     """
     try:
         windows = TrainingWindows(sequences, config.max_len)
@@ -175,6 +185,8 @@ def train(
     if how.negatives and config.num_items < 2:
         raise TrainingError(f"{how.loss} needs negatives, but there is only one item; use loss='cross_entropy'")
     _check_outcomes(sequences, how)
+    if new_events is not None and not windows.with_new(new_events).any():
+        raise TrainingError("no user has a new event that follows an earlier one: there is nothing to train on")
     if validation is not None:
         validation = validation.sample(VALIDATION_CASES, how.seed)
     cuda = [torch.device(device)] if torch.device(device).type == "cuda" else []
@@ -183,7 +195,7 @@ def train(
         model = SASRec(config)
         if initial is not None:
             model.load_state_dict(initial.state_dict())
-        trainer = _Trainer(model.to(device), windows, how, bar, stop)
+        trainer = _Trainer(model.to(device), windows, how, new_events, bar, stop)
         result = trainer.fit(sequences, validation)
     return trainer.model, result
 
@@ -205,10 +217,19 @@ def _check_outcomes(sequences: Sequences, how: TrainConfig) -> None:
 
 class _Trainer:
     def __init__(
-        self, model: SASRec, windows: TrainingWindows, how: TrainConfig, bar: Progress, stop: Callable[[], bool]
+        self,
+        model: SASRec,
+        windows: TrainingWindows,
+        how: TrainConfig,
+        new_events: Indices | None,
+        bar: Progress,
+        stop: Callable[[], bool],
     ) -> None:
         self.model, self.windows, self.how = model, windows, how
         self.rng = np.random.default_rng(how.seed)
+        new = np.ones(len(windows), bool) if new_events is None else windows.with_new(new_events)
+        self.new, self.old = np.flatnonzero(new), np.flatnonzero(~new)
+        self.replayed = min(len(self.old), round(how.replay * len(self.new)))
         decay: list[Tensor] = []
         plain: list[Tensor] = []
         for parameter in model.parameters():
@@ -220,7 +241,7 @@ class _Trainer:
         )
         self.stop = stop
         self.bar = bar
-        self.batches = windows.batch_count(how.batch_size)
+        self.batches = -(-(len(self.new) + self.replayed) // how.batch_size)  # an epoch
         steps = how.epochs * self.batches
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
             self.optimizer, lambda step: how.learning_rate_factor(step, steps)
@@ -254,8 +275,10 @@ class _Trainer:
     def epoch(self, number: int, status: str) -> float:
         self.model.train()
         total, count = 0.0, 0
-        for items, targets, outcomes in self.windows.batches(self.how.batch_size, self.rng):
-            loss, positions = self.batch(items, targets, outcomes)
+        which = np.concatenate((self.new, self.rng.choice(self.old, self.replayed, replace=False)))
+        share = torch.as_tensor(self.windows.target_share(which), device=self.model.item_embedding.weight.device)
+        for items, targets, outcomes in self.windows.batches(self.how.batch_size, self.rng, which):
+            loss, positions = self.batch(items, targets, outcomes, share)
             if not math.isfinite(loss):
                 raise TrainingError(
                     f"the loss became {loss} in epoch {number + 1}; lower learning_rate={self.how.learning_rate}"
@@ -268,7 +291,9 @@ class _Trainer:
                 break
         return total / count
 
-    def batch(self, items: Indices, targets: Indices, outcomes: Outcomes | None) -> tuple[float, int]:
+    def batch(
+        self, items: Indices, targets: Indices, outcomes: Outcomes | None, target_share: Tensor
+    ) -> tuple[float, int]:
         device = self.model.item_embedding.weight.device
         x = torch.as_tensor(items, device=device)  # (B, T)
         y = torch.as_tensor(targets, device=device)  # (B, T)
@@ -276,7 +301,11 @@ class _Trainer:
         with torch.autocast(device.type, torch.bfloat16, enabled=self.how.autocast):
             hidden = self.model(x)[real]  # (M, D)
         good = None if outcomes is None else torch.as_tensor(outcomes, device=device)[real]
-        loss = self.loss(hidden.to(self.model.item_embedding.weight.dtype), y[real], good)
+        hidden = hidden.to(self.model.item_embedding.weight.dtype)
+        if self.how.loss == "sampled_softmax":
+            loss = self.sampled_softmax(hidden, y[real], good, target_share)
+        else:
+            loss = self.loss(hidden, y[real], good)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
@@ -286,11 +315,8 @@ class _Trainer:
     def loss(self, hidden: Tensor, targets: Tensor, outcomes: Tensor | None = None) -> Tensor:
         embedding, count = self.model.item_embedding.weight, self.how.negatives
         num_items = self.model.config.num_items
-        if self.how.loss == "cross_entropy":
+        if self.how.loss in ("cross_entropy", "sampled_softmax"):  # the second estimates the first
             return losses.cross_entropy(hidden, embedding, targets, outcomes)
-        if self.how.loss == "sampled_softmax":
-            shared = torch.randint(1, num_items + 1, (count,), device=targets.device)
-            return losses.sampled_softmax(hidden, embedding, targets, shared, outcomes)
         # uniform over all items but the target: draw from one fewer, step over the target
         negatives = torch.randint(1, num_items, (len(targets), count), device=targets.device)
         negatives += negatives >= targets[:, None]
@@ -298,6 +324,13 @@ class _Trainer:
             return losses.gbce(hidden, embedding, targets, negatives)
         pointwise = losses.bce if self.how.loss == "bce" else losses.mse
         return pointwise(hidden, embedding, targets, negatives, outcomes)
+
+    def sampled_softmax(self, hidden: Tensor, targets: Tensor, outcomes: Tensor | None, target_share: Tensor) -> Tensor:
+        embedding, drawn = self.model.item_embedding.weight, self.how.negatives
+        negatives = torch.randint(1, self.model.config.num_items + 1, (drawn,), device=targets.device)
+        candidates = torch.unique(torch.cat((targets, negatives)))
+        log_inclusion = losses.inclusion(candidates, target_share, len(targets), drawn)
+        return losses.sampled_softmax(hidden, embedding, targets, candidates, log_inclusion, outcomes)
 
     def validate(self, sequences: Sequences, validation: Holdout | None) -> tuple[Metrics | None, float | None]:
         if validation is None or not len(validation):

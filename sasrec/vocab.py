@@ -41,6 +41,15 @@ class ItemVocab:
         kept = {item_id: count for item_id, count in counts.items() if count >= min_count}
         return cls(kept.keys(), list(kept.values()))
 
+    def extended(self, items: Iterable[str], grow: bool = True) -> ItemVocab:
+        """With these clicks counted in; every id keeps its index, and new ones follow, unless ``grow`` is false."""
+        more = ItemVocab.from_items(item for item in items if grow or item in self)
+        known = np.array(self.encode(more.ids), np.int64)
+        new = [item_id for item_id, index in zip(more.ids, known, strict=True) if index == PADDING]
+        counts = np.concatenate((self.counts, more.counts[known == PADDING]))
+        counts[known[known != PADDING] - 1] += more.counts[known != PADDING]
+        return ItemVocab((*self.ids, *new), counts)
+
     def __len__(self) -> int:
         return len(self.ids)
 

@@ -235,6 +235,8 @@ def test_the_help_tells_every_hyper_parameter_with_its_default(
         main(["train", "--help"])
     text = " ".join(capsys.readouterr().out.split())
     for spec in (*fields(SASRecConfig)[1:], *fields(TrainConfig)):
+        if spec.name == "replay":  # of training a model on, which this command does not
+            continue
         default = "" if spec.default is None else f" [{spec.default}]"
         said = re.escape(spec.metadata["help"] + default)
         assert re.search(

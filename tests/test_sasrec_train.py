@@ -223,6 +223,34 @@ def test_weight_decay_shrinks_the_weights() -> None:
     assert size(10.0) < 0.8 * size(0.0)
 
 
+# --- training on
+
+
+def first_then_second() -> tuple[Sequences, np.ndarray[Any, np.dtype[np.int64]]]:
+    """Users whose old events run up the circle, and whose new ones, the last five, run down."""
+    up = [[(start + n) % NUM_ITEMS + 1 for n in range(9)] for start in range(NUM_ITEMS) for _ in "ab"]
+    down = [[(start - n) % NUM_ITEMS + 1 for n in range(6)] for start in range(NUM_ITEMS) for _ in "ab"]
+    return sequences_of(up + down), np.array([0] * len(up) + [6] * len(down))
+
+
+@pytest.mark.parametrize(("replay", "remembers"), [(0.0, False), (1.0, True)])
+def test_a_model_is_trained_on_with_what_is_new_and_a_sample_of_what_is_old(replay: float, remembers: bool) -> None:
+    old_test, new_test = Holdout([np.array([1, 2, 3])], np.array([4])), Holdout([np.array([4, 3, 2])], np.array([1]))
+    how = TrainConfig(epochs=60, batch_size=8, learning_rate=1e-2, patience=0, replay=replay)
+    before, _ = train(TINY, circle(), how)
+    both, new_events = first_then_second()
+    after, _ = train(TINY, both, how, initial=before, new_events=new_events)
+    engine = Engine(after, both.vocab, cache_bytes=0)
+    assert evaluate(engine, new_test, filter_seen=False).ndcg[10] == 1.0
+    assert (evaluate(engine, old_test, filter_seen=False).ndcg[10] == 1.0) is remembers
+
+
+def test_without_anything_new_there_is_nothing_to_train_on() -> None:
+    before, _ = train(TINY, circle(), TrainConfig(epochs=1))
+    with pytest.raises(TrainingError, match="no user has a new event that follows an earlier one"):
+        train(TINY, circle(), TrainConfig(epochs=1), initial=before, new_events=np.zeros(len(circle()), np.int64))
+
+
 # --- it says why it cannot go on
 
 
@@ -264,6 +292,7 @@ def test_weights_spoilt_by_the_very_last_step_are_not_returned() -> None:
     [
         ({"epochs": 0}, "epochs=0: must be at least 1"),
         ({"batch_size": 0}, "batch_size=0: must be at least 1"),
+        ({"replay": -0.5}, "replay=-0.5: must be at least 0 and finite"),
         ({"patience": -1}, "patience=-1: must be at least 0"),
         ({"learning_rate": 0.0}, "learning_rate=0.0"),
         ({"learning_rate": math.nan}, "learning_rate=nan"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from itertools import pairwise
 
@@ -214,7 +215,7 @@ def test_every_event_but_each_users_first_is_a_target_exactly_once(
     expected = [pair for sequence in map(sequences.__getitem__, range(len(lengths))) for pair in pairwise(sequence)]
     assert sorted(trained_pairs(windows, batch_size, seed)) == sorted(expected)
     assert windows.lengths.max() <= max_len
-    assert len(list(windows.batches(batch_size, np.random.default_rng(seed)))) == windows.batch_count(batch_size)
+    assert len(list(windows.batches(batch_size, np.random.default_rng(seed)))) == math.ceil(len(windows) / batch_size)
 
 
 def test_windows_are_cut_from_the_newest_end_so_the_newest_is_the_fullest() -> None:
@@ -235,6 +236,50 @@ def test_batches_put_windows_of_like_lengths_together_and_vary_from_epoch_to_epo
     second = [items for items, _, _ in windows.batches(8, rng)]
     assert {items.shape[1] for items in first} == {2, 39}, "no short window is padded to a long one"
     assert [items.tolist() for items in first] != [items.tolist() for items in second]
+
+
+@settings(deadline=None)
+@given(st.data(), LENGTHS.filter(lambda lengths: max(lengths) > 1), st.integers(1, 12))
+def test_the_windows_with_new_events_are_those_that_train_one(
+    data: st.DataObject, lengths: list[int], max_len: int
+) -> None:
+    sequences = sequences_of(lengths)
+    windows = TrainingWindows(sequences, max_len)
+    new = np.array([data.draw(st.integers(0, length)) for length in lengths])
+    fresh = {int(sequences.offsets[u + 1]) - n for u, count in enumerate(new) for n in range(1, count + 1)}
+    expected = [
+        any(start + 1 + step in fresh for step in range(length))
+        for start, length in zip(windows.starts.tolist(), windows.lengths.tolist(), strict=True)
+    ]
+    assert windows.with_new(new).tolist() == expected
+
+
+@settings(deadline=None)
+@given(LENGTHS.filter(lambda lengths: max(lengths) > 1), st.integers(1, 12), st.integers(0, 9))
+def test_the_share_of_an_item_in_the_targets_is_counted(lengths: list[int], max_len: int, seed: int) -> None:
+    windows = TrainingWindows(sequences_of(lengths), max_len)
+    which = np.random.default_rng(seed).permutation(len(windows))[: 1 + seed % len(windows)]
+    for chosen in (None, which):
+        found = windows.batches(3, np.random.default_rng(seed), chosen)
+        targets = np.concatenate([targets[targets > 0] for _, targets, _ in found])
+        share = windows.target_share(chosen)
+        assert share == pytest.approx(np.bincount(targets, minlength=len(share)) / len(targets))
+
+
+def test_each_event_after_the_first_is_a_case() -> None:
+    cases = sequences_of([3, 0, 1, 2]).each_after_the_first()
+    assert [history.tolist() for history in cases.histories] == [[1], [1, 2], [5]]
+    assert cases.targets.tolist() == [2, 3, 6]
+
+
+def test_an_extended_vocabulary_keeps_every_index_and_counts_on() -> None:
+    old = ItemVocab(["a", "b"], [5, 1])
+    new = old.extended(["c", "b", "d", "c"])
+    assert new.ids == ("a", "b", "c", "d")
+    assert new.counts.tolist() == [5, 2, 2, 1]
+    fixed = old.extended(["c", "b"], grow=False)
+    assert (fixed.ids, fixed.counts.tolist()) == (("a", "b"), [5, 2])
+    assert old.extended([]).ids == old.ids
 
 
 def test_data_in_which_nobody_has_two_events_are_refused() -> None:
