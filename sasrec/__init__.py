@@ -19,7 +19,7 @@ from sasrec.evaluate import Metrics, evaluate
 from sasrec.model import SASRec, SASRecConfig
 from sasrec.readers import DataFileError, Event, read_events
 from sasrec.recommender import SequentialRecommender, SequentialScorer
-from sasrec.train import TrainConfig, TrainingError, TrainResult, train
+from sasrec.train import TrainConfig, TrainingError, TrainResult, grown, train
 from sasrec.vocab import ItemVocab
 
 __all__ = [
@@ -48,6 +48,7 @@ __all__ = [
     "TrainingError",
     "anchor",
     "evaluate",
+    "grown",
     "load_estimator",
     "load_model",
     "read_events",

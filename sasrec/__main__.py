@@ -19,7 +19,7 @@ from sasrec.engine import Engine
 from sasrec.evaluate import Scorer, evaluate, metrics_from_ranks, sample_unseen, target_ranks
 from sasrec.model import SASRecConfig
 from sasrec.readers import DataFileError, read_events
-from sasrec.stream_eval import Rule, StreamEvaluation, table
+from sasrec.stream_eval import Rule, StreamEvaluation, plot, table
 from sasrec.train import Loss, Schedule, TrainConfig, TrainingError, train
 from sasrec.vocab import ItemVocab
 
@@ -33,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     try:
         return int(options.run(options))
-    except (DataFileError, ModelDirectoryError, TrainingError, ValueError) as error:
+    except (DataFileError, ModelDirectoryError, TrainingError, ValueError, ImportError) as error:
         print(f"sasrec: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -109,6 +109,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--update-epochs", metavar="INT", type=int, help="epochs of incremental cycles [--epochs]")
     command.add_argument("--update-learning-rate", metavar="FLOAT", type=float, help="theirs [--learning-rate]")
     command.add_argument("--json", action="store_true", help="print a JSON object a cycle instead of a table")
+    command.add_argument("--plot", metavar="FILE", type=Path, help="draw R@20 and MRR@20 by period (.png, .svg, ...)")
     _add_fields(command.add_argument_group("the model"), SASRecConfig, skip={"num_items"})
     _add_fields(command.add_argument_group("training"), TrainConfig, skip={"patience", "restore_best"})
     command.set_defaults(run=_stream_eval)
@@ -247,9 +248,11 @@ def _stream_eval(options: argparse.Namespace) -> int:
     for cycle in stream.run(options.rules):
         print(
             f"{cycle.name}, period {cycle.period} of {stream.periods - 1}: R@20 {cycle.recall:.4f}  MRR@20 "
-            f"{cycle.mrr:.4f}  {cycle.cases:,} clicks, trained in {cycle.train_s:.1f} s",
+            f"{cycle.mrr:.4f}  {cycle.cases:,} clicks, trained in {cycle.train_s:.1f} s of processor time",
             file=sys.stderr,
         )
+    if options.plot:
+        plot(stream.cycles(), options.plot)
     lines = (json.dumps(asdict(cycle)) for cycle in stream.cycles()) if options.json else table(stream.cycles())
     print("\n".join(lines))
     return 0

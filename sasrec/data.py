@@ -138,13 +138,19 @@ class Sequences:
             raise IndexError(user)
         return self.items[self.offsets[user] : self.offsets[user + 1]]
 
-    def leave_last_out(self) -> tuple[Sequences, Holdout]:
+    def leave_last_out(self, users: int | None = None, seed: int = 0) -> tuple[Sequences, Holdout]:
         """Each user's last event as a target, the events before it as training data.
 
         Users with fewer than two events have nothing to predict from: they keep theirs and give no target.
+
+        Args:
+            users: only of so many users, drawn at random; all of them by default.
         """
         lengths = np.diff(self.offsets)
         held = lengths >= 2
+        if users is not None and held.sum() > users:
+            chosen = np.random.default_rng(seed).choice(np.flatnonzero(held), users, replace=False)
+            held = np.isin(np.arange(len(lengths)), chosen)
         kept = lengths - held
         offsets = np.concatenate(([0], np.cumsum(kept)))
         within = np.arange(len(self.items)) - np.repeat(self.offsets[:-1], lengths)

@@ -21,8 +21,8 @@ from sasrec.checkpoint import ModelDirectoryError, load_model, read_metadata, sa
 from sasrec.data import Holdout, Indices, Interactions, Sequences
 from sasrec.datasets import InteractionRows, read_interactions, read_items
 from sasrec.engine import Engine, Ranking
-from sasrec.model import SASRec, SASRecConfig, grown
-from sasrec.train import Loss, TrainConfig, TrainResult, train
+from sasrec.model import SASRec, SASRecConfig
+from sasrec.train import Loss, TrainConfig, TrainResult, grown, train
 from sasrec.vocab import PADDING, ItemVocab
 
 log = logging.getLogger(__name__)
@@ -71,6 +71,7 @@ class _SASRecEstimator:
         verbose: 1 draws a progress bar.
         loss: see sasrec.losses.
         position: "learned" is the paper's; "rope" can be served one token a click.
+        scale_embeddings: items enter times sqrt(hidden_units), as in the paper's code; pays where items are rare.
         autocast: compute in bfloat16 where that is safe; pays on a GPU.
     """
 
@@ -91,6 +92,7 @@ class _SASRecEstimator:
     verbose: int = 0
     loss: Loss = "bce"
     position: Literal["learned", "rope"] = "learned"
+    scale_embeddings: bool = False
     autocast: bool = False
 
     history: TrainResult | None = field(default=None, init=False, repr=False)
@@ -294,6 +296,7 @@ class _SASRecEstimator:
             self.num_heads,
             self.dropout_rate,
             self.position,
+            self.scale_embeddings,
         )
         how = TrainConfig(
             epochs=self.epochs, batch_size=self.batch_size, learning_rate=self.learning_rate,
@@ -301,8 +304,8 @@ class _SASRecEstimator:
             patience=self.early_stopping_patience or 0, restore_best=self.restore_best_weights, autocast=self.autocast,
             seed=int(np.random.default_rng().integers(2**31)) if self.random_state is None else self.random_state,
         )  # fmt: skip
-        initial = None if before is None else grown(before, config)
         sequences = Sequences.build(rows.to_interactions(), vocab)
+        initial = None if before is None else grown(before, config, sequences)
         left_out = len(rows.item_ids) - len(sequences.items)
         if left_out:
             log.warning("%d interactions are on items that the catalogue does not list; they are left out", left_out)

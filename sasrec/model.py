@@ -12,7 +12,8 @@ cached key stays valid while the window grows.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+import math
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 import torch
@@ -44,6 +45,7 @@ class SASRecConfig:
     num_heads: int = option(1, "attention heads; hidden_units must divide into them")
     dropout_rate: float = option(0.2, "share of activations dropped in training")
     position: Literal["learned", "rope"] = option("rope", "rope serves one token a click; learned is the paper's")
+    scale_embeddings: bool = option(True, "items enter times sqrt(hidden_units), as in the paper's own code")
 
     def __post_init__(self) -> None:
         for name in ("num_items", "max_len", "hidden_units", "num_blocks", "num_heads"):
@@ -158,6 +160,8 @@ class SASRec(nn.Module):
         if time > self.config.max_len:
             raise ValueError(f"{time} tokens in a row but max_len={self.config.max_len}; cut to the newest ones")
         x = self.item_embedding(items)  # (B, T, D)
+        if self.config.scale_embeddings:  # else what the blocks add drowns the items themselves, rare ones above all
+            x = x * math.sqrt(self.config.hidden_units)
         steps = torch.arange(time, device=items.device)  # (T,)
         rotation = None
         if self.config.position == "learned":
@@ -181,27 +185,6 @@ class SASRec(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of the whole catalogue, (..., D) -> (..., num_items + 1); column 0 is padding."""
         return hidden @ self.item_embedding.weight.T
-
-
-def grown(model: SASRec, config: SASRecConfig) -> SASRec:
-    """A model with the weights of another one, and room for more items; the embeddings of new items are fresh.
-
-    Raises:
-        ValueError: the shape differs in more than the number of items and the dropout, or there are fewer items.
-    """
-    old = model.config
-    if replace(old, num_items=config.num_items, dropout_rate=config.dropout_rate) != config:
-        raise ValueError(f"the shape of the model cannot change from {old} to {config}; train from the beginning")
-    if config.num_items < old.num_items:
-        raise ValueError(f"the model knows {old.num_items} items already; {config.num_items} cannot hold them")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        larger = SASRec(config)
-    weights = {name: weight.cpu() for name, weight in model.state_dict().items()}
-    embedding = larger.item_embedding.weight.detach().clone()
-    embedding[: old.num_items + 1] = weights["item_embedding.weight"]
-    larger.load_state_dict(weights | {"item_embedding.weight": embedding})
-    return larger
 
 
 def rotation_table(max_len: int, head_units: int) -> tuple[Tensor, Tensor]:

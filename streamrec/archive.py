@@ -7,13 +7,19 @@
 A segment is written under another name, flushed to disk and renamed into place, and where a partition goes on
 is told by the names alone. So a crash at any moment neither loses an event nor doubles one: what has no name
 yet is read from Kafka again, and what has one is never read again. One process writes at a time.
+
+Many small segments are merged into one now and then. Until they are removed it covers them, and a segment that
+another one covers does not count.
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
+import itertools
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +38,10 @@ SCHEMA = pa.schema(
 SEGMENT = re.compile(r"(\d+)-(\d+)\.parquet")
 DEAD_LETTERS = b"streamrec.dead_letters"
 IMPORTED = "imported"
+MERGED_AT = 64  # small segments of a partition
+SMALL_BYTES = 2**20
+READ_AGAIN = 5  # times, where segments are merged or pruned while they are read
+LOCK = "lock"
 
 
 @dataclass(frozen=True)
@@ -65,6 +75,28 @@ class EventArchive:
         self.folder = folder
         self._epoch = folder / f"epoch-{topic_epoch}"
 
+    @contextlib.contextmanager
+    def following(self) -> Iterator[None]:
+        """Be the one process that writes what it reads of the topic.
+
+        Raises:
+            ArchiveError: another one is.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lock = (self.folder / LOCK).open("w")
+        except OSError as error:
+            raise ArchiveError(f"cannot write to {self.folder}: {error.strerror}") from error
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise ArchiveError(
+                    f"another process writes the topic into {self.folder} (streamrec retrain, or archive follow); "
+                    "stop it, or name another folder"
+                ) from None
+            yield
+
     def next_offsets(self) -> dict[int, int]:
         """Where each partition goes on, by partition."""
         return _ends(self.segments())
@@ -87,7 +119,11 @@ class EventArchive:
             if name is None or not number.isdecimal():
                 raise ArchiveError(f"{path} does not belong into an archive; move it elsewhere")
             found.append(Segment(path, int(number), int(name[1]), int(name[2])))
-        return sorted(found, key=lambda segment: (segment.partition, segment.first))
+        kept: list[Segment] = []
+        for segment in sorted(found, key=lambda segment: (segment.partition, segment.first, -segment.next)):
+            if not kept or kept[-1].partition != segment.partition or kept[-1].next < segment.next:
+                kept.append(segment)
+        return kept
 
     def append(
         self, partition: int, first: int, next_offset: int, events: Sequence[ClickEvent], dead_letters: int = 0
@@ -108,7 +144,33 @@ class EventArchive:
             )
         columns = [[getattr(event, name) for event in events] for name in SCHEMA.names]
         table = pa.table(columns, SCHEMA.with_metadata({DEAD_LETTERS: str(dead_letters).encode()}))
-        _write(table, self._epoch / f"partition-{partition}" / f"{first:019}-{next_offset:019}.parquet")
+        _write(table, self._path(partition, first, next_offset))
+
+    def merge(self, partition: int) -> int:
+        """Put small segments of a partition together, once there are many; returns how many became one.
+
+        Raises:
+            ArchiveError: a segment is damaged, or the new one cannot be written.
+        """
+        segments = self._segments_of(partition)
+        counted = {segment.path for segment in segments}
+        for path in self._epoch.glob(f"partition-{partition}/[!.]*"):
+            if path not in counted:  # covered: whoever merged them was killed before he had removed them
+                path.unlink()
+        small = list(itertools.takewhile(lambda s: s.path.stat().st_size < SMALL_BYTES, reversed(segments)))[::-1]
+        if len(small) < MERGED_AT:
+            return 0
+        tables = [_read(segment.path) for segment in small]
+        dead_letters = str(sum(map(_dead_letters, tables))).encode()
+        whole = pa.concat_tables([table.replace_schema_metadata() for table in tables])
+        path = self._path(partition, small[0].first, small[-1].next)
+        _write(whole.replace_schema_metadata({DEAD_LETTERS: dead_letters}), path)
+        for segment in small:
+            segment.path.unlink()
+        return len(small)
+
+    def _path(self, partition: int, first: int, next_offset: int) -> Path:
+        return self._epoch / f"partition-{partition}" / f"{first:019}-{next_offset:019}.parquet"
 
     def import_events(self, events: Iterable[Event]) -> int:
         """Add events that never were in the topic; returns how many, 0 where the same ones were imported before.
@@ -129,29 +191,33 @@ class EventArchive:
         return len(rows)
 
     def read(self) -> Interactions:
-        """All events: those that were imported, then partition by partition in the order of their offsets.
+        """All events: those that were imported by time, then partition by partition in the order of their offsets.
 
         A user's events lie in one partition, so they come in the order in which the daemon applied them.
 
         Raises:
             ArchiveError: a segment is damaged.
         """
-        tables = [_read(segment.path) for segment in self.segments()]
-        table = pa.concat_tables([t.replace_schema_metadata() for t in tables]) if tables else SCHEMA.empty_table()
-        times = np.array(table["timestamp_ms"].to_numpy(), np.int64)
-        return Interactions(table["user_id"].to_pylist(), table["item_id"].to_pylist(), times)
+        found = self._read()
+        imported = _events([table for segment, table in found if segment.partition is None]).in_order()
+        followed = _events([table for segment, table in found if segment.partition is not None])
+        return Interactions(
+            imported.user_ids + followed.user_ids,
+            imported.item_ids + followed.item_ids,
+            np.concatenate((imported.timestamps_ms, followed.timestamps_ms)),
+        )
 
     def prune(self, before_ms: int) -> int:
         """Remove segments that hold nothing as new as that; returns how many.
 
         The newest segment of a partition stays, since its name tells where the partition goes on.
         """
-        segments = self.segments()
-        ends, removed = _ends(segments), 0
-        for segment in segments:
+        found = self._read()
+        ends, removed = _ends(segment for segment, _ in found), 0
+        for segment, table in found:
             if segment.partition is not None and segment.next == ends[segment.partition]:
                 continue
-            times = _read(segment.path)["timestamp_ms"].to_numpy()
+            times = table["timestamp_ms"].to_numpy()
             if not len(times) or times.max() < before_ms:
                 segment.path.unlink()
                 removed += 1
@@ -159,20 +225,25 @@ class EventArchive:
 
     def stats(self) -> ArchiveStats:
         """What is there."""
-        segments = self.segments()
-        tables = [_read(segment.path) for segment in segments]
-        times = np.concatenate([table["timestamp_ms"].to_numpy() for table in tables] or [np.zeros(0, np.int64)])
-        imported = sum(t.num_rows for s, t in zip(segments, tables, strict=True) if s.partition is None)
+        found = self._read()
+        times = np.concatenate([table["timestamp_ms"].to_numpy() for _, table in found] or [np.zeros(0, np.int64)])
         return ArchiveStats(
-            segments=len(segments),
+            segments=len(found),
             events=len(times),
-            imported_events=imported,
-            dead_letters=sum(int((table.schema.metadata or {}).get(DEAD_LETTERS, b"0")) for table in tables),
-            bytes=sum(segment.path.stat().st_size for segment in segments),
+            imported_events=sum(table.num_rows for segment, table in found if segment.partition is None),
+            dead_letters=sum(_dead_letters(table) for _, table in found),
+            bytes=sum(path.stat().st_size for path in self.folder.rglob("[!.]*.parquet")),
             first_ts_ms=int(times.min()) if len(times) else None,
             last_ts_ms=int(times.max()) if len(times) else None,
-            next_offsets=_ends(segments),
+            next_offsets=_ends(segment for segment, _ in found),
         )
+
+    def _read(self) -> list[tuple[Segment, pa.Table]]:
+        """All segments and what is in them."""
+        for _ in range(READ_AGAIN):
+            with contextlib.suppress(FileNotFoundError):
+                return [(segment, _read(segment.path)) for segment in self.segments()]
+        raise ArchiveError(f"segments vanish from {self.folder} while they are read; is something else removing them?")
 
 
 def _ends(segments: Iterable[Segment]) -> dict[int, int]:
@@ -188,11 +259,23 @@ def _read(path: Path) -> pa.Table:
     try:
         with parquet.ParquetFile(path) as file:
             table = file.read()
+    except FileNotFoundError:
+        raise
     except (OSError, pa.ArrowException) as error:
         raise ArchiveError(f"{path} cannot be read: {error}; restore it from a copy, or remove it") from error
     if not table.schema.equals(SCHEMA):
         raise ArchiveError(f"{path} is no segment of an archive: it has the columns {', '.join(table.column_names)}")
     return table
+
+
+def _events(tables: Sequence[pa.Table]) -> Interactions:
+    table = pa.concat_tables([t.replace_schema_metadata() for t in tables]) if tables else SCHEMA.empty_table()
+    times = np.array(table["timestamp_ms"].to_numpy(), np.int64)
+    return Interactions(table["user_id"].to_pylist(), table["item_id"].to_pylist(), times)
+
+
+def _dead_letters(table: pa.Table) -> int:
+    return int((table.schema.metadata or {}).get(DEAD_LETTERS, b"0"))
 
 
 def _write(table: pa.Table, path: Path) -> None:

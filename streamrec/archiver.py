@@ -56,15 +56,20 @@ class Archiver:
         self._flushed_s = time.monotonic()
         self._assigned: set[TopicPartition] = set()
         self._looked_s = -NEW_PARTITIONS_EVERY_S
+        self._ends: dict[TopicPartition, int] | None = None
         self.archived = 0  # events
 
     async def run(self, stop: asyncio.Event, burst: bool = False) -> None:
-        """Follow until ``stop`` is set or, with ``burst``, until the topic is read to its end.
+        """Follow until ``stop`` is set or, with ``burst``, until the topic is read to where it ended at the start.
 
         Raises:
             KafkaUnavailable: no broker answers at the start, or one refuses us.
-            ArchiveError: the archive cannot be written.
+            ArchiveError: the archive cannot be written, or another process does so.
         """
+        with self._archive.following():
+            await self._follow(stop, burst)
+
+    async def _follow(self, stop: asyncio.Event, burst: bool) -> None:
         for topic in await ensure_topics(self._settings, (self._settings.kafka_topic,)):
             log.info("topic created", extra={"topic": topic, "partitions": self._settings.kafka_partitions})
         async with self._consumer() as consumer:
@@ -80,7 +85,7 @@ class Archiver:
                     raise unavailable(self._settings, error) from error
                 for partition, records in polled.items():
                     self._take(partition.partition, records)
-                drained = burst and not polled and await self._drained(consumer)
+                drained = burst and await self._drained(consumer)
                 if drained or self._is_due():
                     await self._flush(consumer)
                 if drained:
@@ -151,6 +156,7 @@ class Archiver:
             await asyncio.to_thread(
                 self._archive.append, number, pending.first, pending.next, pending.events, pending.dead_letters
             )
+            await asyncio.to_thread(self._archive.merge, number)
             del self._pending[number]
             self.archived += len(pending.events)
             offsets[TopicPartition(self._settings.kafka_topic, number)] = pending.next
@@ -160,8 +166,10 @@ class Archiver:
             log.info("segments written", extra={"partitions": len(offsets), "events": self.archived})
 
     async def _drained(self, consumer: AIOKafkaConsumer) -> bool:
+        """Whether all is read that was there at the first call; what comes meanwhile could go on for ever."""
         try:
-            ends = await consumer.end_offsets(list(self._assigned)) if self._assigned else {}
-            return all([await consumer.position(partition) >= end for partition, end in ends.items()])
+            if self._ends is None:
+                self._ends = await consumer.end_offsets(list(self._assigned)) if self._assigned else {}
+            return all([await consumer.position(partition) >= end for partition, end in self._ends.items()])
         except KafkaError:
             return False

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import math
 import os
 import sys
 import time
@@ -15,7 +16,7 @@ import types
 import typing
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
@@ -24,6 +25,10 @@ from streamrec.errors import RedisUnavailable, StreamrecError
 from streamrec.keys import Keys
 from streamrec.logs import configure_logging, one_line
 from streamrec.settings import Settings, load_settings, unknown_variables
+
+if TYPE_CHECKING:
+    from streamrec.online import OnlineFigures
+    from streamrec.retrain import Verdict
 
 V = TypeVar("V")
 # Settings with a flag of their own; all others are set by environment or file.
@@ -115,12 +120,20 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--show", action="store_true", help="print the settings in force instead, secrets masked")
 
     command = _command(
-        commands, "retrain", ("archive_dir", "registry_dir", *REDIS_FLAGS), _retrain,
-        help="train on the archive, and promote the model if it is better",
-        description="Train a model on the event archive, judge it against the champion on the newest clicks, which "
-        "neither was trained on, and promote it if it is not worse. The daemons then take it over.",
+        commands, "retrain", ("archive_dir", "registry_dir", "retrain_mode", *KAFKA_FLAGS, *REDIS_FLAGS), _retrain,
+        help="train on new clicks, and promote the model if it is better",
+        description="Follow the topic into the event archive, train a model now and then, judge it against the "
+        "champion on the newest clicks, which neither was trained on, and promote it if it is not worse. The daemons "
+        "then take it over.",
     )  # fmt: skip
-    command.add_argument("--json", action="store_true", help="print the report as one JSON object")
+    when = command.add_mutually_exclusive_group()
+    when.add_argument("--once", action="store_true", help="read the topic to its end, train one round, then exit")
+    when.add_argument("--every", metavar="TIME", type=_seconds, dest="retrain_every_s",
+                      help="how long after the last round the next one begins: 90s, 30m, 6h, 1d [1h]")  # fmt: skip
+    command.add_argument("--min-new-events", metavar="INT", dest="retrain_min_new_events",
+                         help="and only once so many clicks are new [1]")  # fmt: skip
+    command.add_argument("--no-follow", action="store_true", help="train on what the archive holds; read no topic")
+    command.add_argument("--json", action="store_true", help="with --once: print the report as one JSON object")
     _add_models(commands)
     _add_archive(commands)
 
@@ -144,30 +157,42 @@ def _add_models(commands: Any) -> None:
     )  # fmt: skip
     actions = parser.add_subparsers(required=True, metavar="ACTION")
 
-    def action(name: str, run: Any, text: str, announces: bool = False) -> argparse.ArgumentParser:
-        flags = ("registry_dir", *(REDIS_FLAGS if announces else ()))
-        command = _command(actions, name, flags, _models, help=text, description=text.capitalize() + ".")
-        command.set_defaults(action=run, announces=announces)
+    def action(name: str, lines: Any, text: str, run: Any = _models) -> argparse.ArgumentParser:
+        flags = ("registry_dir", *(() if run is _models else REDIS_FLAGS))
+        command = _command(actions, name, flags, run, help=text, description=text.capitalize() + ".")
+        command.set_defaults(lines=lines)
         return command
 
     def of_version(command: argparse.ArgumentParser, name: str = "version") -> None:
         command.add_argument(name, metavar="VERSION", help="a version's name, or its first letters")
 
-    command = action("list", model_commands.list_versions, "list the versions, the oldest first")
+    command = action(
+        "list", model_commands.list_versions, "list the versions and their figures, the oldest first", _list_models
+    )
     command.add_argument("--json", action="store_true", help="one JSON object a line")
     command = action("show", model_commands.show, "print what is known of a version, as JSON")
     of_version(command)
-    command = action("publish", model_commands.publish, "copy a model directory into the registry as a version", True)
+    command = action(
+        "publish", model_commands.publish, "copy a model directory into the registry as a version", _change_models
+    )
     command.add_argument("directory", metavar="DIR", type=Path, help="made by: sasrec train FILE --out DIR")
     command.add_argument("--promote", action="store_true", help="and make it the champion")
-    command = action("promote", model_commands.promote, "make a version the champion, once it has been verified", True)
+    command = action(
+        "promote", model_commands.promote, "make a version the champion, once it has been verified", _change_models
+    )
     of_version(command)
     command.add_argument("--reason", default="by hand", help="is remembered with it [by hand]")
-    action("rollback", model_commands.rollback, "make the champion before this one champion again", True)
+    action("rollback", model_commands.rollback, "make the champion before this one champion again", _change_models)
+    command = action(
+        "shadow", model_commands.shadow, "let a version score some users unseen, to be judged beside the champion",
+        _change_models,
+    )  # fmt: skip
+    command.add_argument("version", metavar="VERSION", nargs="?", help="a version's name, or its first letters")
+    command.add_argument("--off", action="store_true", help="have no shadow any longer")
     command = action("diff", model_commands.diff, "print what differs between what is known of two versions")
     of_version(command)
     of_version(command, "other")
-    command = action("prune", model_commands.prune, "remove all but the newest versions; never the champion")
+    command = action("prune", model_commands.prune, "remove all but the newest versions; never champion or shadow")
     command.add_argument("--keep", type=_positive, default=5, help="how many of the newest stay [5]")
 
 
@@ -183,19 +208,26 @@ def _folder(settings: Settings, name: str) -> Path:
 def _retrain(settings: Settings, options: argparse.Namespace) -> int:
     _folder(settings, "archive_dir")
     _folder(settings, "registry_dir")
-    from streamrec.retrain import retrain
+    from streamrec.retrain_worker import RetrainWorker
 
-    verdict = retrain(settings, progress=sys.stderr.isatty())
+    async def run() -> Verdict | None:
+        worker = RetrainWorker(settings, follow=not options.no_follow, progress=sys.stderr.isatty())
+        if options.once:
+            return await worker.once()
+        await worker.run()
+        return None
+
+    verdict = asyncio.run(run())
+    if verdict is None:
+        return 0
     if options.json:
-        print(json.dumps({"version": verdict.version, "promoted": verdict.promoted, "reason": verdict.reason}
-                         | verdict.report))  # fmt: skip
-    else:
-        print(f"version {verdict.version} {'promoted' if verdict.promoted else 'not promoted'}: {verdict.reason}")
-        for name, values in verdict.report.items():
-            if isinstance(values, dict):
-                print(f"  {name:11}" + "  ".join(f"{metric} {value:.4f}" for metric, value in values.items()))
-    if verdict.promoted:
-        asyncio.run(_announce(settings, verdict.version))
+        print(json.dumps({"version": verdict.version, "mode": verdict.mode, "promoted": verdict.promoted,
+                          "reason": verdict.reason} | verdict.report))  # fmt: skip
+        return 0
+    print(f"version {verdict.version} {'promoted' if verdict.promoted else 'not promoted'}: {verdict.reason}")
+    for name, values in verdict.report.items():
+        if isinstance(values, dict):
+            print(f"  {name:11}" + "  ".join(f"{metric} {value:.4f}" for metric, value in values.items()))
     return 0
 
 
@@ -242,16 +274,43 @@ def _models(settings: Settings, options: argparse.Namespace) -> int:
     from streamrec.registry import Registry
 
     registry = Registry(folder)
-    for line in options.action(registry, options):
+    for line in options.lines(registry, options):
         print(one_line(line))
-    champion = registry.champion() if options.announces else None
+    return 0
+
+
+def _change_models(settings: Settings, options: argparse.Namespace) -> int:
+    from streamrec.registry import Registry
+
+    _models(settings, options)
+    champion = Registry(_folder(settings, "registry_dir")).champion()
     if champion is not None:
         asyncio.run(_announce(settings, champion.version))
     return 0
 
 
+def _list_models(settings: Settings, options: argparse.Namespace) -> int:
+    from streamrec.registry import Registry
+
+    registry = Registry(_folder(settings, "registry_dir"))
+    options.figures = asyncio.run(_online_figures(settings, [version.version for version in registry.versions()]))
+    return _models(settings, options)
+
+
+async def _online_figures(settings: Settings, versions: list[str]) -> dict[str, OnlineFigures]:
+    from streamrec.online import read_figures
+    from streamrec.redis_client import RedisClient
+
+    try:
+        async with RedisClient(settings) as redis:
+            return await read_figures(redis, Keys(settings.redis_key_prefix), versions)
+    except StreamrecError as error:
+        print(f"streamrec: without the online figures ({error})", file=sys.stderr)
+        return {}
+
+
 async def _announce(settings: Settings, version: str) -> None:
-    """Tell the daemons of a champion, so that they need not look for it."""
+    """Tell the daemons to look at the registry now, where the champion is this version."""
     from streamrec.redis_client import RedisClient
 
     try:
@@ -295,6 +354,18 @@ def _rate(text: str) -> float:
     if not 0 <= rate < float("inf"):
         raise argparse.ArgumentTypeError("must be a number of events a second, or 0 for as fast as possible")
     return rate
+
+
+def _seconds(text: str) -> float:
+    """A time such as 90s, 30m, 6h or 1d."""
+    number, unit = text[:-1], {"s": 1, "m": 60, "h": 3600, "d": 86_400}.get(text[-1:])
+    try:
+        seconds = float(number) * unit if unit else math.nan
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise argparse.ArgumentTypeError("write a time as 90s, 30m, 6h or 1d")
+    return seconds
 
 
 def _positive(text: str) -> int:

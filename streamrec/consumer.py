@@ -88,6 +88,11 @@ class ClickConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
         """Whether no batch is in hand."""
         return self._idle.is_set()
 
+    async def wait_idle(self) -> None:
+        """Until no batch is in hand."""
+        while not self.idle:  # the next batch may have come between the end of one and our turn
+            await self._idle.wait()
+
     async def start(self) -> None:
         """Join the group.
 

@@ -25,12 +25,14 @@ from streamrec.judge import OnlineJudge
 from streamrec.kafka import Producer, ensure_topics, ignore_abandoned_requests
 from streamrec.lists import SharedLists
 from streamrec.metrics import Metrics
+from streamrec.online import OnlineCounts
 from streamrec.predictor import Predictor, open_engine
 from streamrec.publisher import Publisher
 from streamrec.redis_client import RedisClient
 from streamrec.registry import Registry
 from streamrec.sequences import SequenceStore
 from streamrec.settings import Settings
+from streamrec.shadow import Shadow
 from streamrec.web import WebServer
 from streamrec.worker import Worker
 
@@ -109,17 +111,23 @@ async def serve(settings: Settings, burst: bool = False) -> int:
         })  # fmt: skip
         store = SequenceStore(redis, settings, max_len, metrics)
         publisher = Publisher(redis, settings, metrics)
-        judge = OnlineJudge(lists, metrics, settings.filter_seen)
-        worker = Worker(consumer, store, predictor, publisher, lists, judge, health)
-        background = [_refresh(lists, settings), _probe(redis, health)]
+        counts = OnlineCounts(redis, settings, metrics)
+        judge = OnlineJudge(lists, counts, settings.filter_seen)
+        shadow = Shadow(settings, predictor, lists, counts, metrics)
+        worker = Worker(consumer, store, predictor, publisher, lists, judge, shadow, health)
+        background = [_refresh(lists, counts, settings), _probe(redis, health), shadow.run(consumer.wait_idle)]
         if settings.registry_dir is not None:
             registry = Registry(settings.registry_dir)
-            background.append(ChampionFollower(settings, registry, predictor, store, publisher, redis, metrics).run())
+            background.append(
+                ChampionFollower(settings, registry, predictor, shadow, store, publisher, redis, metrics).run()
+            )
         async with _background(*background):
-            return await _run(worker, settings, health, lists, burst)
+            return await _run(worker, settings, health, lists, counts, burst)
 
 
-async def _run(worker: Worker, settings: Settings, health: Health, lists: SharedLists, burst: bool) -> int:
+async def _run(
+    worker: Worker, settings: Settings, health: Health, lists: SharedLists, counts: OnlineCounts, burst: bool
+) -> int:
     stop = asyncio.Event()
 
     def told_to_stop(name: str) -> None:
@@ -148,15 +156,17 @@ async def _run(worker: Worker, settings: Settings, health: Health, lists: Shared
             await loop
         with contextlib.suppress(RedisUnavailable):
             await lists.refresh()
+            await counts.flush()
     log.info("drained" if burst and not stop.is_set() else "stopped", extra={"events": worker.handled})
     return 0
 
 
-async def _refresh(lists: SharedLists, settings: Settings) -> None:
+async def _refresh(lists: SharedLists, counts: OnlineCounts, settings: Settings) -> None:
     while True:
         await asyncio.sleep(settings.refresh_s)
         with contextlib.suppress(RedisUnavailable):  # the loop and the probe say so
             await lists.refresh()
+            await counts.flush()
 
 
 async def _probe(redis: RedisClient, health: Health) -> None:

@@ -8,6 +8,7 @@ StreamrecError
 ├── ArchiveError       the event archive cannot be read or written
 ├── RegistryError      a model version is missing, damaged, or cannot be published or promoted
 ├── RetrainError       there is too little to train or to judge on, or training failed
+├── RetrainStopped     a round was told to stop before it had a model
 ├── BadRecord          a record is no click event: dead letter
 └── BatchAbandoned     the partitions of the batch in hand were given to somebody else
 """
@@ -43,6 +44,10 @@ class RegistryError(StreamrecError):
 
 class RetrainError(StreamrecError):
     """A round of retraining cannot be done; the message says why and what would help."""
+
+
+class RetrainStopped(StreamrecError):
+    """A round of retraining was told to stop; nothing was published."""
 
 
 class BadRecord(StreamrecError):

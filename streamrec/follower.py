@@ -1,5 +1,7 @@
 """Hot swap: follows the registry's champion, and puts a new one in the place of the old while clicks go on.
 
+The registry's shadow is followed too: what is set begins, what is taken away or becomes champion ends.
+
 notice      by looking every ``registry_poll_s``, and at once on a Redis message
 load        beside the old one, every byte verified; what fails is refused, and the old one stays
 warm up     on the users who clicked last
@@ -21,9 +23,10 @@ from streamrec.metrics import Metrics
 from streamrec.predictor import Predictor, open_engine
 from streamrec.publisher import Publisher
 from streamrec.redis_client import RedisClient
-from streamrec.registry import Registry
+from streamrec.registry import Registry, ShadowAlias
 from streamrec.sequences import SequenceStore
 from streamrec.settings import Settings
+from streamrec.shadow import Shadow
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +42,7 @@ class ChampionFollower:
         settings: Settings,
         registry: Registry,
         predictor: Predictor,
+        shadow: Shadow,
         store: SequenceStore,
         publisher: Publisher,
         redis: RedisClient,
@@ -47,6 +51,7 @@ class ChampionFollower:
         self._settings = settings
         self._registry = registry
         self._predictor = predictor
+        self._shadow = shadow
         self._store = store
         self._publisher = publisher
         self._redis = redis
@@ -54,6 +59,8 @@ class ChampionFollower:
         self._told = asyncio.Event()
         self._refused = ""  # a version that could not be used
         self._said = ""  # what was last said to be wrong
+        self._shadow_alias: ShadowAlias | None = None  # the last one that was followed, or refused
+        self._said_of_shadow = ""
 
     async def run(self) -> None:
         """Follow until cancelled."""
@@ -71,12 +78,14 @@ class ChampionFollower:
 
     async def _look(self) -> None:
         while True:
+            swapped = await self._follow()
+            await self._follow_shadow()
+            if swapped:
+                await self._rescore()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._settings.registry_poll_s):
                     await self._told.wait()
             self._told.clear()
-            if await self._follow():
-                await self._rescore()
 
     async def _follow(self) -> bool:
         """Swap if there is a new champion; True if one was swapped in."""
@@ -104,8 +113,33 @@ class ChampionFollower:
         })  # fmt: skip
         return True
 
-    def _load(self, version: str) -> Engine:
-        engine = open_engine(self._settings, self._registry.load(version))
+    async def _follow_shadow(self) -> None:
+        """Begin, change or end the shadow, as the registry says."""
+        try:
+            alias = await asyncio.to_thread(self._registry.shadow) if self._settings.shadow_share else None
+        except RegistryError as error:
+            if str(error) != self._said_of_shadow:
+                log.error("the shadow stays as it is: %s", error)
+            self._said_of_shadow = str(error)
+            return
+        self._said_of_shadow = ""
+        if alias is not None and alias.version == self._predictor.version:
+            alias = None  # it has become champion
+        if alias == self._shadow_alias:
+            return
+        self._shadow_alias = alias
+        self._shadow.end()
+        if alias is None:
+            return
+        try:
+            engine = await asyncio.to_thread(self._load, alias.version, self._settings.shadow_share)
+        except Exception as error:  # whatever it is, the champion is not to suffer from it
+            log.error("the shadow %s is refused: %s", alias.version, error)
+            return
+        self._shadow.begin(engine)
+
+    def _load(self, version: str, share: float = 1.0) -> Engine:
+        engine = open_engine(self._settings, self._registry.load(version), share)
         self._predictor.warm_up_on_recent(engine)
         return engine
 

@@ -8,49 +8,63 @@ have seen it is judged on the same click.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from streamrec.errors import StreamrecError
 from streamrec.lists import POPULAR, SharedLists
-from streamrec.metrics import Metrics
+from streamrec.online import OnlineCounts
 from streamrec.schemas import UserSequence, parse_published
 
 K = 10
 
 
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """Clicks that judged a published list, and what their user could see, or might have seen, before them.
+
+    ``n`` is the number of the user's events before these clicks.
+    """
+
+    user_id: str
+    n: int
+    clicks: list[str]
+    items: list[str]
+    popular: list[str]
+
+
 class OnlineJudge:
     """Counts, by the model version that made the list: clicks judged, hits@10, reciprocal ranks@10."""
 
-    def __init__(self, lists: SharedLists, metrics: Metrics, filter_seen: bool) -> None:
+    def __init__(self, lists: SharedLists, counts: OnlineCounts, filter_seen: bool) -> None:
         self._lists = lists
-        self._metrics = metrics
+        self._counts = counts
         self._filter_seen = filter_seen
 
-    def judge(self, sequences: Sequence[UserSequence], before: Sequence[bytes | None]) -> None:
+    def judge(self, sequences: Sequence[UserSequence], before: Sequence[bytes | None]) -> list[Judged]:
         """Judge the clicks that were newly applied.
 
         Args:
             before: the value of each user's list before this batch was published, None where there was none.
         """
+        judged = []
         for sequence, value in zip(sequences, before, strict=True):
             # of a new session, or of more clicks than are kept, only the items that are there can be judged
             clicks = sequence.items[-sequence.applied :] if sequence.applied else []
             if clicks:
-                self._judge(sequence, clicks, value)
+                judged += self._judge(sequence, clicks, value)
+        return judged
 
-    def _judge(self, sequence: UserSequence, clicks: list[str], value: bytes | None) -> None:
+    def _judge(self, sequence: UserSequence, clicks: list[str], value: bytes | None) -> list[Judged]:
         seen = sequence.items[: -len(clicks)] if self._filter_seen else []
         popular = self._lists.popular_for(seen, K).items
-        model, items = POPULAR, popular
+        model, items, n = POPULAR, popular, sequence.n - sequence.applied
         if value:
             try:
                 listed = parse_published(sequence.user_id, value)
             except StreamrecError:  # somebody else wrote there; it has just been replaced
-                return
-            if listed.n > sequence.n - sequence.applied:
-                return  # the answer to an earlier try was lost: this list knows the clicks already
+                return []
+            if listed.n > n:
+                return []  # the answer to an earlier try was lost: this list knows the clicks already
             model, items = listed.model, listed.items[:K]
-        metrics = self._metrics
-        metrics.judged.labels(model).inc(len(clicks))
-        metrics.hits.labels(model).inc(sum(click in items for click in clicks))
-        metrics.reciprocal_ranks.labels(model).inc(sum(1 / (items.index(c) + 1) for c in clicks if c in items))
-        metrics.popularity_hits.labels(model).inc(sum(click in popular for click in clicks))
+        self._counts.count(model, clicks, items, popular)
+        return [Judged(sequence.user_id, n, clicks, items, popular)]

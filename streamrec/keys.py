@@ -37,10 +37,19 @@ class Keys:
         """SET, kept by the operator: items never to be recommended."""
         return f"{self.prefix}:blocklist"
 
+    def online(self, version: str) -> str:
+        """HASH: how the clicks judged the lists of a model version (online.py)."""
+        return f"{self.prefix}:online:{version}"
+
     @property
     def models_channel(self) -> str:
-        """Pub/sub channel: the version that has just become champion."""
+        """Pub/sub channel: the champion, whenever it or its shadow may have changed."""
         return f"{self.prefix}:models"
+
+    @property
+    def training(self) -> str:
+        """STRING with a TTL: who trains now."""
+        return f"{self.prefix}:training"
 
     def user_of(self, key: str) -> str:
         """The user of a sequence or recommendation key."""

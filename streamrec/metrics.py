@@ -76,6 +76,12 @@ class Metrics:
             "streamrec_popularity_hits", "Of the same clicks, those in the first 10 of the popular list", ["model"],
             registry=r,
         )  # fmt: skip
+        self.shadowed = Counter(
+            "streamrec_shadow_sequences", "Sequences of sampled users for the shadow, by outcome: scored, skipped",
+            ["outcome"], registry=r,
+        )  # fmt: skip
+        for outcome in ("scored", "skipped"):
+            self.shadowed.labels(outcome)
         self.swaps = Counter(
             "streamrec_model_swaps", "Champions taken over, by outcome: swapped, refused", ["outcome"], registry=r
         )

@@ -4,28 +4,42 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from streamrec.errors import RegistryError
 
 if TYPE_CHECKING:  # torch takes seconds to import, and the command line must answer --help without it
+    from streamrec.online import OnlineFigures
     from streamrec.registry import Registry, Version
 
 
+HEADER = (
+    "", "version", "made, UTC", "offline on", "hr@10", "ndcg@10", "mrr@10",
+    "online hr@10", "online mrr@10", "popular hr@10", "clicks",
+)  # fmt: skip
+SHADOW_HEADER = ("as shadow hr@10", "champion on the same clicks", "same clicks")
+
+
 def list_versions(registry: Registry, options: argparse.Namespace) -> Iterator[str]:
-    """A line a version, the champion marked."""
-    champion = registry.champion()
+    """A line a version, champion and shadow marked: offline figures, and the online ones of ``options.figures``."""
+    champion, shadow = registry.champion(), registry.shadow()
+    marks = {alias.version: mark for mark, alias in (("shadow", shadow), ("champion", champion)) if alias}
+    with_shadows = any(figures.champion_judged for figures in options.figures.values())
+    rows: list[tuple[str, ...]] = [HEADER + SHADOW_HEADER if with_shadows else HEADER]
     for version in registry.versions():
-        is_champion = champion is not None and version.version == champion.version
+        mark, figures = marks.get(version.version, ""), options.figures.get(version.version)
         if options.json:
-            yield json.dumps({"version": version.version, "champion": is_champion, "problem": version.problem}
-                             | version.metadata, ensure_ascii=False)  # fmt: skip
-            continue
-        metrics = version.metadata.get("validation") or {}
-        shown = "  ".join(f"{name} {metrics[name]:.4f}" for name in ("hr@10", "ndcg@10", "mrr@10") if name in metrics)
-        what = f"damaged: {version.problem}" if version.problem else f"{version.created_at}  {shown}"
-        yield f"{'champion' if is_champion else '':8}  {version.version}  {what}".rstrip()
+            known = {"version": version.version, "champion": mark == "champion", "shadow": mark == "shadow",
+                     "problem": version.problem}  # fmt: skip
+            found = known | version.metadata | {"online": figures and figures.rates()}
+            yield json.dumps(found, ensure_ascii=False)
+        elif version.problem:
+            rows.append((mark, version.version, f"damaged: {version.problem}"))
+        else:
+            made = version.created_at[:19].replace("T", " ")
+            rows.append((mark, version.version, made, *_offline(version), *_online(figures, with_shadows)))
+    yield from _aligned(rows) if len(rows) > 1 else ()
 
 
 def show(registry: Registry, options: argparse.Namespace) -> Iterator[str]:
@@ -58,6 +72,17 @@ def rollback(registry: Registry, options: argparse.Namespace) -> Iterator[str]:
     yield f"champion: {registry.rollback('rolled back by hand').version}"
 
 
+def shadow(registry: Registry, options: argparse.Namespace) -> Iterator[str]:
+    """Let a version score beside the champion, or none any longer."""
+    if options.off == bool(options.version):
+        raise RegistryError("name a version, or give --off")
+    if options.off:
+        registry.end_shadow()
+        yield "no shadow"
+    else:
+        yield f"shadow: {registry.set_shadow(_find(registry, options.version).version).version}"
+
+
 def diff(registry: Registry, options: argparse.Namespace) -> Iterator[str]:
     """Fields in which two versions differ."""
     one, other = (_flat(_known(_find(registry, name))) for name in (options.version, options.other))
@@ -71,6 +96,40 @@ def prune(registry: Registry, options: argparse.Namespace) -> Iterator[str]:
     removed = registry.prune(options.keep)
     yield from (f"removed {version}" for version in removed)
     yield f"{len(registry.versions())} versions are left"
+
+
+def _offline(version: Version) -> Iterator[str]:
+    """Of a version that the gate judged what it found on the newest clicks, else what its training did."""
+    report = version.metadata.get("report")
+    judged = report.get("challenger") if isinstance(report, dict) else None
+    validation = version.metadata.get("validation")
+    for judged_on, found in (("newest clicks", judged), ("validation", validation), ("-", {})):
+        if isinstance(found, dict) and (found or judged_on == "-"):
+            yield judged_on
+            yield from (_rate(found, name) for name in ("hr@10", "ndcg@10", "mrr@10"))
+            return
+
+
+def _online(figures: OnlineFigures | None, with_shadows: bool) -> Iterator[str]:
+    rates = figures.rates() if figures else {}
+    yield from (_rate(rates, name) for name in ("hr@10", "mrr@10", "popularity_hr@10"))
+    yield f"{rates.get('judged', 0):,}"
+    if with_shadows:
+        yield from (_rate(rates, name) for name in ("shadow_hr@10", "champion_hr@10"))
+        yield f"{rates.get('champion_judged', 0):,}"
+
+
+def _rate(found: Mapping[str, Any], name: str) -> str:
+    value = found.get(name)
+    return f"{value:.4f}" if isinstance(value, (int, float)) else "-"
+
+
+def _aligned(rows: list[tuple[str, ...]]) -> Iterator[str]:
+    """Columns as wide as their longest cell; the last cell of a shorter row may be longer."""
+    width = len(rows[0])
+    widths = [max(len(row[at]) for row in rows if len(row) == width) for at in range(width)]
+    for row in rows:
+        yield "  ".join(f"{cell:{size}}" for cell, size in zip(row, widths, strict=False)).rstrip()
 
 
 def _find(registry: Registry, name: str) -> Version:

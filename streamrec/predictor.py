@@ -24,10 +24,11 @@ R = TypeVar("R")
 WARM_UP_SEQUENCES = 64
 
 
-def open_engine(settings: Settings, saved: SavedModel) -> Engine:
-    """The engine that serves a model under these settings."""
+def open_engine(settings: Settings, saved: SavedModel, share: float = 1.0) -> Engine:
+    """The engine that serves a model under these settings, with that share of the cache."""
     window = min(settings.max_len or saved.model.config.max_len, saved.model.config.max_len)
-    return Engine(saved.model, saved.vocab, version=saved.version, cache_bytes=settings.cache_bytes, max_len=window)
+    cache_bytes = int(settings.cache_bytes * share)
+    return Engine(saved.model, saved.vocab, version=saved.version, cache_bytes=cache_bytes, max_len=window)
 
 
 class Predictor:
@@ -54,7 +55,7 @@ class Predictor:
 
     async def warm_up(self) -> None:
         """Run the model once, so that the first click does not pay for what is done only once."""
-        await self._in_thread(lambda: self.warm_up_on_recent(self._engine))
+        await self.in_thread(lambda: self.warm_up_on_recent(self._engine))
 
     def warm_up_on_recent(self, engine: Engine) -> None:
         """Run an engine that does not serve yet once: on the latest sequences, on a full window if there are none."""
@@ -63,7 +64,7 @@ class Predictor:
 
     async def swap(self, engine: Engine) -> None:
         """Put another engine in the place of the live one, between two batches; a batch in flight keeps its own."""
-        await self._in_thread(lambda: self._take(engine))
+        await self.in_thread(lambda: self._take(engine))
 
     async def predict(self, sequences: list[UserSequence]) -> list[Recommendation]:
         """A list for each sequence, in order."""
@@ -76,7 +77,11 @@ class Predictor:
                 self._latest.append(sequence)
         while len(self._recent) > self._settings.rescore_users:
             self._recent.popitem(last=False)
-        return await self._in_thread(lambda: self._predict(sequences))
+        return await self.in_thread(lambda: self._predict(sequences))
+
+    async def in_thread(self, call: Callable[[], R]) -> R:
+        """Run something where the model runs: the next batch waits until it is done."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, call)
 
     def close(self) -> None:
         """Wait for the thread."""
@@ -86,9 +91,6 @@ class Predictor:
         self._engine = engine
         self._metrics.model.clear()
         self._metrics.model.labels(engine.version).set(1)
-
-    async def _in_thread(self, call: Callable[[], R]) -> R:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, call)
 
     def _predict(self, sequences: list[UserSequence]) -> list[Recommendation]:
         started = time.perf_counter()

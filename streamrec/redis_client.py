@@ -24,7 +24,7 @@ MAX_CONNECTIONS = 5  # the loop, the refresh, the probe, the re-scoring, the lis
 RETRIES = 2
 LISTEN_TIMEOUT_S = 0.5  # below any sensible time-out of the socket, which would end the listening
 SCAN_COUNT = 1000
-SCRIPTS = ("append", "publish", "popularity")
+SCRIPTS = ("append", "publish", "popularity", "lock", "online")
 REFUSAL = "STREAMREC "  # what errors of the scripts themselves begin with
 
 
@@ -109,6 +109,11 @@ class RedisClient:
         """Members of a set."""
         return {member.decode(errors="replace") for member in await self._call("SMEMBERS", key)}
 
+    async def hash(self, key: str) -> dict[str, str]:
+        """Fields of a hash; none where there is no such key."""
+        found = await self._call("HGETALL", key)
+        return {name.decode(errors="replace"): value.decode(errors="replace") for name, value in found.items()}
+
     async def set(self, key: str, value: bytes, ttl_s: int) -> None:
         """Write a string key."""
         await self._call("SET", key, value, "EX", ttl_s)
@@ -116,6 +121,11 @@ class RedisClient:
     async def notify(self, channel: str, message: str) -> None:
         """Send a message to whoever listens now."""
         await self._call("PUBLISH", channel, message)
+
+    async def lock(self, key: str, holder: str, ttl_ms: int) -> str:
+        """Take or keep a lock, or with 0 ms give it back; returns who holds it now."""
+        found: bytes = await self.run("lock", [key], [holder, ttl_ms])
+        return found.decode(errors="replace")
 
     async def listen(self, channel: str) -> AsyncIterator[str]:
         """Messages of a channel, for ever.

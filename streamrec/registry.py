@@ -1,11 +1,12 @@
-"""Versions of the model on disk, and which of them is the champion.
+"""Versions of the model on disk, and which of them is the champion, and which its shadow.
 
     REGISTRY/
       versions/VERSION/    model directories (sasrec.checkpoint), renamed into place whole
       champion.json        the alias: version, since when, why, and the champions before it; replaced whole
+      shadow.json          the other alias: the version that scores unseen beside the champion; only while there is one
 
 Every change is one rename, so a reader sees the state before it or after it, whatever crashes in between.
-Writers of the alias take turns by a lock on the folder; readers need none.
+Writers of the aliases take turns by a lock on the folder; readers need none.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -26,7 +27,7 @@ from sasrec import ItemVocab, ModelDirectoryError, SASRec, SavedModel, load_mode
 from streamrec.durable import replacing
 from streamrec.errors import RegistryError
 
-CHAMPION, VERSIONS, LOCK = "champion.json", "versions", "lock"
+CHAMPION, SHADOW, VERSIONS, LOCK = "champion.json", "shadow.json", "versions", "lock"
 REMEMBERED_CHAMPIONS = 50
 ABANDONED_AFTER_S = 3600.0
 
@@ -38,6 +39,16 @@ class Champion(msgspec.Struct, frozen=True):
     since_ts_ms: int
     reason: str
     before: tuple[str, ...] = ()
+
+
+class ShadowAlias(msgspec.Struct, frozen=True):
+    """Which version is the shadow."""
+
+    version: str
+    since_ts_ms: int
+
+
+Alias = TypeVar("Alias", Champion, ShadowAlias)
 
 
 @dataclass(frozen=True)
@@ -66,13 +77,15 @@ class Registry:
         Raises:
             RegistryError: it cannot be read.
         """
-        path = self.folder / CHAMPION
-        try:
-            return msgspec.json.decode(path.read_bytes(), type=Champion)
-        except FileNotFoundError:
-            return None
-        except (OSError, msgspec.MsgspecError) as error:
-            raise RegistryError(f"{path} cannot be read: {error}; promote a version again to replace it") from error
+        return self._alias(CHAMPION, Champion, "promote a version again")
+
+    def shadow(self) -> ShadowAlias | None:
+        """The version that scores beside the champion without being published; None where there is none.
+
+        Raises:
+            RegistryError: it cannot be read.
+        """
+        return self._alias(SHADOW, ShadowAlias, "set a shadow again")
 
     def versions(self) -> list[Version]:
         """Every version, the oldest first."""
@@ -143,8 +156,32 @@ class Registry:
             self.load(left[-1])
             return self._point_at(Champion(left[-1], int(time.time() * 1000), reason, tuple(left[:-1])))
 
+    def set_shadow(self, version: str) -> ShadowAlias:
+        """Let a version score beside the champion, once it has been read and verified.
+
+        Raises:
+            RegistryError: there is none of that name, it is damaged or the champion, or the alias cannot be written.
+        """
+        self.load(version)
+        with self._turn():
+            now = self._champion_or_none()
+            if now is not None and now.version == version:
+                raise RegistryError(f"{version} is the champion: its shadow must be another version")
+            return self._write(SHADOW, ShadowAlias(version, int(time.time() * 1000)))
+
+    def end_shadow(self) -> None:
+        """Have no shadow any longer.
+
+        Raises:
+            RegistryError: there is no registry, or the alias cannot be removed.
+        """
+        with self._turn():
+            self._remove_shadow()
+
     def prune(self, keep: int) -> list[str]:
-        """Remove all but the newest ``keep`` versions, the champion and the one before it; returns what went.
+        """Remove all but the newest ``keep`` versions, the champion, the one before it and the shadow.
+
+        Returns what went.
 
         What publishers that crashed have left goes too.
 
@@ -158,6 +195,7 @@ class Registry:
             self._sweep()
             now = self._champion_or_none()
             needed = set() if now is None else {now.version, *now.before[-1:]}
+            needed |= {shadow.version for shadow in [self._shadow_or_none()] if shadow}
             doomed = [v.version for v in self.versions()[:-keep] if v.version not in needed]
             try:
                 for version in doomed:
@@ -191,17 +229,45 @@ class Registry:
         except RegistryError:
             return None  # about to be replaced
 
-    def _point_at(self, champion: Champion) -> Champion:
+    def _shadow_or_none(self) -> ShadowAlias | None:
         try:
-            with replacing(self.folder / CHAMPION) as file:
-                file.write(msgspec.json.encode(champion))
-        except OSError as error:
-            raise RegistryError(f"cannot write {self.folder / CHAMPION}: {error.strerror}") from error
+            return self.shadow()
+        except RegistryError:
+            return None
+
+    def _alias(self, name: str, kind: type[Alias], cure: str) -> Alias | None:
+        path = self.folder / name
+        try:
+            return msgspec.json.decode(path.read_bytes(), type=kind)
+        except FileNotFoundError:
+            return None
+        except (OSError, msgspec.MsgspecError) as error:
+            raise RegistryError(f"{path} cannot be read: {error}; {cure} to replace it") from error
+
+    def _point_at(self, champion: Champion) -> Champion:
+        self._write(CHAMPION, champion)
+        shadow = self._shadow_or_none()
+        if shadow is not None and shadow.version == champion.version:
+            self._remove_shadow()
         return champion
+
+    def _write(self, name: str, alias: Alias) -> Alias:
+        try:
+            with replacing(self.folder / name) as file:
+                file.write(msgspec.json.encode(alias))
+        except OSError as error:
+            raise RegistryError(f"cannot write {self.folder / name}: {error.strerror}") from error
+        return alias
+
+    def _remove_shadow(self) -> None:
+        try:
+            (self.folder / SHADOW).unlink(missing_ok=True)
+        except OSError as error:
+            raise RegistryError(f"cannot remove {self.folder / SHADOW}: {error.strerror}") from error
 
     @contextlib.contextmanager
     def _turn(self) -> Iterator[None]:
-        """One writer of the alias at a time."""
+        """One writer of the aliases at a time."""
         try:
             lock = (self.folder / LOCK).open("w")
         except OSError as error:

@@ -3,6 +3,9 @@
 The newest slice of the time line is held out: no model has been trained on it when it judges challenger and
 champion, on the same clicks, over the full catalogue, through the Engine that serves. The counted baselines
 stand beside them. A challenger that is not promoted stays in the registry with its report and the reason.
+
+A round is full, from scratch on the last ``train_days``, or incremental: the champion is trained on with the
+clicks that it has not seen and a sample of older ones, known items keep their embeddings, new ones get rows.
 """
 
 from __future__ import annotations
@@ -10,6 +13,9 @@ from __future__ import annotations
 import logging
 import math
 import subprocess
+import time
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,17 +28,20 @@ from sasrec import (
     Interactions,
     ItemVocab,
     Metrics,
+    SASRec,
     SASRecConfig,
     SavedModel,
     Sequences,
     TrainConfig,
     TrainingError,
     evaluate,
+    grown,
     train,
 )
 from sasrec.baselines import MarkovChain, Popularity
+from sasrec.data import Indices
 from streamrec.archive import EventArchive
-from streamrec.errors import RegistryError, RetrainError
+from streamrec.errors import RegistryError, RetrainError, RetrainStopped
 from streamrec.registry import Registry
 from streamrec.settings import Settings
 
@@ -41,6 +50,8 @@ log = logging.getLogger(__name__)
 K = 10
 JUDGED_CASES = 5_000
 LISTED_CASES = 500  # of which the lists themselves are compared
+VALIDATION_USERS = 500  # at least, or a tenth of all: their last clicks choose the epoch, and train nothing
+MANY_ITEMS = 10_000  # ranking all of them at every click becomes slow: a sample of the catalogue stands for it
 DAY_MS = 86_400_000
 
 
@@ -49,63 +60,149 @@ class Verdict:
     """What became of a challenger."""
 
     version: str
+    mode: str
     promoted: bool
     reason: str
     report: dict[str, Any]
 
 
-def retrain(settings: Settings, *, progress: bool = False) -> Verdict:
+@dataclass(frozen=True)
+class _Beginning:
+    """What a training begins with: nothing but a vocabulary, or the champion's weights and what is new to them."""
+
+    vocab: ItemVocab
+    why: str
+    champion: SASRec | None = None
+    new: Indices | None = None  # (N,) 1 where an event of the past is new to the champion
+
+
+def retrain(settings: Settings, *, progress: bool = False, stop: Callable[[], bool] = lambda: False) -> Verdict:
     """Train on the archive, judge, and promote if it is good enough.
 
     Args:
         progress: draw a progress bar on stderr.
+        stop: asked after every batch; True ends the round without a model.
 
     Raises:
         RetrainError: there is too little to train or to judge on.
+        RetrainStopped: ``stop`` said so.
         StreamrecError: archive or registry cannot be used.
     """
-    config = {
-        name: getattr(settings, f"model_{name}")
-        for name in ("max_len", "hidden_units", "num_blocks", "num_heads", "dropout_rate")
-    }
-    how = TrainConfig(
-        epochs=settings.train_epochs, batch_size=settings.train_batch_size,
-        learning_rate=settings.train_learning_rate, patience=settings.train_patience,
-    )  # fmt: skip
     assert settings.archive_dir is not None and settings.registry_dir is not None
     registry = Registry(settings.registry_dir)
     archive = EventArchive(settings.archive_dir, settings.kafka_topic_epoch)
+    next_offsets = archive.next_offsets()
     events = _window(archive.read(), settings.train_days)
-    past, new = _split(events, settings.holdout_share)
-    vocab = ItemVocab.from_items(past.item_ids)
-    gap_ms = settings.session_gap_s * 1000
-    rest, validation = Sequences.build(sessions(past, gap_ms), vocab).leave_last_out()
-    log.info("training", extra={"events": len(past), "held_out": len(new), "items": len(vocab)})
-    try:
-        model, result = train(SASRecConfig(num_items=len(vocab), **config), rest, how, validation, progress=progress)
-    except (TrainingError, ValueError) as error:
-        raise RetrainError(str(error)) from None
-    challenger = SavedModel(model, vocab, {}, "challenger")
     champion = _champion(registry)
+    past, new = _split(events, settings.holdout_share, _trained_until_ms(champion))
+    config = SASRecConfig(1, *(getattr(settings, f"model_{name}") for name in MODEL_SETTINGS))
+    rounds_since_full = _rounds_since_full(registry)
+    begin = _beginning(settings, past, champion, config, rounds_since_full)
+    mode = "full" if begin.champion is None else "incremental"
+    how = train_config(settings, len(begin.vocab), mode)
+    gap_ms = settings.session_gap_s * 1000
+    log.info("training", extra={
+        "mode": mode, "why": begin.why, "events": len(past), "new": len(past) if begin.new is None else begin.new.sum(),
+        "held_out": len(new), "items": len(begin.vocab),
+    })  # fmt: skip
+    started = time.monotonic()
+    model, validation = _fit(sessions(past, gap_ms), begin, config, how, progress, stop)
+    if stop():
+        raise RetrainStopped("told to stop while it trained; nothing was published")
+    train_s = time.monotonic() - started
+    challenger = SavedModel(model, begin.vocab, {}, "challenger")
     report = judge(challenger, champion, sessions(events, gap_ms), len(new), settings.filter_seen)
     reason = refusal(report, settings.gate_tolerance)
     metadata = {
-        "validation": result.best.validation.as_dict() if result.best.validation else {},
+        "validation": validation.as_dict() if validation else {},
         "report": report,
+        "mode": mode,
+        "rounds_since_full": 0 if mode == "full" else rounds_since_full + 1,
         "parent": champion.version if champion else None,
         "trained_from_ms": int(past.timestamps_ms.min()),
         "trained_until_ms": int(past.timestamps_ms.max()),
-        "next_offsets": {str(partition): offset for partition, offset in archive.next_offsets().items()},
+        "train_s": round(train_s, 1),
+        "next_offsets": {str(partition): offset for partition, offset in next_offsets.items()},
         "train_config": asdict(how),
         "git_commit": _git_commit(),
         "refused": reason,
     }
-    version = registry.publish(model, vocab, metadata)
+    version = registry.publish(model, begin.vocab, metadata)
     if reason is None:
         registry.promote(version, f"NDCG@{K} {report['challenger']['ndcg@10']:.4f} on the newest clicks")
     registry.prune(settings.keep_versions)
-    log.info("promoted" if reason is None else "not promoted", extra={"model": version, "reason": reason or "better"})
-    return Verdict(version, reason is None, reason or "it passed the gate", report)
+    log.info("promoted" if reason is None else "not promoted", extra={
+        "model": version, "reason": reason or "better", "train_s": round(train_s, 1),
+    })  # fmt: skip
+    return Verdict(version, mode, reason is None, reason or "it passed the gate", report)
+
+
+MODEL_SETTINGS = ("max_len", "hidden_units", "num_blocks", "num_heads", "dropout_rate")
+
+
+def train_config(settings: Settings, num_items: int, mode: str = "full") -> TrainConfig:
+    """How a round trains a catalogue of so many items."""
+    return TrainConfig(
+        epochs=settings.train_epochs if mode == "full" else settings.train_update_epochs,
+        batch_size=settings.train_batch_size,
+        learning_rate=settings.train_learning_rate,
+        patience=settings.train_patience,
+        replay=settings.train_replay,
+        loss="cross_entropy" if num_items <= MANY_ITEMS else "sampled_softmax",
+    )
+
+
+def _beginning(
+    settings: Settings, past: Interactions, champion: SavedModel | None, config: SASRecConfig, rounds_since_full: int
+) -> _Beginning:
+    """The champion, if the settings and its lineage allow it to be trained on."""
+    until_ms = _trained_until_ms(champion)
+    if settings.retrain_mode == "full":
+        why = "the settings say so"
+    elif champion is None:
+        why = "there is no champion that could be trained on"
+    elif until_ms is None:
+        why = f"nothing tells what the champion {champion.version} was trained on"
+    elif replace(champion.model.config, num_items=1, dropout_rate=config.dropout_rate) != config:
+        why = f"the champion {champion.version} has another shape than the settings ask for"
+    elif rounds_since_full + 1 >= settings.retrain_full_every:
+        why = f"{rounds_since_full} rounds since the last full one"
+    else:
+        new = past.timestamps_ms > until_ms
+        if not new.any():
+            raise RetrainError(
+                f"all clicks but the newest, which judge, were seen by the champion {champion.version}: wait for more"
+            )
+        vocab = champion.vocab.extended(past.where(new).item_ids)
+        return _Beginning(vocab, f"on from {champion.version}", champion.model, new.astype(np.int64))
+    return _Beginning(ItemVocab.from_items(past.item_ids), why)
+
+
+def _fit(
+    past: Interactions,
+    begin: _Beginning,
+    config: SASRecConfig,
+    how: TrainConfig,
+    progress: bool,
+    stop: Callable[[], bool],
+) -> tuple[SASRec, Metrics | None]:
+    sequences = Sequences.build(past, begin.vocab)
+    rest, validation = sequences.leave_last_out(max(VALIDATION_USERS, len(sequences) // 10))
+    new_events = None
+    if begin.new is not None:
+        counts = Counter(user for user, new in zip(past.user_ids, begin.new, strict=True) if new)
+        held = np.diff(sequences.offsets) - np.diff(rest.offsets)
+        new_events = np.array([counts[user] for user in sequences.user_ids], np.int64) - held
+    config = replace(config, num_items=len(begin.vocab))
+    initial = None if begin.champion is None else grown(begin.champion, config, rest)
+    try:
+        model, result = train(
+            config, rest, how, validation,
+            initial=initial, new_events=new_events, progress=progress, stop=stop,
+        )  # fmt: skip
+    except (TrainingError, ValueError) as error:
+        raise RetrainError(str(error)) from None
+    return model, result.best.validation
 
 
 def sessions(events: Interactions, gap_ms: float) -> Interactions:
@@ -192,11 +289,17 @@ def timeline(events: Interactions) -> Interactions:
     return events.in_order(np.array(times, np.int64))
 
 
-def _split(events: Interactions, held_out: float) -> tuple[Interactions, Interactions]:
-    past, new = events.split_at(1 - held_out)
-    if not len(past) or not len(new):
+def _split(events: Interactions, held_out: float, seen_until_ms: int | None) -> tuple[Interactions, Interactions]:
+    """What is trained on, and the newest clicks, which judge: none of them may the champion have been trained on."""
+    begin = int(len(events) * (1 - held_out))
+    if seen_until_ms is not None:
+        unseen = np.flatnonzero(np.maximum.accumulate(events.timestamps_ms) > seen_until_ms)
+        if not len(unseen):
+            raise RetrainError("the champion has been trained on all clicks there are: wait for new ones to judge by")
+        begin = max(begin, int(unseen[0]))
+    if not 0 < begin < len(events):
         raise RetrainError(f"{len(events)} events are too few to train on and to hold {held_out:.0%} out")
-    return past, new
+    return events.first(begin), events.newest(len(events) - begin)
 
 
 def _holdout(events: Interactions, held_out: int, vocab: ItemVocab) -> Holdout:
@@ -245,6 +348,17 @@ def _champion(registry: Registry) -> SavedModel | None:
     except RegistryError as error:  # a damaged champion must not keep a better one away
         log.warning("the champion cannot be judged: %s", error)
         return None
+
+
+def _trained_until_ms(champion: SavedModel | None) -> int | None:
+    until_ms = champion.metadata.get("trained_until_ms") if champion else None
+    return until_ms if isinstance(until_ms, int) else None
+
+
+def _rounds_since_full(registry: Registry) -> int:
+    """Rounds that came after the last full one, promoted or not."""
+    known = [version.metadata.get("rounds_since_full") for version in registry.versions()]
+    return next((count for count in reversed(known) if isinstance(count, int)), 0)
 
 
 def _git_commit() -> str | None:

@@ -81,10 +81,21 @@ class Settings(BaseSettings):
     registry_poll_s: float = Field(5, gt=0, description="how often the registry is asked for a new champion")
     rescore_users: int = Field(10_000, ge=0, description="users who clicked last and get new lists after a swap")
     rescore_users_per_s: float = Field(200, gt=0, description="how many of them a second")
+    shadow_share: float = Field(0.1, ge=0, le=1, description="share of the users whom a shadow scores, if there is one")
     archive_dir: Path | None = Field(None, description="folder of the event archive, from which models are trained")
     archive_flush_s: float = Field(10, gt=0, description="a segment of the archive is written at least so often")
+    retrain_mode: Literal["incremental", "full"] = Field(
+        "incremental", description="incremental trains the champion on, full begins from scratch"
+    )
+    retrain_full_every: int = Field(10, ge=1, description="every so many-th round begins from scratch all the same")
+    retrain_every_s: float = Field(3600, gt=0, description="a round of retraining begins so long after the last one")
+    retrain_min_new_events: int = Field(1, ge=0, description="but only once so many clicks are new")
     train_days: float = Field(90, gt=0, description="models are trained on the clicks of so many days")
     train_epochs: int = Field(50, ge=1, description="most epochs of a training")
+    train_update_epochs: int = Field(10, ge=1, description="most epochs of an incremental round")
+    train_replay: float = Field(
+        1.0, ge=0, description="incremental rounds: windows of old clicks for each window with new ones"
+    )
     train_batch_size: int = Field(64, ge=1, description="windows in a batch of a training")
     train_learning_rate: float = Field(1e-3, gt=0, description="of AdamW")
     train_patience: int = Field(
@@ -297,8 +308,8 @@ def _mask_url(url: str) -> str:
     netloc = parts.netloc
     if "@" in netloc:
         credentials, host = netloc.rsplit("@", 1)
-        user, colon, _ = credentials.partition(":")
-        netloc = f"{user + ':' if colon else ''}{MASK}@{host}"  # without a colon it may be a misplaced password
+        user, _, password = credentials.partition(":")
+        netloc = f"{user + ':' if password else ''}{MASK}@{host}"  # what stands alone may be a misplaced password
     query = re.sub(r"(password=)[^&]*", rf"\1{MASK}", parts.query)
     shown = urlunsplit((parts.scheme, netloc, parts.path, query, ""))
     return shown.replace("unix:/", "unix:///", 1) if not netloc else shown

@@ -6,6 +6,7 @@
     publish          [Recommendation]   -> Redis               compare-and-set; returns the lists before
     judge            the new clicks against these              counters only
     commit           last: at least once in, effectively once in state
+    shadow           once all that is done: a challenger is told, and scores when nothing else is to do
 
 A step that fails because Redis or Kafka is away is tried again with growing pauses, while the consumer
 stays in its group; nothing is skipped. When the group rebalances meanwhile, the batch is let go.
@@ -28,6 +29,7 @@ from streamrec.predictor import Predictor
 from streamrec.publisher import Publisher
 from streamrec.schemas import EventBatch
 from streamrec.sequences import SequenceStore
+from streamrec.shadow import Shadow
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +48,7 @@ class Worker:
         publisher: Publisher,
         lists: SharedLists,
         judge: OnlineJudge,
+        shadow: Shadow,
         health: Health,
     ) -> None:
         self._consumer = consumer
@@ -54,6 +57,7 @@ class Worker:
         self._publisher = publisher
         self._lists = lists
         self._judge = judge
+        self._shadow = shadow
         self._health = health
         self.handled = 0  # events
 
@@ -78,8 +82,9 @@ class Worker:
         self._lists.count(sequences)
         recommendations = await self._predictor.predict(sequences)
         before = await self._until_done(batch, lambda: self._publisher.publish(recommendations))
-        self._judge.judge(sequences, before)
+        judged = self._judge.judge(sequences, before)
         await self._until_done(batch, lambda: self._consumer.commit(batch))
+        self._shadow.follow(sequences, judged)
 
     async def _until_done(self, batch: EventBatch, step: Callable[[], Awaitable[R]]) -> R:
         pause_s = FIRST_PAUSE_S

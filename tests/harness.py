@@ -26,7 +26,10 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from streamrec.embedded import EmbeddedServers
 from streamrec.errors import EmbeddedError
+from streamrec.inspection import published
 from streamrec.kafka import ensure_topics
+from streamrec.keys import Keys
+from streamrec.redis_client import RedisClient
 from streamrec.settings import Settings
 
 R = TypeVar("R")
@@ -219,6 +222,24 @@ def environment_of(settings: Settings) -> dict[str, str]:
         if isinstance(value := getattr(settings, name), tuple)
     }
     return {**os.environ, **values, **tuples}
+
+
+def models(settings: Settings, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """`streamrec models ...` as an operator runs it."""
+    command = [sys.executable, "-m", "streamrec", "models", *arguments]
+    return subprocess.run(
+        command, env=environment_of(settings), capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+async def versions_published(settings: Settings) -> dict[str, str]:
+    async with RedisClient(settings) as redis:
+        lists = published(redis, Keys(settings.redis_key_prefix), None)
+        return {user: value.model async for user, value in lists if value}
+
+
+async def serves(daemon: Daemon, version: str) -> bool:
+    return await daemon.metric("streamrec_model_info", version=version) == 1
 
 
 @contextlib.asynccontextmanager

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import re
 import uuid
 from collections.abc import AsyncIterator
+from typing import Any
 
 import redis.asyncio as redis
 
+from streamrec.errors import RedisUnavailable
+from streamrec.redis_client import RedisClient
 from streamrec.schemas import ClickEvent, EventBatch
 from streamrec.settings import Settings
 
@@ -37,6 +41,23 @@ async def raw_redis(settings: Settings) -> AsyncIterator[redis.Redis]:
         yield client
     finally:
         await client.aclose()
+
+
+class RedisThatFailsScripts(RedisClient):
+    """Refuses scripts while it is broken; ``arrived`` and ``fail`` let a test act while one is under way."""
+
+    broken = True
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings)
+        self.arrived, self.fail = asyncio.Event(), asyncio.Event()
+
+    async def run(self, script: str, keys: list[str], args: Any) -> Any:
+        if not self.broken:
+            return await super().run(script, keys, args)
+        self.arrived.set()
+        await self.fail.wait()
+        raise RedisUnavailable("down")
 
 
 class SentCommands(list[str]):

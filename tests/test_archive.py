@@ -50,10 +50,15 @@ STREAMS = st.dictionaries(
 
 
 @settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(STREAMS, st.integers(0, 5))
-def test_what_is_appended_comes_back_in_the_order_of_partitions_and_offsets(
-    tmp_path_factory: pytest.TempPathFactory, streams: dict[int, list[tuple[bool, bool]]], base: int
+@given(STREAMS, st.integers(0, 5), st.integers(2, 9))
+def test_what_is_appended_comes_back_in_the_order_of_partitions_and_offsets_merged_or_not(
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+    streams: dict[int, list[tuple[bool, bool]]],
+    base: int,
+    merged_at: int,
 ) -> None:
+    monkeypatch.setattr("streamrec.archive.MERGED_AT", merged_at)
     archive = EventArchive(tmp_path_factory.mktemp("archive"))
     wanted = []
     for partition, offsets in sorted(streams.items()):
@@ -64,6 +69,8 @@ def test_what_is_appended_comes_back_in_the_order_of_partitions_and_offsets(
             if ends_segment or offset == base + len(offsets) - 1:
                 archive.append(partition, first, offset + 1, pending, dead_letters=offset + 1 - first - len(pending))
                 first, pending = offset + 1, []
+                archive.merge(partition)
+        assert len([segment for segment in archive.segments() if segment.partition == partition]) < merged_at
     assert rows(EventArchive(archive.folder)) == expected(*wanted)
     assert archive.next_offsets() == {partition: base + len(offsets) for partition, offsets in streams.items()}
     stats = archive.stats()
@@ -84,6 +91,46 @@ def test_offsets_that_are_there_already_or_outside_their_range_are_refused(
         archive.append(0, first, next_offset, [click(0, offset)])
     assert rows(archive) == expected(*(click(0, n) for n in range(10)))
     archive.append(0, 15, 16, [click(0, 15)])  # what retention removed in between is a gap, no error
+
+
+def many_small(folder: Path, count: int = 5) -> EventArchive:
+    archive = EventArchive(folder)
+    for n in range(count):
+        archive.append(0, n, n + 1, [click(0, n)])
+    return archive
+
+
+def test_a_merge_that_was_killed_before_it_removed_the_small_ones_doubles_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streamrec.archive.MERGED_AT", 5)
+    archive = many_small(tmp_path)
+    small = {segment.path: segment.path.read_bytes() for segment in archive.segments()}
+    assert archive.merge(0) == 5
+    for path, content in list(small.items())[2:]:
+        path.write_bytes(content)
+    assert rows(archive) == expected(*(click(0, n) for n in range(5)))
+    assert archive.stats().segments == 1
+    archive.append(0, 5, 6, [click(0, 5)])
+    assert archive.merge(0) == 0
+    assert len(list(tmp_path.rglob("*.parquet"))) == 2, "the next look removes them"
+
+
+def test_whoever_reads_while_segments_are_merged_reads_all_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streamrec.archive.MERGED_AT", 5)
+    archive = many_small(tmp_path)
+    list_segments, merged = EventArchive.segments, []
+
+    def listed_then_merged(self: EventArchive) -> object:
+        found = list_segments(self)
+        merged.append(archive.merge(0))
+        return found
+
+    monkeypatch.setattr(EventArchive, "segments", listed_then_merged)
+    assert rows(archive) == expected(*(click(0, n) for n in range(5)))
+    assert merged == [5, 0], "the first listing was stale"
 
 
 def test_a_topic_that_was_created_again_begins_again(tmp_path: Path) -> None:

@@ -273,10 +273,22 @@ FLAGS = {
     "recs": (*REDIS_FLAGS, "config", "all", "json"),
     "user": (*REDIS_FLAGS, "config", "all", "json"),
     "check": (*KAFKA_FLAGS, *REDIS_FLAGS, "model_dir", "registry_dir", "config", "show"),
-    "retrain": (*REDIS_FLAGS, "archive_dir", "registry_dir", "config", "json"),
+    "retrain": (
+        *KAFKA_FLAGS,
+        *REDIS_FLAGS,
+        "archive_dir",
+        "registry_dir",
+        "retrain_mode",
+        "config",
+        "json",
+        "once",
+        "every",
+        "min_new_events",
+        "no_follow",
+    ),
     "demo": ("config", "data", "json", "rate", "epochs"),
 }
-ACTIONS = ("list", "show", "publish", "promote", "rollback", "diff", "prune")
+ACTIONS = ("list", "show", "publish", "promote", "rollback", "shadow", "diff", "prune")
 
 
 async def test_help_names_every_command(run: Callable[..., Any]) -> None:

@@ -16,6 +16,7 @@ from streamrec.judge import OnlineJudge
 from streamrec.keys import Keys
 from streamrec.lists import SharedLists
 from streamrec.metrics import Metrics
+from streamrec.online import OnlineCounts
 from streamrec.publisher import Publisher
 from streamrec.redis_client import RedisClient
 from streamrec.schemas import Recommendation, UserSequence
@@ -33,7 +34,8 @@ class Bench:
         self.metrics = Metrics()
         self.store = SequenceStore(redis, settings, 50, self.metrics)
         self.publisher = Publisher(redis, settings, self.metrics)
-        self.judge = OnlineJudge(SharedLists(redis, settings, 50, POPULAR), self.metrics, settings.filter_seen)
+        counts = OnlineCounts(redis, settings, self.metrics)
+        self.judge = OnlineJudge(SharedLists(redis, settings, 50, POPULAR), counts, settings.filter_seen)
         self.offset = 0
 
     async def click(self, user: str, *items: str, then: list[str] | None = None, model: str = "m1") -> None:

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from redis_access import BASE_MS, commands_about, raw_redis
+from redis_access import BASE_MS, RedisThatFailsScripts, commands_about, raw_redis
 
 from sasrec import ItemVocab, Ranking
 from streamrec.errors import RedisUnavailable
@@ -286,23 +286,6 @@ async def test_a_refresh_is_at_most_four_round_trips(redis: RedisClient, make_se
             lists.count([sequence(["a"])])
             await lists.refresh()
     assert sent == ["SMEMBERS", "EVALSHA", "EVALSHA", "SET", "SMEMBERS", "EVALSHA", "SET"]
-
-
-class RedisThatFailsScripts(RedisClient):
-    """Refuses scripts while it is broken; ``arrived`` and ``fail`` let a test act while one is under way."""
-
-    broken = True
-
-    def __init__(self, settings: Settings) -> None:
-        super().__init__(settings)
-        self.arrived, self.fail = asyncio.Event(), asyncio.Event()
-
-    async def run(self, script: str, keys: list[str], args: Any) -> Any:
-        if not self.broken:
-            return await super().run(script, keys, args)
-        self.arrived.set()
-        await self.fail.wait()
-        raise RedisUnavailable("down")
 
 
 async def test_a_refresh_that_fails_keeps_the_counts(make_settings: MakeSettings) -> None:

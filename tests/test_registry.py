@@ -166,6 +166,55 @@ def test_writers_in_several_processes_lose_no_promotion_of_each_other(tmp_path: 
     assert seen - {None} <= set(names)
 
 
+def test_a_shadow_is_verified_kept_and_taken_away(tmp_path: Path) -> None:
+    registry, names = filled(tmp_path, 5)
+    assert registry.shadow() is None
+    registry.promote(names[4], "first")
+    with pytest.raises(RegistryError, match=f"{names[4]} is the champion: its shadow must be another version"):
+        registry.set_shadow(names[4])
+    with pytest.raises(RegistryError, match="has no version 'nothing'"):
+        registry.set_shadow("nothing")
+    damaged = registry.folder / "versions" / names[1] / "model.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"x")
+    with pytest.raises(RegistryError, match=r"model\.safetensors is damaged"):
+        registry.set_shadow(names[1])
+    assert registry.shadow() is None
+    for version in (names[2], names[0]):
+        assert registry.set_shadow(version).version == version
+    shadow = registry.shadow()
+    assert shadow is not None
+    assert shadow.version == names[0]
+    assert abs(shadow.since_ts_ms - time.time() * 1000) < 60_000
+    assert registry.prune(keep=1) == names[1:4]
+    registry.end_shadow()
+    registry.end_shadow()
+    assert registry.shadow() is None
+    assert registry.prune(keep=1) == [names[0]]
+
+
+def test_a_shadow_that_becomes_champion_is_none_any_longer(tmp_path: Path) -> None:
+    registry, (a, b, c) = filled(tmp_path, 3)
+    for version in (a, b):
+        registry.promote(version, "in turn")
+    registry.set_shadow(a)
+    registry.promote(c, "better")
+    assert registry.shadow() is not None, "another version has become champion"
+    registry.set_shadow(b)
+    registry.rollback("c is worse")
+    assert registry.shadow() is None
+
+
+def test_a_damaged_shadow_alias_is_told_and_in_nobodys_way(tmp_path: Path) -> None:
+    registry, (a, b) = filled(tmp_path, 2)
+    registry.promote(a, "first")
+    (registry.folder / "shadow.json").write_text("{")
+    with pytest.raises(RegistryError, match=r"shadow\.json cannot be read: .*; set a shadow again to replace it"):
+        registry.shadow()
+    registry.promote(b, "better")
+    assert registry.prune(keep=5) == []
+    assert registry.set_shadow(a) == registry.shadow()
+
+
 # --- served, and by command
 
 
@@ -205,14 +254,18 @@ def test_a_model_directory_is_published_promoted_listed_shown_and_rolled_back(
         assert status == 0
         names.append(lines[1].removeprefix("champion: "))
     status, lines, _ = run("list")
-    assert [line.split()[0] for line in lines] == [names[0], "champion"]
-    assert lines[1].endswith("hr@10 0.2000  ndcg@10 0.0500")
+    assert [line.split()[0] for line in lines] == ["version", names[0], "champion"]
+    assert "validation  0.2000  0.0500" in lines[2]
     assert [json.loads(line)["champion"] for line in run("list", "--json")[1]] == [False, True]
     shown = json.loads("\n".join(run("show", names[0][:6])[1]))
     assert (shown["version"], shown["validation"]["hr@10"]) == (names[0], 0.1)
     assert "validation.hr@10: 0.1 -> 0.2" in run("diff", *names)[1]
     assert run("rollback")[1] == [f"champion: {names[0]}"]
     assert run("promote", names[1], "--reason", "after all")[1] == [f"champion: {names[1]}"]
+    assert run("shadow", names[0][:6])[1] == [f"shadow: {names[0]}"]
+    assert [line.split()[0] for line in run("list")[1]] == ["version", "shadow", "champion"]
+    assert [json.loads(line)["shadow"] for line in run("list", "--json")[1]] == [True, False]
+    assert run("shadow", "--off")[1] == ["no shadow"]
     assert run("prune", "--keep", "1")[1] == ["2 versions are left"], "the champion before this one stays"
 
 
@@ -222,6 +275,10 @@ def test_a_model_directory_is_published_promoted_listed_shown_and_rolled_back(
         (["show", "zzz"], "'zzz' is no version of"),
         (["promote", "zzz"], "'zzz' is no version of"),
         (["publish", "/no/such/model"], "there is no model directory at /no/such/model"),
+        (["shadow"], "name a version, or give --off"),
+        (["shadow", "zzz", "--off"], "name a version, or give --off"),
+        (["shadow", "zzz"], "'zzz' is no version of"),
+        (["shadow", "--off"], "publish a model to begin one"),
         (["rollback"], "publish a model to begin one"),
         (["prune"], "publish a model to begin one"),
     ],

@@ -70,7 +70,7 @@ def test_a_worse_model_stays_in_the_registry_with_its_report_and_the_reason(benc
     settings, archive, registry = bench
     archive.import_events(circle(steps=10))
     first = retrain(settings)
-    hopeless = settings.model_copy(update={"train_epochs": 1, "train_learning_rate": 1e-5})
+    hopeless = settings.model_copy(update={"train_epochs": 1, "train_learning_rate": 1e-5, "retrain_mode": "full"})
     second = retrain(hopeless)
     assert not second.promoted
     assert "is no better than popularity's" in second.reason or "is below the champion's" in second.reason
@@ -195,16 +195,16 @@ def test_the_command_trains_promotes_and_reports(
     for name in settings.model_fields_set:
         value = getattr(settings, name)
         monkeypatch.setenv(f"STREAMREC_{name.upper()}", getattr(value, "get_secret_value", lambda v=value: str(v))())
-    assert main(["retrain"]) == 0
+    assert main(["retrain", "--once", "--no-follow"]) == 0
     out = capsys.readouterr().out.splitlines()
     champion = registry.champion()
     assert champion is not None
     assert out[0] == f"version {champion.version} promoted: it passed the gate"
     assert [line.split()[0] for line in out[1:]] == ["challenger", "popularity", "markov"]
     assert "ndcg@10 1.0000" in out[3], "after each item always comes the next"
-    assert main(["retrain", "--json"]) == 0
+    assert main(["retrain", "--once", "--no-follow", "--retrain-mode", "full", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["champion"]["ndcg@10"] == report["challenger"]["ndcg@10"] > 0.7
     monkeypatch.delenv("STREAMREC_ARCHIVE_DIR")
-    assert main(["retrain"]) == 1
+    assert main(["retrain", "--once"]) == 1
     assert capsys.readouterr().err == "streamrec: no archive: set STREAMREC_ARCHIVE_DIR or --archive-dir\n"

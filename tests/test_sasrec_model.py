@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from sasrec.model import SASRec, SASRecConfig, grown, rotate, rotation_table
+from sasrec.model import SASRec, SASRecConfig, rotate, rotation_table
 
 NUM_ITEMS = 30
 POSITIONS = ["learned", "rope"]
@@ -90,6 +90,8 @@ def oracle(model: SASRec, row: list[int]) -> Tensor:
     tokens = torch.tensor([0] * (max_len - len(row)) + row)
     positions = torch.arange(max_len)
     x = model.item_embedding.weight[tokens]
+    if model.config.scale_embeddings:
+        x = x * math.sqrt(x.shape[1])
     if not rope:
         x = x + model.position_embedding.weight[positions]
     causal = positions[None, :] <= positions[:, None]
@@ -103,11 +105,12 @@ def oracle(model: SASRec, row: list[int]) -> Tensor:
 
 
 @pytest.mark.parametrize("position", POSITIONS)
+@pytest.mark.parametrize("scale_embeddings", [True, False])
 @pytest.mark.parametrize(("num_blocks", "num_heads"), [(1, 1), (2, 2), (3, 1), (3, 4)])
 def test_the_model_equals_the_left_padded_oracle_at_every_length(
-    position: str, num_blocks: int, num_heads: int
+    position: str, num_blocks: int, num_heads: int, scale_embeddings: bool
 ) -> None:
-    model = make_model(position=position, num_blocks=num_blocks, num_heads=num_heads)
+    model = make_model(position=position, num_blocks=num_blocks, num_heads=num_heads, scale_embeddings=scale_embeddings)
     for length in range(1, model.config.max_len + 1):
         row = random_row(length, seed=length)
         assert model(padded([row]))[0].sub(oracle(model, row)).abs().max() < 1e-12, f"length {length}"
@@ -289,24 +292,3 @@ def test_learned_positions_do_not_need_an_even_head() -> None:
     model = make_model(position="learned", hidden_units=6, num_heads=2)
     row = random_row(4, 1)
     assert torch.allclose(model(padded([row]))[0], oracle(model, row))
-
-
-def test_a_grown_model_scores_old_items_as_before() -> None:
-    torch.manual_seed(1)
-    old = SASRec(SASRecConfig(5, max_len=4, hidden_units=8, dropout_rate=0.2)).eval()
-    larger = grown(old, SASRecConfig(7, max_len=4, hidden_units=8, dropout_rate=0.5)).eval()
-    row = torch.tensor([[1, 3, 5]])
-    before, after = old.logits(old(row)), larger.logits(larger(row))
-    assert (before == after[..., :6]).all()
-    fresh = larger.item_embedding.weight[6:]
-    assert fresh.abs().sum(1).min() > 0
-    assert larger.item_embedding.weight[0].abs().sum() == 0
-
-
-@pytest.mark.parametrize(
-    ("config", "message"),
-    [(SASRecConfig(5, hidden_units=32), "shape of the model cannot change"), (SASRecConfig(4), "5 items already")],
-)
-def test_a_model_grows_in_items_alone(config: SASRecConfig, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        grown(SASRec(SASRecConfig(5)), config)

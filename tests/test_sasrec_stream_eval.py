@@ -127,7 +127,9 @@ def test_the_command(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
         "incremental", "popularity", "Markov chain", "rules", "rules and reminder",
     ]  # fmt: skip
     assert "incremental, period 3 of 3: R@20" in shown.err
-    assert main([*command, *quick, "--json"]) == 0
+    picture = tmp_path / "periods.png"
+    assert main([*command, *quick, "--json", "--plot", str(picture)]) == 0
+    assert picture.read_bytes().startswith(b"\x89PNG")
     cycles = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert len(cycles) == 5 * 3
     assert main([*command, "--epochs", "3"]) == 1

@@ -18,7 +18,7 @@ from sasrec.data import Holdout, Sequences
 from sasrec.engine import Engine
 from sasrec.evaluate import Metrics, evaluate
 from sasrec.model import SASRec, SASRecConfig
-from sasrec.train import Loss, TrainConfig, TrainingError, train
+from sasrec.train import Loss, TrainConfig, TrainingError, grown, train
 from sasrec.vocab import ItemVocab
 
 NUM_ITEMS = 12
@@ -243,6 +243,31 @@ def test_a_model_is_trained_on_with_what_is_new_and_a_sample_of_what_is_old(repl
     engine = Engine(after, both.vocab, cache_bytes=0)
     assert evaluate(engine, new_test, filter_seen=False).ndcg[10] == 1.0
     assert (evaluate(engine, old_test, filter_seen=False).ndcg[10] == 1.0) is remembers
+
+
+def test_a_grown_model_scores_old_items_as_before_and_new_ones_begin_beside_their_neighbours() -> None:
+    torch.manual_seed(1)
+    old = SASRec(SASRecConfig(5, max_len=4, hidden_units=8, dropout_rate=0.2)).eval()
+    # items 6 to 8 are new: 6 has neighbours, 7 has none that is known, 8 stands nowhere
+    sequences = sequences_of([[1, 6, 2, 3, 4], [7, 7], [6, 5]], num_items=8)
+    larger = grown(old, SASRecConfig(8, max_len=4, hidden_units=8, dropout_rate=0.5), sequences).eval()
+    row = torch.tensor([[1, 3, 5]])
+    assert torch.allclose(old.logits(old(row)), larger.logits(larger(row))[..., :6], atol=1e-5)
+    embedding = larger.item_embedding.weight.detach()
+    near = [(1, 1.0), (2, 1.0), (3, 1 / 2), (4, 1 / 3), (5, 1.0)]
+    mean = sum(weight * embedding[item] for item, weight in near) / sum(weight for _, weight in near)
+    assert torch.allclose(embedding[6], torch.as_tensor(mean))
+    assert embedding[7:].abs().sum(1).min() > 0
+    assert embedding[0].abs().sum() == 0
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [(SASRecConfig(5, hidden_units=32), "shape of the model cannot change"), (SASRecConfig(4), "5 items already")],
+)
+def test_a_model_grows_in_items_alone(config: SASRecConfig, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        grown(SASRec(SASRecConfig(5)), config, circle())
 
 
 def test_without_anything_new_there_is_nothing_to_train_on() -> None:

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from harness import Daemon, environment_of, eventually, feeding, produce_clicks, wait_caught_up
+from harness import Daemon, eventually, feeding, models, produce_clicks, serves, versions_published, wait_caught_up
 from oracle import assert_delivered
 
 from sasrec import ItemVocab, SASRec, SASRecConfig
-from streamrec.inspection import published
-from streamrec.keys import Keys
-from streamrec.redis_client import RedisClient
 from streamrec.registry import Registry
 from streamrec.settings import Settings
 
@@ -39,24 +34,6 @@ def publish(registry: Registry, seed: int, items: range = range(50), max_len: in
     with torch.no_grad():
         model.item_embedding.weight[0].zero_()
     return registry.publish(model, vocab, {"seed": seed})
-
-
-def models(settings: Settings, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """`streamrec models ...` as an operator runs it."""
-    command = [sys.executable, "-m", "streamrec", "models", *arguments]
-    return subprocess.run(
-        command, env=environment_of(settings), capture_output=True, text=True, timeout=60, check=False
-    )
-
-
-async def versions_published(settings: Settings) -> dict[str, str]:
-    async with RedisClient(settings) as redis:
-        lists = published(redis, Keys(settings.redis_key_prefix), None)
-        return {user: value.model async for user, value in lists if value}
-
-
-async def serves(daemon: Daemon, version: str) -> bool:
-    return await daemon.metric("streamrec_model_info", version=version) == 1
 
 
 async def test_a_new_champion_takes_over_in_mid_stream_and_recent_users_get_its_lists(
