@@ -1,9 +1,9 @@
-# make demo | test | test-long | lint | clean      Needs Python 3.11+ and pip; everything else is installed into .venv
+# make demo | test | test-long | drift | lint | clean    Needs Python 3.11+ and pip; all else is installed into .venv
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-long lint clean
+.PHONY: demo test test-long drift lint clean
 
 demo: $(VENV)/.demo-installed
 	$(BIN)/streamrec demo $(ARGS)
@@ -13,6 +13,9 @@ test: $(VENV)/.test-installed
 
 test-long: $(VENV)/.test-installed
 	$(BIN)/python -m pytest -m long $(ARGS)
+
+drift: $(VENV)/.test-installed
+	DRIFT_PLOT=.github/drift.png $(BIN)/python -m pytest tests/study_drift.py --log-cli-level=INFO $(ARGS)
 
 lint: $(VENV)/.test-installed
 	$(BIN)/ruff check .

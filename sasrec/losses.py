@@ -139,27 +139,38 @@ class _CrossEntropy(torch.autograd.Function):
         ctx: Any, hidden: Tensor, items: Tensor, targets: Tensor, outcomes: Tensor | None, correction: Tensor | None
     ) -> Tensor:
         """hidden (M, D), items (K, D), targets (M,) rows of items, correction (K,) of all scores but the target's."""
+        # under autocast the products are of bfloat16 numbers, four times as fast where the processor knows them;
+        # what is between them, and all sums, stay exact
+        half = torch.is_autocast_enabled(hidden.device.type)
+        kind = torch.bfloat16 if half else hidden.dtype
         d_hidden, d_items = torch.empty_like(hidden), torch.zeros_like(items)
         total = hidden.new_zeros(())
-        rows = max(16, CHUNK_SCORES.get(hidden.device.type, CHUNK_SCORES["cuda"]) // len(items))
+        rows = max(64 if half else 16, CHUNK_SCORES.get(hidden.device.type, CHUNK_SCORES["cuda"]) // len(items))
         correction = None if correction is None else correction.to(hidden.dtype)
-        for begin in range(0, len(hidden), rows):
-            part = slice(begin, begin + rows)
-            h, target = hidden[part], targets[part, None]
-            p = h @ items.T  # (rows, K): logits, then probabilities, then their gradient
-            wanted = p.gather(1, target)
-            if correction is not None:
-                p.sub_(correction).scatter_(1, target, wanted)
-            highest = p.amax(1, keepdim=True)
-            p.sub_(highest).exp_()
-            mass = p.sum(1, keepdim=True)
-            each = mass.log() + highest - wanted  # (rows, 1)
-            p.div_(mass).scatter_add_(1, target, torch.full_like(each, -1.0))
-            if outcomes is not None:
-                each, p = each * outcomes[part, None], p.mul_(outcomes[part, None])
-            total += each.sum()
-            torch.mm(p, items, out=d_hidden[part])
-            d_items.addmm_(p.T, h)
+        factors = items.to(kind)
+        with torch.autocast(hidden.device.type, enabled=False):
+            for begin in range(0, len(hidden), rows):
+                part = slice(begin, begin + rows)
+                h, target = hidden[part].to(kind), targets[part, None]
+                p = (h @ factors.T).to(hidden.dtype)  # (rows, K): logits, then probabilities, then their gradient
+                wanted = p.gather(1, target)
+                if correction is not None:
+                    p.sub_(correction).scatter_(1, target, wanted)
+                highest = p.amax(1, keepdim=True)
+                p.sub_(highest).exp_()
+                mass = p.sum(1, keepdim=True)
+                each = mass.log() + highest - wanted  # (rows, 1)
+                p.div_(mass).scatter_add_(1, target, torch.full_like(each, -1.0))
+                if outcomes is not None:
+                    each, p = each * outcomes[part, None], p.mul_(outcomes[part, None])
+                total += each.sum()
+                slope = p.to(kind)
+                if half:
+                    d_hidden[part] = slope @ factors
+                    d_items += slope.T @ h
+                else:
+                    torch.mm(slope, factors, out=d_hidden[part])
+                    d_items.addmm_(slope.T, h)
         ctx.save_for_backward(d_hidden.div_(len(hidden)), d_items.div_(len(hidden)))
         return total / len(hidden)
 

@@ -34,6 +34,7 @@ ADAM_BETAS = (0.9, 0.999)
 COSINE_FLOOR = 0.05
 NEIGHBOURS = 3
 NEED_NO_NEGATIVES: tuple[Loss, ...] = ("bce", "mse", "cross_entropy", "sampled_softmax")
+RANK_MANY: tuple[Loss, ...] = ("cross_entropy", "sampled_softmax")  # their time goes into products of matrices
 VALIDATION_K = 10
 VALIDATION_CASES = 5_000
 VALIDATION_LOSS_CASES = 1_000
@@ -341,14 +342,16 @@ class _Trainer:
         x = torch.as_tensor(items, device=device)  # (B, T)
         y = torch.as_tensor(targets, device=device)  # (B, T)
         real = y != PADDING
-        with torch.autocast(device.type, torch.bfloat16, enabled=self.how.autocast):
-            hidden = self.model(x)[real]  # (M, D)
         good = None if outcomes is None else torch.as_tensor(outcomes, device=device)[real]
+        half = self.how.autocast
+        with torch.autocast(device.type, torch.bfloat16, enabled=half):
+            hidden = self.model(x)[real]  # (M, D)
         hidden = hidden.to(self.model.item_embedding.weight.dtype)
-        if self.how.loss == "sampled_softmax":
-            loss = self.sampled_softmax(hidden, y[real], good, target_share)
-        else:
-            loss = self.loss(hidden, y[real], good)
+        with torch.autocast(device.type, torch.bfloat16, enabled=half and self.how.loss in RANK_MANY):
+            if self.how.loss == "sampled_softmax":
+                loss = self.sampled_softmax(hidden, y[real], good, target_share)
+            else:
+                loss = self.loss(hidden, y[real], good)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()

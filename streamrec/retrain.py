@@ -49,6 +49,7 @@ log = logging.getLogger(__name__)
 
 K = 10
 JUDGED_CASES = 5_000
+JUDGED_AT_LEAST = 500  # clicks, where there are so many
 LISTED_CASES = 500  # of which the lists themselves are compared
 VALIDATION_USERS = 500  # at least, or a tenth of all: their last clicks choose the epoch, and train nothing
 MANY_ITEMS = 10_000  # ranking all of them at every click becomes slow: a sample of the catalogue stands for it
@@ -290,13 +291,17 @@ def timeline(events: Interactions) -> Interactions:
 
 
 def _split(events: Interactions, held_out: float, seen_until_ms: int | None) -> tuple[Interactions, Interactions]:
-    """What is trained on, and the newest clicks, which judge: none of them may the champion have been trained on."""
+    """What is trained on, and the newest clicks, which judge: none of them may the champion have been trained on.
+
+    Where few clicks are new to the champion half of them judge: a share of a long archive would be all of them, and
+    what is new would be learned late.
+    """
     begin = int(len(events) * (1 - held_out))
     if seen_until_ms is not None:
         unseen = np.flatnonzero(np.maximum.accumulate(events.timestamps_ms) > seen_until_ms)
         if not len(unseen):
             raise RetrainError("the champion has been trained on all clicks there are: wait for new ones to judge by")
-        begin = max(begin, int(unseen[0]))
+        begin = max(begin, int(unseen[0]), len(events) - max(JUDGED_AT_LEAST, len(unseen) // 2))
     if not 0 < begin < len(events):
         raise RetrainError(f"{len(events)} events are too few to train on and to hold {held_out:.0%} out")
     return events.first(begin), events.newest(len(events) - begin)

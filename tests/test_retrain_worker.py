@@ -202,6 +202,21 @@ async def test_what_judges_is_newer_than_all_that_the_champion_has_seen(settings
     assert verdict.report["cases"] == 33, "the hold-out of half of the clicks shrinks to those"
 
 
+@pytest.mark.parametrize(("new", "judging"), [(4, 7), (50, 50), (90, 50), (300, 151)])
+async def test_of_few_new_clicks_half_judge_so_that_the_rest_is_learned_at_once(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, new: int, judging: int
+) -> None:
+    """Three more than that are new to the champion; a hold-out of 90 % would be all of them."""
+    monkeypatch.setattr("streamrec.retrain.JUDGED_AT_LEAST", 50)
+    assert settings.archive_dir is not None
+    archive = EventArchive(settings.archive_dir)
+    archive.import_events(ring(steps=10))
+    await train_once(settings, holdout_share=0.01)
+    archive.import_events(ring(steps=10, start=10)[:new])
+    how = {"retrain_mode": "full", "holdout_share": 0.9}
+    assert (await train_once(settings, **how)).report["cases"] == judging
+
+
 # --- one at a time
 
 

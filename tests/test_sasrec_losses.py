@@ -183,6 +183,21 @@ def test_the_gradient_of_cross_entropy_is_that_of_the_whole_matrix(
         assert cross_entropy(hidden, embedding, targets, outcomes).item() == pytest.approx(plain.item(), abs=1e-12)
 
 
+def test_under_autocast_the_products_are_rounded_and_nothing_else_is() -> None:
+    hidden, embedding, targets = case(3, 200)
+    hidden, embedding = hidden.detach().float().requires_grad_(), embedding.detach().float().requires_grad_()
+    exact = cross_entropy(hidden, embedding, targets)
+    exact_gradients = torch.autograd.grad(exact, (hidden, embedding))
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = cross_entropy(hidden, embedding, targets)
+    gradients = torch.autograd.grad(rounded, (hidden, embedding))
+    assert rounded.dtype == torch.float32
+    assert rounded.item() == pytest.approx(exact.item(), rel=5e-3)
+    assert rounded.item() != exact.item(), "or it was not computed in bfloat16"
+    for ours, theirs in zip(gradients, exact_gradients, strict=True):
+        assert (ours - theirs).norm() < 0.02 * theirs.norm()
+
+
 def test_cross_entropy_of_large_scores_stays_finite() -> None:
     hidden, embedding, targets = case(1)
     loss = cross_entropy(hidden * 1e4, embedding, targets)
