@@ -108,6 +108,7 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     command.add_argument("--update-epochs", metavar="INT", type=int, help="epochs of incremental cycles [--epochs]")
     command.add_argument("--update-learning-rate", metavar="FLOAT", type=float, help="theirs [--learning-rate]")
+    command.add_argument("--update-batch-size", metavar="INT", type=int, help="theirs [--batch-size]")
     command.add_argument("--json", action="store_true", help="print a JSON object a cycle instead of a table")
     command.add_argument("--plot", metavar="FILE", type=Path, help="draw R@20 and MRR@20 by period (.png, .svg, ...)")
     _add_fields(command.add_argument_group("the model"), SASRecConfig, skip={"num_items"})
@@ -240,7 +241,7 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 def _stream_eval(options: argparse.Namespace) -> int:
     scratch = replace(TrainConfig(**_pick(TrainConfig, options)), patience=0)
-    chosen = {"epochs": options.update_epochs, "learning_rate": options.update_learning_rate}
+    chosen = {name: getattr(options, f"update_{name}") for name in ("epochs", "learning_rate", "batch_size")}
     update = replace(scratch, **{name: value for name, value in chosen.items() if value is not None})
     config = SASRecConfig(num_items=1, **_pick(SASRecConfig, options))
     on_terminal = sys.stderr.isatty()

@@ -1,8 +1,9 @@
 """`streamrec demo`: the whole path on this machine, on real clicks.
 
 Train on the first 80 % of the time line; start Redis, Kafka and the daemon as child processes; replay the
-rest as live clicks; judge each click against the list last published for its user *before* it. The demo
-stands where a team's own systems stand: it writes to Kafka, reads Redis, and scrapes /metrics.
+rest as live clicks; half way retrain beside the daemon, which takes the new model over while clicks go on; judge
+each click against the list last published for its user *before* it. The demo stands where a team's own systems
+stand: it writes to Kafka, reads Redis, and scrapes /metrics.
 """
 
 from __future__ import annotations
@@ -10,15 +11,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter, defaultdict, deque
+from collections import Counter, defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
@@ -40,7 +42,20 @@ from sasrec import (
     save_model,
     train,
 )
-from streamrec.demo_screen import Screen, Snapshot, print_summary
+from streamrec.demo_retrain import (
+    AROUND_S,
+    HitRates,
+    Judged,
+    K,
+    Latencies,
+    Retraining,
+    Round,
+    Swap,
+    environment,
+    hit_rate_of,
+    prepare,
+)
+from streamrec.demo_screen import SPARKS, Screen, Snapshot, print_summary
 from streamrec.embedded import EmbeddedServers, die_with_parent, free_port
 from streamrec.errors import StreamrecError
 from streamrec.inspection import published
@@ -50,20 +65,23 @@ from streamrec.metrics import quantile
 from streamrec.movielens import TITLES, FetchError, cache_folder, fetch_movielens, read_titles
 from streamrec.redis_client import RedisClient
 from streamrec.replay import Pacer, click_producer
+from streamrec.retrain import MODEL_SETTINGS
 from streamrec.schemas import PublishedList
 from streamrec.settings import ENV_PREFIX, Settings, load_settings
 from streamrec.simulator import simulate_clicks
 
-K = 10
 TRAIN_FRACTION = 0.8
 NEWEST_EVENTS = 100_000  # of one's own data: what trains within a minute or so on two cores
 KEPT_ITEMS = 200  # of a user in Redis: more than the model's window, so that more seen items are left out
+SHAPE = SASRecConfig(num_items=1, max_len=50, hidden_units=64, dropout_rate=0.3)
+BATCH_SIZE = 32
 MANY_ITEMS = 10_000  # above, the full softmax costs too much for a demo
 REPEATS_MATTER = 0.1  # share of clicks on an item that the user clicked before
 TRAIN_LIMIT_S = 120.0  # on a slow machine fewer epochs must do
 SCREEN_EVERY_S = 0.25
 READY_TIMEOUT_S, DRAIN_TIMEOUT_S, STOP_TIMEOUT_S = 60.0, 30.0, 20.0
-RECENT_CLICKS = 500
+RETRAIN_AFTER = 0.5  # of the live clicks
+RETRAIN_TIMEOUT_S = 30.0  # after the last click, should the new model not be there yet
 
 
 @dataclass(frozen=True)
@@ -99,6 +117,8 @@ def run_demo(options: DemoOptions) -> int:
         StreamrecError: the data cannot be used, or a server does not come up.
     """
     console = Console()
+    for name in [name for name in os.environ if name.startswith(ENV_PREFIX)]:
+        del os.environ[name]  # servers and folders of the demo are its own, whatever else is served from this shell
     if options.json is not None:
         _write_json(options.json, {})  # better now than after minutes
     torch.set_num_threads(os.cpu_count() or 1)  # training has the machine to itself
@@ -111,19 +131,15 @@ def run_demo(options: DemoOptions) -> int:
     except (DataFileError, TrainingError) as error:
         raise StreamrecError(str(error)) from error
     console.print("starting Redis, Kafka and the daemon", highlight=False)
-    with EmbeddedServers() as servers:
-        settings = load_settings(
-            flags={
-                "kafka_bootstrap_servers": servers.kafka_bootstrap_servers,
-                "redis_url": servers.redis_url,
-                "model_dir": model_dir,
-                "max_len": KEPT_ITEMS,
-                "filter_seen": data.filter_seen,
-                "http_port": free_port(),
-            }
-        )
-        with _daemon(settings) as daemon, Screen(console, data.titles) as screen:
-            live = _LiveReplay(settings, data, options.rate_per_s, screen, daemon)
+    with tempfile.TemporaryDirectory(prefix="streamrec-") as folder, EmbeddedServers() as servers:
+        settings = load_settings(flags=_flags(data, servers, Path(folder)))
+        prepare(settings, model_dir, data.past)
+        with (
+            _daemon(settings) as daemon,
+            Retraining(settings, Path(folder)) as retraining,
+            Screen(console, data.titles) as screen,
+        ):
+            live = _LiveReplay(settings, data, options.rate_per_s, screen, daemon, retraining)
             complete = asyncio.run(live.run())
     print_summary(console, live.now, data.source, complete)
     console.print(
@@ -134,6 +150,26 @@ def run_demo(options: DemoOptions) -> int:
     if options.json is not None:
         _write_json(options.json, _summary(live.now))
     return 0 if complete else 130
+
+
+def _flags(data: DemoData, servers: EmbeddedServers, folder: Path) -> dict[str, object]:
+    """What daemon and retraining are told."""
+    return {
+        "kafka_bootstrap_servers": servers.kafka_bootstrap_servers,
+        "redis_url": servers.redis_url,
+        "registry_dir": folder / "registry",
+        "archive_dir": folder / "archive",
+        "max_len": KEPT_ITEMS,
+        "filter_seen": data.filter_seen,
+        "http_port": free_port(),
+        "log_level": "WARNING",
+        "train_days": 36_500,
+        "train_batch_size": BATCH_SIZE,
+        "train_update_epochs": 5,
+        "train_learning_rate": 3e-4,  # smaller than the first training's: a little that is new must not undo it
+        "train_replay": 4.0,  # and what is new are a few users' clicks, a few hundred windows
+        "holdout_share": 0.02,  # so that most of the live clicks so far are trained on
+    } | {f"model_{name}": getattr(SHAPE, name) for name in MODEL_SETTINGS}
 
 
 def _load(path: Path | None, console: Console) -> DemoData:
@@ -161,11 +197,11 @@ def _train(past: Interactions, epochs: int, console: Console) -> Path:
     sequences, validation = Sequences.build(past, vocab).leave_last_out()
     how = TrainConfig(
         epochs=epochs,
-        batch_size=32,
+        batch_size=BATCH_SIZE,
         patience=4,
         loss="cross_entropy" if len(vocab) <= MANY_ITEMS else "sampled_softmax",
     )
-    config = SASRecConfig(num_items=len(vocab), max_len=50, hidden_units=64, dropout_rate=0.3)
+    config = replace(SHAPE, num_items=len(vocab))
     deadline = time.monotonic() + TRAIN_LIMIT_S
     model, result = train(
         config, sequences, how, validation, progress=console.is_terminal, stop=lambda: time.monotonic() > deadline
@@ -187,6 +223,9 @@ def _train(past: Interactions, epochs: int, console: Console) -> Path:
     return path
 
 
+Counts = tuple[int, int, int]
+
+
 class Judge:
     """Prequential judgement: was the click in the list last published for that user, before it?
 
@@ -205,7 +244,6 @@ class Judge:
             self._seen[user].add(item)
         self._ranked: list[str] = []
         self.judged = self.hits = self.popularity_hits = 0
-        self.recent: deque[bool] = deque(maxlen=RECENT_CLICKS)
 
     def judge(self, event: Event, listed: list[str]) -> None:
         """Judge a click, then learn from it."""
@@ -213,28 +251,46 @@ class Judge:
             self._ranked = [item for item, _ in self._counts.most_common()]
         seen = self._seen[event.user_id]
         popular = islice((item for item in self._ranked if not self._filter_seen or item not in seen), K)
-        hit = event.item_id in listed[:K]
         self.judged += 1
-        self.hits += hit
+        self.hits += event.item_id in listed[:K]
         self.popularity_hits += event.item_id in popular
-        self.recent.append(hit)
         self._counts[event.item_id] += 1
         seen.add(event.item_id)
+
+    def counts(self) -> Counts:
+        """Clicks judged, hits, hits of the baseline."""
+        return self.judged, self.hits, self.popularity_hits
+
+    def rates(self, since: Counts = (0, 0, 0)) -> HitRates | None:
+        """Of the clicks since there were so many; None where none came."""
+        clicks, hits, popularity_hits = (now - then for now, then in zip(self.counts(), since, strict=True))
+        return HitRates(clicks, hits / clicks, popularity_hits / clicks) if clicks else None
 
 
 class _LiveReplay:
     """Feeds the live clicks, judges them, and draws what happens."""
 
     def __init__(
-        self, settings: Settings, data: DemoData, rate_per_s: float, screen: Screen, daemon: subprocess.Popen[bytes]
+        self,
+        settings: Settings,
+        data: DemoData,
+        rate_per_s: float,
+        screen: Screen,
+        daemon: subprocess.Popen[bytes],
+        retraining: Retraining,
     ) -> None:
         self._settings = settings
         self._live = data.live
         self._rate_per_s = rate_per_s
         self._screen = screen
         self._daemon = daemon
+        self._retraining = retraining
+        self._latencies = Latencies()
+        self._version, self._swapped_s = "", math.inf
+        self._at_swap = self._at_spark = (0, 0, 0)
         self._judge = Judge(data.past, settings.filter_seen)
-        self._clicks: defaultdict[str, deque[str]] = defaultdict(lambda: deque(maxlen=KEPT_ITEMS))
+        self._clicks: defaultdict[str, list[str]] = defaultdict(list)
+        self._after_swap: list[Judged] = []
         self._followed, self._followed_at_s = "", 0.0
         self.now = Snapshot(total=len(data.live))
 
@@ -268,6 +324,11 @@ class _LiveReplay:
             await self._drain(http)
             self.now.seconds = time.monotonic() - started
             self.now.events_per_s = self.now.applied / self.now.seconds
+            await self._wait_for_swap(drawing)
+            if self.now.swap and self._after_swap:
+                self.now.swap.old_model_after = await asyncio.to_thread(
+                    hit_rate_of, self._settings, self.now.swap.old_version, self._after_swap
+                )
         finally:
             drawing.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -292,19 +353,26 @@ class _LiveReplay:
         async with click_producer(self._settings) as clicks:
             for event in (Event(*row) for row in live):
                 await pacer.wait()
-                listed = await self._list_of(redis, keys, event.user_id)
+                listed, n = await self._list_of(redis, keys, event.user_id)
                 self._judge.judge(event, listed)
+                if self.now.swap:
+                    history = self._clicks[event.user_id][:n][-KEPT_ITEMS:]
+                    self._after_swap.append(Judged(history, event.item_id, event.item_id in listed[:K]))
                 await clicks.send(event)
                 self._clicks[event.user_id].append(event.item_id)
                 self._follow(event.user_id)
                 self.now.sent += 1
                 self.now.seconds = time.monotonic() - started
                 self.now.events_per_s = self.now.sent / self.now.seconds
+                if self.now.sent == int(self.now.total * RETRAIN_AFTER):
+                    self._retraining.start()
+                    self._screen.note(f"{self.now.sent:,} clicks: retraining begins beside the daemon, on these too")
 
-    async def _list_of(self, redis: RedisClient, keys: Keys, user: str) -> list[str]:
+    async def _list_of(self, redis: RedisClient, keys: Keys, user: str) -> tuple[list[str], int]:
+        """What a page would show, and how many of the user's clicks it was made from."""
         own, popular = await redis.get_many([keys.recommendation(user), keys.popular])
-        value = own or popular
-        return json.loads(value)["items"] if value else []
+        value = json.loads(own or popular or b'{"items": []}')
+        return value["items"], value["n"] if own else 0
 
     def _follow(self, user: str) -> None:
         """The user on the screen: one who clicks now, and not another one every moment."""
@@ -325,17 +393,58 @@ class _LiveReplay:
     async def _draw(self, redis: RedisClient, keys: Keys, http: aiohttp.ClientSession) -> None:
         while True:
             await self._scrape(http)
-            now, judge = self.now, self._judge
-            if judge.judged:
-                now.hit_rate = judge.hits / judge.judged
-                now.popularity_hit_rate = judge.popularity_hits / judge.judged
-                if len(judge.recent) == RECENT_CLICKS:
-                    now.hit_rates_over_time.append(sum(judge.recent) / RECENT_CLICKS)
-            now.user_id, now.clicks = self._followed, list(self._clicks[self._followed])
+            self._see_retraining()
+            now = self.now
+            if rates := self._judge.rates():
+                now.hit_rate, now.popularity_hit_rate = rates.model, rates.popularity
+            lately = self._judge.rates(self._at_spark)
+            if lately and lately.clicks >= now.total / SPARKS:
+                now.hit_rates_over_time.append(lately.model)
+                self._at_spark = self._judge.counts()
+            now.user_id, now.clicks = self._followed, self._clicks[self._followed]
             async for _, value in published(redis, keys, [self._followed] if self._followed else []):
                 self._show_list(value)
             self._screen.draw(now)
             await asyncio.sleep(SCREEN_EVERY_S)
+
+    def _see_retraining(self) -> None:
+        """What became of the retraining, and of the clicks since the swap."""
+        now, retraining = self.now, self._retraining
+        now.retraining_s = time.monotonic() - retraining.began_s if retraining.runs else None
+        if now.round is None and (ended := retraining.ended()):
+            now.round = ended
+            if not ended.promoted:
+                self._screen.note(f"{now.sent:,} clicks: no new model this time: {ended.reason}")
+        if now.swap:
+            now.swap.after = self._judge.rates(self._at_swap)
+            phases = {
+                "before": (-math.inf, retraining.began_s),
+                "training": (retraining.began_s, min(retraining.ended_s, self._swapped_s)),
+                "swap": (self._swapped_s - AROUND_S, self._swapped_s + AROUND_S),
+            }
+            now.swap.p99_ms = {name: self._latencies.p99_ms(*phase) for name, phase in phases.items()}
+
+    def _see_version(self, version: str) -> None:
+        before = self._judge.rates()
+        if self._version not in ("", version) and before:
+            self._swapped_s, self._at_swap = time.monotonic(), self._judge.counts()
+            self.now.swap = Swap(self.now.sent, self._version, version, before, len(self.now.hit_rates_over_time))
+            self._screen.note(f"{self.now.sent:,} clicks: model {version} takes over from {self._version}")
+        self._version = version
+
+    async def _wait_for_swap(self, drawing: asyncio.Task[None]) -> None:
+        """A retraining may need longer than the clicks."""
+        now, deadline = self.now, time.monotonic() + RETRAIN_TIMEOUT_S
+        if self._retraining.runs:
+            self._screen.note("all clicks were handled; waiting for the new model")
+        while not drawing.done():  # it ends where the daemon does
+            self._see_retraining()
+            if not self._retraining.runs and (now.swap or not (now.round and now.round.promoted)):
+                return
+            if time.monotonic() > deadline:
+                now.round = Round(False, f"it was not there {RETRAIN_TIMEOUT_S:.0f} s after the last click")
+                return
+            await asyncio.sleep(0.1)
 
     def _show_list(self, value: PublishedList | None) -> None:
         now = self.now
@@ -362,7 +471,10 @@ class _LiveReplay:
                 self.now.dead_letters = int(sample.value)
             elif sample.name == "streamrec_lag_records":
                 lag += sample.value
+            elif sample.name == "streamrec_model_info":
+                self._see_version(sample.labels["version"])
         self.now.lag_records = int(lag)
+        self._latencies.add(time.monotonic(), cumulative)
         p50, p99 = quantile(cumulative, 0.5), quantile(cumulative, 0.99)
         self.now.p50_ms = None if p50 is None else p50 * 1000
         self.now.p99_ms = None if p99 is None else p99 * 1000
@@ -374,20 +486,10 @@ class _LiveReplay:
 @contextlib.contextmanager
 def _daemon(settings: Settings) -> Iterator[subprocess.Popen[bytes]]:
     """A `streamrec serve` process; it is stopped at the end, and its log shown if it failed."""
-    environ = {name: value for name, value in os.environ.items() if not name.startswith(ENV_PREFIX)}
-    environ |= {
-        "STREAMREC_KAFKA_BOOTSTRAP_SERVERS": settings.kafka_bootstrap_servers,
-        "STREAMREC_REDIS_URL": settings.redis_url.get_secret_value(),
-        "STREAMREC_MODEL_DIR": str(settings.model_dir),
-        "STREAMREC_MAX_LEN": str(settings.max_len),
-        "STREAMREC_FILTER_SEEN": str(settings.filter_seen),
-        "STREAMREC_HTTP_PORT": str(settings.http_port),
-        "STREAMREC_LOG_LEVEL": "WARNING",
-    }
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "streamrec", "serve"],
-            env=environ, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
+            env=environment(settings), stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
             start_new_session=True, preexec_fn=die_with_parent if sys.platform == "linux" else None,
         )  # fmt: skip
         try:
@@ -411,6 +513,21 @@ def _summary(now: Snapshot) -> dict[str, object]:
         "hit_rate_at_10": round(now.hit_rate, 5),
         "popularity_hit_rate_at_10": round(now.popularity_hit_rate, 5),
         "dead_letters": now.dead_letters,
+        "swap": _swap(now.swap, now.round) if now.swap else None,
+    }
+
+
+def _swap(swap: Swap, ended: Round | None) -> dict[str, object]:
+    return {
+        "after_clicks": swap.after_clicks,
+        "version": swap.version,
+        "hit_rate_before": round(swap.before.model, 5),
+        "hit_rate_after": round(swap.after.model, 5) if swap.after else None,
+        "old_model_after": None if swap.old_model_after is None else round(swap.old_model_after, 5),
+        "popularity_before": round(swap.before.popularity, 5),
+        "popularity_after": round(swap.after.popularity, 5) if swap.after else None,
+        "train_s": ended.train_s if ended else None,
+        "p99_ms": swap.p99_ms,
     }
 
 

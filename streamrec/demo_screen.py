@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from rich.console import Console, Group, RenderableType
@@ -14,8 +14,11 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from streamrec.demo_retrain import Round, Swap
+
 LINE_EVERY_S = 5.0
 SHOWN_CLICKS, SHOWN_LISTED = 6, 10
+SPARKS = 26  # points of the hit rate over time
 BLOCKS = "▁▂▃▄▅▆▇█"
 
 
@@ -34,7 +37,10 @@ class Snapshot:
     hit_rate: float = 0.0
     popularity_hit_rate: float = 0.0
     dead_letters: int = 0
-    hit_rates_over_time: list[float] = field(default_factory=list)
+    hit_rates_over_time: list[float] = field(default_factory=list)  # each of as many clicks, at most SPARKS
+    retraining_s: float | None = None  # since it began, while it runs
+    round: Round | None = None
+    swap: Swap | None = None
     user_id: str = ""
     clicks: list[str] = field(default_factory=list)
     listed: list[str] = field(default_factory=list)
@@ -78,6 +84,11 @@ class Screen:
                     f"now first: {'; '.join(self._title(item) for item in now.listed[:3])}",
                     highlight=False, soft_wrap=True, markup=False,
                 )  # fmt: skip
+
+    def note(self, line: str) -> None:
+        """Say something that happened, where nobody watches live."""
+        if not self._live:
+            self._console.print(line, highlight=False, soft_wrap=True, markup=False)
 
     def _picture(self, now: Snapshot) -> RenderableType:
         layout = Layout()
@@ -147,8 +158,25 @@ def _numbers(now: Snapshot) -> RenderableType:
     table.add_row("hit rate@10, popularity", f"{now.popularity_hit_rate:.4f}")
     if now.popularity_hit_rate:
         table.add_row("model / popularity", f"{now.hit_rate / now.popularity_hit_rate:.1f} x")
-    line = Text(sparkline(now.hit_rates_over_time[-30:]), style="green", no_wrap=True)
-    return Group(table, Text(""), Text("hit rate@10 of the model, lately", style="dim"), line)
+    return Group(table, Text(""), Text("hit rate@10 of the model, over time", style="dim"), _over_time(now), _news(now))
+
+
+def _over_time(now: Snapshot) -> Text:
+    blocks = sparkline(now.hit_rates_over_time)
+    if now.swap is None:
+        return Text(blocks, style="green", no_wrap=True)
+    at = now.swap.spark
+    return Text.assemble((blocks[:at], "green"), ("|", "bold"), (blocks[at:], "cyan"), no_wrap=True)
+
+
+def _news(now: Snapshot) -> Text:
+    if now.swap:
+        return Text.assemble(
+            ("|", "bold"), (f" new model {now.swap.version} since click {now.swap.after_clicks:,}", "cyan")
+        )
+    if now.round and not now.round.promoted:
+        return Text(f"no new model this time: {now.round.reason}", style="dim")
+    return Text("" if now.retraining_s is None else f"retraining beside the daemon, {now.retraining_s:.0f} s")
 
 
 def print_summary(console: Console, now: Snapshot, source: str, complete: bool) -> None:
@@ -165,7 +193,35 @@ def print_summary(console: Console, now: Snapshot, source: str, complete: bool) 
         times = now.hit_rate / now.popularity_hit_rate
         table.add_row("the model against popularity", f"{times:.1f} times as many hits")
     table.add_row("dead letters", f"{now.dead_letters:,}")
+    table.add_section()
+    for row in _retraining_rows(now):
+        table.add_row(*row)
     console.print(table)
+
+
+def _retraining_rows(now: Snapshot) -> Iterator[tuple[str, str]]:
+    swap = now.swap
+    if swap is None:
+        if now.round and not now.round.promoted:
+            yield "retrained beside the daemon", f"no new model this time: {now.round.reason}"
+        elif now.round or now.retraining_s is not None:
+            yield "retrained beside the daemon", "stopped before the new model was there"
+        return
+    yield "model", f"{swap.old_version} -> {swap.version}"
+    yield "swapped after", f"{swap.after_clicks:,} of {now.total:,} clicks"
+    if now.round:
+        yield "training beside the daemon", f"{now.round.train_s:.0f} s"
+        yield "its gate: NDCG@10 on the newest clicks", f"{now.round.ndcg:.4f}, old model {now.round.champion_ndcg:.4f}"
+    yield "hit rate@10 before the swap", f"{swap.before.model:.4f}, popularity {swap.before.popularity:.4f}"
+    after = swap.after
+    yield (
+        "hit rate@10 after the swap",
+        f"{after.model:.4f}, popularity {after.popularity:.4f}" if after else "no click came",
+    )
+    if swap.old_model_after is not None:
+        yield "on the same clicks, the old model", f"{swap.old_model_after:.4f}"
+    p99s = (_ms(swap.p99_ms.get(phase)) for phase in ("before", "training", "swap"))
+    yield "p99 before, in training, at the swap", ", ".join(p99s)
 
 
 def sparkline(values: list[float]) -> str:

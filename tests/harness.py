@@ -209,6 +209,39 @@ class Daemon:
             Path(self._log.name).unlink(missing_ok=True)
 
 
+class Retrain:
+    """A `streamrec retrain` process."""
+
+    def __init__(self, settings: Settings, *arguments: str, program: tuple[str, ...] = ("-m", "streamrec")) -> None:
+        with tempfile.NamedTemporaryFile(prefix="retrain-", suffix=".log", delete=False) as log:
+            self._log = Path(log.name)
+            self.process = subprocess.Popen(
+                [sys.executable, *program, "retrain", *arguments], stdout=log, stderr=subprocess.STDOUT,
+                env={**environment_of(settings), "OMP_NUM_THREADS": "1"},
+            )  # fmt: skip
+
+    @property
+    def output(self) -> str:
+        return self._log.read_text()
+
+    async def says(self, text: str) -> None:
+        async def said() -> bool:
+            assert self.process.poll() is None or text in self.output, self.output
+            return text in self.output
+
+        await eventually(said, every_s=0.01)
+
+    async def ends(self, status: int = 0) -> str:
+        found = await asyncio.to_thread(self.process.wait, 100)
+        assert found == status, self.output
+        assert "Traceback" not in self.output
+        return self.output
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
 def environment_of(settings: Settings) -> dict[str, str]:
     """The environment that gives these settings to a process."""
     values = {

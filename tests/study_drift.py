@@ -23,10 +23,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from harness import EVENTS, Daemon, click, raw_producer, wait_caught_up
+from harness import EVENTS, Daemon, Retrain, click, raw_producer, wait_caught_up
 from numpy.typing import NDArray
 from prometheus_client.parser import text_string_to_metric_families
-from test_retrain_worker import Retrain
 
 from sasrec import Event
 from streamrec.archive import EventArchive

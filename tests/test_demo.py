@@ -10,10 +10,12 @@ import psutil
 import pytest
 from harness import eventually
 
-from sasrec import Event, Interactions
+from sasrec import Event, Interactions, ItemVocab, SASRec, SASRecConfig, save_model
 from streamrec.demo import DemoData, Judge
+from streamrec.demo_retrain import HitRates, Judged, Latencies, environment, hit_rate_of, prepare
 from streamrec.demo_screen import sparkline
 from streamrec.movielens import CLICKS, TITLES, FetchError, fetch_movielens, read_titles
+from streamrec.settings import load_settings
 from streamrec.simulator import simulate_clicks
 
 
@@ -43,6 +45,52 @@ def test_the_popularity_baseline_leaves_out_what_the_user_has_seen() -> None:
     assert judge_one(judge, "b", "i10", []) == (0, 1), "the most popular one that b has not seen"
     judge = Judge(past_clicks(*clicks), filter_seen=False)
     assert judge_one(judge, "b", "i10", []) == (0, 0)
+
+
+def test_hit_rates_are_of_the_clicks_since_a_moment() -> None:
+    judge = Judge(past_clicks(("a", "x"), ("a", "y")), filter_seen=True)
+    assert judge.rates() is None
+    judge.judge(Event("u", "x", 0), ["x"])
+    then = judge.counts()
+    assert judge.rates(then) is None
+    judge.judge(Event("u", "z", 0), ["x"])
+    assert judge.rates(then) == HitRates(1, 0.0, 0.0)
+    assert judge.rates() == HitRates(2, 0.5, 0.5)
+
+
+def test_latencies_of_one_time_leave_out_those_of_another() -> None:
+    def scrape(fast: int, slow: int) -> list[tuple[float, float]]:
+        return [(0.01, fast), (0.1, fast + slow), (float("inf"), fast + slow)]
+
+    latencies = Latencies()
+    assert latencies.p99_ms(0, 1) is None
+    for at_s, (fast, slow) in enumerate([(100, 0), (200, 0), (200, 100), (200, 100), (300, 100)]):
+        latencies.add(float(at_s), scrape(fast, slow))
+    assert latencies.p99_ms(-float("inf"), 1.0) == pytest.approx(9.9), "fast ones alone"
+    assert latencies.p99_ms(1.0, 2.0) == pytest.approx(99.1), "slow ones alone"
+    assert latencies.p99_ms(2.0, 3.0) is None, "no click came"
+    assert latencies.p99_ms(2.5, 99.0) == pytest.approx(9.9), "up to the last scrape"
+
+
+def test_a_child_is_under_the_same_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flags = {"redis_url": "redis://:secret@localhost:1/2", "registry_dir": tmp_path, "filter_seen": False}
+    settings = load_settings(flags=flags)
+    for name, value in environment(settings).items():
+        monkeypatch.setenv(name, value)
+    assert load_settings().model_dump() == settings.model_dump()
+
+
+def test_the_hit_rate_of_another_model_is_that_of_the_lists_it_would_have_made(tmp_path: Path) -> None:
+    settings = load_settings(flags={
+        "registry_dir": tmp_path / "registry", "archive_dir": tmp_path / "archive", "filter_seen": True,
+    })  # fmt: skip
+    vocab = ItemVocab.from_items([f"i{n}" for n in range(11)])
+    version = save_model(tmp_path / "model", SASRec(SASRecConfig(len(vocab), max_len=4, hidden_units=4)), vocab, {})
+    prepare(settings, tmp_path / "model", past_clicks(("a", "i1"), ("a", "i2")))
+    listed = [Judged(["i0"], f"i{n}", False) for n in range(11)]
+    assert hit_rate_of(settings, version, listed) == pytest.approx(10 / 11), "all but the one that the user has seen"
+    popular = [Judged([], "i1", True), Judged([], "i1", False)]
+    assert hit_rate_of(settings, version, popular) == 0.5, "whichever model it is, the popular list is the same"
 
 
 def test_seen_items_are_recommended_where_clicks_repeat() -> None:
@@ -104,6 +152,9 @@ def own_clicks(tmp_path: Path) -> Path:
     return path
 
 
+NOON_MS = 1_700_000_000_000
+
+
 def start_demo(clicks: Path, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "streamrec", "demo", "--data", str(clicks), "--epochs", "3", *arguments],
@@ -112,33 +163,52 @@ def start_demo(clicks: Path, *arguments: str) -> subprocess.Popen[str]:
     )  # fmt: skip
 
 
-def test_the_demo_runs_on_ones_own_clicks_and_writes_its_summary(own_clicks: Path, tmp_path: Path) -> None:
+def test_the_demo_runs_on_ones_own_clicks_and_a_new_model_takes_over(own_clicks: Path, tmp_path: Path) -> None:
     summary = tmp_path / "summary.json"
     # slow enough for lists to be there before a user's next click, whatever else the machine does
-    with start_demo(own_clicks, "--rate", "150", "--json", str(summary)) as demo:
+    with start_demo(own_clicks, "--rate", "40", "--json", str(summary)) as demo:
         output, _ = demo.communicate(timeout=200)
     assert demo.returncode == 0, output
     written = json.loads(summary.read_text())
     assert written.keys() == {
-        "events", "events_per_s", "latency_ms", "hit_rate_at_10", "popularity_hit_rate_at_10", "dead_letters"
+        "events", "events_per_s", "latency_ms", "hit_rate_at_10", "popularity_hit_rate_at_10", "dead_letters", "swap",
     }  # fmt: skip
     assert written["events"] == 800
     assert written["dead_letters"] == 0
     assert 0 < written["latency_ms"]["p50"] <= written["latency_ms"]["p99"]
     assert 0 < written["hit_rate_at_10"] <= 1
+    swap = written["swap"]
+    assert swap, output
+    assert f"model {swap['version']} takes over" in output
+    assert 400 < swap["after_clicks"] <= 800
+    assert 0 < swap["hit_rate_before"] <= 1
+    assert swap["train_s"] > 0
+    assert swap["p99_ms"].keys() == {"before", "training", "swap"}
+    assert swap["p99_ms"]["before"] > 0 and swap["p99_ms"]["training"] > 0
 
 
-async def test_ctrl_c_ends_the_demo_cleanly_and_leaves_no_child_behind(own_clicks: Path) -> None:
-    with start_demo(own_clicks, "--rate", "20") as demo:
+def test_clicks_too_few_for_a_retrain_leave_the_demo_working(tmp_path: Path) -> None:
+    path, summary = tmp_path / "clicks.csv", tmp_path / "summary.json"
+    path.write_text("user_id,item_id,timestamp\n" + "".join(f"u{n % 2},i{n % 3},{NOON_MS + n}\n" for n in range(12)))
+    with start_demo(path, "--json", str(summary)) as demo:
+        output, _ = demo.communicate(timeout=200)
+    assert demo.returncode == 0, output
+    assert json.loads(summary.read_text())["swap"] is None
+    assert "no new model this time: no user has a new event" in output
+
+
+@pytest.mark.parametrize("command", ["serve", "retrain"])
+async def test_ctrl_c_ends_the_demo_cleanly_and_leaves_no_child_behind(own_clicks: Path, command: str) -> None:
+    with start_demo(own_clicks, "--rate", "20" if command == "serve" else "60") as demo:
         family = psutil.Process(demo.pid)
 
-        async def daemon_serves() -> list[psutil.Process]:
+        async def command_runs() -> list[psutil.Process]:
             assert demo.poll() is None, demo.stdout
             children = family.children(recursive=True)
-            serving = any("serve" in child.cmdline() and child.net_connections() for child in children)
-            return children if serving and len(children) >= 3 else []
+            running = any(command in child.cmdline() and child.net_connections() for child in children)
+            return children if running and len(children) >= 3 else []
 
-        children = await eventually(daemon_serves, timeout_s=120)
+        children = await eventually(command_runs, timeout_s=120)
         demo.send_signal(signal.SIGINT)
         output, _ = demo.communicate(timeout=60)
     assert demo.returncode == 130

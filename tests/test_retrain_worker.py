@@ -9,13 +9,23 @@ import random
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import Daemon, Record, click, environment_of, eventually, feed, raw_producer, read_topic, wait_caught_up
+from harness import (
+    Daemon,
+    Record,
+    Retrain,
+    click,
+    environment_of,
+    eventually,
+    feed,
+    raw_producer,
+    read_topic,
+    wait_caught_up,
+)
 from oracle import assert_delivered
 
 from sasrec import Event
@@ -72,39 +82,6 @@ def settings(make_settings: MakeSettings, tmp_path: Path) -> Settings:
 
 def changed(settings: Settings, **changes: Any) -> Settings:
     return settings.model_copy(update=changes)
-
-
-class Retrain:
-    """A `streamrec retrain` process."""
-
-    def __init__(self, settings: Settings, *arguments: str, program: tuple[str, ...] = ("-m", "streamrec")) -> None:
-        with tempfile.NamedTemporaryFile(prefix="retrain-", suffix=".log", delete=False) as log:
-            self._log = Path(log.name)
-            self.process = subprocess.Popen(
-                [sys.executable, *program, "retrain", *arguments], stdout=log, stderr=subprocess.STDOUT,
-                env={**environment_of(settings), "OMP_NUM_THREADS": "1"},
-            )  # fmt: skip
-
-    @property
-    def output(self) -> str:
-        return self._log.read_text()
-
-    async def says(self, text: str) -> None:
-        async def said() -> bool:
-            assert self.process.poll() is None or text in self.output, self.output
-            return text in self.output
-
-        await eventually(said, every_s=0.01)
-
-    async def ends(self, status: int = 0) -> str:
-        found = await asyncio.to_thread(self.process.wait, 100)
-        assert found == status, self.output
-        assert "Traceback" not in self.output
-        return self.output
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.wait()
 
 
 @pytest.fixture
