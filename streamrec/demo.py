@@ -166,8 +166,7 @@ def _flags(data: DemoData, servers: EmbeddedServers, folder: Path) -> dict[str, 
         "train_days": 36_500,
         "train_batch_size": BATCH_SIZE,
         "train_update_epochs": 5,
-        "train_learning_rate": 3e-4,  # smaller than the first training's: a little that is new must not undo it
-        "train_replay": 4.0,  # and what is new are a few users' clicks, a few hundred windows
+        "train_replay": 4.0,  # what is new are a few users' clicks, a few hundred windows
         "holdout_share": 0.02,  # so that most of the live clicks so far are trained on
     } | {f"model_{name}": getattr(SHAPE, name) for name in MODEL_SETTINGS}
 

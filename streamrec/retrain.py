@@ -146,7 +146,7 @@ def train_config(settings: Settings, num_items: int, mode: str = "full") -> Trai
     return TrainConfig(
         epochs=settings.train_epochs if mode == "full" else settings.train_update_epochs,
         batch_size=settings.train_batch_size,
-        learning_rate=settings.train_learning_rate,
+        learning_rate=settings.train_learning_rate if mode == "full" else settings.train_update_learning_rate,
         patience=settings.train_patience,
         replay=settings.train_replay,
         loss="cross_entropy" if num_items <= MANY_ITEMS else "sampled_softmax",

@@ -93,8 +93,11 @@ class Settings(BaseSettings):
     train_days: float = Field(90, gt=0, description="models are trained on the clicks of so many days")
     train_epochs: int = Field(50, ge=1, description="most epochs of a training")
     train_update_epochs: int = Field(10, ge=1, description="most epochs of an incremental round")
+    train_update_learning_rate: float = Field(
+        3e-4, gt=0, description="of incremental rounds: a little that is new must not undo what was learned"
+    )
     train_replay: float = Field(
-        1.0, ge=0, description="incremental rounds: windows of old clicks for each window with new ones"
+        2.0, ge=0, description="incremental rounds: windows of old clicks for each window with new ones"
     )
     train_batch_size: int = Field(64, ge=1, description="windows in a batch of a training")
     train_learning_rate: float = Field(1e-3, gt=0, description="of AdamW")

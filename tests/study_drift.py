@@ -53,7 +53,7 @@ SETTINGS: dict[str, Any] = {
     "model_dir": None, "filter_seen": False,  # walkers come back to items
     "popular_half_life_s": 20,  # popularity is to follow the turn as well as it can
     "model_max_len": 20, "model_hidden_units": 32, "model_num_blocks": 1, "model_dropout_rate": 0.1,
-    "train_learning_rate": 0.003, "holdout_share": 0.05, "archive_flush_s": 2,
+    "train_learning_rate": 0.003, "train_update_learning_rate": 0.003, "holdout_share": 0.05, "archive_flush_s": 2,
 }  # fmt: skip
 
 

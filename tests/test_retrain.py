@@ -25,7 +25,8 @@ MakeSettings = Callable[..., Settings]
 ITEMS = 12
 QUICK: dict[str, Any] = {
     "model_max_len": 8, "model_hidden_units": 16, "model_num_blocks": 1, "model_dropout_rate": 0.0,
-    "train_epochs": 60, "train_batch_size": 16, "train_learning_rate": 0.01, "train_patience": 0, "filter_seen": False,
+    "train_epochs": 60, "train_batch_size": 16, "train_learning_rate": 0.01, "train_update_learning_rate": 0.01,
+    "train_patience": 0, "filter_seen": False,
 }  # fmt: skip
 
 

@@ -45,7 +45,8 @@ BASE_MS = 1_700_000_000_000
 QUICK: dict[str, Any] = {
     "model_max_len": 8, "model_hidden_units": 16, "model_num_blocks": 1, "model_dropout_rate": 0.0,
     "train_epochs": 40, "train_update_epochs": 10, "train_batch_size": 16, "train_learning_rate": 0.01,
-    "train_patience": 0, "filter_seen": False, "archive_flush_s": 0.2, "registry_poll_s": 3600,
+    "train_update_learning_rate": 0.01, "train_patience": 0, "filter_seen": False,
+    "archive_flush_s": 0.2, "registry_poll_s": 3600,
 }  # fmt: skip
 # Kills its own process when it is about to flush a file for the n-th time: a SIGKILL at a moment that can be chosen.
 KILLED_AT_FLUSH = """

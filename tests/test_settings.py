@@ -53,6 +53,7 @@ VALUES: dict[str, tuple[Any, Any]] = {
     "retrain_min_new_events": (100, 0),
     "train_days": (7.0, 30.0),
     "train_update_epochs": (2, 20),
+    "train_update_learning_rate": (0.01, 0.0001),
     "train_replay": (0.0, 2.5),
     "train_epochs": (1, 5),
     "train_batch_size": (16, 128),
