@@ -149,14 +149,21 @@ class EventArchive:
     def merge(self, partition: int) -> int:
         """Put small segments of a partition together, once there are many; returns how many became one.
 
+        None do while somebody prunes them; the next call tries again.
+
         Raises:
             ArchiveError: a segment is damaged, or the new one cannot be written.
         """
+        with contextlib.suppress(FileNotFoundError):
+            return self._merge(partition)
+        return 0
+
+    def _merge(self, partition: int) -> int:
         segments = self._segments_of(partition)
         counted = {segment.path for segment in segments}
         for path in self._epoch.glob(f"partition-{partition}/[!.]*"):
             if path not in counted:  # covered: whoever merged them was killed before he had removed them
-                path.unlink()
+                path.unlink(missing_ok=True)
         small = list(itertools.takewhile(lambda s: s.path.stat().st_size < SMALL_BYTES, reversed(segments)))[::-1]
         if len(small) < MERGED_AT:
             return 0
@@ -166,7 +173,7 @@ class EventArchive:
         path = self._path(partition, small[0].first, small[-1].next)
         _write(whole.replace_schema_metadata({DEAD_LETTERS: dead_letters}), path)
         for segment in small:
-            segment.path.unlink()
+            segment.path.unlink(missing_ok=True)
         return len(small)
 
     def _path(self, partition: int, first: int, next_offset: int) -> Path:
@@ -219,7 +226,7 @@ class EventArchive:
                 continue
             times = table["timestamp_ms"].to_numpy()
             if not len(times) or times.max() < before_ms:
-                segment.path.unlink()
+                segment.path.unlink(missing_ok=True)
                 removed += 1
         return removed
 

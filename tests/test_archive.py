@@ -116,6 +116,22 @@ def test_a_merge_that_was_killed_before_it_removed_the_small_ones_doubles_nothin
     assert len(list(tmp_path.rglob("*.parquet"))) == 2, "the next look removes them"
 
 
+def test_a_merge_gives_way_to_whoever_prunes_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("streamrec.archive.MERGED_AT", 5)
+    archive = many_small(tmp_path)
+    list_segments = EventArchive._segments_of
+
+    def listed_then_pruned(self: EventArchive, partition: int) -> object:
+        found = list_segments(self, partition)
+        found[0].path.unlink()
+        return found
+
+    with monkeypatch.context() as patched:
+        patched.setattr(EventArchive, "_segments_of", listed_then_pruned)
+        assert archive.merge(0) == 0
+    assert rows(archive) == expected(*(click(0, n) for n in range(1, 5)))
+
+
 def test_whoever_reads_while_segments_are_merged_reads_all_of_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
