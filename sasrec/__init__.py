@@ -1,7 +1,7 @@
 """sasrec: self-attentive sequential recommendation (Kang & McAuley 2018) with incremental inference.
 
-The modules, lowest first: vocab, readers, data, model, losses, engine, evaluate, baselines, checkpoint, datasets,
-train, estimator, recommender.
+The modules, lowest first: vocab, readers, plots, data, model, losses, engine, evaluate, baselines, checkpoint,
+datasets, train, stream_eval, estimator, recommender.
 """
 
 from sasrec.checkpoint import ModelDirectoryError, SavedModel, load_model, read_metadata, save_model

@@ -160,10 +160,15 @@ class Sequences:
         histories = [train[int(user)] for user in np.flatnonzero(held)]
         return train, Holdout(histories, self.items[self.offsets[1:][held] - 1])
 
-    def each_after_the_first(self) -> Holdout:
-        """Every event but a user's first as a target, after all of its user before it."""
+    def each_after_the_first(self, which: NDArray[np.bool_] | None = None) -> Holdout:
+        """Every event but a user's first as a target, after all of its user before it.
+
+        Args:
+            which: (N,) only the events marked so; all by default.
+        """
         starts = np.repeat(self.offsets[:-1], np.diff(self.offsets))
-        targets = np.flatnonzero(np.arange(len(starts)) > starts)
+        later = np.arange(len(starts)) > starts
+        targets = np.flatnonzero(later if which is None else later & which)
         return Holdout([self.items[starts[at] : at] for at in targets], self.items[targets])
 
 

@@ -328,14 +328,13 @@ class _SASRecEstimator:
         )
         sequences = Sequences.build(both.in_order(), vocab)  # its outcomes mark the targets
         assert sequences.outcomes is not None
-        starts = np.repeat(sequences.offsets[:-1], np.diff(sequences.offsets))
-        targets = np.flatnonzero((sequences.outcomes > 0) & (np.arange(len(starts)) > starts))
-        if not len(targets):
+        holdout = sequences.each_after_the_first(sequences.outcomes > 0)
+        if not len(holdout):
             raise ValueError(
                 "valid_interactions holds no event that is new, on an item of the training data, and of a user with an "
                 "earlier event: there is nothing to validate on"
             )
-        return Holdout([sequences.items[starts[at] : at] for at in targets], sequences.items[targets])
+        return holdout
 
     def _take(self, model: SASRec, vocab: ItemVocab) -> None:
         # slack 1: the newest max_len events, as in the paper; windows move in jumps only where a cache is to gain by it

@@ -35,6 +35,7 @@ from sasrec.data import Interactions, Sequences
 from sasrec.engine import Engine
 from sasrec.evaluate import Scorer, evaluate
 from sasrec.model import SASRec, SASRecConfig
+from sasrec.plots import new_figure
 from sasrec.readers import DataFileError
 from sasrec.train import TrainConfig, grown, train
 from sasrec.vocab import ItemVocab
@@ -200,11 +201,7 @@ def plot(cycles: Sequence[Cycle], path: Path) -> None:
     Raises:
         ImportError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("plots need matplotlib; install it with: pip install matplotlib") from error
-    figure = Figure(figsize=(9, 4), layout="constrained")
+    figure = new_figure(9, 4)
     names = [name for name in dict.fromkeys(cycle.name for cycle in cycles) if name != "popularity"]  # far below
     for number, (what, title) in enumerate((("recall", f"R@{K}"), ("mrr", f"MRR@{K}")), start=1):
         axes = figure.add_subplot(1, 2, number, xlabel="period", title=title)

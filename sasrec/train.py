@@ -21,6 +21,7 @@ from sasrec.data import Holdout, Indices, Outcomes, Sequences, TrainingWindows
 from sasrec.engine import Engine
 from sasrec.evaluate import Metrics, evaluate
 from sasrec.model import SASRec, SASRecConfig, option
+from sasrec.plots import new_figure
 from sasrec.vocab import PADDING
 
 log = logging.getLogger(__name__)
@@ -132,11 +133,7 @@ class TrainResult:
         Raises:
             ImportError: matplotlib is not installed.
         """
-        try:
-            from matplotlib.figure import Figure
-        except ImportError as error:
-            raise ImportError("plots need matplotlib; install it with: pip install matplotlib") from error
-        figure = Figure(figsize=(7, 4), layout="constrained")
+        figure = new_figure(7, 4)
         axes = figure.add_subplot(xlabel="epoch", ylabel="loss")
         at = range(1, len(self.epochs) + 1)
         axes.plot(at, [epoch.loss for epoch in self.epochs], color="tab:blue", label="training loss")

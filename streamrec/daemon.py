@@ -10,8 +10,7 @@ import asyncio
 import contextlib
 import logging
 import os
-import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any
 
 import torch
@@ -33,6 +32,7 @@ from streamrec.registry import Registry
 from streamrec.sequences import SequenceStore
 from streamrec.settings import Settings
 from streamrec.shadow import Shadow
+from streamrec.stop_signals import stop_signals
 from streamrec.web import WebServer
 from streamrec.worker import Worker
 
@@ -130,15 +130,11 @@ async def _run(
 ) -> int:
     stop = asyncio.Event()
 
-    def told_to_stop(name: str) -> None:
-        if stop.is_set():
-            log.warning("stopped at once", extra={"signal": name})
-            os._exit(1)
+    def told(name: str) -> None:
         log.info("stopping: the batch in hand is finished first", extra={"signal": name})
         health.stopping = True
-        stop.set()
 
-    with _signals(told_to_stop):
+    with stop_signals(stop, told):
         loop = asyncio.create_task(worker.run(stop, burst), name="worker")
         asked = asyncio.create_task(stop.wait())
         await asyncio.wait((loop, asked), return_when=asyncio.FIRST_COMPLETED)
@@ -219,15 +215,3 @@ def _report(task: asyncio.Task[None]) -> None:
     """A task in the background that fails must not do so unseen: the clicks go on without it."""
     if not task.cancelled() and task.exception() is not None:
         log.error("a part in the background has failed and stays away until a restart", exc_info=task.exception())
-
-
-@contextlib.contextmanager
-def _signals(handler: Callable[[str], None]) -> Iterator[None]:
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, handler, number.name)
-    try:
-        yield
-    finally:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.remove_signal_handler(number)

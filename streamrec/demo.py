@@ -65,7 +65,7 @@ from streamrec.metrics import quantile
 from streamrec.movielens import TITLES, FetchError, cache_folder, fetch_movielens, read_titles
 from streamrec.redis_client import RedisClient
 from streamrec.replay import Pacer, click_producer
-from streamrec.retrain import MODEL_SETTINGS
+from streamrec.retrain import MODEL_SETTINGS, loss_for
 from streamrec.schemas import PublishedList
 from streamrec.settings import ENV_PREFIX, Settings, load_settings
 from streamrec.simulator import simulate_clicks
@@ -75,7 +75,6 @@ NEWEST_EVENTS = 100_000  # of one's own data: what trains within a minute or so 
 KEPT_ITEMS = 200  # of a user in Redis: more than the model's window, so that more seen items are left out
 SHAPE = SASRecConfig(num_items=1, max_len=50, hidden_units=64, dropout_rate=0.3)
 BATCH_SIZE = 32
-MANY_ITEMS = 10_000  # above, the full softmax costs too much for a demo
 REPEATS_MATTER = 0.1  # share of clicks on an item that the user clicked before
 TRAIN_LIMIT_S = 120.0  # on a slow machine fewer epochs must do
 SCREEN_EVERY_S = 0.25
@@ -198,7 +197,7 @@ def _train(past: Interactions, epochs: int, console: Console) -> Path:
         epochs=epochs,
         batch_size=BATCH_SIZE,
         patience=4,
-        loss="cross_entropy" if len(vocab) <= MANY_ITEMS else "sampled_softmax",
+        loss=loss_for(len(vocab)),
     )
     config = replace(SHAPE, num_items=len(vocab))
     deadline = time.monotonic() + TRAIN_LIMIT_S

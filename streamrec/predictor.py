@@ -9,11 +9,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from sasrec import Engine, SavedModel
+from sasrec import Engine, Ranking, SavedModel
 from streamrec.lists import POPULAR, SharedLists
 from streamrec.metrics import Metrics
 from streamrec.schemas import Recommendation, UserSequence
@@ -29,6 +29,26 @@ def open_engine(settings: Settings, saved: SavedModel, share: float = 1.0) -> En
     window = min(settings.max_len or saved.model.config.max_len, saved.model.config.max_len)
     cache_bytes = int(settings.cache_bytes * share)
     return Engine(saved.model, saved.vocab, version=saved.version, cache_bytes=cache_bytes, max_len=window)
+
+
+def rank(
+    engine: Engine, sequences: Sequence[UserSequence], k: int, settings: Settings, lists: SharedLists
+) -> list[tuple[Ranking, str]]:
+    """What each user is to see, and whose list it is: the engine's, or the popular one where it knows no item."""
+    rankings = engine.recommend(
+        [sequence.items for sequence in sequences],
+        k,
+        users=[sequence.user_id for sequence in sequences],
+        counts=[sequence.session_n for sequence in sequences],
+        filter_seen=settings.filter_seen,
+        blocked=lists.blocked,
+    )
+    return [
+        (lists.popular_for(sequence.items if settings.filter_seen else (), k), POPULAR)
+        if ranking is None
+        else (ranking, engine.version)
+        for sequence, ranking in zip(sequences, rankings, strict=True)
+    ]
 
 
 class Predictor:
@@ -94,32 +114,19 @@ class Predictor:
 
     def _predict(self, sequences: list[UserSequence]) -> list[Recommendation]:
         started = time.perf_counter()
-        engine, top_k = self._engine, self._settings.top_k
-        rankings = engine.recommend(
-            [sequence.items for sequence in sequences],
-            top_k,
-            users=[sequence.user_id for sequence in sequences],
-            counts=[sequence.session_n for sequence in sequences],
-            filter_seen=self._settings.filter_seen,
-            blocked=self._lists.blocked,
-        )
-        recommendations = []
-        for sequence, ranking in zip(sequences, rankings, strict=True):
-            model = engine.version if ranking else POPULAR
-            if ranking is None:
-                seen = sequence.items if self._settings.filter_seen else ()
-                ranking = self._lists.popular_for(seen, top_k)
-            recommendations.append(
-                Recommendation(
-                    sequence.user_id,
-                    ranking.items,
-                    [round(score, 5) for score in ranking.scores],
-                    model,
-                    sequence.last_event_ts_ms,
-                    sequence.n,
-                    sequence.record_ts_ms,
-                )
+        ranked = rank(self._engine, sequences, self._settings.top_k, self._settings, self._lists)
+        recommendations = [
+            Recommendation(
+                sequence.user_id,
+                ranking.items,
+                [round(score, 5) for score in ranking.scores],
+                model,
+                sequence.last_event_ts_ms,
+                sequence.n,
+                sequence.record_ts_ms,
             )
+            for sequence, (ranking, model) in zip(sequences, ranked, strict=True)
+        ]
         self._metrics.inference_seconds.observe(time.perf_counter() - started)
         self._count(sequences)
         return recommendations

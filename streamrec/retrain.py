@@ -40,6 +40,7 @@ from sasrec import (
 )
 from sasrec.baselines import MarkovChain, Popularity
 from sasrec.data import Indices
+from sasrec.train import Loss
 from streamrec.archive import EventArchive
 from streamrec.errors import RegistryError, RetrainError, RetrainStopped
 from streamrec.registry import Registry
@@ -54,6 +55,7 @@ LISTED_CASES = 500  # of which the lists themselves are compared
 VALIDATION_USERS = 500  # at least, or a tenth of all: their last clicks choose the epoch, and train nothing
 MANY_ITEMS = 10_000  # ranking all of them at every click becomes slow: a sample of the catalogue stands for it
 DAY_MS = 86_400_000
+MODEL_SETTINGS = ("max_len", "hidden_units", "num_blocks", "num_heads", "dropout_rate")
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,7 @@ def retrain(settings: Settings, *, progress: bool = False, stop: Callable[[], bo
     rounds_since_full = _rounds_since_full(registry)
     begin = _beginning(settings, past, champion, config, rounds_since_full)
     mode = "full" if begin.champion is None else "incremental"
-    how = train_config(settings, len(begin.vocab), mode)
+    how = _train_config(settings, len(begin.vocab), mode)
     gap_ms = settings.session_gap_s * 1000
     log.info("training", extra={
         "mode": mode, "why": begin.why, "events": len(past), "new": len(past) if begin.new is None else begin.new.sum(),
@@ -138,10 +140,12 @@ def retrain(settings: Settings, *, progress: bool = False, stop: Callable[[], bo
     return Verdict(version, mode, reason is None, reason or "it passed the gate", report)
 
 
-MODEL_SETTINGS = ("max_len", "hidden_units", "num_blocks", "num_heads", "dropout_rate")
+def loss_for(num_items: int) -> Loss:
+    """The loss that ranks best and can still be paid for with so many items."""
+    return "cross_entropy" if num_items <= MANY_ITEMS else "sampled_softmax"
 
 
-def train_config(settings: Settings, num_items: int, mode: str = "full") -> TrainConfig:
+def _train_config(settings: Settings, num_items: int, mode: str) -> TrainConfig:
     """How a round trains a catalogue of so many items."""
     return TrainConfig(
         epochs=settings.train_epochs if mode == "full" else settings.train_update_epochs,
@@ -149,7 +153,7 @@ def train_config(settings: Settings, num_items: int, mode: str = "full") -> Trai
         learning_rate=settings.train_learning_rate if mode == "full" else settings.train_update_learning_rate,
         patience=settings.train_patience,
         replay=settings.train_replay,
-        loss="cross_entropy" if num_items <= MANY_ITEMS else "sampled_softmax",
+        loss=loss_for(num_items),
     )
 
 

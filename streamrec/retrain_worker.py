@@ -13,11 +13,10 @@ import asyncio
 import contextlib
 import logging
 import os
-import signal
 import socket
 import time
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from datetime import datetime
 
 from streamrec.archive import EventArchive
@@ -28,6 +27,7 @@ from streamrec.redis_client import RedisClient
 from streamrec.registry import Registry
 from streamrec.retrain import Verdict, retrain
 from streamrec.settings import Settings
+from streamrec.stop_signals import stop_signals
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ class RetrainWorker:
             RetrainStopped: a signal came first.
             StreamrecError: the round cannot be done, or another worker trains.
         """
-        with self._signals():
+        with stop_signals(self._stop, _told):
             if self._follow:
                 await Archiver(self._settings, self._archive).run(self._stop, burst=True)
             return await self._round()
@@ -71,7 +71,7 @@ class RetrainWorker:
         Raises:
             StreamrecError: topic or archive cannot be used.
         """
-        with self._signals():
+        with stop_signals(self._stop, _told):
             rounds = asyncio.create_task(self._rounds())
             try:
                 if self._follow:
@@ -161,20 +161,6 @@ class RetrainWorker:
         last = next((offsets for offsets in reversed(known) if isinstance(offsets, dict)), {})
         return sum(end - int(last.get(str(number), 0)) for number, end in self._archive.next_offsets().items())
 
-    @contextlib.contextmanager
-    def _signals(self) -> Iterator[None]:
-        def told_to_stop(name: str) -> None:
-            if self._stop.is_set():
-                log.warning("stopped at once", extra={"signal": name})
-                os._exit(1)
-            log.info("stopping", extra={"signal": name})
-            self._stop.set()
 
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, told_to_stop, number.name)
-        try:
-            yield
-        finally:
-            for number in (signal.SIGTERM, signal.SIGINT):
-                loop.remove_signal_handler(number)
+def _told(name: str) -> None:
+    log.info("stopping", extra={"signal": name})

@@ -17,10 +17,10 @@ from functools import partial
 
 from sasrec import Engine
 from streamrec.judge import Judged, K
-from streamrec.lists import SharedLists
+from streamrec.lists import POPULAR, SharedLists
 from streamrec.metrics import Metrics
 from streamrec.online import OnlineCounts
-from streamrec.predictor import Predictor
+from streamrec.predictor import Predictor, rank
 from streamrec.schemas import UserSequence
 from streamrec.settings import Settings
 
@@ -132,21 +132,11 @@ class Shadow:
 
     def _score(self, engine: Engine, sequences: Sequence[UserSequence]) -> list[_Listed]:
         """The list of each, as the predictor would make it; in its thread."""
-        k = min(K, self._settings.top_k)
-        rankings = engine.recommend(
-            [sequence.items for sequence in sequences],
-            k,
-            users=[sequence.user_id for sequence in sequences],
-            counts=[sequence.session_n for sequence in sequences],
-            filter_seen=self._settings.filter_seen,
-            blocked=self._lists.blocked,
-        )
-        lists = []
-        for sequence, ranking in zip(sequences, rankings, strict=True):
-            seen = sequence.items if self._settings.filter_seen else ()
-            shown = self._lists.popular_for(seen, k) if ranking is None else ranking
-            lists.append(_Listed(sequence.n, shown.items, own=ranking is not None))
-        return lists
+        ranked = rank(engine, sequences, min(K, self._settings.top_k), self._settings, self._lists)
+        return [
+            _Listed(sequence.n, ranking.items, own=model != POPULAR)
+            for sequence, (ranking, model) in zip(sequences, ranked, strict=True)
+        ]
 
     def _remember(self, sequences: Sequence[UserSequence], lists: Sequence[_Listed]) -> None:
         for sequence, listed in zip(sequences, lists, strict=True):

@@ -7,8 +7,6 @@ import contextlib
 import json
 import random
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,11 +17,13 @@ from harness import (
     Record,
     Retrain,
     click,
-    environment_of,
     eventually,
     feed,
+    models,
     raw_producer,
     read_topic,
+    serves,
+    versions_published,
     wait_caught_up,
 )
 from oracle import assert_delivered
@@ -31,7 +31,6 @@ from oracle import assert_delivered
 from sasrec import Event
 from streamrec.archive import EventArchive
 from streamrec.errors import ArchiveError, RetrainError, RetrainStopped
-from streamrec.inspection import published
 from streamrec.keys import Keys
 from streamrec.redis_client import RedisClient
 from streamrec.registry import Registry
@@ -356,15 +355,12 @@ async def test_promotion_refusal_damage_rollback_and_kills_while_the_daemon_serv
     daemon = start_daemon(**where)
     await daemon.wait_ready()
 
-    async def serves(version: str | None) -> bool:
-        return await daemon.metric("streamrec_model_info", version=str(version)) == 1
-
     async with clicking(settings, start_step=20, per_s=60):
         # a retrain in mid-stream that promotes: the message alone tells the daemon
         await start("--once").ends()
         second = champion_of(settings)
         assert second != first
-        await eventually(lambda: serves(second))
+        await eventually(lambda: serves(daemon, str(second)))
 
         # killed in the middle of the archive
         archiving = start("--every", "1h")
@@ -408,22 +404,20 @@ async def test_promotion_refusal_damage_rollback_and_kills_while_the_daemon_serv
         await start("--once").ends()
         third = champion_of(settings)
         assert third not in (first, second)
-        await eventually(lambda: serves(third))
+        await eventually(lambda: serves(daemon, str(third)))
         weights = registry.folder / "versions" / str(second) / "model.safetensors"
         whole = weights.read_bytes()
         weights.write_bytes(whole[:-4] + b"rust")
         damaged = await asyncio.to_thread(models, settings, "promote", str(second))
         assert (damaged.returncode, "is damaged" in damaged.stderr) == (1, True)
-        assert await serves(third)
+        assert await serves(daemon, str(third))
         weights.write_bytes(whole)
         assert (await asyncio.to_thread(models, settings, "rollback")).returncode == 0
-        await eventually(lambda: serves(second))
+        await eventually(lambda: serves(daemon, str(second)))
     await wait_caught_up(settings)
 
     async def everybody_has_its_list() -> bool:
-        async with RedisClient(settings) as redis:
-            lists = published(redis, Keys(settings.redis_key_prefix), None)
-            return {value.model async for _, value in lists if value} <= {second, "popular"}
+        return set((await versions_published(settings)).values()) <= {second, "popular"}
 
     await eventually(everybody_has_its_list)
     await assert_delivered(make_settings(model_dir=registry.folder / "versions" / str(second), filter_seen=False))
@@ -444,11 +438,3 @@ async def take_lock_from_the_dead(settings: Settings) -> None:
         (holder,) = await redis.get_many([key])
         assert holder is not None
         await redis.lock(key, holder.decode(), 0)
-
-
-def models(settings: Settings, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """`streamrec models ...` as an operator runs it."""
-    command = [sys.executable, "-m", "streamrec", "models", *arguments]
-    return subprocess.run(
-        command, env=environment_of(settings), capture_output=True, text=True, timeout=60, check=False
-    )
