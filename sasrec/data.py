@@ -196,13 +196,16 @@ class TrainingWindows:
     Windows are cut from the newest end, so that the newest one is the fullest. No prefix is expanded: a
     window of T tokens trains T predictions.
 
+    Args:
+        newest: only the newest window of each user; what is older is not trained on.
+
     Raises:
         ValueError: no user has two events, so there is nothing to learn from.
     """
 
-    def __init__(self, sequences: Sequences, max_len: int) -> None:
+    def __init__(self, sequences: Sequences, max_len: int, newest: bool = False) -> None:
         targets = np.maximum(np.diff(sequences.offsets) - 1, 0)  # (U,) predictions a user
-        per_user = -(-targets // max_len)
+        per_user = np.minimum(-(-targets // max_len), 1 if newest else len(sequences.items))
         if not per_user.sum():
             raise ValueError("no user has two or more known events; there is nothing to learn a next item from")
         user = np.repeat(np.arange(len(sequences)), per_user)

@@ -228,7 +228,8 @@ class Engine:
         windows = [self.window(history) for history in histories]
         known = [i for i, window in enumerate(windows) if window]
         scores = self._last_hidden.new_full((len(windows), len(self.vocab) + 1), -torch.inf)
-        scores[known] = self.model.logits(self.encode([windows[i] for i in known]))
+        of_known = [windows[i] for i in known]
+        scores[known] = self._logits(self.encode(of_known), of_known)
         scores[:, PADDING] = -torch.inf
         return scores
 
@@ -240,21 +241,23 @@ class Engine:
         exclude: Sequence[Collection[int]] | None = None,
         blocked: Collection[int] = (),
         allowed: Collection[int] | None = None,
+        windows: Sequence[Sequence[int]] = (),
     ) -> list[Ranking]:
         """The k best items of each row, exactly, over the whole catalogue.
 
         Args:
             hidden: (B, D).
+            windows: the windows that the rows were encoded from; of use to a model with a reminder alone.
             exclude: for each row, indices that must not be recommended (0 is ignored).
             blocked: indices that must not be recommended to anyone.
             allowed: the only indices that may be; all by default.
 
         Raises:
-            ValueError: k is smaller than 1.
+            ValueError: k is smaller than 1, or the model has a reminder and not each row a window.
         """
         if k < 1:
             raise ValueError(f"k={k}: must be at least 1")
-        scores = self.model.logits(hidden)  # (B, num_items + 1)
+        scores = self._logits(hidden, windows)  # (B, num_items + 1)
         scores[:, PADDING] = -torch.inf
         if allowed is not None:
             others = torch.ones(scores.shape[1], dtype=torch.bool, device=scores.device)
@@ -305,11 +308,13 @@ class Engine:
         rankings: list[Ranking | None] = [None] * len(tokens)
         if not known:
             return rankings
-        hidden = self.encode([windows[i] for i in known], None if users is None else [users[i] for i in known])
+        windows = [windows[i] for i in known]
+        hidden = self.encode(windows, None if users is None else [users[i] for i in known])
         exclude = [tokens[i] for i in known] if filter_seen else None
         blocked_indices = self.vocab.encode(blocked)
         allowed_indices = None if allowed is None else [index for index in self.vocab.encode(allowed) if index]
-        for i, ranking in zip(known, self.top_k(hidden, k, exclude, blocked_indices, allowed_indices), strict=True):
+        best = self.top_k(hidden, k, exclude, blocked_indices, allowed_indices, windows)
+        for i, ranking in zip(known, best, strict=True):
             rankings[i] = ranking
         return rankings
 
@@ -319,6 +324,17 @@ class Engine:
             slot = self._slots.pop(user, None)
             if slot is not None:
                 self._free.append(slot.index)
+
+    def _logits(self, hidden: Tensor, windows: Sequence[Sequence[int]]) -> Tensor:
+        """Scores (B, num_items + 1) of the model, and its reminder on the items of the windows, each once."""
+        scores = self.model.logits(hidden)
+        if self.model.config.reminder:
+            if len(windows) != len(hidden):
+                raise ValueError(f"{len(hidden)} rows, {len(windows)} windows: a reminder needs the window of each row")
+            distinct = [set(window) for window in windows]
+            row = [i for i, items in enumerate(distinct) for _ in items]
+            scores[row, [item for items in distinct for item in items]] += self.model.config.reminder
+        return scores
 
     def _step(self, rows: Sequence[tuple[Hashable, Sequence[int]]]) -> Tensor:
         """Encode the windows of at most ``slots`` users, from what is cached of them."""

@@ -22,7 +22,7 @@ from sasrec.data import Holdout, Indices, Interactions, Sequences
 from sasrec.datasets import InteractionRows, read_interactions, read_items
 from sasrec.engine import Engine, Ranking
 from sasrec.model import SASRec, SASRecConfig
-from sasrec.train import Loss, TrainConfig, TrainResult, grown, train
+from sasrec.train import Loss, TrainConfig, TrainResult, Windows, grown, train
 from sasrec.vocab import PADDING, ItemVocab
 
 log = logging.getLogger(__name__)
@@ -72,6 +72,8 @@ class _SASRecEstimator:
         loss: see sasrec.losses.
         position: "learned" is the paper's; "rope" can be served one token a click.
         scale_embeddings: items enter times sqrt(hidden_units), as in the paper's code; pays where items are rare.
+        reminder: added to the scores of a history's newest max_len items; pays where people come back to items.
+        windows: "newest" trains only the newest max_len events of a longer history, as the reference does.
         autocast: compute in bfloat16 where that is safe; pays on a GPU.
     """
 
@@ -93,6 +95,8 @@ class _SASRecEstimator:
     loss: Loss = "bce"
     position: Literal["learned", "rope"] = "learned"
     scale_embeddings: bool = False
+    reminder: float = 0.0
+    windows: Windows = "all"
     autocast: bool = False
 
     history: TrainResult | None = field(default=None, init=False, repr=False)
@@ -297,10 +301,11 @@ class _SASRecEstimator:
             self.dropout_rate,
             self.position,
             self.scale_embeddings,
+            self.reminder,
         )
         how = TrainConfig(
             epochs=self.epochs, batch_size=self.batch_size, learning_rate=self.learning_rate,
-            weight_decay=self.weight_decay, loss=self.loss, num_negatives=self.num_negatives,
+            weight_decay=self.weight_decay, loss=self.loss, num_negatives=self.num_negatives, windows=self.windows,
             patience=self.early_stopping_patience or 0, restore_best=self.restore_best_weights, autocast=self.autocast,
             seed=int(np.random.default_rng().integers(2**31)) if self.random_state is None else self.random_state,
         )  # fmt: skip

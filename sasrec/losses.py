@@ -72,7 +72,7 @@ def cross_entropy(hidden: Tensor, embedding: Tensor, targets: Tensor, outcomes: 
         outcomes: weights of the positions, at least 0; the mean is over all positions all the same.
     """
     if torch.is_grad_enabled():
-        loss: Tensor = _CrossEntropy.apply(hidden, embedding[1:], targets - 1, outcomes, None)  # type: ignore[no-untyped-call]
+        loss: Tensor = _CrossEntropy.apply(hidden, embedding[1:], targets - 1, outcomes, None, None)  # type: ignore[no-untyped-call]
         return loss
     each = F.cross_entropy(hidden @ embedding[1:].T, targets - 1, reduction="none")
     return (each if outcomes is None else each * outcomes).mean()
@@ -84,21 +84,24 @@ def sampled_softmax(
     targets: Tensor,
     candidates: Tensor,
     log_inclusion: Tensor,
+    certain: Tensor,
     outcomes: Tensor | None = None,
 ) -> Tensor:
     """Softmax over a sample of the catalogue that all rows share: ``cross_entropy`` for a part of the work.
 
     A candidate that was in the sample by chance stands for 1 / its probability of being there (Horvitz &
     Thompson 1952), so that the sum below the fraction is estimated without bias; on scores that is the logQ
-    correction of Bengio & Senecal 2008. A row's own target is there for sure, and is not corrected.
+    correction of Bengio & Senecal 2008. What is there for sure, given the row, is not corrected: its own target
+    and the other targets of its window. Corrected, they would be ranked down wherever people come back to items.
 
     Args:
         candidates: (K,) item indices, ascending and distinct, every target among them.
         log_inclusion: (K,) logarithm of the probability that a candidate is in a sample.
+        certain: (M, C) items that are in the row's sample for sure, among them its target.
         outcomes: weights of the positions, at least 0.
     """
-    at = torch.searchsorted(candidates, targets)
-    loss: Tensor = _CrossEntropy.apply(hidden, embedding[candidates], at, outcomes, log_inclusion)  # type: ignore[no-untyped-call]
+    at, sure = torch.searchsorted(candidates, targets), torch.searchsorted(candidates, certain)
+    loss: Tensor = _CrossEntropy.apply(hidden, embedding[candidates], at, outcomes, log_inclusion, sure)  # type: ignore[no-untyped-call]
     return loss
 
 
@@ -136,9 +139,17 @@ class _CrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, items: Tensor, targets: Tensor, outcomes: Tensor | None, correction: Tensor | None
+        ctx: Any,
+        hidden: Tensor,
+        items: Tensor,
+        targets: Tensor,
+        outcomes: Tensor | None,
+        correction: Tensor | None,
+        exempt: Tensor | None,
     ) -> Tensor:
-        """hidden (M, D), items (K, D), targets (M,) rows of items, correction (K,) of all scores but the target's."""
+        """hidden (M, D), items (K, D), targets (M,) rows of items, correction (K,) of the scores but for the
+        exempt (M, C) rows of items.
+        """
         # under autocast the products are of bfloat16 numbers, four times as fast where the processor knows them;
         # what is between them, and all sums, stay exact
         half = torch.is_autocast_enabled(hidden.device.type)
@@ -154,8 +165,9 @@ class _CrossEntropy(torch.autograd.Function):
                 h, target = hidden[part].to(kind), targets[part, None]
                 p = (h @ factors.T).to(hidden.dtype)  # (rows, K): logits, then probabilities, then their gradient
                 wanted = p.gather(1, target)
-                if correction is not None:
-                    p.sub_(correction).scatter_(1, target, wanted)
+                if correction is not None and exempt is not None:
+                    kept = p.gather(1, exempt[part])
+                    p.sub_(correction).scatter_(1, exempt[part], kept)
                 highest = p.amax(1, keepdim=True)
                 p.sub_(highest).exp_()
                 mass = p.sum(1, keepdim=True)
@@ -175,6 +187,6 @@ class _CrossEntropy(torch.autograd.Function):
         return total / len(hidden)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None, None, None]:
         d_hidden, d_items = ctx.saved_tensors
-        return d_hidden * grads[0], d_items * grads[0], None, None, None
+        return d_hidden * grads[0], d_items * grads[0], None, None, None, None

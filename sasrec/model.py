@@ -13,7 +13,7 @@ cached key stays valid while the window grows.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 import torch
@@ -46,6 +46,7 @@ class SASRecConfig:
     dropout_rate: float = option(0.2, "share of activations dropped in training")
     position: Literal["learned", "rope"] = option("rope", "rope serves one token a click; learned is the paper's")
     scale_embeddings: bool = option(True, "items enter times sqrt(hidden_units), as in the paper's own code")
+    reminder: float = option(0.0, "added to the scores of the window's own items, where people come back to items")
 
     def __post_init__(self) -> None:
         for name in ("num_items", "max_len", "hidden_units", "num_blocks", "num_heads"):
@@ -56,6 +57,8 @@ class SASRecConfig:
             raise ValueError(f"dropout_rate={self.dropout_rate!r}: must be at least 0 and below 1")
         if self.position not in ("learned", "rope"):
             raise ValueError(f"position={self.position!r}: must be 'learned' or 'rope'")
+        if not math.isfinite(self.reminder):
+            raise ValueError(f"reminder={self.reminder!r}: must be finite")
         if self.hidden_units % self.num_heads:
             raise ValueError(f"hidden_units={self.hidden_units} is not a multiple of num_heads={self.num_heads}")
         if self.position == "rope" and (self.hidden_units // self.num_heads) % 2:
@@ -63,6 +66,12 @@ class SASRecConfig:
                 f"position='rope' turns pairs of dimensions: hidden_units / num_heads must be even, "
                 f"not {self.hidden_units // self.num_heads}"
             )
+
+    def same_shape(self, other: SASRecConfig) -> bool:
+        """Whether weights of one fit the other, but for the number of items."""
+        return replace(self, num_items=1, dropout_rate=0.0, reminder=0.0) == replace(
+            other, num_items=1, dropout_rate=0.0, reminder=0.0
+        )
 
 
 class LayerCache(Protocol):

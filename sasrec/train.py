@@ -7,7 +7,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 
 Loss = Literal["bce", "mse", "gbce", "cross_entropy", "sampled_softmax"]
 Schedule = Literal["constant", "cosine"]
+Windows = Literal["all", "newest"]
 DEFAULT_NEGATIVES: dict[Loss, int] = {"bce": 1, "mse": 1, "gbce": 256, "cross_entropy": 0, "sampled_softmax": 1024}
 # The paper's implementation has 0.98. It forgets a rare item's gradients between two of its batches, so that each
 # of them, however small, then moves the item by a whole step: R@20 .453 against .471 on Diginetica's week 4.
@@ -69,6 +70,9 @@ class TrainConfig:
     replay: float = option(
         1.0, "trained on from a model: windows of old events an epoch, for each window with new ones"
     )
+    windows: Windows = option(
+        "all", "of histories longer than max_len, train all windows or only the newest, as the paper's own code does"
+    )
     restore_best: bool = option(True, "keep the weights of the best epoch, not of the last")
     autocast: bool = option(False, "compute in bfloat16 where that is safe; pays on a GPU")
     seed: int = option(42, "same seed, same data, same thread count: same weights")
@@ -88,6 +92,8 @@ class TrainConfig:
             raise ValueError(f"loss={self.loss!r}: must be one of {', '.join(DEFAULT_NEGATIVES)}")
         if self.schedule not in get_args(Schedule):
             raise ValueError(f"schedule={self.schedule!r}: must be one of {', '.join(get_args(Schedule))}")
+        if self.windows not in get_args(Windows):
+            raise ValueError(f"windows={self.windows!r}: must be one of {', '.join(get_args(Windows))}")
         least_negatives = 0 if self.loss in NEED_NO_NEGATIVES else 1
         if self.negatives < least_negatives:
             raise ValueError(f"num_negatives={self.num_negatives}: {self.loss} needs at least {least_negatives}")
@@ -180,7 +186,7 @@ def train(
             outcomes are not what the loss can learn from, or no event is new.
     """
     try:
-        windows = TrainingWindows(sequences, config.max_len)
+        windows = TrainingWindows(sequences, config.max_len, newest=how.windows == "newest")
     except ValueError as error:
         raise TrainingError(str(error)) from error
     if how.negatives and config.num_items < 2:
@@ -209,14 +215,14 @@ def grown(model: SASRec, config: SASRecConfig, sequences: Sequences) -> SASRec:
     against .498 on Diginetica's week 2, where a model of week 0 was trained on with week 1.
 
     Args:
-        config: of the same shape but for the number of items and the dropout.
+        config: of the same shape but for the number of items.
         sequences: in which the new items stand among known ones.
 
     Raises:
         ValueError: the shape differs in more, or there are fewer items.
     """
     old = model.config
-    if replace(old, num_items=config.num_items, dropout_rate=config.dropout_rate) != config:
+    if not old.same_shape(config):
         raise ValueError(f"the shape of the model cannot change from {old} to {config}; train from the beginning")
     if config.num_items < old.num_items:
         raise ValueError(f"the model knows {old.num_items} items already; {config.num_items} cannot hold them")
@@ -346,7 +352,7 @@ class _Trainer:
         hidden = hidden.to(self.model.item_embedding.weight.dtype)
         with torch.autocast(device.type, torch.bfloat16, enabled=half and self.how.loss in RANK_MANY):
             if self.how.loss == "sampled_softmax":
-                loss = self.sampled_softmax(hidden, y[real], good, target_share)
+                loss = self.sampled_softmax(hidden, y, good, target_share)
             else:
                 loss = self.loss(hidden, y[real], good)
         self.optimizer.zero_grad(set_to_none=True)
@@ -368,12 +374,17 @@ class _Trainer:
         pointwise = losses.bce if self.how.loss == "bce" else losses.mse
         return pointwise(hidden, embedding, targets, negatives, outcomes)
 
-    def sampled_softmax(self, hidden: Tensor, targets: Tensor, outcomes: Tensor | None, target_share: Tensor) -> Tensor:
+    def sampled_softmax(self, hidden: Tensor, y: Tensor, outcomes: Tensor | None, target_share: Tensor) -> Tensor:
+        """hidden (M, D) of the positions of y (B, T) that are no padding."""
         embedding, drawn = self.model.item_embedding.weight, self.how.negatives
+        real = y != PADDING
+        targets = y[real]
+        of_window = y[real.nonzero()[:, 0]]  # (M, T): a position shares its sample with all targets of its window
+        certain = torch.where(of_window == PADDING, targets[:, None], of_window)
         negatives = torch.randint(1, self.model.config.num_items + 1, (drawn,), device=targets.device)
         candidates = torch.unique(torch.cat((targets, negatives)))
         log_inclusion = losses.inclusion(candidates, target_share, len(targets), drawn)
-        return losses.sampled_softmax(hidden, embedding, targets, candidates, log_inclusion, outcomes)
+        return losses.sampled_softmax(hidden, embedding, targets, candidates, log_inclusion, certain, outcomes)
 
     def validate(self, sequences: Sequences, validation: Holdout | None) -> tuple[Metrics | None, float | None]:
         if validation is None or not len(validation):

@@ -55,7 +55,7 @@ LISTED_CASES = 500  # of which the lists themselves are compared
 VALIDATION_USERS = 500  # at least, or a tenth of all: their last clicks choose the epoch, and train nothing
 MANY_ITEMS = 10_000  # ranking all of them at every click becomes slow: a sample of the catalogue stands for it
 DAY_MS = 86_400_000
-MODEL_SETTINGS = ("max_len", "hidden_units", "num_blocks", "num_heads", "dropout_rate")
+MODEL_SETTINGS = ("max_len", "hidden_units", "num_blocks", "num_heads", "dropout_rate", "reminder")
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def retrain(settings: Settings, *, progress: bool = False, stop: Callable[[], bo
     events = _window(archive.read(), settings.train_days)
     champion = _champion(registry)
     past, new = _split(events, settings.holdout_share, _trained_until_ms(champion))
-    config = SASRecConfig(1, *(getattr(settings, f"model_{name}") for name in MODEL_SETTINGS))
+    config = SASRecConfig(1, **{name: getattr(settings, f"model_{name}") for name in MODEL_SETTINGS})
     rounds_since_full = _rounds_since_full(registry)
     begin = _beginning(settings, past, champion, config, rounds_since_full)
     mode = "full" if begin.champion is None else "incremental"
@@ -168,7 +168,7 @@ def _beginning(
         why = "there is no champion that could be trained on"
     elif until_ms is None:
         why = f"nothing tells what the champion {champion.version} was trained on"
-    elif replace(champion.model.config, num_items=1, dropout_rate=config.dropout_rate) != config:
+    elif not champion.model.config.same_shape(config):
         why = f"the champion {champion.version} has another shape than the settings ask for"
     elif rounds_since_full + 1 >= settings.retrain_full_every:
         why = f"{rounds_since_full} rounds since the last full one"

@@ -116,6 +116,11 @@ class Settings(BaseSettings):
     model_num_blocks: int = Field(2, ge=1, description="transformer blocks of trained models")
     model_num_heads: int = Field(1, ge=1, description="attention heads of trained models")
     model_dropout_rate: float = Field(0.2, ge=0, lt=1, description="dropout of trained models")
+    model_reminder: float = Field(
+        0.0,
+        allow_inf_nan=False,
+        description="added to the scores of the items of the user's window, where filter_seen=false",
+    )
     max_len: int | None = Field(None, ge=1, le=10_000, description="items kept of a user [the model's max_len]")
     top_k: int = Field(20, ge=1, le=1_000, description="items in a published list")
     filter_seen: bool = Field(True, description="leave the items of the user's stored sequence out of his list")

@@ -20,8 +20,9 @@ IDS = [f"item-{n}" for n in range(NUM_ITEMS)]
 SIZES = st.integers(1, 30).flatmap(lambda max_len: st.tuples(st.just(max_len), st.integers(1, max_len)))
 
 
-def make_engine(max_len: int = 6, position: Any = "rope", **options: Any) -> Engine:
-    model = SASRec(SASRecConfig(NUM_ITEMS, max_len, hidden_units=8, position=position)).double()
+def make_engine(max_len: int = 6, position: Any = "rope", reminder: float = 0.0, **options: Any) -> Engine:
+    config = SASRecConfig(NUM_ITEMS, max_len, hidden_units=8, position=position, reminder=reminder)
+    model = SASRec(config).double()
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
         for weight in model.parameters():
@@ -190,6 +191,39 @@ def test_no_rows_give_no_rankings() -> None:
     engine = make_engine()
     assert engine.top_k(torch.empty(0, 8, dtype=torch.float64), 3, [], [2]) == []
     assert engine.recommend([], 3) == []
+
+
+# --- the reminder
+
+
+@settings(deadline=None)
+@given(st.lists(st.lists(st.integers(0, NUM_ITEMS), min_size=1, max_size=9), min_size=1, max_size=4))
+def test_a_reminder_raises_the_items_of_the_window_once_each_and_no_others(rows: list[list[int]]) -> None:
+    plain, reminding = make_engine(), make_engine(reminder=3.0)
+    histories = [np.array(row) for row in rows]
+    before, after = plain.scores(histories), reminding.scores(histories)
+    for row, tokens in enumerate(rows):
+        window = plain.window(tokens)
+        for item in range(1, NUM_ITEMS + 1):
+            expected = before[row, item] + (3.0 if item in window else 0.0)
+            assert after[row, item] == expected  # -inf too, where nothing in the window is known
+
+
+def test_lists_remind_like_the_scores_cached_or_not_and_never_of_what_is_filtered() -> None:
+    engine, cached = (make_engine(reminder=50.0, cache_bytes=size) for size in (0, 2**20))
+    sequences = [[IDS[3], "unknown", IDS[5], IDS[3]], ["unknown"], [IDS[0]]]
+    lists = engine.recommend(sequences, 4, filter_seen=False)
+    assert [ranking and set(ranking.items[: len(ranking.items) - n]) for ranking, n in zip(lists, (2, 0, 3))] == [
+        {IDS[3], IDS[5]}, None, {IDS[0]},
+    ]  # fmt: skip
+    assert_close(lists, cached.recommend(sequences, 4, users=["a", "b", "c"], filter_seen=False))
+    assert_close(engine.recommend(sequences, 4), make_engine().recommend(sequences, 4))
+
+
+def test_a_reminder_without_windows_is_refused() -> None:
+    engine = make_engine(reminder=1.0)
+    with pytest.raises(ValueError, match="1 rows, 0 windows: a reminder needs the window of each row"):
+        engine.top_k(engine.encode([[1, 2]]), 3)
 
 
 # --- recommend

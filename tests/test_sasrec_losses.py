@@ -81,7 +81,7 @@ CERTAIN = torch.zeros(NUM_ITEMS, dtype=torch.float64)
 @given(seed=st.integers(0, 1000))
 def test_sampled_softmax_over_the_whole_catalogue_is_cross_entropy(seed: int) -> None:
     hidden, embedding, targets = case(seed)
-    sampled = sampled_softmax(hidden, embedding, targets, CATALOGUE, CERTAIN)
+    sampled = sampled_softmax(hidden, embedding, targets, CATALOGUE, CERTAIN, targets[:, None])
     full = cross_entropy(hidden, embedding, targets)
     assert sampled.item() == pytest.approx(full.item(), abs=1e-12)
     for ours, theirs in zip(
@@ -93,13 +93,16 @@ def test_sampled_softmax_over_the_whole_catalogue_is_cross_entropy(seed: int) ->
 def test_sampled_softmax_equals_the_sum_written_out() -> None:
     hidden, embedding, _ = case(3)
     targets, candidates, chances = torch.tensor([2, 7, 2, 7, 4, 4]), [2, 4, 7, 9], [0.5, 0.9, 0.3, 0.2]
+    certain = [[2, 7], [7, 7], [2, 2], [9, 7], [4, 4], [4, 2]]
     total = 0.0
-    for state, target in zip(hidden.tolist(), targets.tolist(), strict=True):
+    for state, target, sure in zip(hidden.tolist(), targets.tolist(), certain, strict=True):
         scores = [sum(h * e for h, e in zip(state, row, strict=True)) for row in embedding.tolist()]
-        rivals = sum(math.exp(scores[j]) / p for j, p in zip(candidates, chances, strict=True) if j != target)
-        total -= scores[target] - math.log(math.exp(scores[target]) + rivals)
+        total += math.log(
+            sum(math.exp(scores[j]) / (1 if j in sure else p) for j, p in zip(candidates, chances, strict=True))
+        )
+        total -= scores[target]
     log_inclusion = torch.tensor(chances, dtype=torch.float64).log()
-    loss = sampled_softmax(hidden, embedding, targets, torch.tensor(candidates), log_inclusion)
+    loss = sampled_softmax(hidden, embedding, targets, torch.tensor(candidates), log_inclusion, torch.tensor(certain))
     assert loss.item() == pytest.approx(total / len(targets), abs=1e-12)
 
 
@@ -136,7 +139,7 @@ def test_gradients_stay_finite_however_sure_the_model_is(scale: float) -> None:
         for loss in (
             cross_entropy(hidden * scale, embedding, targets),
             bce(hidden * scale, embedding, targets, wrong),
-            sampled_softmax(hidden * scale, embedding, targets, CATALOGUE, CERTAIN),
+            sampled_softmax(hidden * scale, embedding, targets, CATALOGUE, CERTAIN, targets[:, None]),
         ):
             assert loss.isfinite()
             for gradient in torch.autograd.grad(loss, (hidden, embedding)):
@@ -150,7 +153,7 @@ def test_no_loss_touches_the_padding_row() -> None:
     for loss in (
         cross_entropy(hidden, embedding, targets),
         bce(hidden, embedding, targets, wrong),
-        sampled_softmax(hidden, embedding, targets, CATALOGUE, CERTAIN),
+        sampled_softmax(hidden, embedding, targets, CATALOGUE, CERTAIN, targets[:, None]),
     ):
         (gradient,) = torch.autograd.grad(loss, embedding)
         assert (gradient[0] == 0).all()
@@ -262,7 +265,7 @@ def test_gbce_equals_the_sum_written_out(calibration: float) -> None:
 def test_a_position_of_weight_0_does_not_count() -> None:
     hidden, embedding, targets = case(7)
     outcomes = torch.tensor([1.0, 1, 1, 1, 1, 0], dtype=torch.float64)
-    for loss, more in ((cross_entropy, ()), (sampled_softmax, (CATALOGUE, CERTAIN))):
+    for loss, more in ((cross_entropy, ()), (sampled_softmax, (CATALOGUE, CERTAIN, targets[:, None]))):
         grad = torch.autograd.grad(loss(hidden, embedding, targets, *more, outcomes), hidden)[0]
         assert (grad[5] == 0).all()
         assert (grad[:5] != 0).any(1).all()

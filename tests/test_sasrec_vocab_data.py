@@ -229,6 +229,12 @@ def test_windows_are_cut_from_the_newest_end_so_the_newest_is_the_fullest() -> N
     assert sorted(found) == [[1], [2, 3, 4], [5, 6, 7]]
 
 
+def test_of_the_newest_windows_alone_each_user_has_one() -> None:
+    windows = TrainingWindows(sequences_of([8, 0, 3]), max_len=3, newest=True)
+    batches = [items.tolist() for items, _, _ in windows.batches(1, np.random.default_rng(0))]
+    assert sorted(batches) == [[[5, 6, 7]], [[9, 10]]]
+
+
 def test_batches_put_windows_of_like_lengths_together_and_vary_from_epoch_to_epoch() -> None:
     windows = TrainingWindows(sequences_of([3, 40] * 32), max_len=50)
     rng = np.random.default_rng(0)

@@ -67,6 +67,7 @@ VALUES: dict[str, tuple[Any, Any]] = {
     "model_num_blocks": (1, 3),
     "model_num_heads": (2, 4),
     "model_dropout_rate": (0.0, 0.5),
+    "model_reminder": (3.0, 4.5),
     "shadow_share": (0.5, 1.0),
     "archive_dir": ("/archive/a", "/archive/b"),
     "archive_flush_s": (1.0, 60.0),
