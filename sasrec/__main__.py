@@ -20,7 +20,7 @@ from sasrec.evaluate import Scorer, evaluate, metrics_from_ranks, sample_unseen,
 from sasrec.model import SASRecConfig
 from sasrec.readers import DataFileError, read_events
 from sasrec.stream_eval import Rule, StreamEvaluation, plot, table
-from sasrec.train import Loss, Schedule, TrainConfig, TrainingError, train
+from sasrec.train import Loss, Schedule, TrainConfig, TrainingError, Windows, train
 from sasrec.vocab import ItemVocab
 
 FILE_HELP = "interactions: CSV or TSV with user_id, item_id, timestamp; JSON lines; MovieLens ratings; may be .gz"
@@ -156,9 +156,10 @@ def _add_fields(group: Any, config: type, skip: set[str]) -> None:
     for spec in fields(config):
         if spec.name in skip:
             continue
-        choices = {"position": ("learned", "rope"), "loss": get_args(Loss), "schedule": get_args(Schedule)}.get(
-            spec.name
-        )
+        choices = {
+            "position": ("learned", "rope"), "loss": get_args(Loss), "schedule": get_args(Schedule),
+            "windows": get_args(Windows),
+        }.get(spec.name)  # fmt: skip
         flag = "--" + spec.name.replace("_", "-")
         if isinstance(spec.default, bool):
             group.add_argument(

@@ -381,15 +381,15 @@ class Engine:
         for slot, _, _ in work:
             slot.tokens = []  # nothing is trusted of a slot whose forward did not come back
         view = _CacheRows(self._cache, slots, past, [len(tokens) for tokens in new])
-        self._last_hidden[slots] = _newest(self.model(self._pad(new), view), new)
+        self._last_hidden[slots] = _newest(self.model(self.padded(new), view), new)
         for slot, _, window in work:
             slot.tokens = window
 
     def _prefill_uncached(self, windows: Sequence[Sequence[int]]) -> Tensor:
-        return _newest(self.model(self._pad(windows)), windows)
+        return _newest(self.model(self.padded(windows)), windows)
 
-    def _pad(self, rows: Sequence[Sequence[int]]) -> Tensor:
-        """(B, T): tokens first, zeros behind."""
+    def padded(self, rows: Sequence[Sequence[int]]) -> Tensor:
+        """Windows as the model takes them, (B, T): tokens first, zeros behind."""
         longest = max(map(len, rows))
         return torch.tensor(
             [[*row, *[PADDING] * (longest - len(row))] for row in rows], device=self._last_hidden.device

@@ -74,6 +74,7 @@ class _SASRecEstimator:
         scale_embeddings: items enter times sqrt(hidden_units), as in the paper's code; pays where items are rare.
         reminder: added to the scores of a history's newest max_len items; pays where people come back to items.
         windows: "newest" trains only the newest max_len events of a longer history, as the reference does.
+        skip_seen: the other items of a history are no negatives of a target; pays where lists leave seen items out.
         autocast: compute in bfloat16 where that is safe; pays on a GPU.
     """
 
@@ -97,6 +98,7 @@ class _SASRecEstimator:
     scale_embeddings: bool = False
     reminder: float = 0.0
     windows: Windows = "all"
+    skip_seen: bool = False
     autocast: bool = False
 
     history: TrainResult | None = field(default=None, init=False, repr=False)
@@ -306,6 +308,7 @@ class _SASRecEstimator:
         how = TrainConfig(
             epochs=self.epochs, batch_size=self.batch_size, learning_rate=self.learning_rate,
             weight_decay=self.weight_decay, loss=self.loss, num_negatives=self.num_negatives, windows=self.windows,
+            skip_seen=self.skip_seen,
             patience=self.early_stopping_patience or 0, restore_best=self.restore_best_weights, autocast=self.autocast,
             seed=int(np.random.default_rng().integers(2**31)) if self.random_state is None else self.random_state,
         )  # fmt: skip

@@ -65,17 +65,22 @@ def gbce(hidden: Tensor, embedding: Tensor, targets: Tensor, negatives: Tensor, 
     return ((beta * F.softplus(-positive) + F.softplus(negative).sum(-1)) / (count + 1)).mean()
 
 
-def cross_entropy(hidden: Tensor, embedding: Tensor, targets: Tensor, outcomes: Tensor | None = None) -> Tensor:
+def cross_entropy(
+    hidden: Tensor,
+    embedding: Tensor,
+    targets: Tensor,
+    outcomes: Tensor | None = None,
+    left_out: Tensor | None = None,
+) -> Tensor:
     """Softmax over the whole catalogue (Klenitskiy & Vasilev 2023, "Turning Dross Into Gold Loss").
 
     Args:
         outcomes: weights of the positions, at least 0; the mean is over all positions all the same.
+        left_out: (M, C) items that a row's target is not ranked against; the target among them does not count.
     """
-    if torch.is_grad_enabled():
-        loss: Tensor = _CrossEntropy.apply(hidden, embedding[1:], targets - 1, outcomes, None, None)  # type: ignore[no-untyped-call]
-        return loss
-    each = F.cross_entropy(hidden @ embedding[1:].T, targets - 1, reduction="none")
-    return (each if outcomes is None else each * outcomes).mean()
+    left_out = None if left_out is None else left_out - 1
+    loss: Tensor = _CrossEntropy.apply(hidden, embedding[1:], targets - 1, outcomes, left_out, None, None)  # type: ignore[no-untyped-call]
+    return loss
 
 
 def sampled_softmax(
@@ -86,6 +91,7 @@ def sampled_softmax(
     log_inclusion: Tensor,
     certain: Tensor,
     outcomes: Tensor | None = None,
+    left_out: Tensor | None = None,
 ) -> Tensor:
     """Softmax over a sample of the catalogue that all rows share: ``cross_entropy`` for a part of the work.
 
@@ -99,9 +105,15 @@ def sampled_softmax(
         log_inclusion: (K,) logarithm of the probability that a candidate is in a sample.
         certain: (M, C) items that are in the row's sample for sure, among them its target.
         outcomes: weights of the positions, at least 0.
+        left_out: (M, C) items that a row's target is not ranked against; the target among them does not count.
     """
     at, sure = torch.searchsorted(candidates, targets), torch.searchsorted(candidates, certain)
-    loss: Tensor = _CrossEntropy.apply(hidden, embedding[candidates], at, outcomes, log_inclusion, sure)  # type: ignore[no-untyped-call]
+    if left_out is not None:
+        found = torch.searchsorted(candidates, left_out).clamp_(max=len(candidates) - 1)
+        left_out = torch.where(candidates[found] == left_out, found, at[:, None])
+    loss: Tensor = _CrossEntropy.apply(  # type: ignore[no-untyped-call]
+        hidden, embedding[candidates], at, outcomes, left_out, log_inclusion, sure
+    )
     return loss
 
 
@@ -144,11 +156,12 @@ class _CrossEntropy(torch.autograd.Function):
         items: Tensor,
         targets: Tensor,
         outcomes: Tensor | None,
+        left_out: Tensor | None,
         correction: Tensor | None,
         exempt: Tensor | None,
     ) -> Tensor:
-        """hidden (M, D), items (K, D), targets (M,) rows of items, correction (K,) of the scores but for the
-        exempt (M, C) rows of items.
+        """hidden (M, D), items (K, D); of rows of items: targets (M,), left_out (M, C), correction (K,) of the
+        scores, but not of the exempt (M, C).
         """
         # under autocast the products are of bfloat16 numbers, four times as fast where the processor knows them;
         # what is between them, and all sums, stay exact
@@ -168,6 +181,8 @@ class _CrossEntropy(torch.autograd.Function):
                 if correction is not None and exempt is not None:
                     kept = p.gather(1, exempt[part])
                     p.sub_(correction).scatter_(1, exempt[part], kept)
+                if left_out is not None:
+                    p.scatter_(1, left_out[part], -torch.inf).scatter_(1, target, wanted)
                 highest = p.amax(1, keepdim=True)
                 p.sub_(highest).exp_()
                 mass = p.sum(1, keepdim=True)
@@ -187,6 +202,6 @@ class _CrossEntropy(torch.autograd.Function):
         return total / len(hidden)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None, None, None, None]:
         d_hidden, d_items = ctx.saved_tensors
-        return d_hidden * grads[0], d_items * grads[0], None, None, None, None
+        return d_hidden * grads[0], d_items * grads[0], None, None, None, None, None

@@ -35,6 +35,7 @@ DEFAULT_NEGATIVES: dict[Loss, int] = {"bce": 1, "mse": 1, "gbce": 256, "cross_en
 ADAM_BETAS = (0.9, 0.999)
 COSINE_FLOOR = 0.05
 NEIGHBOURS = 3
+REDRAWS = 5
 NEED_NO_NEGATIVES: tuple[Loss, ...] = ("bce", "mse", "cross_entropy", "sampled_softmax")
 RANK_MANY: tuple[Loss, ...] = ("cross_entropy", "sampled_softmax")  # their time goes into products of matrices
 VALIDATION_K = 10
@@ -66,6 +67,9 @@ class TrainConfig:
     warmup_steps: int = option(0, "batches over which the learning rate rises to its full height")
     loss: Loss = option("cross_entropy", "cross_entropy ranks all items, the others against negatives")
     num_negatives: int | None = option(None, "a position [bce, mse: 1; gbce: 256; sampled_softmax, a batch: 1024]")
+    skip_seen: bool = option(
+        False, "the other items of a window are no negatives of a target; pays where lists leave seen items out"
+    )
     patience: int = option(5, "stop after so many epochs without a better validation NDCG@10; 0: never")
     replay: float = option(
         1.0, "trained on from a model: windows of old events an epoch, for each window with new ones"
@@ -345,6 +349,7 @@ class _Trainer:
         x = torch.as_tensor(items, device=device)  # (B, T)
         y = torch.as_tensor(targets, device=device)  # (B, T)
         real = y != PADDING
+        seen = torch.cat((x[:, :1], y), 1)[real.nonzero()[:, 0]] if self.how.skip_seen else None  # (M, T + 1)
         good = None if outcomes is None else torch.as_tensor(outcomes, device=device)[real]
         half = self.how.autocast
         with torch.autocast(device.type, torch.bfloat16, enabled=half):
@@ -352,39 +357,61 @@ class _Trainer:
         hidden = hidden.to(self.model.item_embedding.weight.dtype)
         with torch.autocast(device.type, torch.bfloat16, enabled=half and self.how.loss in RANK_MANY):
             if self.how.loss == "sampled_softmax":
-                loss = self.sampled_softmax(hidden, y, good, target_share)
+                loss = self.sampled_softmax(hidden, y, good, target_share, seen)
             else:
-                loss = self.loss(hidden, y[real], good)
+                loss = self.loss(hidden, y[real], good, seen)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
         self.schedule.step()
         return loss.item(), len(hidden)
 
-    def loss(self, hidden: Tensor, targets: Tensor, outcomes: Tensor | None = None) -> Tensor:
-        embedding, count = self.model.item_embedding.weight, self.how.negatives
-        num_items = self.model.config.num_items
-        if self.how.loss in ("cross_entropy", "sampled_softmax"):  # the second estimates the first
-            return losses.cross_entropy(hidden, embedding, targets, outcomes)
-        # uniform over all items but the target: draw from one fewer, step over the target
-        negatives = torch.randint(1, num_items, (len(targets), count), device=targets.device)
-        negatives += negatives >= targets[:, None]
+    def loss(
+        self, hidden: Tensor, targets: Tensor, outcomes: Tensor | None = None, seen: Tensor | None = None
+    ) -> Tensor:
+        """hidden (M, D), targets (M,), outcomes (M,), seen (M, C): items, or padding, that are no negatives."""
+        embedding = self.model.item_embedding.weight
+        if self.how.loss in RANK_MANY:  # sampled softmax estimates cross-entropy
+            left_out = None if seen is None else _filled(seen, targets)
+            return losses.cross_entropy(hidden, embedding, targets, outcomes, left_out)
+        negatives = self.negatives(targets, seen)
         if self.how.loss == "gbce":
             return losses.gbce(hidden, embedding, targets, negatives)
         pointwise = losses.bce if self.how.loss == "bce" else losses.mse
         return pointwise(hidden, embedding, targets, negatives, outcomes)
 
-    def sampled_softmax(self, hidden: Tensor, y: Tensor, outcomes: Tensor | None, target_share: Tensor) -> Tensor:
-        """hidden (M, D) of the positions of y (B, T) that are no padding."""
+    def negatives(self, targets: Tensor, seen: Tensor | None) -> Tensor:
+        """(M, K) items drawn uniformly, never a row's target, nor what it has seen unless that is nearly all."""
+
+        def draw(targets: Tensor, count: int) -> Tensor:
+            drawn = torch.randint(1, self.model.config.num_items, (len(targets), count), device=targets.device)
+            return drawn + (drawn >= targets[:, None])  # from one item fewer, stepping over the target
+
+        negatives = draw(targets, self.how.negatives)
+        if seen is not None and negatives.numel():
+            seen = seen.sort(1).values
+            for _ in range(REDRAWS):
+                at = torch.searchsorted(seen, negatives).clamp_(max=seen.shape[1] - 1)
+                again = seen.gather(1, at) == negatives  # (M, K)
+                negatives[again] = draw(targets[again.nonzero()[:, 0]], 1)[:, 0]
+        return negatives
+
+    def sampled_softmax(
+        self, hidden: Tensor, y: Tensor, outcomes: Tensor | None, target_share: Tensor, seen: Tensor | None
+    ) -> Tensor:
+        """hidden (M, D) and seen (M, C) of the positions of y (B, T) that are no padding."""
         embedding, drawn = self.model.item_embedding.weight, self.how.negatives
         real = y != PADDING
         targets = y[real]
-        of_window = y[real.nonzero()[:, 0]]  # (M, T): a position shares its sample with all targets of its window
-        certain = torch.where(of_window == PADDING, targets[:, None], of_window)
+        # a position shares its sample with all targets of its window
+        certain = _filled(y[real.nonzero()[:, 0]], targets)
+        left_out = None if seen is None else _filled(seen, targets)
         negatives = torch.randint(1, self.model.config.num_items + 1, (drawn,), device=targets.device)
         candidates = torch.unique(torch.cat((targets, negatives)))
         log_inclusion = losses.inclusion(candidates, target_share, len(targets), drawn)
-        return losses.sampled_softmax(hidden, embedding, targets, candidates, log_inclusion, certain, outcomes)
+        return losses.sampled_softmax(
+            hidden, embedding, targets, candidates, log_inclusion, certain, outcomes, left_out
+        )
 
     def validate(self, sequences: Sequences, validation: Holdout | None) -> tuple[Metrics | None, float | None]:
         if validation is None or not len(validation):
@@ -407,7 +434,14 @@ class _Trainer:
         device = hidden.device
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(self.how.seed)
-            return self.loss(hidden, torch.as_tensor(validation.targets[known], device=device)).item()
+            targets = torch.as_tensor(validation.targets[known], device=device)
+            seen = engine.padded([windows[i] for i in known]) if self.how.skip_seen else None
+            return self.loss(hidden, targets, seen=seen).item()
+
+
+def _filled(items: Tensor, targets: Tensor) -> Tensor:
+    """Items (M, C) of each row, its target (M,) in the place of padding."""
+    return torch.where(items == PADDING, targets[:, None], items)
 
 
 def _mostly_repeats(validation: Holdout) -> bool:

@@ -126,7 +126,7 @@ def run_demo(options: DemoOptions) -> int:
         console.print(
             f"{data.source}: training on {len(data.past):,} clicks, {len(data.live):,} to come", highlight=False
         )
-        model_dir = _train(data.past, options.epochs, console)
+        model_dir = _train(data.past, data.filter_seen, options.epochs, console)
     except (DataFileError, TrainingError) as error:
         raise StreamrecError(str(error)) from error
     console.print("starting Redis, Kafka and the daemon", highlight=False)
@@ -190,7 +190,7 @@ def _load(path: Path | None, console: Console) -> DemoData:
     return DemoData("MovieLens 100K", past, live, read_titles(file.with_name(TITLES)))
 
 
-def _train(past: Interactions, epochs: int, console: Console) -> Path:
+def _train(past: Interactions, filter_seen: bool, epochs: int, console: Console) -> Path:
     vocab = ItemVocab.from_items(past.item_ids)
     sequences, validation = Sequences.build(past, vocab).leave_last_out()
     how = TrainConfig(
@@ -198,6 +198,7 @@ def _train(past: Interactions, epochs: int, console: Console) -> Path:
         batch_size=BATCH_SIZE,
         patience=4,
         loss=loss_for(len(vocab)),
+        skip_seen=filter_seen,
     )
     config = replace(SHAPE, num_items=len(vocab))
     deadline = time.monotonic() + TRAIN_LIMIT_S

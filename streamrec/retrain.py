@@ -154,6 +154,7 @@ def _train_config(settings: Settings, num_items: int, mode: str) -> TrainConfig:
         patience=settings.train_patience,
         replay=settings.train_replay,
         loss=loss_for(num_items),
+        skip_seen=settings.filter_seen,
     )
 
 

@@ -77,7 +77,7 @@ def test_the_defaults_are_the_references() -> None:
         "learning_rate": 0.001, "epochs": 200, "batch_size": 128, "weight_decay": 0.0, "early_stopping_patience": 5,
         "restore_best_weights": True, "random_state": 42, "device": None, "verbose": 0,
         "loss": "bce", "position": "learned", "scale_embeddings": False, "reminder": 0.0, "windows": "all",
-        "autocast": False,
+        "skip_seen": False, "autocast": False,
     }  # fmt: skip
     assert SASRecRegressorEstimator().get_params() == SASRecClassifierEstimator(loss="mse").get_params()
 

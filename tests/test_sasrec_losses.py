@@ -106,6 +106,38 @@ def test_sampled_softmax_equals_the_sum_written_out() -> None:
     assert loss.item() == pytest.approx(total / len(targets), abs=1e-12)
 
 
+@settings(deadline=None)
+@given(seed=st.integers(0, 1000), shape=st.sampled_from([1, 2, 7]))
+def test_what_is_left_out_is_not_ranked_but_the_target_always_is(seed: int, shape: int) -> None:
+    hidden, embedding, targets = case(seed)
+    rng = torch.Generator().manual_seed(seed)
+    left_out = torch.randint(1, NUM_ITEMS + 1, (len(targets), shape), generator=rng)
+    hidden_scores = hidden @ embedding.T
+    mask = torch.zeros_like(hidden_scores, dtype=torch.bool).scatter(1, left_out, True)
+    mask = mask.scatter(1, targets[:, None], False)
+    mask[:, 0] = True
+    expected = torch.nn.functional.cross_entropy(hidden_scores.masked_fill(mask, -torch.inf), targets)
+    for found in (
+        cross_entropy(hidden, embedding, targets, None, left_out),
+        sampled_softmax(hidden, embedding, targets, CATALOGUE, CERTAIN, targets[:, None], None, left_out),
+    ):
+        assert found.item() == pytest.approx(expected.item(), abs=1e-12)
+        ours = torch.autograd.grad(found, (hidden, embedding))
+        for one, other in zip(ours, torch.autograd.grad(expected, (hidden, embedding), retain_graph=True), strict=True):
+            assert (one - other).abs().max() < 1e-12
+
+
+def test_to_leave_out_what_is_no_candidate_changes_nothing() -> None:
+    hidden, embedding, _ = case(3)
+    targets, candidates = torch.tensor([2, 7, 2, 7, 4, 4]), torch.tensor([2, 4, 7])
+    log_inclusion = torch.zeros(3, dtype=torch.float64)
+    some, none = (
+        sampled_softmax(hidden, embedding, targets, candidates, log_inclusion, targets[:, None], None, left_out)
+        for left_out in (torch.full((6, 3), 9), None)
+    )
+    assert some.item() == none.item()
+
+
 @pytest.mark.parametrize("drawn", [0, 1, 5])
 def test_inclusion_is_how_often_an_item_is_in_a_sample(drawn: int) -> None:
     share = torch.tensor([0, 0.5, 0.3, 0.2, 0, 0])

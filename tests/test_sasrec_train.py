@@ -312,6 +312,29 @@ def test_weights_spoilt_by_the_very_last_step_are_not_returned() -> None:
         train(TINY, circle(), TrainConfig(epochs=1, batch_size=1000, learning_rate=math.inf))
 
 
+@pytest.mark.parametrize("loss", ["bce", "cross_entropy", "sampled_softmax"])
+def test_of_unforeseeable_items_none_is_the_others_negative_where_seen_ones_are_skipped(loss: Loss) -> None:
+    """Items 1 to 3 come in no order, 4 to 6 never: without the other two, only those are left to rank below."""
+    rng = np.random.default_rng(0)
+    rows = [rng.integers(1, 4, 12).tolist() for _ in range(60)]
+    config = SASRecConfig(6, max_len=12, hidden_units=16, num_blocks=1, dropout_rate=0.0)
+    losses = {}
+    for skip_seen in (False, True):
+        how = TrainConfig(epochs=30, batch_size=8, learning_rate=1e-2, patience=0, loss=loss, skip_seen=skip_seen)
+        rest, validation = sequences_of(rows, 6).leave_last_out()
+        _, result = train(config, rest, how, validation)
+        losses[skip_seen] = (result.epochs[-1].loss, result.epochs[-1].validation_loss)
+    assert min(losses[False]) > 0.7  # type: ignore[type-var]
+    assert max(losses[True]) < 0.2  # type: ignore[type-var]
+
+
+def test_who_has_seen_everything_still_gets_negatives() -> None:
+    rows = [[1, 2, 3, 1, 2, 3]] * 20
+    how = TrainConfig(epochs=20, batch_size=4, learning_rate=1e-2, loss="bce", skip_seen=True)
+    model, _ = train(SASRecConfig(3, max_len=6, hidden_units=16, dropout_rate=0.0), sequences_of(rows, 3), how)
+    assert Engine(model, ItemVocab("123")).scores([np.array([1, 2])])[0].argmax() == 3
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -324,6 +347,7 @@ def test_weights_spoilt_by_the_very_last_step_are_not_returned() -> None:
         ({"weight_decay": -0.1}, "weight_decay=-0.1"),
         ({"loss": "hinge"}, "loss='hinge': must be one of bce, mse, gbce, cross_entropy, sampled_softmax"),
         ({"loss": "bce", "num_negatives": -1}, "num_negatives=-1: bce needs at least 0"),
+        ({"windows": "old"}, "windows='old': must be one of all, newest"),
         ({"schedule": "linear"}, "schedule='linear': must be one of constant, cosine"),
         ({"warmup_steps": -1}, "warmup_steps=-1: must be at least 0"),
         ({"loss": "gbce", "num_negatives": 0}, "num_negatives=0: gbce needs at least 1"),
