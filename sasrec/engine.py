@@ -65,18 +65,25 @@ class _Slot:
 
 
 class KVCache:
-    """Preallocated slab of keys and values: (num_blocks, slots, num_heads, max_len, head_units) each."""
+    """Preallocated slab: (num_blocks, slots, max_len, keys and values 2, num_heads, head_units).
+
+    All that a row of a batch needs of a block lies in one piece of memory, and is gathered by one copy.
+    """
 
     def __init__(self, config: SASRecConfig, slots: int, like: Tensor) -> None:
-        shape = (config.num_blocks, slots, config.num_heads, config.max_len, config.hidden_units // config.num_heads)
+        head_units = config.hidden_units // config.num_heads
+        shape = (config.num_blocks, slots, config.max_len, 2, config.num_heads, head_units)
         # empty, not zeros: the system commits memory only as slots are used
-        self.keys = torch.empty(shape, dtype=like.dtype, device=like.device)
-        self.values = torch.empty_like(self.keys)
+        self.slab = torch.empty(shape, dtype=like.dtype, device=like.device)
+
+    @property
+    def slots(self) -> int:
+        """How many users fit."""
+        return self.slab.shape[1]
 
     def clear(self, slot: int) -> None:
         """Zero a slot: a masked row weighs 0, but 0 times what uninitialised memory may hold (NaN) is NaN."""
-        self.keys[:, slot] = 0
-        self.values[:, slot] = 0
+        self.slab[:, slot] = 0
 
     @staticmethod
     def bytes_per_slot(config: SASRecConfig, like: Tensor) -> int:
@@ -88,7 +95,7 @@ class _CacheRows:
     """The LayerCache of one forward: which slots its rows live in, how much of each is already there."""
 
     def __init__(self, cache: KVCache, slots: list[int], past: list[int], new: list[int]) -> None:
-        device = cache.keys.device
+        device = cache.slab.device
         self._cache = cache
         self._slots = torch.tensor(slots, device=device)  # (B,)
         self.past = torch.tensor(past, device=device)  # (B,)
@@ -103,14 +110,14 @@ class _CacheRows:
             self._mask = torch.arange(self._length, device=device) <= reach  # (B, 1, T, L)
 
     def extend(self, block: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        keys, values = self._cache.keys[block], self._cache.values[block]  # (slots, H, max_len, Dh)
-        slots = self._slots[self._row]
-        keys[slots, :, self._position] = key[self._row, :, self._column]
-        values[slots, :, self._position] = value[self._row, :, self._column]
+        slab = self._cache.slab[block]  # (slots, max_len, 2, H, Dh)
+        new = torch.stack((key, value), dim=2)  # (B, T, 2, H, Dh)
+        slab[self._slots[self._row], self._position] = new[self._row, self._column]
         if self._mask is None:  # nothing was cached: plain causal attention over the new tokens
             return key, value, None
-        length = self._length
-        return keys[:, :, :length][self._slots], values[:, :, :length][self._slots], self._mask
+        rows = slab.flatten(1)[:, : self._length * new[0, 0].numel()]  # the beginning of each slot, in one piece
+        held = rows.index_select(0, self._slots).view(-1, self._length, *new.shape[2:])
+        return held[:, :, 0], held[:, :, 1], self._mask
 
 
 class Engine:
@@ -167,7 +174,7 @@ class Engine:
     @property
     def slots(self) -> int:
         """How many users can be cached at once."""
-        return 0 if self._cache is None else self._cache.keys.shape[1]
+        return 0 if self._cache is None else self._cache.slots
 
     @property
     def cached_users(self) -> int:
@@ -381,12 +388,13 @@ class Engine:
         for slot, _, _ in work:
             slot.tokens = []  # nothing is trusted of a slot whose forward did not come back
         view = _CacheRows(self._cache, slots, past, [len(tokens) for tokens in new])
-        self._last_hidden[slots] = _newest(self.model(self.padded(new), view), new)
+        self._last_hidden[slots] = self.model(self.padded(new), view, _newest(new))
         for slot, _, window in work:
             slot.tokens = window
 
     def _prefill_uncached(self, windows: Sequence[Sequence[int]]) -> Tensor:
-        return _newest(self.model(self.padded(windows)), windows)
+        hidden: Tensor = self.model(self.padded(windows), None, _newest(windows))
+        return hidden
 
     def padded(self, rows: Sequence[Sequence[int]]) -> Tensor:
         """Windows as the model takes them, (B, T): tokens first, zeros behind."""
@@ -396,9 +404,9 @@ class Engine:
         )
 
 
-def _newest(hidden: Tensor, rows: Sequence[Sequence[int]]) -> Tensor:
-    """(B, T, D) -> (B, D): the state of each row's last real token."""
-    return hidden[torch.arange(len(rows)), [len(row) - 1 for row in rows]]
+def _newest(rows: Sequence[Sequence[int]]) -> Tensor:
+    """(B,) where each row's last real token stands."""
+    return torch.tensor([len(row) - 1 for row in rows])
 
 
 def _chunks(rows: Sequence[T], size: int) -> Iterator[list[T]]:

@@ -80,7 +80,7 @@ class LayerCache(Protocol):
     past: Tensor  # (B,) tokens already cached, a row
 
     def extend(self, block: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Store new keys and values (B, H, T, Dh) of a block; return all keys and values (B, H, L, Dh)
+        """Store new keys and values (B, T, H, Dh) of a block; return all keys and values (B, L, H, Dh)
         and the mask (B, 1, T, L), True = may attend, or None where plain causal attention is meant.
         """
 
@@ -95,18 +95,29 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(config.hidden_units, 3 * config.hidden_units)
         self.out = nn.Linear(config.hidden_units, config.hidden_units)
 
-    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor] | None, cache: LayerCache | None) -> Tensor:
-        """(B, T, D) -> (B, T, D)."""
+    def forward(
+        self, x: Tensor, rotation: tuple[Tensor, Tensor] | None, cache: LayerCache | None, newest: Tensor | None
+    ) -> Tensor:
+        """(B, T, D) -> (B, T, D), or (B, 1, D) of the position newest (B,) of each row."""
         batch, time, width = x.shape
-        qkv = self.qkv(x).view(batch, time, 3, self.num_heads, width // self.num_heads)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, T, Dh)
+        heads, head_units = self.num_heads, width // self.num_heads
+        qkv = self.qkv(x).view(batch, time, 3 * heads, head_units)
+        query_key, value = qkv[:, :, : 2 * heads], qkv[:, :, 2 * heads :]
         if rotation is not None:
-            query, key = rotate(query, *rotation), rotate(key, *rotation)
+            query_key = rotate(query_key, *rotation)
+        query, key = query_key.chunk(2, dim=2)  # each (B, T, H, Dh)
         mask = None
         if cache is not None:
             key, value, mask = cache.extend(self.block, key, value)
-        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=mask is None)
-        merged: Tensor = self.out(attended.transpose(1, 2).reshape(batch, time, width))
+        if newest is not None:
+            row = torch.arange(batch, device=x.device)
+            query = query[row, newest][:, None]
+            reach = torch.arange(key.shape[1], device=x.device) <= newest[:, None]  # (B, L)
+            mask = reach[:, None, None] if mask is None else mask[row, :, newest][:, None]
+        attended = F.scaled_dot_product_attention(
+            query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), attn_mask=mask, is_causal=mask is None
+        )
+        merged: Tensor = self.out(attended.transpose(1, 2).reshape(batch, -1, width))
         return merged
 
 
@@ -127,9 +138,18 @@ class Block(nn.Module):
         )
         self.dropout = nn.Dropout(config.dropout_rate)
 
-    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor] | None, cache: LayerCache | None) -> Tensor:
-        """(B, T, D) -> (B, T, D)."""
-        x = x + self.dropout(self.attention(self.attention_norm(x), rotation, cache))
+    def forward(
+        self,
+        x: Tensor,
+        rotation: tuple[Tensor, Tensor] | None,
+        cache: LayerCache | None,
+        newest: Tensor | None = None,
+    ) -> Tensor:
+        """(B, T, D) -> (B, T, D), or (B, 1, D) of the position newest (B,) of each row."""
+        attended = self.attention(self.attention_norm(x), rotation, cache, newest)
+        if newest is not None:
+            x = x[torch.arange(len(x), device=x.device), newest][:, None]
+        x = x + self.dropout(attended)
         out: Tensor = x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
         return out
 
@@ -152,15 +172,16 @@ class SASRec(nn.Module):
             self.register_buffer("rotary_sin", sin, persistent=False)
         self.apply(_init_weights)
 
-    def forward(self, items: Tensor, cache: LayerCache | None = None) -> Tensor:
-        """Hidden states of every token.
+    def forward(self, items: Tensor, cache: LayerCache | None = None, newest: Tensor | None = None) -> Tensor:
+        """Hidden states of every token, or of one a row.
 
         Args:
             items: (B, T) item indices, a row's tokens first and zeros behind; T at most max_len.
             cache: where given, ``items`` are only the tokens *after* the cached ones, and attend to those too.
+            newest: (B,) the position of each row whose hidden state alone is wanted: the last block does no more.
 
         Returns:
-            (B, T, D). What stands at padding is meaningless.
+            (B, T, D). What stands at padding is meaningless. With newest, (B, D).
 
         Raises:
             ValueError: T exceeds max_len, or a cache was given to a model with learned positions.
@@ -183,13 +204,12 @@ class SASRec(nn.Module):
             at = steps if cache is None else cache.past[:, None] + steps  # (T,) or (B, T)
             at = at.clamp(max=self.config.max_len - 1)  # padding behind a nearly full row
             cos, sin = self.rotary_cos[at], self.rotary_sin[at]  # type: ignore[index]
-            # broadcast over heads: (T, Dh/2) fits (B, H, T, Dh/2) as it is
-            rotation = (cos, sin) if cache is None else (cos[:, None], sin[:, None])
+            rotation = cos[..., None, :], sin[..., None, :]  # the same for all heads
         x = self.embedding_dropout(x)
-        for block in self.blocks:
+        for block in self.blocks[:-1]:
             x = block(x, rotation, cache)
-        hidden: Tensor = self.final_norm(x)
-        return hidden
+        hidden: Tensor = self.final_norm(self.blocks[-1](x, rotation, cache, newest))
+        return hidden if newest is None else hidden[:, 0]
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of the whole catalogue, (..., D) -> (..., num_items + 1); column 0 is padding."""
@@ -204,7 +224,7 @@ def rotation_table(max_len: int, head_units: int) -> tuple[Tensor, Tensor]:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn dimension pairs (i, i + Dh/2) of x (B, H, T, Dh) by their position's angle."""
+    """Turn dimension pairs (i, i + Dh/2) of x (B, T, H, Dh) by their position's angle."""
     first, second = x.chunk(2, dim=-1)
     return torch.cat((first * cos - second * sin, first * sin + second * cos), dim=-1)
 

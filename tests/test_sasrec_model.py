@@ -127,6 +127,20 @@ def test_a_row_is_the_same_alone_and_in_any_batch_however_much_padding(lengths: 
             assert together[n, : len(row)].sub(model(padded([row]))[0]).abs().max() < 1e-12
 
 
+@settings(deadline=None, max_examples=40)
+@given(
+    lengths=st.lists(st.integers(1, 7), min_size=1, max_size=5),
+    position=st.sampled_from(POSITIONS),
+    num_blocks=st.integers(1, 3),
+)
+def test_one_position_a_row_is_the_same_as_that_of_all(lengths: list[int], position: str, num_blocks: int) -> None:
+    model = make_model(position=position, num_heads=2, num_blocks=num_blocks)
+    rows = padded([random_row(length, seed) for seed, length in enumerate(lengths)], 7)
+    newest = torch.tensor(lengths) - 1
+    every = model(rows)[torch.arange(len(rows)), newest]
+    assert model(rows, None, newest).sub(every).abs().max() < 1e-12
+
+
 @pytest.mark.parametrize("position", POSITIONS)
 def test_what_stands_in_the_padding_row_of_the_embedding_changes_nothing(position: str) -> None:
     model = make_model(position=position)
@@ -246,7 +260,7 @@ class DroppingCache:
         rows = [*self._rows[block], (key, value)][-self._size :]
         self._rows[block] = rows
         everything = torch.ones(1, 1, 1, len(rows), dtype=torch.bool)
-        return torch.cat([k for k, _ in rows], 2), torch.cat([v for _, v in rows], 2), everything
+        return torch.cat([k for k, _ in rows], 1), torch.cat([v for _, v in rows], 1), everything
 
 
 @torch.no_grad()
