@@ -106,6 +106,10 @@ def _parser() -> argparse.ArgumentParser:
         "--rules", nargs="+", choices=get_args(Rule), default=list(get_args(Rule)), metavar="RULE",
         help="full: from the beginning on everything so far; incremental: the last model trained on; baselines [all]",
     )  # fmt: skip
+    command.add_argument(
+        "--periods", nargs="+", type=int, default=(), metavar="N",
+        help="of full and baselines, do these cycles alone [all]",
+    )  # fmt: skip
     command.add_argument("--update-epochs", metavar="INT", type=int, help="epochs of incremental cycles [--epochs]")
     command.add_argument("--update-learning-rate", metavar="FLOAT", type=float, help="theirs [--learning-rate]")
     command.add_argument("--update-batch-size", metavar="INT", type=int, help="theirs [--batch-size]")
@@ -247,7 +251,7 @@ def _stream_eval(options: argparse.Namespace) -> int:
     config = SASRecConfig(num_items=1, **_pick(SASRecConfig, options))
     on_terminal = sys.stderr.isatty()
     stream = StreamEvaluation(options.folder, options.out, config, scratch, update, progress=on_terminal)
-    for cycle in stream.run(options.rules):
+    for cycle in stream.run(options.rules, options.periods):
         print(
             f"{cycle.name}, period {cycle.period} of {stream.periods - 1}: R@20 {cycle.recall:.4f}  MRR@20 "
             f"{cycle.mrr:.4f}  {cycle.cases:,} clicks, trained in {cycle.train_s:.1f} s of processor time",

@@ -22,7 +22,7 @@ import json
 import re
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
@@ -119,10 +119,16 @@ class StreamEvaluation:
         lines = path.read_text().splitlines() if path.exists() else []
         return [Cycle(**json.loads(line)) for line in lines]
 
-    def run(self, rules: Sequence[Rule]) -> Iterator[Cycle]:
-        """Do the cycles that are not done yet, and tell of each."""
+    def run(self, rules: Sequence[Rule], periods: Collection[int] = ()) -> Iterator[Cycle]:
+        """Do the cycles that are not done yet, and tell of each.
+
+        Args:
+            periods: judge on these alone; all by default. The incremental rule needs all that come before.
+        """
         for rule in rules:
             for period in range(1, self.periods):
+                if periods and rule != "incremental" and period not in periods:
+                    continue
                 done = {(cycle.name, cycle.period) for cycle in self.cycles()}
                 names = list(_baselines()) if rule == "baselines" else [rule]
                 if all((name, period) in done for name in names):

@@ -77,6 +77,12 @@ def test_both_rules_learn_the_rings_and_what_is_new_is_judged_only_once_it_was_s
     assert popularity < 0.4
 
 
+def test_of_rules_that_begin_anew_single_periods_can_be_asked_for(folder: Path, tmp_path: Path) -> None:
+    stream = evaluation(folder, tmp_path / "out")
+    found = [(cycle.name, cycle.period) for cycle in stream.run(["incremental", "full"], periods=[2])]
+    assert found == [*(("incremental", period) for period in range(1, PERIODS)), ("full", 2)]
+
+
 def test_a_run_goes_on_where_it_was_stopped_and_ends_as_if_it_had_not_been(folder: Path, tmp_path: Path) -> None:
     whole = list(evaluation(folder, tmp_path / "whole").run(["incremental"]))
     first = next(iter(evaluation(folder, tmp_path / "parts").run(["incremental"])))
