@@ -1,6 +1,6 @@
 """sasrec: self-attentive sequential recommendation (Kang & McAuley 2018) with incremental inference.
 
-The modules, lowest first: vocab, readers, plots, data, model, losses, engine, evaluate, baselines, checkpoint,
+The modules, lowest first: vocab, readers, plots, data, model, losses, index, engine, evaluate, baselines, checkpoint,
 datasets, train, stream_eval, estimator, recommender.
 """
 
@@ -16,6 +16,7 @@ from sasrec.estimator import (
     suggest_config,
 )
 from sasrec.evaluate import Metrics, evaluate
+from sasrec.index import ItemIndex
 from sasrec.model import SASRec, SASRecConfig
 from sasrec.readers import DataFileError, Event, read_events
 from sasrec.recommender import SequentialRecommender, SequentialScorer
@@ -29,6 +30,7 @@ __all__ = [
     "Holdout",
     "Interactions",
     "InteractionsDataset",
+    "ItemIndex",
     "ItemVocab",
     "ItemsDataset",
     "Metrics",

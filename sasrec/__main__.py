@@ -224,7 +224,8 @@ def _evaluate(options: argparse.Namespace) -> int:
     rest, holdout = sequences.leave_last_out()
     if not len(holdout):
         raise DataFileError(f"{options.file}: no user has two events on items that the model knows")
-    rivals: dict[str, Scorer] = {"model": Engine(saved.model, saved.vocab, cache_bytes=0, slack=options.slack)}
+    engine = Engine(saved.model, saved.vocab, cache_bytes=0, slack=options.slack, index="exact")
+    rivals: dict[str, Scorer] = {"model": engine}
     if options.baselines:
         rivals |= {name: baseline.fit(rest) for name, baseline in all_baselines().items()}
     sampled = None

@@ -24,6 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sasrec.index import IndexChoice, ItemIndex, open_index
 from sasrec.model import SASRec, SASRecConfig
 from sasrec.vocab import PADDING, ItemVocab
 
@@ -32,6 +33,8 @@ T = TypeVar("T")
 DEFAULT_CACHE_BYTES = 256 * 2**20
 # Rows encoded in one forward when nothing is cached: bounds memory, keeps activations in the processor's cache.
 ENCODE_ROWS = 256
+# How many candidates the index names for k places: of a million items 0.999 of the ten best are among so many.
+CANDIDATES, CANDIDATES_PER_PLACE = 200, 6
 
 
 def anchor(n: int, max_len: int, slack: int) -> int:
@@ -132,9 +135,12 @@ class Engine:
         cache_bytes: memory for cached keys and values; 0 re-encodes every window, as do learned positions.
         slack: how far the window jumps when it is full; a quarter of max_len by default, 1 with learned positions.
         max_len: the longest window, at most the model's own (the default).
+        index: which items top-k chooses from: "exact" all, "approximate" those that an ItemIndex names, which is
+            built here, "auto" approximate from ``sasrec.index.AUTO_ITEMS`` items on. Scores are exact in either case.
 
     Raises:
-        ValueError: vocabulary and model differ in size, or slack, max_len or cache_bytes are out of range.
+        ValueError: vocabulary and model differ in size, or slack, max_len, cache_bytes or index are out of range.
+        ImportError: the index is to be approximate, and faiss is not installed.
     """
 
     def __init__(
@@ -146,6 +152,7 @@ class Engine:
         cache_bytes: int = DEFAULT_CACHE_BYTES,
         slack: int | None = None,
         max_len: int | None = None,
+        index: IndexChoice = "auto",
     ) -> None:
         config = model.config
         if len(vocab) != config.num_items:
@@ -165,6 +172,7 @@ class Engine:
         self.version = version
         self._stats = CacheStats()
         weight = model.item_embedding.weight
+        self.index = open_index(weight, index)
         slots = cache_bytes // KVCache.bytes_per_slot(config, weight) if config.position == "rope" else 0
         self._cache = KVCache(config, slots, weight) if slots else None
         self._last_hidden = torch.empty((slots, config.hidden_units), dtype=weight.dtype, device=weight.device)
@@ -250,7 +258,9 @@ class Engine:
         allowed: Collection[int] | None = None,
         windows: Sequence[Sequence[int]] = (),
     ) -> list[Ranking]:
-        """The k best items of each row, exactly, over the whole catalogue.
+        """The k best items of each row with their scores; where there is an index, the best of those that it names.
+
+        Exact where there is none, where ``allowed`` is given, and for rows of which filters leave too few candidates.
 
         Args:
             hidden: (B, D).
@@ -264,6 +274,28 @@ class Engine:
         """
         if k < 1:
             raise ValueError(f"k={k}: must be at least 1")
+        exclude = [()] * len(hidden) if exclude is None else exclude
+        if self.index is None or allowed is not None or not len(hidden):
+            return self._rank_all(hidden, k, exclude, blocked, allowed, windows)
+        found = self._rank_candidates(self.index, hidden, k, exclude, blocked, windows)
+        short = [i for i, ranking in enumerate(found) if ranking is None]
+        if short:
+            of_short = [windows[i] for i in short] if windows else ()
+            whole = self._rank_all(hidden[short], k, [exclude[i] for i in short], blocked, None, of_short)
+            for i, ranking in zip(short, whole, strict=True):
+                found[i] = ranking
+        return [ranking for ranking in found if ranking is not None]
+
+    def _rank_all(
+        self,
+        hidden: Tensor,
+        k: int,
+        exclude: Sequence[Collection[int]],
+        blocked: Collection[int],
+        allowed: Collection[int] | None,
+        windows: Sequence[Sequence[int]],
+    ) -> list[Ranking]:
+        """The best of the whole catalogue."""
         scores = self._logits(hidden, windows)  # (B, num_items + 1)
         scores[:, PADDING] = -torch.inf
         if allowed is not None:
@@ -272,10 +304,41 @@ class Engine:
             scores[:, others] = -torch.inf
         if blocked:
             scores[:, list(blocked)] = -torch.inf
-        if exclude is not None:
-            row = [i for i, indices in enumerate(exclude) for _ in indices]
-            scores[row, [index for indices in exclude for index in indices]] = -torch.inf
+        row = [i for i, indices in enumerate(exclude) for _ in indices]
+        scores[row, [index for indices in exclude for index in indices]] = -torch.inf
         best, indices = scores.topk(min(k, len(self.vocab)))  # (B, k)
+        return self._rankings(best, indices)
+
+    def _rank_candidates(
+        self,
+        index: ItemIndex,
+        hidden: Tensor,
+        k: int,
+        exclude: Sequence[Collection[int]],
+        blocked: Collection[int],
+        windows: Sequence[Sequence[int]],
+    ) -> list[Ranking | None]:
+        """The best of what the index names and of what the reminder may raise; None where too little is left."""
+        reminded = self._reminded(hidden, windows) or [set()] * len(hidden)
+        excluded = self._pad([[*row, PADDING] for row in exclude])  # (B, E), 0 in each
+        own = self._pad([[*row, PADDING] for row in reminded])  # (B, R), 0 in each
+        depth = CANDIDATES + CANDIDATES_PER_PLACE * k
+        filtered = excluded.shape[1] + own.shape[1] + min(len(blocked), depth)  # may take so many away
+        found = index.search(hidden, min(depth + filtered, len(self.vocab)))  # (B, F)
+        candidates = torch.cat((found.masked_fill(_among(found, own), PADDING), own), 1)  # (B, C), none but 0 twice
+        banned = torch.zeros(len(self.vocab) + 1, dtype=torch.bool, device=hidden.device)
+        banned[list(blocked)] = True
+        embedding = self.model.item_embedding.weight[candidates]  # (B, C, D)
+        scores = (embedding @ hidden[:, :, None]).squeeze(2)  # (B, C)
+        scores[:, found.shape[1] :] += self.model.config.reminder
+        scores[banned[candidates] | _among(candidates, excluded)] = -torch.inf
+        best, places = scores.topk(min(k, scores.shape[1]))  # (B, k)
+        enough = (scores.isfinite().sum(1) >= depth).tolist()
+        rankings = self._rankings(best, candidates.gather(1, places))
+        return [ranking if whole else None for ranking, whole in zip(rankings, enough, strict=True)]
+
+    def _rankings(self, best: Tensor, indices: Tensor) -> list[Ranking]:
+        """Of scores and indices (B, k), best first; what is not finite was filtered."""
         counts = best.isfinite().sum(1).tolist()
         return [
             Ranking(self.vocab.decode(items[:count]), values[:count])
@@ -335,13 +398,18 @@ class Engine:
     def _logits(self, hidden: Tensor, windows: Sequence[Sequence[int]]) -> Tensor:
         """Scores (B, num_items + 1) of the model, and its reminder on the items of the windows, each once."""
         scores = self.model.logits(hidden)
-        if self.model.config.reminder:
-            if len(windows) != len(hidden):
-                raise ValueError(f"{len(hidden)} rows, {len(windows)} windows: a reminder needs the window of each row")
-            distinct = [set(window) for window in windows]
-            row = [i for i, items in enumerate(distinct) for _ in items]
-            scores[row, [item for items in distinct for item in items]] += self.model.config.reminder
+        if reminded := self._reminded(hidden, windows):
+            row = [i for i, items in enumerate(reminded) for _ in items]
+            scores[row, [item for items in reminded for item in items]] += self.model.config.reminder
         return scores
+
+    def _reminded(self, hidden: Tensor, windows: Sequence[Sequence[int]]) -> list[set[int]]:
+        """For each row the items whose scores the reminder raises; nothing where the model has none."""
+        if not self.model.config.reminder:
+            return []
+        if len(windows) != len(hidden):
+            raise ValueError(f"{len(hidden)} rows, {len(windows)} windows: a reminder needs the window of each row")
+        return [set(window) for window in windows]
 
     def _step(self, rows: Sequence[tuple[Hashable, Sequence[int]]]) -> Tensor:
         """Encode the windows of at most ``slots`` users, from what is cached of them."""
@@ -407,6 +475,13 @@ class Engine:
 def _newest(rows: Sequence[Sequence[int]]) -> Tensor:
     """(B,) where each row's last real token stands."""
     return torch.tensor([len(row) - 1 for row in rows])
+
+
+def _among(items: Tensor, rows: Tensor) -> Tensor:
+    """Which of the items (B, C) are in the same row of ``rows`` (B, R), R at least 1; (B, C)."""
+    ordered = rows.sort(1).values
+    places = torch.searchsorted(ordered, items).clamp(max=ordered.shape[1] - 1)
+    return ordered.gather(1, places) == items
 
 
 def _chunks(rows: Sequence[T], size: int) -> Iterator[list[T]]:

@@ -346,7 +346,7 @@ class _SASRecEstimator:
 
     def _take(self, model: SASRec, vocab: ItemVocab) -> None:
         # slack 1: the newest max_len events, as in the paper; windows move in jumps only where a cache is to gain by it
-        self._engine = Engine(model.to(_device(self.device)), vocab, cache_bytes=0, slack=1)
+        self._engine = Engine(model.to(_device(self.device)), vocab, cache_bytes=0, slack=1, index="exact")
 
     def _fitted(self) -> Engine:
         if self._engine is None:

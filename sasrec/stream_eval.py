@@ -162,7 +162,7 @@ class StreamEvaluation:
         train_s = time.process_time() - started
         if rule == "incremental":
             save_model(self._model(period), model, vocab)
-        return self._judge(rule, period, Engine(model, vocab, cache_bytes=0), vocab, train_s)
+        return self._judge(rule, period, Engine(model, vocab, cache_bytes=0, index="exact"), vocab, train_s)
 
     def _trained_on(self, past: Interactions, period: int) -> tuple[SASRec, ItemVocab]:
         before = load_model(self._model(period - 1))

@@ -416,7 +416,7 @@ class _Trainer:
     def validate(self, sequences: Sequences, validation: Holdout | None) -> tuple[Metrics | None, float | None]:
         if validation is None or not len(validation):
             return None, None
-        engine = Engine(self.model, sequences.vocab, cache_bytes=0)
+        engine = Engine(self.model, sequences.vocab, cache_bytes=0, index="exact")
         try:
             metrics = evaluate(engine, validation, (VALIDATION_K,), filter_seen=not _mostly_repeats(validation))
         except ValueError as error:  # the last step of the epoch blew the weights up: no loss has shown it yet

@@ -98,7 +98,7 @@ def hit_rate_of(settings: Settings, version: str, clicks: list[Judged]) -> float
     """
     assert settings.registry_dir is not None
     saved = Registry(settings.registry_dir).load(version)
-    engine = Engine(saved.model, saved.vocab, cache_bytes=0)
+    engine = Engine(saved.model, saved.vocab, cache_bytes=0, index="exact")
     hits = 0
     for start in range(0, len(clicks), RANKED_AT_ONCE):
         part = clicks[start : start + RANKED_AT_ONCE]

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from sasrec import Engine, Ranking, SavedModel
+from streamrec.errors import SettingsError
 from streamrec.lists import POPULAR, SharedLists
 from streamrec.metrics import Metrics
 from streamrec.schemas import Recommendation, UserSequence
@@ -25,10 +26,20 @@ WARM_UP_SEQUENCES = 64
 
 
 def open_engine(settings: Settings, saved: SavedModel, share: float = 1.0) -> Engine:
-    """The engine that serves a model under these settings, with that share of the cache."""
+    """The engine that serves a model under these settings, with that share of the cache.
+
+    Raises:
+        SettingsError: ``top_k_index`` asks for what is not installed.
+    """
     window = min(settings.max_len or saved.model.config.max_len, saved.model.config.max_len)
     cache_bytes = int(settings.cache_bytes * share)
-    return Engine(saved.model, saved.vocab, version=saved.version, cache_bytes=cache_bytes, max_len=window)
+    choice = settings.top_k_index
+    try:
+        return Engine(
+            saved.model, saved.vocab, version=saved.version, cache_bytes=cache_bytes, max_len=window, index=choice
+        )
+    except ImportError as error:
+        raise SettingsError(f"top_k_index={choice}: {error}") from None
 
 
 def rank(

@@ -245,7 +245,7 @@ def judge(
     lists: dict[str, list[set[str]]] = {}
     for name, saved in (("challenger", challenger), ("champion", champion)):
         if saved is not None:
-            engine = Engine(saved.model, saved.vocab, cache_bytes=0)
+            engine = Engine(saved.model, saved.vocab, cache_bytes=0, index="exact")
             report[name] = _metrics(engine, _translated(cases, everything, saved.vocab), filter_seen)
             lists[name] = _lists(engine, cases, everything, filter_seen)
             report[name]["coverage@10"] = len(set().union(*lists[name])) / len(saved.vocab)

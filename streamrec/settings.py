@@ -123,6 +123,9 @@ class Settings(BaseSettings):
     )
     max_len: int | None = Field(None, ge=1, le=10_000, description="items kept of a user [the model's max_len]")
     top_k: int = Field(20, ge=1, le=1_000, description="items in a published list")
+    top_k_index: Literal["auto", "exact", "approximate"] = Field(
+        "auto", description="which items a list is chosen from: all, or, in a large catalogue, what an index names"
+    )
     filter_seen: bool = Field(True, description="leave the items of the user's stored sequence out of his list")
     session_gap_s: float = Field(0, ge=0, description="a longer pause starts a new sequence; 0: never")
     sequence_ttl_s: int = Field(

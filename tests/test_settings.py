@@ -75,6 +75,7 @@ VALUES: dict[str, tuple[Any, Any]] = {
     "rescore_users_per_s": (1.0, 1000.0),
     "max_len": (50, 200),
     "top_k": (5, 100),
+    "top_k_index": ("exact", "approximate"),
     "filter_seen": (False, True),
     "session_gap_s": (1800.0, 0.5),
     "sequence_ttl_s": (60, 61),
