@@ -320,8 +320,8 @@ class Engine:
     ) -> list[Ranking | None]:
         """The best of what the index names and of what the reminder may raise; None where too little is left."""
         reminded = self._reminded(hidden, windows) or [set()] * len(hidden)
-        excluded = self._pad([[*row, PADDING] for row in exclude])  # (B, E), 0 in each
-        own = self._pad([[*row, PADDING] for row in reminded])  # (B, R), 0 in each
+        excluded = self.padded([[*row, PADDING] for row in exclude])  # (B, E), 0 in each
+        own = self.padded([[*row, PADDING] for row in reminded])  # (B, R), 0 in each
         depth = CANDIDATES + CANDIDATES_PER_PLACE * k
         filtered = excluded.shape[1] + own.shape[1] + min(len(blocked), depth)  # may take so many away
         found = index.search(hidden, min(depth + filtered, len(self.vocab)))  # (B, F)
