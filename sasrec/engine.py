@@ -73,11 +73,11 @@ class KVCache:
     All that a row of a batch needs of a block lies in one piece of memory, and is gathered by one copy.
     """
 
-    def __init__(self, config: SASRecConfig, slots: int, like: Tensor) -> None:
+    def __init__(self, config: SASRecConfig, slots: int, like: Tensor, half: bool = False) -> None:
         head_units = config.hidden_units // config.num_heads
         shape = (config.num_blocks, slots, config.max_len, 2, config.num_heads, head_units)
         # empty, not zeros: the system commits memory only as slots are used
-        self.slab = torch.empty(shape, dtype=like.dtype, device=like.device)
+        self.slab = torch.empty(shape, dtype=torch.float16 if half else like.dtype, device=like.device)
 
     @property
     def slots(self) -> int:
@@ -89,9 +89,10 @@ class KVCache:
         self.slab[:, slot] = 0
 
     @staticmethod
-    def bytes_per_slot(config: SASRecConfig, like: Tensor) -> int:
+    def bytes_per_slot(config: SASRecConfig, like: Tensor, half: bool = False) -> int:
         """Memory one cached user takes."""
-        return 2 * config.num_blocks * config.max_len * config.hidden_units * like.element_size()
+        size = torch.float16.itemsize if half else like.element_size()
+        return 2 * config.num_blocks * config.max_len * config.hidden_units * size
 
 
 class _CacheRows:
@@ -115,11 +116,11 @@ class _CacheRows:
     def extend(self, block: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         slab = self._cache.slab[block]  # (slots, max_len, 2, H, Dh)
         new = torch.stack((key, value), dim=2)  # (B, T, 2, H, Dh)
-        slab[self._slots[self._row], self._position] = new[self._row, self._column]
+        slab[self._slots[self._row], self._position] = new[self._row, self._column].to(slab.dtype)
         if self._mask is None:  # nothing was cached: plain causal attention over the new tokens
             return key, value, None
         rows = slab.flatten(1)[:, : self._length * new[0, 0].numel()]  # the beginning of each slot, in one piece
-        held = rows.index_select(0, self._slots).view(-1, self._length, *new.shape[2:])
+        held = rows.index_select(0, self._slots).view(-1, self._length, *new.shape[2:]).to(key.dtype)
         return held[:, :, 0], held[:, :, 1], self._mask
 
 
@@ -133,6 +134,7 @@ class Engine:
         vocab: of the model's ``num_items`` items.
         version: name of the model, carried into recommendations.
         cache_bytes: memory for cached keys and values; 0 re-encodes every window, as do learned positions.
+        half_cache: keep them as float16: twice the users in the same memory, scores that differ in the third digit.
         slack: how far the window jumps when it is full; a quarter of max_len by default, 1 with learned positions.
         max_len: the longest window, at most the model's own (the default).
         index: which items top-k chooses from: "exact" all, "approximate" those that an ItemIndex names, which is
@@ -150,6 +152,7 @@ class Engine:
         *,
         version: str = "",
         cache_bytes: int = DEFAULT_CACHE_BYTES,
+        half_cache: bool = False,
         slack: int | None = None,
         max_len: int | None = None,
         index: IndexChoice = "auto",
@@ -173,8 +176,9 @@ class Engine:
         self._stats = CacheStats()
         weight = model.item_embedding.weight
         self.index = open_index(weight, index)
-        slots = cache_bytes // KVCache.bytes_per_slot(config, weight) if config.position == "rope" else 0
-        self._cache = KVCache(config, slots, weight) if slots else None
+        a_slot = KVCache.bytes_per_slot(config, weight, half_cache)
+        slots = cache_bytes // a_slot if config.position == "rope" else 0
+        self._cache = KVCache(config, slots, weight, half_cache) if slots else None
         self._last_hidden = torch.empty((slots, config.hidden_units), dtype=weight.dtype, device=weight.device)
         self._free = list(range(slots))
         self._slots: OrderedDict[Hashable, _Slot] = OrderedDict()  # least recently used first

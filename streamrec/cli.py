@@ -38,6 +38,8 @@ SERVE_FLAGS = (
     "kafka_group", "model_dir", "registry_dir", "max_len", "top_k", "filter_seen", "session_gap_s", "event_types",
     "max_batch", "http_host", "http_port", "log_level", "log_format",
 )  # fmt: skip
+# A random model's shape where some of it was given.
+_BENCH_SHAPE = {"items": 3_416, "hidden_units": 64, "num_blocks": 2, "num_heads": 1, "max_len": 200}
 EPILOG = (
     "Settings: flags win over environment (STREAMREC_*) over the file of --config. `streamrec check --show` lists all."
 )
@@ -147,7 +149,27 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--json", metavar="FILE", type=Path, help="write the summary to FILE")
     command.add_argument("--rate", type=_rate, default=300.0, help="live clicks a second [300]; 0: as fast as possible")
     command.add_argument("--epochs", type=_positive, default=15, help="most training epochs [15]")
+    _add_bench(commands)
     return parser
+
+
+def _add_bench(commands: Any) -> None:
+    command = _command(
+        commands, "bench", ("model_dir", "cache_bytes"), _bench,
+        help="measure this machine: a click's cost, memory, large catalogues",
+        description="Measure what a click costs on this machine with your own model, or with random ones of three "
+        "usual shapes or of the given one, each figure beside its naive counterpart from the same run.",
+    )  # fmt: skip
+    command.add_argument(
+        "--only", nargs="+", choices=("engine", "memory", "catalogue"), metavar="PART",
+        help="engine: a cached click against re-encoding; memory: of users; catalogue: lists of many items [all]",
+    )  # fmt: skip
+    command.add_argument("--quick", action="store_true", help="less of everything, within a minute")
+    command.add_argument("--json", metavar="FILE", type=Path, help="write the figures to FILE too; -: to stdout alone")
+    for name, default in _BENCH_SHAPE.items():
+        flag = f"--{name.replace('_', '-')}"
+        # not under the name alone: max_len is a setting too
+        command.add_argument(flag, dest=f"shape_{name}", type=_positive, help=f"of a random model [{default}]")
 
 
 def _add_models(commands: Any) -> None:
@@ -496,6 +518,39 @@ def _toml(value: object) -> str:
     if isinstance(value, tuple):
         return json.dumps(list(value))
     return json.dumps(str(value), ensure_ascii=False)
+
+
+def _bench(settings: Settings, options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from sasrec import SASRecConfig
+    from streamrec.bench import PARTS, BenchOptions, run_bench, tables
+
+    given = {name: getattr(options, f"shape_{name}") for name in _BENCH_SHAPE}
+    shape = None
+    if any(given.values()):
+        if settings.model_dir:
+            raise StreamrecError("give a model or a shape, not both")
+        items, *others = (given[name] or default for name, default in _BENCH_SHAPE.items())
+        try:
+            shape = SASRecConfig(items, **dict(zip(list(_BENCH_SHAPE)[1:], others, strict=True)))  # type: ignore[arg-type]
+        except ValueError as error:
+            raise StreamrecError(str(error)) from None
+    bench = BenchOptions(options.only or PARTS, settings.model_dir, shape, options.quick, settings.cache_bytes)
+    report = run_bench(bench, Console(stderr=True))
+    text = json.dumps(report, indent=1)
+    if options.json == Path("-"):
+        print(text)
+        return 0
+    if options.json is not None:
+        try:
+            options.json.write_text(text + "\n")
+        except OSError as error:
+            raise StreamrecError(f"cannot write {options.json}: {error.strerror}") from None
+    console = Console()
+    for table in tables(report):
+        console.print(table)
+    return 0
 
 
 def _demo(settings: Settings, options: argparse.Namespace) -> int:

@@ -36,8 +36,9 @@ def open_engine(settings: Settings, saved: SavedModel, share: float = 1.0) -> En
     choice = settings.top_k_index
     try:
         return Engine(
-            saved.model, saved.vocab, version=saved.version, cache_bytes=cache_bytes, max_len=window, index=choice
-        )
+            saved.model, saved.vocab, version=saved.version, cache_bytes=cache_bytes, half_cache=settings.cache_half,
+            max_len=window, index=choice,
+        )  # fmt: skip
     except ImportError as error:
         raise SettingsError(f"top_k_index={choice}: {error}") from None
 

@@ -147,6 +147,7 @@ class Settings(BaseSettings):
     max_batch: int = Field(256, ge=1, le=10_000, description="most records handled as one batch")
     poll_timeout_ms: int = Field(200, ge=1, description="how long a poll waits for records")
     cache_bytes: int = Field(512 * 2**20, ge=0, description="memory for cached keys and values; 0: no cache")
+    cache_half: bool = Field(False, description="keep them as float16: twice the users in the same memory")
     inference_threads: int = Field(1, ge=1, description="processor threads of the model")
     shutdown_timeout_s: float = Field(20, gt=0, description="how long SIGTERM waits for the batch in hand")
 

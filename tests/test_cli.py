@@ -287,6 +287,18 @@ FLAGS = {
         "no_follow",
     ),
     "demo": ("config", "data", "json", "rate", "epochs"),
+    "bench": (
+        "model_dir",
+        "cache_bytes",
+        "config",
+        "only",
+        "quick",
+        "json",
+        "items",
+        "hidden_units",
+        "num_blocks",
+        "num_heads",
+    ),
 }
 ACTIONS = ("list", "show", "publish", "promote", "rollback", "shadow", "diff", "prune")
 
@@ -294,7 +306,13 @@ ACTIONS = ("list", "show", "publish", "promote", "rollback", "shadow", "diff", "
 async def test_help_names_every_command(run: Callable[..., Any]) -> None:
     result = await run("--help")
     assert (result.status, result.err) == (0, "")
-    assert re.findall(r"^    (\w+)  ", result.out, re.MULTILINE) == [*list(FLAGS)[:-1], "models", "archive", "demo"]
+    assert re.findall(r"^    (\w+)  ", result.out, re.MULTILINE) == [
+        *list(FLAGS)[:-2],
+        "models",
+        "archive",
+        "demo",
+        "bench",
+    ]
     assert re.findall(r"^    (\w+)  ", (await run("models", "--help")).out, re.MULTILINE) == list(ACTIONS)
     assert "streamrec demo" in result.out
 

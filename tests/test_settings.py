@@ -91,6 +91,7 @@ VALUES: dict[str, tuple[Any, Any]] = {
     "max_batch": (1, 10_000),
     "poll_timeout_ms": (1, 50),
     "cache_bytes": (0, 2**40),
+    "cache_half": (True, False),
     "inference_threads": (2, 8),
     "shutdown_timeout_s": (1.0, 2.0),
     "http_host": ("0.0.0.0", "::"),

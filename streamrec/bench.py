@@ -1,0 +1,164 @@
+"""`streamrec bench`: what this machine does with a model of this shape, each figure beside its naive counterpart."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from sasrec import ModelDirectoryError, load_model
+from sasrec.model import SASRecConfig
+from streamrec.bench_catalogue import measure_catalogue
+from streamrec.bench_engine import BATCHES, SHAPES, Subject, measure_engine, measure_half_cache, random_model
+from streamrec.bench_memory import USERS, measure_resident
+from streamrec.errors import StreamrecError
+
+PARTS = ("engine", "memory", "catalogue")
+VERSIONS = ("streamrec", "torch", "numpy", "faiss-cpu")
+QUICK_CATALOGUE, CATALOGUE = (3_416, 100_000), (3_416, 100_000, 1_000_000)
+QUICK_USERS = USERS[:1]
+QUICK_BATCHES = (1, 64)
+MIB = 2**20
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """What the command line asks for.
+
+    Args:
+        model_dir: measure this model; without it, and without ``shape``, three usual shapes with random weights.
+        quick: less of everything, within a minute.
+    """
+
+    parts: Sequence[str] = PARTS
+    model_dir: Path | None = None
+    shape: SASRecConfig | None = None
+    quick: bool = False
+    cache_bytes: int = 512 * MIB
+
+
+def run_bench(options: BenchOptions, console: Console) -> dict[str, Any]:
+    """Measure the parts, saying on the console which; returns what `--json` prints.
+
+    Raises:
+        StreamrecError: the model cannot be read, or a part needs what is not installed.
+    """
+    subjects = _subjects(options)
+    report: dict[str, Any] = {"machine": machine(), "versions": versions(), "commit": commit()}
+    with console.status("") as status:
+
+        def progress(text: str) -> None:
+            status.update(text)
+            if not console.is_terminal:
+                console.print(text, highlight=False)
+
+        if "engine" in options.parts:
+            batches, repeats = (QUICK_BATCHES, 1) if options.quick else (BATCHES, 3)
+            report["engine"] = measure_engine(subjects, batches, repeats, progress)
+        if "memory" in options.parts:
+            progress("memory: precision of the cache")
+            report["memory"] = {
+                "cached_user": [measure_half_cache(subject) for subject in subjects],
+                "process": measure_resident(options.cache_bytes, QUICK_USERS if options.quick else USERS, progress),
+            }
+        if "catalogue" in options.parts:
+            sizes = QUICK_CATALOGUE if options.quick else CATALOGUE
+            report["catalogue"] = _catalogue(sizes, progress)
+    return report
+
+
+def _catalogue(sizes: Sequence[int], progress: Callable[[str], None]) -> list[dict[str, float]]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return measure_catalogue(sizes, progress=lambda text: progress(f"catalogue: {text}"))
+    except ImportError as error:
+        raise StreamrecError(f"the catalogue part needs {error}: pip install 'streamrec[index]'") from None
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _subjects(options: BenchOptions) -> list[Subject]:
+    if options.model_dir is not None:
+        try:
+            saved = load_model(options.model_dir)
+        except ModelDirectoryError as error:
+            raise StreamrecError(str(error)) from None
+        return [Subject(saved.model.eval(), saved.vocab)]
+    return [random_model(shape) for shape in (SHAPES if options.shape is None else (options.shape,))]
+
+
+def machine() -> dict[str, Any]:
+    """Processor, cores and system that a figure was measured on."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return {
+        "processor": names[0] if names else platform.processor(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "system": platform.platform(terse=True), "python": platform.python_version(),
+    }  # fmt: skip
+
+
+def versions() -> dict[str, str]:
+    """Of what the figures depend on, where installed."""
+    found = {}
+    for name in VERSIONS:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def commit() -> str | None:
+    """Of the working copy that this code runs from; None where it is installed."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def tables(report: Mapping[str, Any]) -> list[Table]:
+    """The report for people."""
+    found = []
+    if "engine" in report:
+        names = "hidden blocks max_len batch cached_us reencode_us full_us ratio spread"
+        found.append(_table("Engine: µs a click and its list, one thread", names, report["engine"]))
+    if "memory" in report:
+        names = "hidden blocks max_len float32_bytes float16_bytes same_top_10"
+        found.append(_table("Memory of a cached user", names, report["memory"]["cached_user"]))
+        rows = [
+            row | {"resident_MiB": row["resident_bytes"] / MIB, "cache_MiB": row["cache_bytes"] / MIB}
+            for row in report["memory"]["process"]
+        ]
+        found.append(_table("Memory of the process", "users cached_users resident_MiB cache_MiB", rows))
+    if "catalogue" in report:
+        names = "items hidden batch exact_us approx_us recall_at_10 build_s spread"
+        found.append(_table("Lists of ten from catalogues, µs, one thread", names, report["catalogue"]))
+    return found
+
+
+def _table(title: str, names: str, rows: Sequence[Mapping[str, float]]) -> Table:
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 1), pad_edge=False)
+    for name in names.split():
+        table.add_column(name.replace("_", " "), justify="right", vertical="bottom")
+    for row in rows:
+        table.add_row(*(_number(row[name]) for name in names.split()))
+    return table
+
+
+def _number(value: float) -> str:
+    if isinstance(value, int) or value >= 1_000:
+        return f"{value:,.0f}"
+    return f"{value:.3g}" if value >= 10 else f"{value:.2f}" if value >= 1 else f"{value:.3f}"
