@@ -18,11 +18,12 @@ from rich.table import Table
 from sasrec import ModelDirectoryError, load_model
 from sasrec.model import SASRecConfig
 from streamrec.bench_catalogue import measure_catalogue
+from streamrec.bench_daemon import QUICK, Load, measure_daemon
 from streamrec.bench_engine import BATCHES, SHAPES, Subject, measure_engine, measure_half_cache, random_model
 from streamrec.bench_memory import USERS, measure_resident
 from streamrec.errors import StreamrecError
 
-PARTS = ("engine", "memory", "catalogue")
+PARTS = ("engine", "daemon", "memory", "catalogue")
 VERSIONS = ("streamrec", "torch", "numpy", "faiss-cpu")
 QUICK_CATALOGUE, CATALOGUE = (3_416, 100_000), (3_416, 100_000, 1_000_000)
 QUICK_USERS = USERS[:1]
@@ -64,6 +65,9 @@ def run_bench(options: BenchOptions, console: Console) -> dict[str, Any]:
         if "engine" in options.parts:
             batches, repeats = (QUICK_BATCHES, 1) if options.quick else (BATCHES, 3)
             report["engine"] = measure_engine(subjects, batches, repeats, progress)
+        if "daemon" in options.parts:
+            load = QUICK if options.quick else Load()
+            report["daemon"] = measure_daemon(_served(options, subjects), load, options.cache_bytes, progress)
         if "memory" in options.parts:
             progress("memory: precision of the cache")
             report["memory"] = {
@@ -95,6 +99,12 @@ def _subjects(options: BenchOptions) -> list[Subject]:
             raise StreamrecError(str(error)) from None
         return [Subject(saved.model.eval(), saved.vocab)]
     return [random_model(shape) for shape in (SHAPES if options.shape is None else (options.shape,))]
+
+
+def _served(options: BenchOptions, subjects: Sequence[Subject]) -> Subject:
+    """The one that the daemon is measured with: the one there is, or of the usual shapes the second."""
+    usual = options.model_dir is None and options.shape is None
+    return subjects[1 if usual else 0]
 
 
 def machine() -> dict[str, Any]:
@@ -135,6 +145,8 @@ def tables(report: Mapping[str, Any]) -> list[Table]:
     if "engine" in report:
         names = "hidden blocks max_len batch cached_us reencode_us full_us ratio spread"
         found.append(_table("Engine: µs a click and its list, one thread", names, report["engine"]))
+    if "daemon" in report:
+        found += _daemon_tables(report["daemon"])
     if "memory" in report:
         names = "hidden blocks max_len float32_bytes float16_bytes same_top_10"
         found.append(_table("Memory of a cached user", names, report["memory"]["cached_user"]))
@@ -149,7 +161,16 @@ def tables(report: Mapping[str, Any]) -> list[Table]:
     return found
 
 
-def _table(title: str, names: str, rows: Sequence[Mapping[str, float]]) -> Table:
+def _daemon_tables(row: Mapping[str, Any]) -> list[Table]:
+    names = "hidden blocks max_len items users events_per_s naive_events_per_s cold_events_per_s"
+    shares = [{"share": f"{share} %"} | latencies for share, latencies in row["latency_ms"].items()]
+    return [
+        _table("Daemon, between a real Kafka and a real Redis", names, [row]),
+        _table("Click to list, ms, at a share of that rate", "share p50 p95 p99 p999 lag", shares),
+    ]
+
+
+def _table(title: str, names: str, rows: Sequence[Mapping[str, Any]]) -> Table:
     table = Table(title=title, title_justify="left", box=None, padding=(0, 1), pad_edge=False)
     for name in names.split():
         table.add_column(name.replace("_", " "), justify="right", vertical="bottom")
@@ -158,7 +179,9 @@ def _table(title: str, names: str, rows: Sequence[Mapping[str, float]]) -> Table
     return table
 
 
-def _number(value: float) -> str:
+def _number(value: float | str) -> str:
+    if isinstance(value, str):
+        return value
     if isinstance(value, int) or value >= 1_000:
         return f"{value:,.0f}"
     return f"{value:.3g}" if value >= 10 else f"{value:.2f}" if value >= 1 else f"{value:.3f}"

@@ -161,8 +161,9 @@ def _add_bench(commands: Any) -> None:
         "usual shapes or of the given one, each figure beside its naive counterpart from the same run.",
     )  # fmt: skip
     command.add_argument(
-        "--only", nargs="+", choices=("engine", "memory", "catalogue"), metavar="PART",
-        help="engine: a cached click against re-encoding; memory: of users; catalogue: lists of many items [all]",
+        "--only", nargs="+", choices=("engine", "daemon", "memory", "catalogue"), metavar="PART",
+        help="engine: a cached click against re-encoding; daemon: clicks a second and latency; memory: of users; "
+        "catalogue: lists of many items [all]",
     )  # fmt: skip
     command.add_argument("--quick", action="store_true", help="less of everything, within a minute")
     command.add_argument("--json", metavar="FILE", type=Path, help="write the figures to FILE too; -: to stdout alone")

@@ -14,19 +14,15 @@ import json
 import math
 import os
 import signal
-import subprocess
-import sys
 import tempfile
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
 import aiohttp
 import torch
-from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
 
 from sasrec import (
@@ -42,6 +38,7 @@ from sasrec import (
     save_model,
     train,
 )
+from streamrec.daemon_process import DaemonProcess, running_daemon
 from streamrec.demo_retrain import (
     AROUND_S,
     HitRates,
@@ -51,12 +48,11 @@ from streamrec.demo_retrain import (
     Retraining,
     Round,
     Swap,
-    environment,
     hit_rate_of,
     prepare,
 )
 from streamrec.demo_screen import SPARKS, Screen, Snapshot, print_summary
-from streamrec.embedded import EmbeddedServers, die_with_parent, free_port
+from streamrec.embedded import EmbeddedServers, free_port
 from streamrec.errors import StreamrecError
 from streamrec.inspection import published
 from streamrec.kafka import ensure_topics
@@ -78,7 +74,7 @@ BATCH_SIZE = 32
 REPEATS_MATTER = 0.1  # share of clicks on an item that the user clicked before
 TRAIN_LIMIT_S = 120.0  # on a slow machine fewer epochs must do
 SCREEN_EVERY_S = 0.25
-READY_TIMEOUT_S, DRAIN_TIMEOUT_S, STOP_TIMEOUT_S = 60.0, 30.0, 20.0
+DRAIN_TIMEOUT_S = 30.0
 RETRAIN_AFTER = 0.5  # of the live clicks
 RETRAIN_TIMEOUT_S = 30.0  # after the last click, should the new model not be there yet
 
@@ -134,7 +130,7 @@ def run_demo(options: DemoOptions) -> int:
         settings = load_settings(flags=_flags(data, servers, Path(folder)))
         prepare(settings, model_dir, data.past)
         with (
-            _daemon(settings) as daemon,
+            running_daemon(settings) as daemon,
             Retraining(settings, Path(folder)) as retraining,
             Screen(console, data.titles) as screen,
         ):
@@ -275,7 +271,7 @@ class _LiveReplay:
         data: DemoData,
         rate_per_s: float,
         screen: Screen,
-        daemon: subprocess.Popen[bytes],
+        daemon: DaemonProcess,
         retraining: Retraining,
     ) -> None:
         self._settings = settings
@@ -314,7 +310,7 @@ class _LiveReplay:
             return False
 
     async def _work(self, redis: RedisClient, keys: Keys, http: aiohttp.ClientSession) -> None:
-        await self._wait_ready(http)
+        await self._daemon.wait_ready(http)
         await ensure_topics(self._settings, (self._settings.kafka_topic,))
         drawing = asyncio.create_task(self._draw(redis, keys, http))
         try:
@@ -332,19 +328,6 @@ class _LiveReplay:
             drawing.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await drawing
-
-    async def _wait_ready(self, http: aiohttp.ClientSession) -> None:
-        deadline = time.monotonic() + READY_TIMEOUT_S
-        while True:
-            if self._daemon.poll() is not None:
-                raise StreamrecError("the daemon ended before it was ready; its last words are above")
-            with contextlib.suppress(aiohttp.ClientError):
-                async with http.get(self._url("/readyz")) as answer:
-                    if answer.status == 200:
-                        return
-            if time.monotonic() > deadline:
-                raise StreamrecError(f"the daemon was not ready within {READY_TIMEOUT_S:.0f} s")
-            await asyncio.sleep(0.1)
 
     async def _feed(self, redis: RedisClient, keys: Keys, started: float) -> None:
         pacer = Pacer(self._rate_per_s)
@@ -452,56 +435,17 @@ class _LiveReplay:
         now.listed_ago_s = time.time() - value.published_ts_ms / 1000 if value else 0.0
 
     async def _scrape(self, http: aiohttp.ClientSession) -> None:
-        try:
-            async with http.get(self._url("/metrics")) as answer:
-                text = await answer.text()
-        except aiohttp.ClientError:
-            if self._daemon.poll() is not None:
-                raise StreamrecError("the daemon ended; its last words are above") from None
+        reading = await self._daemon.read(http)
+        if reading is None:
             return
-        cumulative: list[tuple[float, float]] = []
-        lag = 0.0
-        for sample in (s for family in text_string_to_metric_families(text) for s in family.samples):
-            if sample.name == "streamrec_click_to_published_seconds_bucket":
-                cumulative.append((float(sample.labels["le"]), sample.value))
-            elif sample.name == "streamrec_events_total" and sample.labels["outcome"] == "applied":
-                self.now.applied = int(sample.value)
-            elif sample.name == "streamrec_dead_letters_total":
-                self.now.dead_letters = int(sample.value)
-            elif sample.name == "streamrec_lag_records":
-                lag += sample.value
-            elif sample.name == "streamrec_model_info":
-                self._see_version(sample.labels["version"])
-        self.now.lag_records = int(lag)
-        self._latencies.add(time.monotonic(), cumulative)
-        p50, p99 = quantile(cumulative, 0.5), quantile(cumulative, 0.99)
-        self.now.p50_ms = None if p50 is None else p50 * 1000
-        self.now.p99_ms = None if p99 is None else p99 * 1000
-
-    def _url(self, path: str) -> str:
-        return f"http://{self._settings.http_host}:{self._settings.http_port}{path}"
-
-
-@contextlib.contextmanager
-def _daemon(settings: Settings) -> Iterator[subprocess.Popen[bytes]]:
-    """A `streamrec serve` process; it is stopped at the end, and its log shown if it failed."""
-    with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "streamrec", "serve"],
-            env=environment(settings), stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
-            start_new_session=True, preexec_fn=die_with_parent if sys.platform == "linux" else None,
-        )  # fmt: skip
-        try:
-            yield process
-        finally:
-            process.terminate()
-            try:
-                process.wait(STOP_TIMEOUT_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-            log.seek(0)
-            sys.stderr.write(log.read().decode(errors="replace"))
+        now, seen = self.now, reading.click_to_published
+        now.applied, now.dead_letters, now.lag_records = reading.applied, reading.dead_letters, reading.lag_records
+        if reading.version:
+            self._see_version(reading.version)
+        self._latencies.add(reading.at_s, seen)
+        p50, p99 = quantile(seen, 0.5), quantile(seen, 0.99)
+        now.p50_ms = None if p50 is None else p50 * 1000
+        now.p99_ms = None if p99 is None else p99 * 1000
 
 
 def _summary(now: Snapshot) -> dict[str, object]:

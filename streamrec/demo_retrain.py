@@ -19,10 +19,11 @@ from typing import Self
 
 from sasrec import Engine, Event, Interactions, load_model
 from streamrec.archive import EventArchive
+from streamrec.daemon_process import environment
 from streamrec.embedded import die_with_parent
 from streamrec.metrics import quantile
 from streamrec.registry import Registry
-from streamrec.settings import ENV_PREFIX, Settings
+from streamrec.settings import Settings
 
 K = 10
 NICENESS = 5  # the daemon goes first
@@ -82,13 +83,6 @@ def prepare(settings: Settings, model_dir: Path, past: Interactions) -> None:
     registry.promote(registry.publish(saved.model, saved.vocab, saved.metadata), "trained on the past")
     rows = zip(past.user_ids, past.item_ids, past.timestamps_ms.tolist(), strict=True)
     EventArchive(settings.archive_dir).import_events(Event(*row) for row in rows)
-
-
-def environment(settings: Settings) -> dict[str, str]:
-    """What a child process has to find in its environment to be under the same settings."""
-    chosen = {name: getattr(settings, name) for name in settings.model_fields_set}
-    chosen["redis_url"] = settings.redis_url.get_secret_value()
-    return {**os.environ, **{ENV_PREFIX + name.upper(): str(value) for name, value in chosen.items()}}
 
 
 def hit_rate_of(settings: Settings, version: str, clicks: list[Judged]) -> float:

@@ -10,6 +10,7 @@ import torch
 
 from sasrec import SASRecConfig
 from sasrec.checkpoint import save_model
+from streamrec.bench_daemon import Load, measure_daemon
 from streamrec.bench_engine import _Clicks, measure_engine, measure_half_cache, random_model
 from streamrec.bench_memory import measure_resident
 from streamrec.cli import main
@@ -49,6 +50,21 @@ def test_what_is_timed_gives_the_same_answer_cached_re_encoded_and_in_full() -> 
     for row, window in enumerate(windows):
         for newest_alone in (True, False):
             assert clicks._hidden(torch.tensor([window]), newest_alone)[0].sub(cached[row]).abs().max() < 1e-5
+
+
+def test_the_daemon_is_fed_in_every_way_and_handles_all(capsys: pytest.CaptureFixture[str]) -> None:
+    subject = random_model(SASRecConfig(50, max_len=8, hidden_units=8, num_blocks=1))
+    load = Load(users=20, capacity_events=200, naive_events=50, seconds_a_rate=0.5)
+    said: list[str] = []
+    report = measure_daemon(subject, load, cache_bytes=2**20, progress=said.append)
+    assert min(report[name] for name in ("events_per_s", "naive_events_per_s", "cold_events_per_s")) > 0
+    assert list(report["latency_ms"]) == ["25", "50", "80"]
+    for found in report["latency_ms"].values():
+        assert 0 < found["p50"] <= found["p95"] <= found["p99"] <= found["p999"]
+        assert found["lag"] >= 0
+    assert (report["users"], report["max_len"]) == (20, 8)
+    assert len(said) == 7
+    assert capsys.readouterr().err == "", "neither daemon nor feeder had anything to complain of"
 
 
 def test_half_the_memory_hardly_changes_the_lists() -> None:

@@ -11,8 +11,9 @@ import pytest
 from harness import eventually
 
 from sasrec import Event, Interactions, ItemVocab, SASRec, SASRecConfig, save_model
+from streamrec.daemon_process import environment
 from streamrec.demo import DemoData, Judge
-from streamrec.demo_retrain import HitRates, Judged, Latencies, environment, hit_rate_of, prepare
+from streamrec.demo_retrain import HitRates, Judged, Latencies, hit_rate_of, prepare
 from streamrec.demo_screen import sparkline
 from streamrec.movielens import CLICKS, TITLES, FetchError, fetch_movielens, read_titles
 from streamrec.settings import load_settings
