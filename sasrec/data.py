@@ -205,7 +205,9 @@ class TrainingWindows:
 
     def __init__(self, sequences: Sequences, max_len: int, newest: bool = False) -> None:
         targets = np.maximum(np.diff(sequences.offsets) - 1, 0)  # (U,) predictions a user
-        per_user = np.minimum(-(-targets // max_len), 1 if newest else len(sequences.items))
+        per_user = -(-targets // max_len)
+        if newest:
+            per_user = np.minimum(per_user, 1)
         if not per_user.sum():
             raise ValueError("no user has two or more known events; there is nothing to learn a next item from")
         user = np.repeat(np.arange(len(sequences)), per_user)

@@ -460,12 +460,12 @@ class Engine:
         for slot, _, _ in work:
             slot.tokens = []  # nothing is trusted of a slot whose forward did not come back
         view = _CacheRows(self._cache, slots, past, [len(tokens) for tokens in new])
-        self._last_hidden[slots] = self.model(self.padded(new), view, _newest(new))
+        self._last_hidden[slots] = self.model(self.padded(new), view, self._newest(new))
         for slot, _, window in work:
             slot.tokens = window
 
     def _prefill_uncached(self, windows: Sequence[Sequence[int]]) -> Tensor:
-        hidden: Tensor = self.model(self.padded(windows), None, _newest(windows))
+        hidden: Tensor = self.model(self.padded(windows), None, self._newest(windows))
         return hidden
 
     def padded(self, rows: Sequence[Sequence[int]]) -> Tensor:
@@ -475,10 +475,9 @@ class Engine:
             [[*row, *[PADDING] * (longest - len(row))] for row in rows], device=self._last_hidden.device
         )
 
-
-def _newest(rows: Sequence[Sequence[int]]) -> Tensor:
-    """(B,) where each row's last real token stands."""
-    return torch.tensor([len(row) - 1 for row in rows])
+    def _newest(self, rows: Sequence[Sequence[int]]) -> Tensor:
+        """(B,) where each row's last real token stands."""
+        return torch.tensor([len(row) - 1 for row in rows], device=self._last_hidden.device)
 
 
 def _among(items: Tensor, rows: Tensor) -> Tensor:

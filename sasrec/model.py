@@ -208,7 +208,8 @@ class SASRec(nn.Module):
         x = self.embedding_dropout(x)
         for block in self.blocks[:-1]:
             x = block(x, rotation, cache)
-        hidden: Tensor = self.final_norm(self.blocks[-1](x, rotation, cache, newest))
+        # of a single token nothing can be left out: a cached click is spared the picking
+        hidden: Tensor = self.final_norm(self.blocks[-1](x, rotation, cache, newest if time > 1 else None))
         return hidden if newest is None else hidden[:, 0]
 
     def logits(self, hidden: Tensor) -> Tensor:

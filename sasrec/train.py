@@ -349,7 +349,8 @@ class _Trainer:
         x = torch.as_tensor(items, device=device)  # (B, T)
         y = torch.as_tensor(targets, device=device)  # (B, T)
         real = y != PADDING
-        seen = torch.cat((x[:, :1], y), 1)[real.nonzero()[:, 0]] if self.how.skip_seen else None  # (M, T + 1)
+        row = real.nonzero()[:, 0]  # (M,) the window of each position
+        seen = torch.cat((x[:, :1], y), 1).sort(1).values[row] if self.how.skip_seen else None  # (M, T + 1)
         good = None if outcomes is None else torch.as_tensor(outcomes, device=device)[real]
         half = self.how.autocast
         with torch.autocast(device.type, torch.bfloat16, enabled=half):
@@ -357,7 +358,7 @@ class _Trainer:
         hidden = hidden.to(self.model.item_embedding.weight.dtype)
         with torch.autocast(device.type, torch.bfloat16, enabled=half and self.how.loss in RANK_MANY):
             if self.how.loss == "sampled_softmax":
-                loss = self.sampled_softmax(hidden, y, good, target_share, seen)
+                loss = self.sampled_softmax(hidden, y[real], y[row], good, target_share, seen)
             else:
                 loss = self.loss(hidden, y[real], good, seen)
         self.optimizer.zero_grad(set_to_none=True)
@@ -369,7 +370,7 @@ class _Trainer:
     def loss(
         self, hidden: Tensor, targets: Tensor, outcomes: Tensor | None = None, seen: Tensor | None = None
     ) -> Tensor:
-        """hidden (M, D), targets (M,), outcomes (M,), seen (M, C): items, or padding, that are no negatives."""
+        """hidden (M, D), targets (M,), outcomes (M,), seen (M, C): items, ascending, or padding, no negatives."""
         embedding = self.model.item_embedding.weight
         if self.how.loss in RANK_MANY:  # sampled softmax estimates cross-entropy
             left_out = None if seen is None else _filled(seen, targets)
@@ -389,7 +390,6 @@ class _Trainer:
 
         negatives = draw(targets, self.how.negatives)
         if seen is not None and negatives.numel():
-            seen = seen.sort(1).values
             for _ in range(REDRAWS):
                 at = torch.searchsorted(seen, negatives).clamp_(max=seen.shape[1] - 1)
                 again = seen.gather(1, at) == negatives  # (M, K)
@@ -397,14 +397,17 @@ class _Trainer:
         return negatives
 
     def sampled_softmax(
-        self, hidden: Tensor, y: Tensor, outcomes: Tensor | None, target_share: Tensor, seen: Tensor | None
+        self,
+        hidden: Tensor,
+        targets: Tensor,
+        of_window: Tensor,
+        outcomes: Tensor | None,
+        target_share: Tensor,
+        seen: Tensor | None,
     ) -> Tensor:
-        """hidden (M, D) and seen (M, C) of the positions of y (B, T) that are no padding."""
+        """As ``loss``; of_window (M, T): the targets of a position's window, or padding, all in its sample."""
         embedding, drawn = self.model.item_embedding.weight, self.how.negatives
-        real = y != PADDING
-        targets = y[real]
-        # a position shares its sample with all targets of its window
-        certain = _filled(y[real.nonzero()[:, 0]], targets)
+        certain = _filled(of_window, targets)
         left_out = None if seen is None else _filled(seen, targets)
         negatives = torch.randint(1, self.model.config.num_items + 1, (drawn,), device=targets.device)
         candidates = torch.unique(torch.cat((targets, negatives)))
@@ -435,7 +438,7 @@ class _Trainer:
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(self.how.seed)
             targets = torch.as_tensor(validation.targets[known], device=device)
-            seen = engine.padded([windows[i] for i in known]) if self.how.skip_seen else None
+            seen = engine.padded([windows[i] for i in known]).sort(1).values if self.how.skip_seen else None
             return self.loss(hidden, targets, seen=seen).item()
 
 
