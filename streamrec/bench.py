@@ -5,23 +5,34 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
-import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.table import Table
 
 from sasrec import ModelDirectoryError, load_model
+from sasrec.index import MISSING
 from sasrec.model import SASRecConfig
 from streamrec.bench_catalogue import measure_catalogue
 from streamrec.bench_daemon import QUICK, Load, measure_daemon
-from streamrec.bench_engine import BATCHES, SHAPES, Subject, measure_engine, measure_half_cache, random_model
+from streamrec.bench_engine import (
+    BATCHES,
+    SHAPES,
+    Subject,
+    measure_engine,
+    measure_half_cache,
+    one_thread,
+    random_model,
+)
 from streamrec.bench_memory import USERS, measure_resident
+from streamrec.daemon_process import forget_environment
+from streamrec.embedded import kafka_command, redis_command
 from streamrec.errors import StreamrecError
+from streamrec.source import git
 
 PARTS = ("engine", "daemon", "memory", "catalogue")
 VERSIONS = ("streamrec", "torch", "numpy", "faiss-cpu")
@@ -53,8 +64,13 @@ def run_bench(options: BenchOptions, console: Console) -> dict[str, Any]:
     Raises:
         StreamrecError: the model cannot be read, or a part needs what is not installed.
     """
+    _check_installed(options.parts)
     subjects = _subjects(options)
-    report: dict[str, Any] = {"machine": machine(), "versions": versions(), "commit": commit()}
+    report: dict[str, Any] = {
+        "machine": machine(),
+        "versions": versions(),
+        "commit": git("describe", "--always", "--dirty"),
+    }
     with console.status("") as status:
 
         def progress(text: str) -> None:
@@ -66,6 +82,7 @@ def run_bench(options: BenchOptions, console: Console) -> dict[str, Any]:
             batches, repeats = (QUICK_BATCHES, 1) if options.quick else (BATCHES, 3)
             report["engine"] = measure_engine(subjects, batches, repeats, progress)
         if "daemon" in options.parts:
+            forget_environment()  # servers and folders are its own, whatever else is served from this shell
             load = QUICK if options.quick else Load()
             report["daemon"] = measure_daemon(_served(options, subjects), load, options.cache_bytes, progress)
         if "memory" in options.parts:
@@ -76,19 +93,21 @@ def run_bench(options: BenchOptions, console: Console) -> dict[str, Any]:
             }
         if "catalogue" in options.parts:
             sizes = QUICK_CATALOGUE if options.quick else CATALOGUE
-            report["catalogue"] = _catalogue(sizes, progress)
+            with one_thread():
+                report["catalogue"] = measure_catalogue(sizes, progress=lambda text: progress(f"catalogue: {text}"))
     return report
 
 
-def _catalogue(sizes: Sequence[int], progress: Callable[[str], None]) -> list[dict[str, float]]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        return measure_catalogue(sizes, progress=lambda text: progress(f"catalogue: {text}"))
-    except ImportError as error:
-        raise StreamrecError(f"the catalogue part needs {error}: pip install 'streamrec[index]'") from None
-    finally:
-        torch.set_num_threads(threads)
+def _check_installed(parts: Sequence[str]) -> None:
+    """Rather now than after minutes of measuring.
+
+    Raises:
+        StreamrecError: a part needs what is not there; what to install.
+    """
+    if "daemon" in parts:
+        redis_command(0, Path()), kafka_command(0, Path())
+    if "catalogue" in parts and find_spec("faiss") is None:
+        raise StreamrecError(f"the catalogue part needs {MISSING}")
 
 
 def _subjects(options: BenchOptions) -> list[Subject]:
@@ -128,15 +147,6 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
-
-
-def commit() -> str | None:
-    """Of the working copy that this code runs from; None where it is installed."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
 
 
 def tables(report: Mapping[str, Any]) -> list[Table]:

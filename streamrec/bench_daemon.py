@@ -114,8 +114,8 @@ class _Bench:
         """Clicks a second, from the first that is handled to the last, fed as fast as possible."""
         idle = now = await self._read()
         end = now.applied + events
-        async with self._feeding(0.0, events):
-            while now.applied == idle.applied:  # the feeder needs a while to start
+        async with self._feeding(0.0, events) as feeder:
+            while now.applied == idle.applied and feeder.returncode is None:  # it needs a while to start
                 idle = now
                 await asyncio.sleep(POLL_S)
                 now = await self._read()
@@ -126,8 +126,7 @@ class _Bench:
         """Quantiles of click to list, and the lag when the feeder had ended."""
         before = await self._read()
         async with self._feeding(rate_per_s, events) as feeder:
-            while feeder.returncode is None:
-                await asyncio.sleep(POLL_S)
+            await feeder.wait()
             waiting = before.applied + events - (await self._read()).applied
             after = await self._reach(before.applied + events)
         counts = [

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -55,9 +56,7 @@ def measure_engine(
         largest of the ways' (most - least) by median.
     """
     rows = []
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with one_thread():
         for subject in subjects:
             for batch in batches:
                 config = subject.model.config
@@ -66,9 +65,18 @@ def measure_engine(
                     f"max_len {config.max_len}, batches of {batch}"
                 )
                 rows.append(_measure(subject, batch, repeats))
+    return rows
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """As many as the daemon has for its model by default."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
     finally:
         torch.set_num_threads(threads)
-    return rows
 
 
 def _measure(subject: Subject, batch: int, repeats: int) -> dict[str, float]:

@@ -42,6 +42,12 @@ def environment(settings: Settings) -> dict[str, str]:
     return {**os.environ, **{ENV_PREFIX + name.upper(): str(value) for name, value in chosen.items()}}
 
 
+def forget_environment() -> None:
+    """Unset every setting that this process found in its environment, and would hand on."""
+    for name in [name for name in os.environ if name.startswith(ENV_PREFIX)]:
+        del os.environ[name]
+
+
 class DaemonProcess:
     """A running `streamrec serve`."""
 

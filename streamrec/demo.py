@@ -38,7 +38,7 @@ from sasrec import (
     save_model,
     train,
 )
-from streamrec.daemon_process import DaemonProcess, running_daemon
+from streamrec.daemon_process import DaemonProcess, forget_environment, running_daemon
 from streamrec.demo_retrain import (
     AROUND_S,
     HitRates,
@@ -63,7 +63,7 @@ from streamrec.redis_client import RedisClient
 from streamrec.replay import Pacer, click_producer
 from streamrec.retrain import MODEL_SETTINGS, loss_for
 from streamrec.schemas import PublishedList
-from streamrec.settings import ENV_PREFIX, Settings, load_settings
+from streamrec.settings import Settings, load_settings
 from streamrec.simulator import simulate_clicks
 
 TRAIN_FRACTION = 0.8
@@ -112,8 +112,7 @@ def run_demo(options: DemoOptions) -> int:
         StreamrecError: the data cannot be used, or a server does not come up.
     """
     console = Console()
-    for name in [name for name in os.environ if name.startswith(ENV_PREFIX)]:
-        del os.environ[name]  # servers and folders of the demo are its own, whatever else is served from this shell
+    forget_environment()  # servers and folders of the demo are its own, whatever else is served from this shell
     if options.json is not None:
         _write_json(options.json, {})  # better now than after minutes
     torch.set_num_threads(os.cpu_count() or 1)  # training has the machine to itself

@@ -12,12 +12,10 @@ from __future__ import annotations
 
 import logging
 import math
-import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -45,6 +43,7 @@ from streamrec.archive import EventArchive
 from streamrec.errors import RegistryError, RetrainError, RetrainStopped
 from streamrec.registry import Registry
 from streamrec.settings import Settings
+from streamrec.source import git
 
 log = logging.getLogger(__name__)
 
@@ -127,7 +126,7 @@ def retrain(settings: Settings, *, progress: bool = False, stop: Callable[[], bo
         "train_s": round(train_s, 1),
         "next_offsets": {str(partition): offset for partition, offset in next_offsets.items()},
         "train_config": asdict(how),
-        "git_commit": _git_commit(),
+        "git_commit": git("rev-parse", "HEAD"),
         "refused": reason,
     }
     version = registry.publish(model, begin.vocab, metadata)
@@ -369,12 +368,3 @@ def _rounds_since_full(registry: Registry) -> int:
     """Rounds that came after the last full one, promoted or not."""
     known = [version.metadata.get("rounds_since_full") for version in registry.versions()]
     return next((count for count in reversed(known) if isinstance(count, int)), 0)
-
-
-def _git_commit() -> str | None:
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() or None

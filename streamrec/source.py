@@ -1,0 +1,18 @@
+"""Which source code runs."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+TIMEOUT_S = 5
+
+
+def git(*arguments: str) -> str | None:
+    """What git says in the folder of this code; None where there is no git, or no working copy."""
+    command = ["git", "-C", str(Path(__file__).parent), *arguments]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None
