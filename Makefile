@@ -1,9 +1,9 @@
-# make demo | test | test-long | drift | lint | clean    Needs Python 3.11+ and pip; all else is installed into .venv
+# make demo | test | test-long | drift | bench | lint | clean    Needs Python 3.11+ and pip; all else is installed into .venv
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-long drift lint clean
+.PHONY: demo test test-long drift bench lint clean
 
 demo: $(VENV)/.demo-installed
 	$(BIN)/streamrec demo $(ARGS)
@@ -16,6 +16,11 @@ test-long: $(VENV)/.test-installed
 
 drift: $(VENV)/.test-installed
 	DRIFT_PLOT=.github/drift.png $(BIN)/python -m pytest tests/study_drift.py --log-cli-level=INFO $(ARGS)
+
+bench: .venv-bench/.installed
+	@mkdir -p build
+	.venv-bench/bin/streamrec bench --only engine daemon memory catalogue peers \
+		--json build/bench.json --markdown build/bench.md $(ARGS)
 
 lint: $(VENV)/.test-installed
 	$(BIN)/ruff check .
@@ -35,5 +40,11 @@ $(VENV)/.test-installed: $(BIN)/python pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test]'
 	@touch $@ $(VENV)/.demo-installed
 
+# scikit-rec, which is measured beside ours, wants older numpy and much else: an environment of its own
+.venv-bench/.installed: $(BIN)/python pyproject.toml
+	$(BIN)/python -m venv .venv-bench
+	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check -e '.[bench]'
+	@touch $@
+
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .venv-bench build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

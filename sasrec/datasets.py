@@ -19,6 +19,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import yaml
 from numpy.typing import NDArray
 from pydantic import BaseModel, ValidationError
@@ -188,13 +189,15 @@ def _ids(data: Data, name: str) -> tuple[list[str], bool]:
             raise data.error(int(holes.argmax()), f"{name} is null; {remedy}")
     elif integer or is_text(column.type) or pa.types.is_null(column.type):
         data.refuse_nulls(name, remedy)
+        distinct = column.unique()  # far fewer than rows, as a rule: each becomes text once
+        places = pc.index_in(column, distinct).to_pylist()
         try:
-            ids: list[str] = column.cast(TEXT).to_pylist()
+            texts = distinct.cast(TEXT).to_pylist()
         except UnicodeDecodeError as error:
             raise DataFileError(f"{data.name}: {name} is not UTF-8 text: {error}") from error
-        if "" in ids:
-            raise data.error(ids.index(""), f"{name} is empty; {remedy}")
-        return ids, integer
+        if "" in texts:
+            raise data.error(places.index(texts.index("")), f"{name} is empty; {remedy}")
+        return [texts[place] for place in places], integer
     raise data.refuse_type(name, "give strings or integers")
 
 

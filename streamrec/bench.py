@@ -5,14 +5,13 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from sasrec import ModelDirectoryError, load_model
 from sasrec.index import MISSING
@@ -28,14 +27,17 @@ from streamrec.bench_engine import (
     one_thread,
     random_model,
 )
-from streamrec.bench_memory import USERS, measure_resident
+from streamrec.bench_memory import USERS, measure_redis, measure_resident
+from streamrec.bench_peers import check_peers, measure_peers
 from streamrec.daemon_process import forget_environment
 from streamrec.embedded import kafka_command, redis_command
 from streamrec.errors import StreamrecError
+from streamrec.movielens import fetch_movielens
 from streamrec.source import git
 
 PARTS = ("engine", "daemon", "memory", "catalogue")
-VERSIONS = ("streamrec", "torch", "numpy", "faiss-cpu")
+PEERS = "peers"  # only where it is asked for: it needs what nothing else needs
+VERSIONS = ("streamrec", "torch", "numpy", "faiss-cpu", "scikit-rec")
 QUICK_CATALOGUE, CATALOGUE = (3_416, 100_000), (3_416, 100_000, 1_000_000)
 QUICK_USERS = USERS[:1]
 QUICK_BATCHES = (1, 64)
@@ -49,6 +51,7 @@ class BenchOptions:
     Args:
         model_dir: measure this model; without it, and without ``shape``, three usual shapes with random weights.
         quick: less of everything, within a minute.
+        ratings: what the peers are trained on; MovieLens 100K, fetched on first use, by default.
     """
 
     parts: Sequence[str] = PARTS
@@ -56,6 +59,7 @@ class BenchOptions:
     shape: SASRecConfig | None = None
     quick: bool = False
     cache_bytes: int = 512 * MIB
+    ratings: Path | None = None
 
 
 def run_bench(options: BenchOptions, console: Console) -> dict[str, Any]:
@@ -89,12 +93,15 @@ def run_bench(options: BenchOptions, console: Console) -> dict[str, Any]:
             progress("memory: precision of the cache")
             report["memory"] = {
                 "cached_user": [measure_half_cache(subject) for subject in subjects],
+                "redis_user": [measure_redis(subject) for subject in _of_each_length(subjects)],
                 "process": measure_resident(options.cache_bytes, QUICK_USERS if options.quick else USERS, progress),
             }
         if "catalogue" in options.parts:
             sizes = QUICK_CATALOGUE if options.quick else CATALOGUE
             with one_thread():
                 report["catalogue"] = measure_catalogue(sizes, progress=lambda text: progress(f"catalogue: {text}"))
+        if PEERS in options.parts:
+            report |= measure_peers(options.ratings or fetch_movielens(), 1 if options.quick else 5, progress=progress)
     return report
 
 
@@ -106,6 +113,10 @@ def _check_installed(parts: Sequence[str]) -> None:
     """
     if "daemon" in parts:
         redis_command(0, Path()), kafka_command(0, Path())
+    if PEERS in parts:
+        check_peers()
+    if "memory" in parts:
+        redis_command(0, Path())
     if "catalogue" in parts and find_spec("faiss") is None:
         raise StreamrecError(f"the catalogue part needs {MISSING}")
 
@@ -124,6 +135,10 @@ def _served(options: BenchOptions, subjects: Sequence[Subject]) -> Subject:
     """The one that the daemon is measured with: the one there is, or of the usual shapes the second."""
     usual = options.model_dir is None and options.shape is None
     return subjects[1 if usual else 0]
+
+
+def _of_each_length(subjects: Sequence[Subject]) -> list[Subject]:
+    return list({subject.model.config.max_len: subject for subject in subjects}.values())
 
 
 def machine() -> dict[str, Any]:
@@ -147,51 +162,3 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
-
-
-def tables(report: Mapping[str, Any]) -> list[Table]:
-    """The report for people."""
-    found = []
-    if "engine" in report:
-        names = "hidden blocks max_len batch cached_us reencode_us full_us ratio spread"
-        found.append(_table("Engine: µs a click and its list, one thread", names, report["engine"]))
-    if "daemon" in report:
-        found += _daemon_tables(report["daemon"])
-    if "memory" in report:
-        names = "hidden blocks max_len float32_bytes float16_bytes same_top_10"
-        found.append(_table("Memory of a cached user", names, report["memory"]["cached_user"]))
-        rows = [
-            row | {"resident_MiB": row["resident_bytes"] / MIB, "cache_MiB": row["cache_bytes"] / MIB}
-            for row in report["memory"]["process"]
-        ]
-        found.append(_table("Memory of the process", "users cached_users resident_MiB cache_MiB", rows))
-    if "catalogue" in report:
-        names = "items hidden batch exact_us approx_us recall_at_10 build_s spread"
-        found.append(_table("Lists of ten from catalogues, µs, one thread", names, report["catalogue"]))
-    return found
-
-
-def _daemon_tables(row: Mapping[str, Any]) -> list[Table]:
-    names = "hidden blocks max_len items users events_per_s naive_events_per_s cold_events_per_s"
-    shares = [{"share": f"{share} %"} | latencies for share, latencies in row["latency_ms"].items()]
-    return [
-        _table("Daemon, between a real Kafka and a real Redis", names, [row]),
-        _table("Click to list, ms, at a share of that rate", "share p50 p95 p99 p999 lag", shares),
-    ]
-
-
-def _table(title: str, names: str, rows: Sequence[Mapping[str, Any]]) -> Table:
-    table = Table(title=title, title_justify="left", box=None, padding=(0, 1), pad_edge=False)
-    for name in names.split():
-        table.add_column(name.replace("_", " "), justify="right", vertical="bottom")
-    for row in rows:
-        table.add_row(*(_number(row[name]) for name in names.split()))
-    return table
-
-
-def _number(value: float | str) -> str:
-    if isinstance(value, str):
-        return value
-    if isinstance(value, int) or value >= 1_000:
-        return f"{value:,.0f}"
-    return f"{value:.3g}" if value >= 10 else f"{value:.2f}" if value >= 1 else f"{value:.3f}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -21,21 +22,18 @@ import aiohttp
 
 from sasrec import Event, load_model, save_model
 from streamrec.bench_engine import Subject
+from streamrec.bench_users import fill_windows
 from streamrec.daemon_process import DaemonProcess, Reading, environment, running_daemon
 from streamrec.embedded import EmbeddedServers, free_port
 from streamrec.errors import StreamrecError
 from streamrec.kafka import ensure_topics
-from streamrec.metrics import Metrics, quantile
+from streamrec.metrics import quantile
 from streamrec.redis_client import RedisClient
 from streamrec.replay import Pacer, click_producer
-from streamrec.schemas import ClickEvent, EventBatch
-from streamrec.sequences import SequenceStore
 from streamrec.settings import Settings, load_settings
 
 SHARES = (0.25, 0.5, 0.8)
 QUANTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99, "p999": 0.999}
-NO_PARTITION = 1_000_000  # of what stands in Redis beforehand: no click comes from there
-FILL_USERS = 200
 POLL_S = 0.05
 STUCK_S = 60.0
 SCRIPT = "from streamrec.bench_daemon import feed; feed()"
@@ -48,10 +46,11 @@ class Load:
     users: int = 2_000
     capacity_events: int = 60_000  # at once, for the rate at which they are worked off
     naive_events: int = 6_000
-    seconds_a_rate: float = 15.0
+    repeats: int = 3  # of these rates
+    seconds_a_rate: float = 20.0
 
 
-QUICK = Load(users=300, capacity_events=6_000, naive_events=600, seconds_a_rate=2.0)
+QUICK = Load(users=300, capacity_events=6_000, naive_events=600, repeats=1, seconds_a_rate=2.0)
 
 
 def measure_daemon(
@@ -60,33 +59,40 @@ def measure_daemon(
     """Throughput and latency of the daemon, with the same daemon without a cache beside it.
 
     Returns:
-        ``events_per_s``, clicks of warm users worked off while more wait; ``latency_ms``, from the record's timestamp
-        to the list in Redis at 25, 50 and 80 % of that rate: p50, p95, p99, p999, interpolated in a histogram, and
-        ``lag``, clicks that waited in the end; ``cold_events_per_s``, each click of a user of whom nothing is cached;
-        ``naive_events_per_s``, every window re-encoded; ``users``; the shape.
+        ``events_per_s``, clicks of warm users worked off while more wait; ``spread``, (most - least) by median of
+        that; ``latency_ms``, from the record's timestamp to the list in Redis at 25, 50 and 80 % of that rate: p50,
+        p95, p99, p999, interpolated in a histogram, ``events_per_s``, and ``lag``, clicks that waited in the end;
+        ``cold_events_per_s``, each click of a user of whom nothing is cached; ``two_daemons_per_s``, two that share
+        the topic; ``naive_events_per_s``, every window re-encoded; ``users``; the shape. Rates are medians.
     """
     config = subject.model.config
     with tempfile.TemporaryDirectory(prefix="streamrec-") as folder, EmbeddedServers() as servers:
         save_model(Path(folder) / "model", subject.model, subject.vocab)
-        flags = {
-            "kafka_bootstrap_servers": servers.kafka_bootstrap_servers, "redis_url": servers.redis_url,
-            "model_dir": Path(folder) / "model", "log_level": "WARNING", "cache_bytes": cache_bytes,
-        }  # fmt: skip
+
+        def settings(**flags: Any) -> Settings:
+            return load_settings(flags={
+                "kafka_bootstrap_servers": servers.kafka_bootstrap_servers, "redis_url": servers.redis_url,
+                "model_dir": Path(folder) / "model", "log_level": "WARNING", "cache_bytes": cache_bytes,
+                "http_port": free_port(), **flags,
+            })  # fmt: skip
 
         async def run() -> dict[str, Any]:
-            settings = load_settings(flags=flags | {"http_port": free_port()})
             progress(f"daemon: filling Redis with {load.users:,} users' windows")
-            await ensure_topics(settings, (settings.kafka_topic,))
-            await _fill(settings, subject, load.users)
+            one = settings()
+            await ensure_topics(one, (one.kafka_topic,))
+            async with RedisClient(one) as redis:
+                await fill_windows(redis, one, subject, load.users)
             report: dict[str, Any] = {
                 "hidden": config.hidden_units, "blocks": config.num_blocks, "max_len": config.max_len,
                 "items": config.num_items, "users": load.users,
             }  # fmt: skip
-            async with _measured(settings, load.users) as bench:
+            async with _measured([one], load.users) as bench:
                 progress("daemon: cold users")
                 report["cold_events_per_s"] = await bench.worked_off(load.users)
                 progress("daemon: as fast as possible")
-                report["events_per_s"] = await bench.worked_off(load.capacity_events)
+                rates = [await bench.worked_off(load.capacity_events) for _ in range(load.repeats)]
+                report["events_per_s"] = statistics.median(rates)
+                report["spread"] = (max(rates) - min(rates)) / report["events_per_s"]
                 report["latency_ms"] = {}
                 for share in SHARES:
                     rate = share * report["events_per_s"]
@@ -94,21 +100,27 @@ def measure_daemon(
                     report["latency_ms"][f"{share:.0%}".rstrip("%")] = await bench.latencies_ms(
                         rate, round(rate * load.seconds_a_rate)
                     )
-            naive = load_settings(flags=flags | {"http_port": free_port(), "cache_bytes": 0})
-            async with _measured(naive, load.users) as bench:
-                progress("daemon: without a cache")
-                await bench.worked_off(load.naive_events // 5)
-                report["naive_events_per_s"] = await bench.worked_off(load.naive_events)
+            for name, several, events in (
+                ("two_daemons_per_s", [settings(), settings()], load.capacity_events),
+                ("naive_events_per_s", [settings(cache_bytes=0)], load.naive_events),
+            ):
+                async with _measured(several, load.users) as bench:
+                    progress("daemon: two of them" if len(several) > 1 else "daemon: without a cache")
+                    await bench.worked_off(load.users if len(several) > 1 else events // 5)  # to warm up
+                    rates = [await bench.worked_off(events) for _ in range(load.repeats)]
+                    report[name] = statistics.median(rates)
             return report
 
         return asyncio.run(run())
 
 
 class _Bench:
-    """One daemon under measurement."""
+    """Daemons under measurement, which share one topic."""
 
-    def __init__(self, settings: Settings, daemon: DaemonProcess, http: aiohttp.ClientSession, users: int) -> None:
-        self._settings, self._daemon, self._http, self._users = settings, daemon, http, users
+    def __init__(
+        self, settings: Settings, daemons: Sequence[DaemonProcess], http: aiohttp.ClientSession, users: int
+    ) -> None:
+        self._settings, self._daemons, self._http, self._users = settings, daemons, http, users
 
     async def worked_off(self, events: int) -> float:
         """Clicks a second, from the first that is handled to the last, fed as fast as possible."""
@@ -123,7 +135,7 @@ class _Bench:
         return events / (last.at_s - idle.at_s)
 
     async def latencies_ms(self, rate_per_s: float, events: int) -> dict[str, float]:
-        """Quantiles of click to list, and the lag when the feeder had ended."""
+        """Quantiles of click to list, the rate, and the lag when the feeder had ended."""
         before = await self._read()
         async with self._feeding(rate_per_s, events) as feeder:
             await feeder.wait()
@@ -134,7 +146,8 @@ class _Bench:
             for (bound, now), (_, then) in zip(after.click_to_published, before.click_to_published, strict=True)
         ]
         found = {name: quantile(counts, q) for name, q in QUANTILES.items()}
-        return {name: seconds * 1000 for name, seconds in found.items() if seconds is not None} | {"lag": waiting}
+        latencies = {name: seconds * 1000 for name, seconds in found.items() if seconds is not None}
+        return {"events_per_s": rate_per_s} | latencies | {"lag": waiting}
 
     @contextlib.asynccontextmanager
     async def _feeding(self, rate_per_s: float, events: int) -> AsyncIterator[asyncio.subprocess.Process]:
@@ -164,36 +177,29 @@ class _Bench:
             await asyncio.sleep(POLL_S)
 
     async def _read(self) -> Reading:
-        while (reading := await self._daemon.read(self._http)) is None:
+        """Of all daemons together."""
+        readings = [await self._read_one(daemon) for daemon in self._daemons]
+        histograms = zip(*(reading.click_to_published for reading in readings), strict=True)
+        return Reading(
+            readings[-1].at_s,
+            sum(reading.applied for reading in readings),
+            click_to_published=[(same[0][0], sum(count for _, count in same)) for same in histograms],
+        )
+
+    async def _read_one(self, daemon: DaemonProcess) -> Reading:
+        while (reading := await daemon.read(self._http)) is None:
             await asyncio.sleep(POLL_S)
         return reading
 
 
 @contextlib.asynccontextmanager
-async def _measured(settings: Settings, users: int) -> AsyncIterator[_Bench]:
-    with running_daemon(settings) as daemon:
+async def _measured(several: Sequence[Settings], users: int) -> AsyncIterator[_Bench]:
+    with contextlib.ExitStack() as running:
+        daemons = [running.enter_context(running_daemon(settings)) for settings in several]
         async with aiohttp.ClientSession() as http:
-            await daemon.wait_ready(http)
-            yield _Bench(settings, daemon, http, users)
-
-
-async def _fill(settings: Settings, subject: Subject, users: int) -> None:
-    """Full windows in Redis, as if the users had clicked."""
-    max_len, ids = subject.model.config.max_len, subject.vocab.ids
-    drawn = random.Random(0)
-    async with RedisClient(settings) as redis:
-        store = SequenceStore(redis, settings, max_len, Metrics())
-        for start in range(0, users, FILL_USERS):
-            events = [
-                ClickEvent(f"user{user}", drawn.choice(ids), _now_ms(), NO_PARTITION, user * max_len + step, _now_ms())
-                for user in range(start, min(users, start + FILL_USERS))
-                for step in range(max_len)
-            ]
-            await store.append(EventBatch(events))
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000
+            for daemon in daemons:
+                await daemon.wait_ready(http)
+            yield _Bench(several[0], daemons, http, users)
 
 
 def feed() -> None:
@@ -204,8 +210,8 @@ def feed() -> None:
     ids = load_model(settings.model_dir).vocab.ids
 
     async def run() -> None:
-        pacer = Pacer(rate)
         async with click_producer(settings) as clicks:
+            pacer = Pacer(rate)
             for event in _clicks(events, users, ids):
                 await pacer.wait()
                 await clicks.send(event)

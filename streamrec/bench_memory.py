@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-import os
+import asyncio
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from itertools import pairwise
+
+import psutil
+
+from streamrec.bench_engine import Subject, random_model
+from streamrec.bench_users import fill_windows
+from streamrec.embedded import EmbeddedServers
+from streamrec.metrics import Metrics
+from streamrec.publisher import Publisher
+from streamrec.redis_client import RedisClient
+from streamrec.schemas import Recommendation
+from streamrec.settings import load_settings
 
 USERS = (1_000, 10_000, 100_000)
-PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 # One process for all sizes, so that what users take is not hidden by what it takes to start.
 SCRIPT = "from streamrec.bench_memory import grow; grow()"
 BATCH = 256
@@ -45,7 +55,6 @@ def grow() -> None:
     import torch
 
     from sasrec import Engine, SASRecConfig
-    from streamrec.bench_engine import random_model
 
     torch.set_num_threads(1)
     cache_bytes, *sizes = map(int, sys.argv[1:])
@@ -59,9 +68,38 @@ def grow() -> None:
             windows = random.integers(1, len(vocab) + 1, (count, engine.max_len)).tolist()
             engine.encode(windows, range(served, served + count))
             served += count
-        sys.stdout.write(f"{served} {engine.cached_users} {_resident_bytes()}\n")
+        sys.stdout.write(f"{served} {engine.cached_users} {psutil.Process().memory_info().rss}\n")
         sys.stdout.flush()
 
 
-def _resident_bytes() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * PAGE_BYTES
+def measure_redis(subject: Subject, users: int = 2_000) -> dict[str, int]:
+    """Memory of a Redis by the user, all that belongs to his keys counted in.
+
+    Returns:
+        ``max_len``; ``sequence_bytes``, with a full window; ``list_bytes``, a published list of the default length.
+    """
+    servers = EmbeddedServers()
+    servers.redis.start()
+    try:
+        settings = load_settings(flags={"redis_url": servers.redis_url})
+
+        async def run() -> dict[str, int]:
+            async with RedisClient(settings) as redis:
+                used = [await redis.memory_bytes()]
+                sequences = await fill_windows(redis, settings, subject, users)
+                used.append(await redis.memory_bytes())
+                lists = [
+                    Recommendation(s.user_id, s.items[-settings.top_k :], scores, "0" * 12, s.last_event_ts_ms, s.n)
+                    for s in sequences
+                ]
+                await Publisher(redis, settings, Metrics()).publish(lists)
+                used.append(await redis.memory_bytes())
+            sequence, published = ((after - before) // users for before, after in pairwise(used))
+            return {
+                "max_len": subject.model.config.max_len, "sequence_bytes": sequence, "list_bytes": published
+            }  # fmt: skip
+
+        scores = [-12.34567] * settings.top_k
+        return asyncio.run(run())
+    finally:
+        servers.stop()

@@ -161,12 +161,14 @@ def _add_bench(commands: Any) -> None:
         "usual shapes or of the given one, each figure beside its naive counterpart from the same run.",
     )  # fmt: skip
     command.add_argument(
-        "--only", nargs="+", choices=("engine", "daemon", "memory", "catalogue"), metavar="PART",
+        "--only", nargs="+", choices=("engine", "daemon", "memory", "catalogue", "peers"), metavar="PART",
         help="engine: a cached click against re-encoding; daemon: clicks a second and latency; memory: of users; "
-        "catalogue: lists of many items [all]",
+        "catalogue: lists of many items [these four]; peers: training and recommending beside scikit-rec",
     )  # fmt: skip
     command.add_argument("--quick", action="store_true", help="less of everything, within a minute")
     command.add_argument("--json", metavar="FILE", type=Path, help="write the figures to FILE too; -: to stdout alone")
+    command.add_argument("--markdown", metavar="FILE", type=Path, help="write the tables to FILE too")
+    command.add_argument("--ratings", metavar="FILE", type=Path, help="of the peers [MovieLens 100K, fetched]")
     for name, default in _BENCH_SHAPE.items():
         flag = f"--{name.replace('_', '-')}"
         # not under the name alone: max_len is a setting too
@@ -525,7 +527,8 @@ def _bench(settings: Settings, options: argparse.Namespace) -> int:
     from rich.console import Console
 
     from sasrec import SASRecConfig
-    from streamrec.bench import PARTS, BenchOptions, run_bench, tables
+    from streamrec.bench import PARTS, BenchOptions, run_bench
+    from streamrec.bench_report import as_markdown, as_table, sections
 
     given = {name: getattr(options, f"shape_{name}") for name in _BENCH_SHAPE}
     shape = None
@@ -537,20 +540,23 @@ def _bench(settings: Settings, options: argparse.Namespace) -> int:
             shape = SASRecConfig(items, **dict(zip(list(_BENCH_SHAPE)[1:], others, strict=True)))  # type: ignore[arg-type]
         except ValueError as error:
             raise StreamrecError(str(error)) from None
-    bench = BenchOptions(options.only or PARTS, settings.model_dir, shape, options.quick, settings.cache_bytes)
+    bench = BenchOptions(
+        options.only or PARTS, settings.model_dir, shape, options.quick, settings.cache_bytes, options.ratings
+    )
     report = run_bench(bench, Console(stderr=True))
-    text = json.dumps(report, indent=1)
-    if options.json == Path("-"):
-        print(text)
-        return 0
-    if options.json is not None:
-        try:
-            options.json.write_text(text + "\n")
-        except OSError as error:
-            raise StreamrecError(f"cannot write {options.json}: {error.strerror}") from None
+    text = json.dumps(report, indent=1) + "\n"
+    to_stdout = options.json == Path("-")
+    for file, content in ((None if to_stdout else options.json, text), (options.markdown, as_markdown(report))):
+        if file is not None:
+            try:
+                file.write_text(content)
+            except OSError as error:
+                raise StreamrecError(f"cannot write {file}: {error.strerror}") from None
     console = Console()
-    for table in tables(report):
-        console.print(table)
+    if to_stdout:
+        print(text, end="")
+    else:
+        console.print(*map(as_table, sections(report)), sep="\n")
     return 0
 
 

@@ -118,6 +118,10 @@ class RedisClient:
         """Write a string key."""
         await self._call("SET", key, value, "EX", ttl_s)
 
+    async def memory_bytes(self) -> int:
+        """Memory that the server's data take."""
+        return int((await self._call("INFO", "memory"))["used_memory"])
+
     async def notify(self, channel: str, message: str) -> None:
         """Send a message to whoever listens now."""
         await self._call("PUBLISH", channel, message)
