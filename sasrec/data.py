@@ -52,7 +52,8 @@ class Interactions:
         """Sorted by time, or by other keys (N,); ties as they are."""
         order = np.argsort(self.timestamps_ms if by is None else by, kind="stable")
         outcomes = None if self.outcomes is None else self.outcomes[order]
-        users, items = [self.user_ids[i] for i in order], [self.item_ids[i] for i in order]
+        places = order.tolist()
+        users, items = [self.user_ids[i] for i in places], [self.item_ids[i] for i in places]
         return Interactions(users, items, self.timestamps_ms[order], outcomes)
 
     def __len__(self) -> int:

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Collection, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -107,6 +107,7 @@ class _CacheRows:
         real = steps < torch.tensor(new, device=device)[:, None]  # (B, T)
         self._row, self._column = real.nonzero(as_tuple=True)  # (M,) new tokens, padding left out
         self._position = self.past[self._row] + self._column
+        self._slot = self._slots[self._row]
         self._length = max(p + n for p, n in zip(past, new, strict=True))
         self._mask: Tensor | None = None
         if any(past):
@@ -116,7 +117,7 @@ class _CacheRows:
     def extend(self, block: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         slab = self._cache.slab[block]  # (slots, max_len, 2, H, Dh)
         new = torch.stack((key, value), dim=2)  # (B, T, 2, H, Dh)
-        slab[self._slots[self._row], self._position] = new[self._row, self._column].to(slab.dtype)
+        slab[self._slot, self._position] = new[self._row, self._column].to(slab.dtype)
         if self._mask is None:  # nothing was cached: plain causal attention over the new tokens
             return key, value, None
         rows = slab.flatten(1)[:, : self._length * new[0, 0].numel()]  # the beginning of each slot, in one piece
@@ -470,10 +471,11 @@ class Engine:
 
     def padded(self, rows: Sequence[Sequence[int]]) -> Tensor:
         """Windows as the model takes them, (B, T): tokens first, zeros behind."""
-        longest = max(map(len, rows))
-        return torch.tensor(
-            [[*row, *[PADDING] * (longest - len(row))] for row in rows], device=self._last_hidden.device
-        )
+        lengths = [len(row) for row in rows]
+        items = np.full((len(rows), max(lengths)), PADDING, np.int64)
+        real = np.arange(items.shape[1]) < np.array(lengths)[:, None]  # (B, T)
+        items[real] = np.fromiter(chain.from_iterable(rows), np.int64, sum(lengths))
+        return torch.from_numpy(items).to(self._last_hidden.device)
 
     def _newest(self, rows: Sequence[Sequence[int]]) -> Tensor:
         """(B,) where each row's last real token stands."""

@@ -196,13 +196,13 @@ class _SASRecEstimator:
         ids = _as_text(histories)
         allowed, blocked = None if allow is None else set(map(str, allow)), set(map(str, block))
         rankings = engine.recommend(ids, top_k, filter_seen=filter_seen, blocked=blocked, allowed=allowed)
-        known = [item in engine.vocab for history in ids for item in history]
-        self.unknown_items, self.popular_users = known.count(False), rankings.count(None)
+        self.unknown_items = sum(engine.vocab.encode(history).count(PADDING) for history in ids)
+        self.popular_users = rankings.count(None)
         if self.unknown_items:
             log.warning(
                 "%d of %d events are on items that the model does not know and were left out; %d of %d users have none "
                 "that it knows and were given popular items",
-                self.unknown_items, len(known), self.popular_users, len(ids),
+                self.unknown_items, sum(map(len, ids)), self.popular_users, len(ids),
             )  # fmt: skip
         full = [
             ranking or self._popular(top_k, blocked.union(history if filter_seen else ()), allowed)
@@ -400,7 +400,7 @@ def _as_text(histories: Sequence[Sequence[ItemId]]) -> list[list[str]]:
     for row, history in enumerate(histories):
         if isinstance(history, (str, bytes)) or not isinstance(history, Sequence | np.ndarray):
             raise ValueError(f"history {row} is {history!r}; give a list of item ids for each user, oldest first")
-    return [[str(item) for item in history] for history in histories]
+    return [list(map(str, history)) for history in histories]
 
 
 def _device(device: str | None) -> str:

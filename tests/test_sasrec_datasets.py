@@ -638,7 +638,7 @@ FRAME_FAULTS: dict[str, tuple[Any, str]] = {
     "lazy": (pl.LazyFrame({"ITEM_ID": [1]}), "cannot read the frame: a path, .* not LazyFrame"),
     "a series": (pd.Series([1]), "cannot read the frame: .*"),
     "mixed": ({"ITEM_ID": [1, "a"]}, "cannot read ITEM_ID: Could not convert 'a'"),
-    "mixed, pandas": (pd.DataFrame({"ITEM_ID": [1, "a"]}), "cannot read the frame: .*column ITEM_ID"),
+    "mixed, pandas": (pd.DataFrame({"ITEM_ID": [1, "a"]}), "cannot read ITEM_ID: "),
     "beyond 64 bits": ({"ITEM_ID": [2**64]}, "cannot read ITEM_ID: Python int too large"),
     "half a surrogate pair": ({"ITEM_ID": ["\ud800"]}, "cannot read ITEM_ID: 'utf-8' codec can't encode"),
     "not UTF-8": (
