@@ -15,8 +15,8 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Collection, Hashable, Iterator, Sequence
-from dataclasses import dataclass, field
-from itertools import chain, islice
+from dataclasses import dataclass
+from itertools import islice
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -29,10 +29,14 @@ from sasrec.model import SASRec, SASRecConfig
 from sasrec.vocab import PADDING, ItemVocab
 
 T = TypeVar("T")
+Indices = Sequence[int] | NDArray[np.int64]
 
 DEFAULT_CACHE_BYTES = 256 * 2**20
-# Rows encoded in one forward when nothing is cached: bounds memory, keeps activations in the processor's cache.
-ENCODE_ROWS = 256
+# Positions encoded in one forward where nothing is cached, so that activations stay in the processor's cache, and in
+# memory that the system need not hand out anew: of 256 windows of 200 at once each takes twice as long.
+ENCODE_TOKENS = 4_096
+# Rows in one forward where much is cached: keys and values of so many stay there until attention has read them.
+DECODE_ROWS = 128
 # How many candidates the index names for k places: of a million items 0.999 of the ten best are among so many.
 CANDIDATES, CANDIDATES_PER_PLACE = 200, 6
 
@@ -64,7 +68,15 @@ class CacheStats:
 @dataclass
 class _Slot:
     index: int
-    tokens: list[int] = field(default_factory=list)
+    tokens: bytes = b""  # of an array of int64: two prefixes are compared as fast as memory is read
+
+
+class _Work(NamedTuple):
+    """What a step does for a user: encode ``window[past:]`` behind what his slot holds."""
+
+    slot: _Slot
+    past: int
+    window: NDArray[np.int64]
 
 
 class KVCache:
@@ -78,11 +90,23 @@ class KVCache:
         shape = (config.num_blocks, slots, config.max_len, 2, config.num_heads, head_units)
         # empty, not zeros: the system commits memory only as slots are used
         self.slab = torch.empty(shape, dtype=torch.float16 if half else like.dtype, device=like.device)
+        self._scratch = self.slab.new_empty(0)
 
     @property
     def slots(self) -> int:
         """How many users fit."""
         return self.slab.shape[1]
+
+    def gather(self, block: int, slots: Tensor, length: int) -> Tensor:
+        """The first keys and values of these slots, (B, length, 2, H, Dh), until the next call."""
+        rows = self.slab[block].flatten(1)[:, : length * self.slab[0, 0, 0].numel()]  # each in one piece
+        shape = len(slots), rows.shape[1]
+        if self._scratch.numel() < shape[0] * shape[1]:
+            # kept: the system takes longer to hand out fresh memory than to fill it
+            self._scratch = self.slab.new_empty(shape[0] * rows.stride(0))
+        held = self._scratch[: shape[0] * shape[1]].view(shape)
+        torch.index_select(rows, 0, slots, out=held)
+        return held.view(shape[0], length, *self.slab.shape[3:])
 
     def clear(self, slot: int) -> None:
         """Zero a slot: a masked row weighs 0, but 0 times what uninitialised memory may hold (NaN) is NaN."""
@@ -120,8 +144,7 @@ class _CacheRows:
         slab[self._slot, self._position] = new[self._row, self._column].to(slab.dtype)
         if self._mask is None:  # nothing was cached: plain causal attention over the new tokens
             return key, value, None
-        rows = slab.flatten(1)[:, : self._length * new[0, 0].numel()]  # the beginning of each slot, in one piece
-        held = rows.index_select(0, self._slots).view(-1, self._length, *new.shape[2:]).to(key.dtype)
+        held = self._cache.gather(block, self._slots, self._length).to(key.dtype)
         return held[:, :, 0], held[:, :, 1], self._mask
 
 
@@ -199,7 +222,7 @@ class Engine:
         stats, self._stats = self._stats, CacheStats()
         return stats
 
-    def window(self, tokens: Sequence[int] | NDArray[np.int64], n: int | None = None) -> list[int]:
+    def window(self, tokens: Indices, n: int | None = None) -> NDArray[np.int64]:
         """The known tokens of the anchored window.
 
         Args:
@@ -213,11 +236,11 @@ class Engine:
         if n < len(tokens):
             raise ValueError(f"n={n} events in all, but {len(tokens)} tokens were given")
         start = max(0, anchor(n, self.max_len, self.slack) - (n - len(tokens)))
-        newest = tokens[start:]
-        return [token for token in (newest.tolist() if isinstance(newest, np.ndarray) else newest) if token != PADDING]
+        newest = np.asarray(tokens[start:], np.int64)
+        return newest if newest.all() else newest[newest != PADDING]
 
     @torch.inference_mode()
-    def encode(self, windows: Sequence[Sequence[int]], users: Sequence[Hashable] | None = None) -> Tensor:
+    def encode(self, windows: Sequence[Indices], users: Sequence[Hashable] | None = None) -> Tensor:
         """Hidden state of each window's newest token, (B, D).
 
         Args:
@@ -231,7 +254,7 @@ class Engine:
             if not 0 < len(window) <= self.max_len:
                 raise ValueError(f"a window of {len(window)} tokens; 1 to max_len={self.max_len} are possible")
         if users is None or self._cache is None:
-            parts = [self._prefill_uncached(part) for part in _chunks(list(windows), ENCODE_ROWS)]
+            parts = [self._prefill_uncached(part) for part in _chunks(list(windows), encode_rows(windows))]
         else:
             if len(set(users)) != len(users):
                 raise ValueError("a user occurs twice in one batch; give one window a user, with all its events")
@@ -246,7 +269,7 @@ class Engine:
         Column 0 (padding) is -inf, and so is the row of a history whose window holds no known item.
         """
         windows = [self.window(history) for history in histories]
-        known = [i for i, window in enumerate(windows) if window]
+        known = [i for i, window in enumerate(windows) if len(window)]
         scores = self._last_hidden.new_full((len(windows), len(self.vocab) + 1), -torch.inf)
         of_known = [windows[i] for i in known]
         scores[known] = self._logits(self.encode(of_known), of_known)
@@ -258,10 +281,10 @@ class Engine:
         self,
         hidden: Tensor,
         k: int,
-        exclude: Sequence[Collection[int]] | None = None,
+        exclude: Sequence[Indices | Collection[int]] | None = None,
         blocked: Collection[int] = (),
         allowed: Collection[int] | None = None,
-        windows: Sequence[Sequence[int]] = (),
+        windows: Sequence[Indices] = (),
     ) -> list[Ranking]:
         """The k best items of each row with their scores; where there is an index, the best of those that it names.
 
@@ -295,10 +318,10 @@ class Engine:
         self,
         hidden: Tensor,
         k: int,
-        exclude: Sequence[Collection[int]],
+        exclude: Sequence[Indices | Collection[int]],
         blocked: Collection[int],
         allowed: Collection[int] | None,
-        windows: Sequence[Sequence[int]],
+        windows: Sequence[Indices],
     ) -> list[Ranking]:
         """The best of the whole catalogue."""
         scores = self._logits(hidden, windows)  # (B, num_items + 1)
@@ -309,8 +332,7 @@ class Engine:
             scores[:, others] = -torch.inf
         if blocked:
             scores[:, list(blocked)] = -torch.inf
-        row = [i for i, indices in enumerate(exclude) for _ in indices]
-        scores[row, [index for indices in exclude for index in indices]] = -torch.inf
+        scores.scatter_(1, self.padded(exclude), -torch.inf)  # of shorter rows padding once more
         best, indices = scores.topk(min(k, len(self.vocab)))  # (B, k)
         return self._rankings(best, indices)
 
@@ -319,9 +341,9 @@ class Engine:
         index: ItemIndex,
         hidden: Tensor,
         k: int,
-        exclude: Sequence[Collection[int]],
+        exclude: Sequence[Indices | Collection[int]],
         blocked: Collection[int],
-        windows: Sequence[Sequence[int]],
+        windows: Sequence[Indices],
     ) -> list[Ranking | None]:
         """The best of what the index names and of what the reminder may raise; None where too little is left."""
         reminded = self._reminded(hidden, windows) or [set()] * len(hidden)
@@ -374,12 +396,28 @@ class Engine:
         Raises:
             ValueError: k is smaller than 1, a user occurs twice, or users or counts do not fit the sequences.
         """
+        tokens = [np.array(self.vocab.encode(sequence), np.int64) for sequence in sequences]
+        return self.recommend_after(
+            tokens, k, users=users, counts=counts, filter_seen=filter_seen, blocked=blocked, allowed=allowed
+        )
+
+    def recommend_after(
+        self,
+        tokens: Sequence[NDArray[np.int64]],
+        k: int = 10,
+        *,
+        users: Sequence[Hashable] | None = None,
+        counts: Sequence[int] | None = None,
+        filter_seen: bool = True,
+        blocked: Collection[str] = (),
+        allowed: Collection[str] | None = None,
+    ) -> list[Ranking | None]:
+        """As recommend, after sequences of indices, 0 for items outside the vocabulary."""
         for name, given in (("users", users), ("counts", counts)):
-            if given is not None and len(given) != len(sequences):
-                raise ValueError(f"{len(sequences)} sequences but {len(given)} {name}; give one for each")
-        tokens = [self.vocab.encode(sequence) for sequence in sequences]
+            if given is not None and len(given) != len(tokens):
+                raise ValueError(f"{len(tokens)} sequences but {len(given)} {name}; give one for each")
         windows = [self.window(t, None if counts is None else counts[i]) for i, t in enumerate(tokens)]
-        known = [i for i, window in enumerate(windows) if window]
+        known = [i for i, window in enumerate(windows) if len(window)]
         rankings: list[Ranking | None] = [None] * len(tokens)
         if not known:
             return rankings
@@ -400,7 +438,7 @@ class Engine:
             if slot is not None:
                 self._free.append(slot.index)
 
-    def _logits(self, hidden: Tensor, windows: Sequence[Sequence[int]]) -> Tensor:
+    def _logits(self, hidden: Tensor, windows: Sequence[Indices]) -> Tensor:
         """Scores (B, num_items + 1) of the model, and its reminder on the items of the windows, each once."""
         scores = self.model.logits(hidden)
         if reminded := self._reminded(hidden, windows):
@@ -408,36 +446,38 @@ class Engine:
             scores[row, [item for items in reminded for item in items]] += self.model.config.reminder
         return scores
 
-    def _reminded(self, hidden: Tensor, windows: Sequence[Sequence[int]]) -> list[set[int]]:
+    def _reminded(self, hidden: Tensor, windows: Sequence[Indices]) -> list[set[int]]:
         """For each row the items whose scores the reminder raises; nothing where the model has none."""
         if not self.model.config.reminder:
             return []
         if len(windows) != len(hidden):
             raise ValueError(f"{len(hidden)} rows, {len(windows)} windows: a reminder needs the window of each row")
-        return [set(window) for window in windows]
+        return [set(np.asarray(window).tolist()) for window in windows]
 
-    def _step(self, rows: Sequence[tuple[Hashable, Sequence[int]]]) -> Tensor:
+    def _step(self, batch: Sequence[tuple[Hashable, Indices]]) -> Tensor:
         """Encode the windows of at most ``slots`` users, from what is cached of them."""
-        work = self._schedule(rows)
-        slots = [slot.index for slot, _, _ in work]
+        work = self._schedule(batch)
+        slots = [row.slot.index for row in work]
         # at most two forwards: short tails that continue a prefix, and whole windows; mixing pads one to the other
         for continues in (True, False):
-            self._forward([w for w in work if len(w[2]) > w[1] and (w[1] > 0) is continues])
+            rows = [row for row in work if row.past < len(row.window) and (row.past > 0) is continues]
+            for part in _chunks(rows, DECODE_ROWS if continues else encode_rows([row.window for row in rows])):
+                self._forward(part)
         return self._last_hidden[slots]
 
-    def _schedule(self, rows: Sequence[tuple[Hashable, Sequence[int]]]) -> list[tuple[_Slot, int, list[int]]]:
-        """For each row: its slot, how many tokens of the window are cached there, the window."""
+    def _schedule(self, rows: Sequence[tuple[Hashable, Indices]]) -> list[_Work]:
+        """For each row its slot, and how much of the window is cached there."""
         for user, _ in rows:  # first, so that no row of this batch evicts another
             if user in self._slots:
                 self._slots.move_to_end(user)
         work = []
         for user, tokens in rows:
-            window = list(tokens)
+            window = np.asarray(tokens, np.int64)
             slot = self._slots.get(user) or self._lend(user)
-            past = len(slot.tokens) if window[: len(slot.tokens)] == slot.tokens else 0
+            past = len(slot.tokens) // window.itemsize if window.tobytes().startswith(slot.tokens) else 0
             self._stats.hits += past > 0
             self._stats.misses += past == 0
-            work.append((slot, past, window))
+            work.append(_Work(slot, past, window))
         return work
 
     def _lend(self, user: Hashable) -> _Slot:
@@ -452,34 +492,40 @@ class Engine:
         slot = self._slots[user] = _Slot(index)
         return slot
 
-    def _forward(self, work: list[tuple[_Slot, int, list[int]]]) -> None:
-        if not work:
-            return
+    def _forward(self, work: list[_Work]) -> None:
         assert self._cache is not None
-        slots, past = [slot.index for slot, _, _ in work], [p for _, p, _ in work]
-        new = [window[p:] for _, p, window in work]
-        for slot, _, _ in work:
-            slot.tokens = []  # nothing is trusted of a slot whose forward did not come back
-        view = _CacheRows(self._cache, slots, past, [len(tokens) for tokens in new])
+        slots = [row.slot.index for row in work]
+        new = [row.window[row.past :] for row in work]
+        for row in work:
+            row.slot.tokens = b""  # nothing is trusted of a slot whose forward did not come back
+        view = _CacheRows(self._cache, slots, [row.past for row in work], [len(tokens) for tokens in new])
         self._last_hidden[slots] = self.model(self.padded(new), view, self._newest(new))
-        for slot, _, window in work:
-            slot.tokens = window
+        for row in work:
+            row.slot.tokens = row.window.tobytes()
 
-    def _prefill_uncached(self, windows: Sequence[Sequence[int]]) -> Tensor:
+    def _prefill_uncached(self, windows: Sequence[Indices]) -> Tensor:
         hidden: Tensor = self.model(self.padded(windows), None, self._newest(windows))
         return hidden
 
-    def padded(self, rows: Sequence[Sequence[int]]) -> Tensor:
+    def padded(self, rows: Sequence[Indices | Collection[int]]) -> Tensor:
         """Windows as the model takes them, (B, T): tokens first, zeros behind."""
         lengths = [len(row) for row in rows]
-        items = np.full((len(rows), max(lengths)), PADDING, np.int64)
+        items = np.full((len(rows), max(lengths, default=0)), PADDING, np.int64)
         real = np.arange(items.shape[1]) < np.array(lengths)[:, None]  # (B, T)
-        items[real] = np.fromiter(chain.from_iterable(rows), np.int64, sum(lengths))
+        if items.size:
+            items[real] = np.concatenate(
+                [row if isinstance(row, np.ndarray) else np.fromiter(row, np.int64, len(row)) for row in rows]
+            )
         return torch.from_numpy(items).to(self._last_hidden.device)
 
-    def _newest(self, rows: Sequence[Sequence[int]]) -> Tensor:
+    def _newest(self, rows: Sequence[Indices]) -> Tensor:
         """(B,) where each row's last real token stands."""
         return torch.tensor([len(row) - 1 for row in rows], device=self._last_hidden.device)
+
+
+def encode_rows(windows: Sequence[Indices]) -> int:
+    """How many of these windows are best encoded in one forward."""
+    return max(1, ENCODE_TOKENS // max(map(len, windows), default=1))
 
 
 def _among(items: Tensor, rows: Tensor) -> Tensor:

@@ -17,16 +17,16 @@ AT_ONCE = 200
 
 
 async def fill_windows(redis: RedisClient, settings: Settings, subject: Subject, users: int) -> list[UserSequence]:
-    """The sequences of ``users`` users, max_len items each."""
+    """The sequences of ``users`` users with max_len items and more, so that their windows jump at different clicks."""
     max_len, ids = subject.model.config.max_len, subject.vocab.ids
     drawn = random.Random(0)
     store = SequenceStore(redis, settings, max_len, Metrics())
     sequences = []
     for start in range(0, users, AT_ONCE):
         events = [
-            ClickEvent(f"user{user}", drawn.choice(ids), _now_ms(), NO_PARTITION, user * max_len + step, _now_ms())
+            ClickEvent(f"user{user}", drawn.choice(ids), _now_ms(), NO_PARTITION, step, _now_ms())
             for user in range(start, min(users, start + AT_ONCE))
-            for step in range(max_len)
+            for step in range(max_len + drawn.randrange(max_len))
         ]
         sequences += await store.append(EventBatch(events))
     return sequences

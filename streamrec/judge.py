@@ -48,8 +48,7 @@ class OnlineJudge:
         """
         judged = []
         for sequence, value in zip(sequences, before, strict=True):
-            # of a new session, or of more clicks than are kept, only the items that are there can be judged
-            clicks = sequence.items[-sequence.applied :] if sequence.applied else []
+            clicks = sequence.clicks
             if clicks:
                 judged += self._judge(sequence, clicks, value)
         return judged

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Collection
+from itertools import islice
 
 import msgspec
 
@@ -58,7 +59,7 @@ class SharedLists:
             if not self._weights or self._half_lives(sequence.last_event_ts_ms) > RESCALE_HALF_LIVES:
                 self._refer_to(sequence.last_event_ts_ms)
             weight = 2.0 ** self._half_lives(sequence.last_event_ts_ms)
-            for item in sequence.items[-sequence.applied :]:
+            for item in sequence.clicks:
                 self._weights[item] = self._weights.get(item, 0.0) + weight
 
     async def refresh(self) -> None:
@@ -92,8 +93,8 @@ class SharedLists:
         """The k most popular items that are neither seen nor blocked."""
         out = self.blocked.union(seen)
         popular = self._popular  # read once: the predictor's thread calls this, and a refresh replaces it
-        kept = [(i, s) for i, s in zip(popular.items, popular.scores, strict=True) if i not in out][:k]
-        return Ranking([item for item, _ in kept], [score for _, score in kept])
+        kept = list(islice((place for place, item in enumerate(popular.items) if item not in out), k))
+        return Ranking([popular.items[place] for place in kept], [popular.scores[place] for place in kept])
 
     def _half_lives(self, timestamp_ms: int) -> float:
         return (timestamp_ms - self._reference_ms) / 1000 / self._settings.popular_half_life_s

@@ -13,16 +13,20 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
+import numpy as np
+
 from sasrec import Engine, Ranking, SavedModel
 from streamrec.errors import SettingsError
 from streamrec.lists import POPULAR, SharedLists
 from streamrec.metrics import Metrics
 from streamrec.schemas import Recommendation, UserSequence
 from streamrec.settings import Settings
+from streamrec.tokens import TokenCache
 
 R = TypeVar("R")
 
 WARM_UP_SEQUENCES = 64
+SCORE_DIGITS = 5
 
 
 def open_engine(settings: Settings, saved: SavedModel, share: float = 1.0) -> Engine:
@@ -44,11 +48,20 @@ def open_engine(settings: Settings, saved: SavedModel, share: float = 1.0) -> En
 
 
 def rank(
-    engine: Engine, sequences: Sequence[UserSequence], k: int, settings: Settings, lists: SharedLists
+    engine: Engine,
+    tokens: TokenCache,
+    sequences: Sequence[UserSequence],
+    k: int,
+    settings: Settings,
+    lists: SharedLists,
 ) -> list[tuple[Ranking, str]]:
-    """What each user is to see, and whose list it is: the engine's, or the popular one where it knows no item."""
-    rankings = engine.recommend(
-        [sequence.items for sequence in sequences],
+    """What each user is to see, and whose list it is: the engine's, or the popular one where it knows no item.
+
+    Args:
+        tokens: of the engine's vocabulary.
+    """
+    rankings = engine.recommend_after(
+        [tokens.encode(sequence) for sequence in sequences],
         k,
         users=[sequence.user_id for sequence in sequences],
         counts=[sequence.session_n for sequence in sequences],
@@ -68,6 +81,7 @@ class Predictor:
 
     def __init__(self, engine: Engine, lists: SharedLists, settings: Settings, metrics: Metrics) -> None:
         self._engine = engine
+        self._tokens = TokenCache(engine.vocab, settings.rescore_users)
         self._lists = lists
         self._settings = settings
         self._metrics = metrics
@@ -121,17 +135,18 @@ class Predictor:
 
     def _take(self, engine: Engine) -> None:
         self._engine = engine
+        self._tokens = TokenCache(engine.vocab, self._settings.rescore_users)
         self._metrics.model.clear()
         self._metrics.model.labels(engine.version).set(1)
 
     def _predict(self, sequences: list[UserSequence]) -> list[Recommendation]:
         started = time.perf_counter()
-        ranked = rank(self._engine, sequences, self._settings.top_k, self._settings, self._lists)
+        ranked = rank(self._engine, self._tokens, sequences, self._settings.top_k, self._settings, self._lists)
         recommendations = [
             Recommendation(
                 sequence.user_id,
                 ranking.items,
-                [round(score, 5) for score in ranking.scores],
+                np.round(ranking.scores, SCORE_DIGITS).tolist(),
                 model,
                 sequence.last_event_ts_ms,
                 sequence.n,
@@ -145,7 +160,7 @@ class Predictor:
 
     def _count(self, sequences: list[UserSequence]) -> None:
         vocab = self._engine.vocab
-        new = (item for s in sequences if s.applied for item in s.items[-s.applied :])
+        new = (item for sequence in sequences for item in sequence.clicks)
         self._metrics.unknown_items.inc(sum(item not in vocab for item in new))
         stats = self._engine.take_stats()
         self._metrics.cache_hits.inc(stats.hits)

@@ -110,12 +110,12 @@ def parse_sequence(user_id: str, value: bytes, applied: int = 0, record_ts_ms: t
         StreamrecError: it is not what this version writes.
     """
     try:
-        # total, as the script is: one damaged value must not stop the daemon
-        header, *items = value.decode(errors="replace").split("\0")
-        version, n, session_n, kept, last_event_ts_ms, *_ = header.split(" ")
+        header, _, stored = value.partition(b"\0")
+        version, n, session_n, kept, last_event_ts_ms, *_ = header.decode(errors="replace").split(" ")
         if version != "1":
             raise ValueError(f"format {version}")
-        newest = items[-1 - int(kept) : -1]
-        return UserSequence(user_id, newest, int(n), int(session_n), int(last_event_ts_ms), applied, record_ts_ms)
+        if stored.count(b"\0") != int(kept):  # damaged: the newest are what there is
+            stored = b"".join(item + b"\0" for item in stored.split(b"\0")[-1 - int(kept) : -1])
+        return UserSequence(user_id, stored, int(n), int(session_n), int(last_event_ts_ms), applied, record_ts_ms)
     except ValueError as error:
         raise StreamrecError(f"the stored sequence of user {user_id!r} cannot be read: {error}") from None

@@ -290,6 +290,11 @@ async def raw_producer(settings: Settings, **options: Any) -> AsyncIterator[AIOK
             await asyncio.wait_for(producer.stop(), 30)
 
 
+def stored(items: Iterable[str]) -> bytes:
+    """Item ids as a sequence in Redis has them."""
+    return b"".join(item.encode() + b"\0" for item in items)
+
+
 def click(user: str | int, item: str | int, timestamp_ms: int | None = None, **more: Any) -> bytes:
     timed = {} if timestamp_ms is None else {"timestamp": timestamp_ms}
     return json.dumps({"user_id": user, "item_id": item, **timed, **more}).encode()

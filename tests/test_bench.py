@@ -52,7 +52,7 @@ def test_what_is_timed_gives_the_same_answer_cached_re_encoded_and_in_full() -> 
     cached = clicks.engine.encode(windows, group)
     for row, window in enumerate(windows):
         for newest_alone in (True, False):
-            assert clicks._hidden(torch.tensor([window]), newest_alone)[0].sub(cached[row]).abs().max() < 1e-5
+            assert clicks._hidden(torch.from_numpy(window)[None], newest_alone)[0].sub(cached[row]).abs().max() < 1e-5
 
 
 def test_the_daemon_is_fed_in_every_way_and_handles_all(capsys: pytest.CaptureFixture[str]) -> None:

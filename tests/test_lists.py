@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from harness import stored
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -34,7 +35,7 @@ against_redis = hypothesis_settings(
 
 def sequence(items: list[str], last_event_ts_ms: int = BASE_MS, applied: int | None = None) -> UserSequence:
     new = len(items) if applied is None else applied
-    return UserSequence("ann", items, len(items), len(items), last_event_ts_ms, new)
+    return UserSequence("ann", stored(items), len(items), len(items), last_event_ts_ms, new)
 
 
 def lists_of(redis: RedisClient, settings: Settings, vocab: ItemVocab = NO_VOCAB, max_len: int = 50) -> SharedLists:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from harness import stored
 from redis_access import BASE_MS, raw_redis
 
 from sasrec import Engine, Ranking, SavedModel, load_model
@@ -62,7 +63,7 @@ def make_bench(saved: SavedModel, redis: RedisClient, make_settings: MakeSetting
 
 def sequence(user: str, items: list[str], n: int | None = None, session_n: int | None = None) -> UserSequence:
     count = len(items) if session_n is None else session_n
-    return UserSequence(user, items, count if n is None else n, count, BASE_MS + len(items), 1, (BASE_MS,))
+    return UserSequence(user, stored(items), count if n is None else n, count, BASE_MS + len(items), 1, (BASE_MS,))
 
 
 def same(found: Recommendation, expected: Ranking | None) -> bool:
@@ -125,7 +126,7 @@ async def test_the_window_follows_the_session_and_the_list_the_user(make_bench: 
 async def test_what_came_with_the_sequence_goes_with_the_list(
     make_bench: Callable[..., Bench], saved: SavedModel
 ) -> None:
-    given = UserSequence("ann", ["i1"], 9, 9, 123, 2, (7, 8))
+    given = UserSequence("ann", stored(["i1"]), 9, 9, 123, 2, (7, 8))
     (found,) = await make_bench().predictor.predict([given])
     assert (found.model, found.event_ts_ms, found.n, found.record_ts_ms) == (saved.version, 123, 9, (7, 8))
 
@@ -138,7 +139,7 @@ async def test_scores_have_five_decimals(make_bench: Callable[..., Bench]) -> No
 
 async def test_unknown_items_are_left_out_by_the_engine_and_counted(make_bench: Callable[..., Bench]) -> None:
     bench = make_bench()
-    given = UserSequence("ann", ["old?", "i1", "new?", "i2", "newer?"], 5, 5, BASE_MS, 3, ())
+    given = UserSequence("ann", stored(["old?", "i1", "new?", "i2", "newer?"]), 5, 5, BASE_MS, 3, ())
     (found,) = await bench.predictor.predict([given])
     (expected,) = bench.reference.recommend([given.items], 20)
     assert same(found, expected)
@@ -150,7 +151,7 @@ async def test_a_user_without_a_known_item_gets_the_popular_list(
     make_bench: Callable[..., Bench], filter_seen: bool
 ) -> None:
     bench = make_bench(top_k=3, filter_seen=filter_seen)
-    bench.lists.count([UserSequence("x", ["fresh"] * 100, 100, 100, BASE_MS, 100)])
+    bench.lists.count([UserSequence("x", stored(["fresh"] * 100), 100, 100, BASE_MS, 100)])
     await bench.lists.refresh()
     known, unknown = await bench.predictor.predict([sequence("ann", ["i1"]), sequence("bob", ["fresh", "?"])])
     assert known.model == bench.engine.version
@@ -219,9 +220,9 @@ class EngineThatBlocks(Engine):
         super().__init__(*args, **more)
         self.let_go = threading.Event()
 
-    def recommend(self, *args: Any, **more: Any) -> list[Ranking | None]:
+    def recommend_after(self, *args: Any, **more: Any) -> list[Ranking | None]:
         assert self.let_go.wait(20.0), "the event loop did not turn while the model ran"
-        return super().recommend(*args, **more)
+        return super().recommend_after(*args, **more)
 
 
 async def test_the_event_loop_turns_while_the_model_runs(
@@ -242,7 +243,7 @@ async def test_the_event_loop_turns_while_the_model_runs(
 class EngineThatFails(Engine):
     """Its forward pass raises."""
 
-    def recommend(self, *args: Any, **more: Any) -> list[Ranking | None]:
+    def recommend_after(self, *args: Any, **more: Any) -> list[Ranking | None]:
         raise RuntimeError("out of memory")
 
 

@@ -74,18 +74,17 @@ def test_the_newest_max_len_events_and_their_number_give_the_window_of_the_whole
     # what a process rebuilds from Redis, which keeps max_len or a few more
     max_len, slack = sizes
     engine = make_engine(max_len, slack=slack, cache_bytes=0)
-    whole = engine.window(tokens)
+    whole = engine.window(tokens).tolist()
     assert whole == [token for token in tokens[anchor(len(tokens), max_len, slack) :] if token]
     kept = tokens[-(max_len + more) :]
-    assert engine.window(kept, len(tokens)) == whole
-    assert engine.window(np.array(kept, np.int64), len(tokens)) == whole
-    assert all(type(token) is int for token in engine.window(np.array(kept, np.int64), len(tokens)))
+    assert engine.window(kept, len(tokens)).tolist() == whole
+    assert engine.window(np.array(kept, np.int64), len(tokens)).tolist() == whole
 
 
 def test_a_sequence_cut_shorter_than_the_window_gives_what_is_there() -> None:
     engine = make_engine(max_len=6, slack=2)
-    assert engine.window([8, 9], n=100) == [8, 9]
-    assert engine.window([], n=100) == []
+    assert engine.window([8, 9], n=100).tolist() == [8, 9]
+    assert engine.window([], n=100).tolist() == []
 
 
 def test_fewer_events_in_all_than_tokens_are_refused() -> None:
@@ -203,7 +202,7 @@ def test_a_reminder_raises_the_items_of_the_window_once_each_and_no_others(rows:
     histories = [np.array(row) for row in rows]
     before, after = plain.scores(histories), reminding.scores(histories)
     for row, tokens in enumerate(rows):
-        window = plain.window(tokens)
+        window = plain.window(tokens).tolist()
         for item in range(1, NUM_ITEMS + 1):
             expected = before[row, item] + (3.0 if item in window else 0.0)
             assert after[row, item] == expected  # -inf too, where nothing in the window is known

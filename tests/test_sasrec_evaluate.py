@@ -86,7 +86,7 @@ def test_ranks_equal_sorting_the_catalogue_case_by_case(
     ranks = target_ranks(engine, holdout_of(*cases), filter_seen)
     for rank, (history, target) in zip(ranks, cases, strict=True):
         allowed = set(range(1, NUM_ITEMS + 1)) - (set(history) if filter_seen else set())
-        window = engine.window(history)
+        window = engine.window(history).tolist()
         if not window or target not in allowed:
             assert rank == math.inf
             continue

@@ -301,7 +301,7 @@ async def test_a_swap_brings_the_index_of_the_new_model() -> None:
     lists = SharedLists(RedisClient(options, metrics), options, 20, old.vocab)  # it is not connected
     lists.blocked = frozenset({"4"})
     predictor = Predictor(old, lists, options, metrics)
-    sequence = UserSequence("ann", ["3", "5"], n=2, session_n=2, last_event_ts_ms=1)
+    sequence = UserSequence("ann", b"3\x005\0", n=2, session_n=2, last_event_ts_ms=1)
     try:
         for engine, reference in ((old, exact[0]), (new, exact[1])):
             predictor.warm_up_on_recent(engine)

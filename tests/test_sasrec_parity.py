@@ -91,7 +91,7 @@ def test_three_hundred_clicks_from_the_cache_equal_re_encoding_and_the_plain_mod
     rng = Random(2)
     for _ in range(320):
         history.append(rng.choice([token for token in range(1, NUM_ITEMS + 1) if token not in history[-1:]]))
-        windows.append(cached.window(history))
+        windows.append(cached.window(history).tolist())
         assert windows[-1] == window_of(history, max_len, slack)
         states.append(cached.encode([windows[-1]], ["user"])[0])
     assert largest_difference(torch.stack(states), fresh.encode(windows)) < EXACT
@@ -107,7 +107,7 @@ def test_between_jumps_a_click_costs_one_token_and_at_a_jump_one_window() -> Non
     engine, counter = make_engine(model, slots=1, slack=3), TokenCounter(model)
     history = [n % NUM_ITEMS + 1 for n in range(50)]
     for n in range(1, 51):
-        engine.encode([engine.window(history[:n])], ["user"])
+        engine.encode([engine.window(history[:n]).tolist()], ["user"])
     # anchors jump at 9, 12, 15, ... events, onto windows of 8 - 3 + 1 tokens
     assert counter.shapes == [(1, 6 if n >= 9 and n % 3 == 0 else 1) for n in range(1, 51)]
 
@@ -146,7 +146,7 @@ def test_three_hundred_clicks_in_float32(max_len: int, slack: int) -> None:
     engine = make_engine(model, slots=1, slack=slack)
     history = Random(4).choices(range(1, NUM_ITEMS + 1), k=300)
     for n in range(1, 301):
-        window = engine.window(history[:n])
+        window = engine.window(history[:n]).tolist()
         assert largest_difference(engine.encode([window], ["user"])[0], plain(model, window)) < FLOAT32
     assert engine.take_stats().hits == {1: 4, 4: 228, 12: 278}[slack]
 
@@ -157,7 +157,7 @@ def test_a_window_shorter_than_the_models_own() -> None:
     history = Random(5).choices(range(1, NUM_ITEMS + 1), k=60)
     for n in range(1, 61):
         window = window_of(history[:n], 6, 2)
-        assert engine.window(history[:n]) == window
+        assert engine.window(history[:n]).tolist() == window
         assert largest_difference(engine.encode([window], ["user"])[0], plain(model, window)) < EXACT
     with pytest.raises(ValueError, match="a window of 7 tokens; 1 to max_len=6"):
         engine.encode([[1] * 7], ["user"])
@@ -168,7 +168,7 @@ def test_learned_positions_are_served_by_re_encoding() -> None:
     engine = Engine(model, ItemVocab(map(str, range(NUM_ITEMS))), cache_bytes=2**20, slack=2)
     history = Random(6).choices(range(1, NUM_ITEMS + 1), k=40)
     for n in range(1, 41):
-        window = engine.window(history[:n])
+        window = engine.window(history[:n]).tolist()
         assert largest_difference(engine.encode([window], ["user"])[0], plain(model, window)) < EXACT
     assert (engine.slots, engine.cached_users) == (0, 0)
 
@@ -198,7 +198,7 @@ class Clicks:
 def assert_batch_is_right(engine: Engine, traffic: dict[int, list[int]], users: list[int], tolerance: float) -> None:
     windows = {user: window_of(traffic[user], engine.max_len, engine.slack) for user in users}
     users = [user for user in users if windows[user]]
-    assert [engine.window(traffic[user]) for user in users] == [windows[user] for user in users]
+    assert [engine.window(traffic[user]).tolist() for user in users] == [windows[user] for user in users]
     states = engine.encode([windows[user] for user in users], users)
     assert states.shape == (len(users), engine.model.config.hidden_units)
     for state, user in zip(states, users, strict=True):
@@ -448,7 +448,7 @@ class EngineMachine(RuleBasedStateMachine):
         for user in users:
             self.histories[user] = [*self.histories[user], token]
         with suppress(PowerCut):
-            self.engine.encode([self.engine.window(self.histories[user]) for user in users], users)
+            self.engine.encode([self.engine.window(self.histories[user]).tolist() for user in users], users)
         self.failing.calls_until_failure = -1
 
     @invariant()
@@ -472,7 +472,7 @@ def test_events_arriving_in_any_portions_give_the_same_answer_in_the_end(history
     n = 0
     for cut in [*cuts, len(history)]:  # portions that end inside a window, at its end, and far across a jump
         n = min(len(history), n + cut)
-        window = engine.window(history[:n])
+        window = engine.window(history[:n]).tolist()
         assert window == window_of(history[:n], 8, 3)
         if window:
             assert largest_difference(engine.encode([window], ["user"])[0], plain(model, window)) < EXACT

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+from harness import stored
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -71,7 +72,7 @@ class Oracle:
             if count:
                 self.users[name].items = self.users[name].items[-step.max_len :]
         return [
-            UserSequence(name, user.items, user.n, user.session_n, user.last_ts_ms, applied[name], tuple(times))
+            UserSequence(name, stored(user.items), user.n, user.session_n, user.last_ts_ms, applied[name], tuple(times))
             for name, times in records.items()
             for user in (self.users[name],)
         ]

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from harness import Daemon, eventually, models, produce_clicks, serves, versions_published, wait_caught_up
+from harness import Daemon, eventually, models, produce_clicks, serves, stored, versions_published, wait_caught_up
 from redis_access import BASE_MS, batch, event, raw_redis
 
 from sasrec import (
@@ -325,7 +325,7 @@ async def bench(saved: SavedModel, redis: RedisClient, make_settings: MakeSettin
 
 def sequence(user: str, items: list[str], n: int | None = None) -> UserSequence:
     count = len(items) if n is None else n
-    return UserSequence(user, items, count, count, BASE_MS, 1, (BASE_MS,))
+    return UserSequence(user, stored(items), count, count, BASE_MS, 1, (BASE_MS,))
 
 
 def clicked(user: str, n: int, *clicks: str) -> Judged:
@@ -429,7 +429,7 @@ async def test_who_has_no_item_that_it_knows_would_see_the_popular_list(bench: B
 
 
 class EngineThatFails(Engine):
-    def recommend(self, *args: Any, **options: Any) -> list[Ranking | None]:
+    def recommend_after(self, *args: Any, **options: Any) -> list[Ranking | None]:
         raise RuntimeError("out of memory")
 
 
@@ -468,10 +468,10 @@ class EngineThatWaits(Engine):
         super().__init__(*args, **options)
         self.asked, self.go_on = threading.Event(), threading.Event()
 
-    def recommend(self, *args: Any, **options: Any) -> list[Ranking | None]:
+    def recommend_after(self, *args: Any, **options: Any) -> list[Ranking | None]:
         self.asked.set()
         assert self.go_on.wait(30)
-        return super().recommend(*args, **options)
+        return super().recommend_after(*args, **options)
 
 
 async def test_what_an_ended_shadow_still_answers_is_not_its_successors(bench: Bench, saved: SavedModel) -> None:
