@@ -23,7 +23,13 @@ from aiokafka.errors import KafkaError
 from streamrec.archive import EventArchive
 from streamrec.decode import EventDecoder
 from streamrec.errors import BadRecord, KafkaUnavailable
-from streamrec.kafka import connection_options, ensure_topics, topic_partitions, unavailable
+from streamrec.kafka import (
+    connection_options,
+    ensure_topics,
+    pause_after_empty_fetches,
+    topic_partitions,
+    unavailable,
+)
 from streamrec.schemas import ClickEvent
 from streamrec.settings import Settings
 
@@ -103,6 +109,7 @@ class Archiver:
         )
         try:
             await consumer.start()
+            pause_after_empty_fetches(consumer)
         except (KafkaError, OSError) as error:
             await consumer.stop()
             raise unavailable(self._settings, error) from error

@@ -36,6 +36,7 @@ SHARES = (0.25, 0.5, 0.8)
 QUANTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99, "p999": 0.999}
 POLL_S = 0.05
 STUCK_S = 60.0
+FIRST_S = 1.0
 SCRIPT = "from streamrec.bench_daemon import feed; feed()"
 
 
@@ -125,9 +126,9 @@ class _Bench:
     async def worked_off(self, events: int) -> float:
         """Clicks a second, from the first that is handled to the last, fed as fast as possible."""
         idle = now = await self._read()
-        end = now.applied + events
+        end = now.published + events
         async with self._feeding(0.0, events) as feeder:
-            while now.applied == idle.applied and feeder.returncode is None:  # it needs a while to start
+            while now.published == idle.published and feeder.returncode is None:  # it needs a while to start
                 idle = now
                 await asyncio.sleep(POLL_S)
                 now = await self._read()
@@ -135,12 +136,14 @@ class _Bench:
         return events / (last.at_s - idle.at_s)
 
     async def latencies_ms(self, rate_per_s: float, events: int) -> dict[str, float]:
-        """Quantiles of click to list, the rate, and the lag when the feeder had ended."""
-        before = await self._read()
-        async with self._feeding(rate_per_s, events) as feeder:
+        """Quantiles of click to list, the rate, and the lag when the feeder had ended; once the stream flows."""
+        first = round(rate_per_s * FIRST_S)  # producer and broker stall once for a tenth of a second
+        end = (await self._read()).published + first + events
+        async with self._feeding(rate_per_s, first + events) as feeder:
+            before = await self._reach(end - events)
             await feeder.wait()
-            waiting = before.applied + events - (await self._read()).applied
-            after = await self._reach(before.applied + events)
+            waiting = end - (await self._read()).published
+            after = await self._reach(end)
         counts = [
             (bound, now - then)
             for (bound, now), (_, then) in zip(after.click_to_published, before.click_to_published, strict=True)
@@ -164,16 +167,16 @@ class _Bench:
                 feeder.kill()
                 await feeder.wait()
 
-    async def _reach(self, applied: int) -> Reading:
+    async def _reach(self, published: int) -> Reading:
         seen, since_s = -1, time.monotonic()
         while True:
             reading = await self._read()
-            if reading.applied >= applied:
+            if reading.published >= published:
                 return reading
-            if reading.applied > seen:
-                seen, since_s = reading.applied, time.monotonic()
+            if reading.published > seen:
+                seen, since_s = reading.published, time.monotonic()
             if time.monotonic() - since_s > STUCK_S:
-                raise StreamrecError(f"the daemon handled no click for {STUCK_S:.0f} s; {applied - seen} wait")
+                raise StreamrecError(f"the daemon handled no click for {STUCK_S:.0f} s; {published - seen} wait")
             await asyncio.sleep(POLL_S)
 
     async def _read(self) -> Reading:
@@ -182,7 +185,6 @@ class _Bench:
         histograms = zip(*(reading.click_to_published for reading in readings), strict=True)
         return Reading(
             readings[-1].at_s,
-            sum(reading.applied for reading in readings),
             click_to_published=[(same[0][0], sum(count for _, count in same)) for same in histograms],
         )
 

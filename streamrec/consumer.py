@@ -25,7 +25,14 @@ from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
 from streamrec.decode import EventDecoder
 from streamrec.errors import BadRecord
 from streamrec.health import Health
-from streamrec.kafka import Producer, connection_options, leave_for_members, member_name, unavailable
+from streamrec.kafka import (
+    Producer,
+    connection_options,
+    leave_for_members,
+    member_name,
+    pause_after_empty_fetches,
+    unavailable,
+)
 from streamrec.metrics import Metrics
 from streamrec.schemas import DeadLetter, EventBatch
 from streamrec.settings import Settings
@@ -106,6 +113,7 @@ class ClickConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
             if isinstance(error, (KafkaError, OSError)):
                 raise unavailable(self._settings, error) from error
             raise
+        pause_after_empty_fetches(self._consumer)
         self._consumer.subscribe([self._settings.kafka_topic], listener=self)
         self._watch = asyncio.create_task(self._watch_broker(), name="watch-broker")
 

@@ -34,6 +34,11 @@ class Reading:
     version: str = ""
     click_to_published: list[tuple[float, float]] = field(default_factory=list)  # cumulative, by upper bound in seconds
 
+    @property
+    def published(self) -> int:
+        """Clicks whose list is in Redis."""
+        return int(self.click_to_published[-1][1])
+
 
 def environment(settings: Settings) -> dict[str, str]:
     """What a child process has to find in its environment to be under the same settings."""

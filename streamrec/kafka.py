@@ -6,11 +6,12 @@ import asyncio
 import os
 import socket
 import ssl
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from aiokafka import AIOKafkaProducer
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.client import AIOKafkaClient, ConnectionGroup, CoordinationType
 from aiokafka.errors import KafkaConnectionError, KafkaError
@@ -28,6 +29,7 @@ MAX_DEAD_LETTER_BYTES = 900_000
 # Joins wait for the whole group, possibly longer than this: they are then sent again, under the same member id.
 REQUEST_TIMEOUT_MS = 10_000
 DISMISSAL_TIMEOUT_S = 5.0
+EMPTY_FETCH_S = 0.002
 
 
 def connection_options(settings: Settings) -> dict[str, Any]:
@@ -108,6 +110,24 @@ async def ensure_topics(settings: Settings, topics: Iterable[str]) -> list[str]:
         raise unavailable(settings, error) from error
     finally:
         await admin.close()
+
+
+def pause_after_empty_fetches(consumer: AIOKafkaConsumer) -> None:
+    """Ask a broker that has nothing new and says so at once no more than every EMPTY_FETCH_S.
+
+    Kafka answers an empty fetch only after ``fetch_max_wait_ms``. Some brokers, the embedded one among them, do not
+    wait, and aiokafka then asks thousands of times a second: a core of ours, and one of theirs.
+    """
+    fetch = consumer._fetcher._proc_fetch_request
+
+    async def fetch_patiently(*request: Any) -> bool:
+        asked_s = time.monotonic()
+        found: bool = await fetch(*request)
+        if not found and time.monotonic() - asked_s < EMPTY_FETCH_S:
+            await asyncio.sleep(EMPTY_FETCH_S)
+        return found
+
+    consumer._fetcher._proc_fetch_request = fetch_patiently
 
 
 class Producer:
