@@ -430,7 +430,7 @@ class _Trainer:
     def held_out_loss(self, engine: Engine, validation: Holdout) -> float | None:
         """Loss on held-out targets, each an outcome of 1, with the same negatives in every epoch."""
         windows = [engine.window(history) for history in validation.histories]
-        known = [i for i, window in enumerate(windows) if window and validation.targets[i] != PADDING]
+        known = [i for i, window in enumerate(windows) if len(window) and validation.targets[i] != PADDING]
         if not known:
             return None
         hidden = engine.encode([windows[i] for i in known]).clone()  # out of inference mode
