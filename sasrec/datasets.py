@@ -19,7 +19,6 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import yaml
 from numpy.typing import NDArray
 from pydantic import BaseModel, ValidationError
@@ -189,10 +188,11 @@ def _ids(data: Data, name: str) -> tuple[list[str], bool]:
             raise data.error(int(holes.argmax()), f"{name} is null; {remedy}")
     elif integer or is_text(column.type) or pa.types.is_null(column.type):
         data.refuse_nulls(name, remedy)
-        distinct = column.unique()  # far fewer than rows, as a rule: each becomes text once
-        places = pc.index_in(column, distinct).to_pylist()
+        coded = column.combine_chunks().dictionary_encode()
+        places = coded.indices.to_numpy().tolist()
         try:
-            texts = distinct.cast(TEXT).to_pylist()
+            # far fewer than rows, as a rule: each becomes text once
+            texts = coded.dictionary.cast(TEXT).to_pylist()
         except UnicodeDecodeError as error:
             raise DataFileError(f"{data.name}: {name} is not UTF-8 text: {error}") from error
         if "" in texts:

@@ -85,6 +85,26 @@ class LayerCache(Protocol):
         """
 
 
+class Dropout(nn.Module):
+    """nn.Dropout, which draws a random number for each value, at an eighth of the draws: a third of an epoch on CPUs.
+
+    Args:
+        rate: rounded to whole 256ths.
+    """
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.kept = max(1, 256 - round(256 * rate))  # of 256 bytes
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Each value is 0 with the rate, else scaled so that the mean stays."""
+        if not self.training or self.kept == 256:
+            return x
+        numbers = torch.empty(-(-x.numel() // 8), dtype=torch.int64, device=x.device).random_(-(2**63), None)
+        keep = numbers.view(torch.uint8)[: x.numel()].view(x.shape) < self.kept
+        return x * (keep.to(x.dtype) * (256 / self.kept))
+
+
 class Attention(nn.Module):
     """Causal multi-head self-attention over one fused projection."""
 
@@ -133,10 +153,10 @@ class Block(nn.Module):
         self.feed_forward = nn.Sequential(
             nn.Linear(width, 4 * width),
             nn.GELU(),
-            nn.Dropout(config.dropout_rate),
+            Dropout(config.dropout_rate),
             nn.Linear(4 * width, width),
         )
-        self.dropout = nn.Dropout(config.dropout_rate)
+        self.dropout = Dropout(config.dropout_rate)
 
     def forward(
         self,
@@ -161,7 +181,7 @@ class SASRec(nn.Module):
         super().__init__()
         self.config = config
         self.item_embedding = nn.Embedding(config.num_items + 1, config.hidden_units, padding_idx=0)
-        self.embedding_dropout = nn.Dropout(config.dropout_rate)
+        self.embedding_dropout = Dropout(config.dropout_rate)
         self.blocks = nn.ModuleList(Block(config, index) for index in range(config.num_blocks))
         self.final_norm = nn.LayerNorm(config.hidden_units, eps=LAYER_NORM_EPS)
         if config.position == "learned":

@@ -150,7 +150,7 @@ class SequentialRecommender:
 
 def _histories(rows: InteractionRows) -> tuple[NDArray[np.object_], list[list[str]]]:
     """Users in the order of their first row, and for each the item ids in the order of time."""
-    histories: dict[str, list[str]] = {user: [] for user in rows.user_ids}
+    histories: dict[str, list[str]] = {user: [] for user in dict.fromkeys(rows.user_ids)}
     ordered = rows.to_interactions()
     for user, item in zip(ordered.user_ids, ordered.item_ids, strict=True):
         histories[user].append(item)

@@ -56,6 +56,7 @@ def measure_peers(
         StreamrecError: scikit-rec is not installed, or the file has too little.
     """
     libraries = _ours(), _scikit_rec()
+    logging.getLogger("sasrec").setLevel(logging.WARNING)
     clicks = _read(ratings)
     with tempfile.TemporaryDirectory(prefix="streamrec-") as folder:
         trained, epochs_s = _train(libraries, _write(Path(folder), clicks), repeats, progress)

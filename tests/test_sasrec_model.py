@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from sasrec.model import SASRec, SASRecConfig, rotate, rotation_table
+from sasrec.model import Dropout, SASRec, SASRecConfig, rotate, rotation_table
 
 NUM_ITEMS = 30
 POSITIONS = ["learned", "rope"]
@@ -306,3 +306,27 @@ def test_learned_positions_do_not_need_an_even_head() -> None:
     model = make_model(position="learned", hidden_units=6, num_heads=2)
     row = random_row(4, 1)
     assert torch.allclose(model(padded([row]))[0], oracle(model, row))
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.2, 0.5, 0.999])
+def test_dropout_drops_its_share_keeps_the_mean_and_nothing_outside_training(rate: float) -> None:
+    torch.manual_seed(0)
+    dropout, ones = Dropout(rate), torch.ones(1_003, 999)
+    assert torch.equal(dropout.eval()(ones), ones)
+    dropped = dropout.train()(ones)
+    assert (dropped == 0).float().mean().item() == pytest.approx(rate, abs=0.004)
+    assert set(dropped.unique().tolist()) == {0.0, 256 / dropout.kept}
+    assert dropped.mean().item() == pytest.approx(1, abs=0.1 if rate > 0.9 else 0.01)
+    assert not torch.equal(dropped, dropout(ones))
+    columns = dropped.count_nonzero(0) / len(dropped)  # no place is favoured
+    assert (columns - (1 - rate)).abs().max() < 0.1
+
+
+def test_the_gradient_of_dropout_is_its_mask() -> None:
+    x = torch.randn(5, 7, requires_grad=True)
+    dropout = Dropout(0.5).train()
+    torch.manual_seed(1)
+    dropped = dropout(x)
+    dropped.sum().backward()
+    assert x.grad is not None
+    assert torch.equal(x.grad, (dropped != 0).float() * 2)
