@@ -42,6 +42,7 @@ log = logging.getLogger(__name__)
 # The batch in hand must be done this long before the group gives us up.
 REBALANCE_MARGIN_S = 5.0
 WATCH_S = 2.0
+MAX_HEARTBEAT_S = 3.0
 BROKER_TIMEOUT_S = 5.0
 
 
@@ -68,7 +69,8 @@ class ClickConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
             auto_offset_reset=settings.kafka_auto_offset_reset,
             fetch_max_wait_ms=settings.poll_timeout_ms,
             session_timeout_ms=int(settings.kafka_session_timeout_s * 1000),
-            heartbeat_interval_ms=int(settings.kafka_session_timeout_s * 1000 / 3),
+            # a member learns of a rebalance by its heartbeats, and all the others wait for it, whatever the time-out
+            heartbeat_interval_ms=int(min(MAX_HEARTBEAT_S, settings.kafka_session_timeout_s / 3) * 1000),
             rebalance_timeout_ms=int(settings.kafka_rebalance_timeout_s * 1000),
         )
         self._assignment = 0

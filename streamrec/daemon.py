@@ -23,7 +23,7 @@ from streamrec.health import Health
 from streamrec.judge import OnlineJudge
 from streamrec.kafka import Producer, ensure_topics, ignore_abandoned_requests
 from streamrec.lists import SharedLists
-from streamrec.metrics import Metrics
+from streamrec.metrics import Metrics, unix_s
 from streamrec.online import OnlineCounts
 from streamrec.predictor import Predictor, open_engine
 from streamrec.publisher import Publisher
@@ -84,6 +84,7 @@ async def serve(settings: Settings, burst: bool = False) -> int:
         extra={"model": saved.version, "items": len(saved.vocab), "dir": settings.registry_dir or settings.model_dir},
     )
     metrics = Metrics()
+    metrics.model_created.set(unix_s(str(saved.metadata.get("created_at"))))
     health = Health(settings.liveness_timeout_s, settings.kafka_rebalance_timeout_s + REBALANCE_MARGIN_S)
     async with contextlib.AsyncExitStack() as parts:
         redis = await parts.enter_async_context(RedisClient(settings, metrics))

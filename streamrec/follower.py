@@ -19,7 +19,7 @@ import time
 from sasrec import Engine
 from streamrec.errors import RedisUnavailable, RegistryError, StreamrecError
 from streamrec.keys import Keys
-from streamrec.metrics import Metrics
+from streamrec.metrics import Metrics, unix_s
 from streamrec.predictor import Predictor, open_engine
 from streamrec.publisher import Publisher
 from streamrec.redis_client import RedisClient
@@ -94,7 +94,7 @@ class ChampionFollower:
             champion = await asyncio.to_thread(self._registry.champion)
             if champion is None or champion.version in (self._predictor.version, self._refused):
                 return False
-            engine = await asyncio.to_thread(self._load, champion.version)
+            engine, made_s = await asyncio.to_thread(self._load, champion.version)
         except RegistryError as error:
             self._refused = champion.version if champion else ""
             if str(error) != self._said:
@@ -107,6 +107,7 @@ class ChampionFollower:
         self._store.max_len = self._settings.max_len or engine.model.config.max_len
         self._refused = self._said = ""
         self._metrics.swaps.labels("swapped").inc()
+        self._metrics.model_created.set(made_s)
         log.info("model swapped", extra={
             "model": champion.version, "before": old, "reason": champion.reason,
             "swap_s": round(time.perf_counter() - started, 4),
@@ -132,16 +133,18 @@ class ChampionFollower:
         if alias is None:
             return
         try:
-            engine = await asyncio.to_thread(self._load, alias.version, self._settings.shadow_share)
+            engine, _ = await asyncio.to_thread(self._load, alias.version, self._settings.shadow_share)
         except Exception as error:  # whatever it is, the champion is not to suffer from it
             log.error("the shadow %s is refused: %s", alias.version, error)
             return
         self._shadow.begin(engine)
 
-    def _load(self, version: str, share: float = 1.0) -> Engine:
-        engine = open_engine(self._settings, self._registry.load(version), share)
+    def _load(self, version: str, share: float = 1.0) -> tuple[Engine, float]:
+        """A warm engine, and when its model was made."""
+        saved = self._registry.load(version)
+        engine = open_engine(self._settings, saved, share)
         self._predictor.warm_up_on_recent(engine)
-        return engine
+        return engine, unix_s(str(saved.metadata.get("created_at")))
 
     async def _rescore(self) -> None:
         """Publish new lists for the users who clicked lately, the latest first."""

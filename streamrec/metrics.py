@@ -1,8 +1,9 @@
-"""Prometheus metrics of the daemon. Base units; never a user or item id as a label."""
+"""Prometheus metrics of the daemon and of retraining. Base units; never a user or item id as a label."""
 
 from __future__ import annotations
 
 import bisect
+from datetime import datetime
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -88,10 +89,48 @@ class Metrics:
         for outcome in ("swapped", "refused"):
             self.swaps.labels(outcome)
         self.model = Gauge("streamrec_model_info", "1 for the model version in use", ["version"], registry=r)
+        self.model_created = Gauge(
+            "streamrec_model_created_timestamp_seconds", "When the model in use was made, in Unix time", registry=r
+        )
 
     def exposition(self) -> bytes:
         """The text that /metrics answers with."""
         return generate_latest(self.registry)
+
+
+class RetrainMetrics:
+    """All metrics of one `streamrec retrain`."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        r = self.registry
+        self.rounds = Counter(
+            "streamrec_retrain_rounds", "Rounds that made a model, by outcome: promoted, refused", ["outcome"],
+            registry=r,
+        )  # fmt: skip
+        for outcome in ("promoted", "refused"):
+            self.rounds.labels(outcome)
+        self.failures = Counter(
+            "streamrec_retrain_failures",
+            "Rounds that made none, by reason: training, archive, registry, redis, stopped, unexpected",
+            ["reason"],
+            registry=r,
+        )
+        for reason in ("training", "archive", "registry", "redis", "stopped", "unexpected"):
+            self.failures.labels(reason)
+        self.last_round = Gauge(
+            "streamrec_retrain_last_round_timestamp_seconds",
+            "When the last round made a model, promoted or not, in Unix time",
+            registry=r,
+        )
+
+
+def unix_s(created_at: str) -> float:
+    """Unix time of the ISO-8601 time in a model's metadata; 0 where it is none."""
+    try:
+        return datetime.fromisoformat(created_at).timestamp()
+    except ValueError:
+        return 0.0
 
 
 def quantile(cumulative: list[tuple[float, float]], q: float) -> float | None:

@@ -1,6 +1,7 @@
 """`streamrec retrain`: follows the topic into the archive, and trains a model whenever it is time.
 
 archive    goes on all the time (archiver.py)
+tell       /metrics for Prometheus: which rounds made a model, which did not and why
 wait       until a round is due: so long after the last one, and so many new clicks
 lock       in Redis, so that only one worker trains
 train      in a thread (retrain.py)
@@ -11,18 +12,29 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import os
 import socket
 import time
 import uuid
-from collections.abc import AsyncIterator
-from datetime import datetime
+from collections.abc import AsyncIterator, Iterator
+
+from prometheus_client import start_http_server
 
 from streamrec.archive import EventArchive
 from streamrec.archiver import Archiver
-from streamrec.errors import RedisUnavailable, RetrainError, RetrainStopped, StreamrecError
+from streamrec.errors import (
+    ArchiveError,
+    RedisUnavailable,
+    RegistryError,
+    RetrainError,
+    RetrainStopped,
+    SettingsError,
+    StreamrecError,
+)
 from streamrec.keys import Keys
+from streamrec.metrics import RetrainMetrics, unix_s
 from streamrec.redis_client import RedisClient
 from streamrec.registry import Registry
 from streamrec.retrain import Verdict, retrain
@@ -34,6 +46,10 @@ log = logging.getLogger(__name__)
 LOCK_TTL_MS = 15_000
 LOCK_RENEWED_EVERY_S = 4.0
 LOOK_EVERY_S = 1.0
+REASONS: dict[type[StreamrecError], str] = {
+    RetrainError: "training", ArchiveError: "archive", RegistryError: "registry", RedisUnavailable: "redis",
+    RetrainStopped: "stopped",
+}  # fmt: skip
 
 
 class RetrainWorker:
@@ -51,6 +67,7 @@ class RetrainWorker:
         self._progress = progress
         self._archive = EventArchive(settings.archive_dir, settings.kafka_topic_epoch)
         self._registry = Registry(settings.registry_dir)
+        self._metrics = RetrainMetrics()
         self._stop = asyncio.Event()
 
     async def once(self) -> Verdict:
@@ -69,9 +86,9 @@ class RetrainWorker:
         """Follow the topic, and train whenever a round is due, until a signal comes.
 
         Raises:
-            StreamrecError: topic or archive cannot be used.
+            StreamrecError: topic or archive cannot be used, or the port of /metrics is taken.
         """
-        with stop_signals(self._stop, _told):
+        with stop_signals(self._stop, _told), self._seen_from_outside():
             rounds = asyncio.create_task(self._rounds())
             try:
                 if self._follow:
@@ -85,6 +102,7 @@ class RetrainWorker:
 
     async def _rounds(self) -> None:
         last_s = await asyncio.to_thread(self._last_round_s)
+        self._metrics.last_round.set(last_s)
         log.info("retraining", extra={
             "every_s": self._settings.retrain_every_s, "min_new_events": self._settings.retrain_min_new_events,
             "archive": self._settings.archive_dir, "registry": self._settings.registry_dir,
@@ -96,14 +114,19 @@ class RetrainWorker:
                     async with asyncio.timeout(max(LOOK_EVERY_S, min(wait_s, 60.0))):
                         await self._stop.wait()
                 continue
+            reason = None
             try:
-                await self._round()
-            except RetrainStopped as error:
-                log.warning("%s", error)
+                verdict = await self._round()
+                self._metrics.rounds.labels("promoted" if verdict.promoted else "refused").inc()
+                self._metrics.last_round.set_to_current_time()
             except StreamrecError as error:  # too few clicks, say: the next round may do better
+                reason = REASONS.get(type(error), "unexpected")
                 log.warning("no model this time: %s", error)
             except Exception:  # the archive must go on
+                reason = "unexpected"
                 log.exception("a round of retraining failed")
+            if reason is not None:
+                self._metrics.failures.labels(reason).inc()
             last_s = time.time()
 
     async def _round(self) -> Verdict:
@@ -150,10 +173,31 @@ class RetrainWorker:
             with contextlib.suppress(RedisUnavailable):
                 await redis.lock(key, own, 0)
 
+    @contextlib.contextmanager
+    def _seen_from_outside(self) -> Iterator[None]:
+        """/metrics, in a thread of its own; a default port that is taken is replaced by a free one."""
+        host, port = self._settings.http_host, self._settings.retrain_http_port
+        try:
+            server, thread = start_http_server(port, host, self._metrics.registry)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE or "retrain_http_port" in self._settings.model_fields_set:
+                raise SettingsError(
+                    f"cannot listen on {host}:{port}: {error.strerror}; set STREAMREC_RETRAIN_HTTP_PORT (0: any free "
+                    "port) or STREAMREC_HTTP_HOST"
+                ) from None
+            server, thread = start_http_server(0, host, self._metrics.registry)
+        log.info("metrics are served", extra={"host": host, "port": server.server_port})
+        try:
+            yield
+        finally:
+            server.shutdown()
+            thread.join()
+            server.server_close()
+
     def _last_round_s(self) -> float:
         """When the newest version was made, so that a restart does not train at once; 0 where there is none."""
         made = [version.created_at for version in self._registry.versions() if version.created_at]
-        return datetime.fromisoformat(made[-1]).timestamp() if made else 0.0
+        return unix_s(made[-1]) if made else 0.0
 
     def _new_events(self) -> int:
         """Records in the archive that came after the last round, whatever became of its model."""

@@ -153,6 +153,7 @@ class Settings(BaseSettings):
 
     http_host: str = Field("127.0.0.1", description="address of /metrics, /livez and /readyz")
     http_port: int = Field(9464, ge=0, le=65_535, description="their port; 0: any free one")
+    retrain_http_port: int = Field(9465, ge=0, le=65_535, description="port of the /metrics of streamrec retrain")
     liveness_timeout_s: float = Field(60, gt=0, description="/livez turns red after so long without progress")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="least severity logged")
     log_format: Literal["text", "json"] = Field("text", description="log lines for people or for machines")

@@ -13,7 +13,7 @@ from pydantic import SecretStr
 from sasrec.__main__ import _parser as sasrec_parser
 from streamrec.cli import _parser as streamrec_parser
 from streamrec.keys import Keys
-from streamrec.metrics import Metrics
+from streamrec.metrics import Metrics, RetrainMetrics
 from streamrec.settings import Settings
 
 ROOT = Path(__file__).parents[1]
@@ -36,10 +36,13 @@ def test_the_settings_table_lists_every_setting_with_its_default() -> None:
     assert listed == expected
 
 
-def test_the_metrics_table_lists_every_metric() -> None:
-    families = Metrics().registry.collect()
+@pytest.mark.parametrize(
+    ("header", "metrics"), [("metric", Metrics()), ("metric of `streamrec retrain`", RetrainMetrics())]
+)
+def test_the_metrics_table_lists_every_metric(header: str, metrics: Metrics | RetrainMetrics) -> None:
+    families = metrics.registry.collect()
     expected = {f"`{f.name}{'_total' if f.type == 'counter' else ''}`": f.documentation for f in families}
-    assert {row[0]: row[1] for row in rows_of_table("metric")} == expected
+    assert {row[0]: row[1] for row in rows_of_table(header)} == expected
 
 
 def test_the_redis_contract_names_the_keys_that_are_used() -> None:

@@ -96,6 +96,7 @@ VALUES: dict[str, tuple[Any, Any]] = {
     "shutdown_timeout_s": (1.0, 2.0),
     "http_host": ("0.0.0.0", "::"),
     "http_port": (0, 65_535),
+    "retrain_http_port": (0, 65_535),
     "liveness_timeout_s": (5.0, 6.0),
     "log_level": ("DEBUG", "WARNING"),
     "log_format": ("json", "text"),
