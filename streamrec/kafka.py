@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
 import ssl
@@ -124,7 +125,8 @@ def pause_after_empty_fetches(consumer: AIOKafkaConsumer) -> None:
         asked_s = time.monotonic()
         found: bool = await fetch(*request)
         if not found and time.monotonic() - asked_s < EMPTY_FETCH_S:
-            await asyncio.sleep(EMPTY_FETCH_S)
+            with contextlib.suppress(asyncio.CancelledError):  # as the client's own does: it waits for it to end
+                await asyncio.sleep(EMPTY_FETCH_S)
         return found
 
     consumer._fetcher._proc_fetch_request = fetch_patiently

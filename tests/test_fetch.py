@@ -33,3 +33,15 @@ async def test_only_an_answer_that_is_empty_at_once_is_followed_by_a_pause(
     monkeypatch.setattr(kafka.asyncio, "sleep", pause)
     assert await consumer._fetcher._proc_fetch_request("assignment", 1, "request") is found
     assert paused == pauses
+
+
+async def test_a_client_that_closes_in_the_pause_ends_without_an_error() -> None:
+    async def fetch(*request: object) -> bool:
+        return False
+
+    consumer = SimpleNamespace(_fetcher=SimpleNamespace(_proc_fetch_request=fetch))
+    pause_after_empty_fetches(consumer)
+    asked = asyncio.ensure_future(consumer._fetcher._proc_fetch_request("assignment", 1, "request"))
+    await asyncio.sleep(0)
+    asked.cancel()
+    assert await asked is False
