@@ -1,9 +1,9 @@
-# make demo | test | test-long | drift | bench | lint | clean    Needs Python 3.11+ and pip; all else is installed into .venv
+# make demo | test | test-long | drift | viewers | bench | lint | clean    Needs Python 3.11+ and pip; all else is installed into .venv
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-long drift bench lint clean
+.PHONY: demo test test-long drift viewers bench lint clean
 
 demo: $(VENV)/.demo-installed
 	$(BIN)/streamrec demo $(ARGS)
@@ -16,6 +16,9 @@ test-long: $(VENV)/.test-installed
 
 drift: $(VENV)/.test-installed
 	DRIFT_PLOT=.github/drift.png $(BIN)/python -m pytest tests/study_drift.py --log-cli-level=INFO $(ARGS)
+
+viewers: $(VENV)/.test-installed
+	$(BIN)/python -m pytest tests/study_page.py --log-cli-level=INFO $(ARGS)
 
 bench: .venv-bench/.installed
 	@mkdir -p build

@@ -36,7 +36,7 @@ KAFKA_FLAGS = ("kafka_bootstrap_servers", "kafka_topic")
 REDIS_FLAGS = ("redis_url",)
 SERVE_FLAGS = (
     "kafka_group", "model_dir", "registry_dir", "max_len", "top_k", "filter_seen", "session_gap_s", "event_types",
-    "max_batch", "http_host", "http_port", "log_level", "log_format",
+    "max_batch", "http_host", "http_port", "items", "log_level", "log_format",
 )  # fmt: skip
 # A random model's shape where some of it was given.
 _BENCH_SHAPE = {"items": 3_416, "hidden_units": 64, "num_blocks": 2, "num_heads": 1, "max_len": 200}
@@ -149,6 +149,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--json", metavar="FILE", type=Path, help="write the summary to FILE")
     command.add_argument("--rate", type=_rate, default=300.0, help="live clicks a second [300]; 0: as fast as possible")
     command.add_argument("--epochs", type=_positive, default=15, help="most training epochs [15]")
+    command.add_argument("--stay", action="store_true", help="keep daemon and live page up after the last click")
     _add_bench(commands)
     return parser
 
@@ -564,7 +565,7 @@ def _demo(settings: Settings, options: argparse.Namespace) -> int:
     from streamrec.demo import DemoOptions, run_demo
 
     configure_logging("WARNING", "text")  # what the training and the servers have to say is on the screen
-    return run_demo(DemoOptions(options.data, options.json, options.rate, options.epochs))
+    return run_demo(DemoOptions(options.data, options.json, options.rate, options.epochs, options.stay))
 
 
 if __name__ == "__main__":

@@ -18,11 +18,14 @@ import torch
 from sasrec import ModelDirectoryError, SavedModel, load_model
 from streamrec.consumer import REBALANCE_MARGIN_S, ClickConsumer
 from streamrec.errors import RedisUnavailable, SettingsError, StreamrecError
+from streamrec.explain import Explainer
 from streamrec.follower import ChampionFollower
 from streamrec.health import Health
+from streamrec.history import History
 from streamrec.judge import OnlineJudge
 from streamrec.kafka import Producer, ensure_topics, ignore_abandoned_requests
 from streamrec.lists import SharedLists
+from streamrec.live_page import LivePage
 from streamrec.metrics import Metrics, unix_s
 from streamrec.online import OnlineCounts
 from streamrec.predictor import Predictor, open_engine
@@ -33,6 +36,7 @@ from streamrec.sequences import SequenceStore
 from streamrec.settings import Settings
 from streamrec.shadow import Shadow
 from streamrec.stop_signals import stop_signals
+from streamrec.titles import read_titles
 from streamrec.web import WebServer
 from streamrec.worker import Worker
 
@@ -68,8 +72,12 @@ def open_model(settings: Settings) -> SavedModel:
         raise SettingsError(str(error)) from None
 
 
-async def serve(settings: Settings, burst: bool = False) -> int:
+async def serve(settings: Settings, burst: bool = False, page: type[LivePage] = LivePage) -> int:
     """Run the daemon until it is told to stop; returns the exit status.
+
+    Args:
+        burst: stop once the topic is drained.
+        page: what the HTTP port shows.
 
     Raises:
         StreamrecError: it cannot start, or must not go on.
@@ -83,6 +91,7 @@ async def serve(settings: Settings, burst: bool = False) -> int:
         "model loaded",
         extra={"model": saved.version, "items": len(saved.vocab), "dir": settings.registry_dir or settings.model_dir},
     )
+    titles = await asyncio.to_thread(read_titles, settings.items) if settings.items else {}
     metrics = Metrics()
     metrics.model_created.set(unix_s(str(saved.metadata.get("created_at"))))
     health = Health(settings.liveness_timeout_s, settings.kafka_rebalance_timeout_s + REBALANCE_MARGIN_S)
@@ -97,10 +106,12 @@ async def serve(settings: Settings, burst: bool = False) -> int:
         parts.callback(predictor.close)
         await predictor.warm_up()
         health.model_warm = True
-        web = WebServer(settings, metrics, health)
+        history, explainer = History(metrics, health), Explainer(predictor)
+        web = WebServer(settings, metrics, health, page(settings, redis, predictor, history, explainer, titles))
         address = await web.start()
         parts.push_async_callback(web.stop)
-        producer = Producer(settings, idempotent=False)  # a dead letter may stand twice, but never block the rest
+        # a dead letter may stand twice, but never block the rest
+        producer = Producer(settings, idempotent=False, told=history.dead_letter)
         await producer.start()
         parts.push_async_callback(_in_time, producer.stop)
         consumer = ClickConsumer(settings, producer, metrics, health)
@@ -117,6 +128,7 @@ async def serve(settings: Settings, burst: bool = False) -> int:
         shadow = Shadow(settings, predictor, lists, counts, metrics)
         worker = Worker(consumer, store, predictor, publisher, lists, judge, shadow, health)
         background = [_refresh(lists, counts, settings), _probe(redis, health), shadow.run(consumer.wait_idle)]
+        background += [history.run(), explainer.run(consumer.wait_idle)]
         if settings.registry_dir is not None:
             registry = Registry(settings.registry_dir)
             background.append(

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import aiohttp
@@ -21,6 +21,7 @@ from streamrec.settings import ENV_PREFIX, Settings
 
 READY_TIMEOUT_S, STOP_TIMEOUT_S = 60.0, 20.0
 POLL_S = 0.1
+SERVE = ("streamrec", "serve")
 
 
 @dataclass
@@ -103,6 +104,11 @@ class DaemonProcess:
                 reading.version = sample.labels["version"]
         return reading
 
+    @property
+    def address(self) -> str:
+        """Where its page is."""
+        return self._url("/")
+
     def _check(self) -> None:
         if self._process.poll() is not None:
             raise StreamrecError("the daemon ended; its last words are above")
@@ -112,11 +118,11 @@ class DaemonProcess:
 
 
 @contextlib.contextmanager
-def running_daemon(settings: Settings) -> Iterator[DaemonProcess]:
+def running_daemon(settings: Settings, program: Sequence[str] = SERVE) -> Iterator[DaemonProcess]:
     """A `streamrec serve` process; it is stopped at the end, and its log shown if it said anything."""
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "streamrec", "serve"],
+            [sys.executable, "-m", *program],
             env=environment(settings), stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
             start_new_session=True, preexec_fn=die_with_parent if sys.platform == "linux" else None,
         )  # fmt: skip

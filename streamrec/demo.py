@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import csv
 import json
 import math
 import os
@@ -58,14 +59,17 @@ from streamrec.inspection import published
 from streamrec.kafka import ensure_topics
 from streamrec.keys import Keys
 from streamrec.metrics import quantile
-from streamrec.movielens import TITLES, FetchError, cache_folder, fetch_movielens, read_titles
+from streamrec.movielens import TITLES, FetchError, cache_folder, fetch_movielens
 from streamrec.redis_client import RedisClient
 from streamrec.replay import Pacer, click_producer
 from streamrec.retrain import MODEL_SETTINGS, loss_for
 from streamrec.schemas import PublishedList
 from streamrec.settings import Settings, load_settings
 from streamrec.simulator import simulate_clicks
+from streamrec.stop_signals import stop_signals
+from streamrec.titles import read_titles
 
+DAEMON = ("streamrec.demo_daemon",)
 TRAIN_FRACTION = 0.8
 NEWEST_EVENTS = 100_000  # of one's own data: what trains within a minute or so on two cores
 KEPT_ITEMS = 200  # of a user in Redis: more than the model's window, so that more seen items are left out
@@ -81,12 +85,13 @@ RETRAIN_TIMEOUT_S = 30.0  # after the last click, should the new model not be th
 
 @dataclass(frozen=True)
 class DemoOptions:
-    """What the command line asks for. ``rate_per_s`` 0 is as fast as possible."""
+    """What the command line asks for. ``rate_per_s`` 0 is as fast as possible; ``stay``: go on after the last click."""
 
     data: Path | None = None
     json: Path | None = None
     rate_per_s: float = 300.0
     epochs: int = 15
+    stay: bool = False
 
 
 @dataclass(frozen=True)
@@ -128,26 +133,43 @@ def run_demo(options: DemoOptions) -> int:
     with tempfile.TemporaryDirectory(prefix="streamrec-") as folder, EmbeddedServers() as servers:
         settings = load_settings(flags=_flags(data, servers, Path(folder)))
         prepare(settings, model_dir, data.past)
-        with (
-            running_daemon(settings) as daemon,
-            Retraining(settings, Path(folder)) as retraining,
-            Screen(console, data.titles) as screen,
-        ):
-            live = _LiveReplay(settings, data, options.rate_per_s, screen, daemon, retraining)
-            complete = asyncio.run(live.run())
-    print_summary(console, live.now, data.source, complete)
+        with running_daemon(settings, DAEMON) as daemon:
+            complete = _go_live(options, data, settings, Path(folder), daemon, console)
+            if options.stay and complete:
+                console.print(f"\nThe page stays at {daemon.address} until Ctrl-C", highlight=False, soft_wrap=True)
+                asyncio.run(_until_told())
     console.print(
         f"\nThe model is in {model_dir}; serve it to your own clicks with\n"
         f"  streamrec serve --embedded --model-dir {model_dir}",
         highlight=False, soft_wrap=True,
     )  # fmt: skip
+    return 0 if complete else 130
+
+
+def _go_live(
+    options: DemoOptions, data: DemoData, settings: Settings, folder: Path, daemon: DaemonProcess, console: Console
+) -> bool:
+    """Replay, and say what came of it; False if it was stopped early."""
+    with Retraining(settings, folder) as retraining, Screen(console, data.titles) as screen:
+        live = _LiveReplay(settings, data, options.rate_per_s, screen, daemon, retraining)
+        complete = asyncio.run(live.run())
+    print_summary(console, live.now, data.source, complete)
     if options.json is not None:
         _write_json(options.json, _summary(live.now))
-    return 0 if complete else 130
+    return complete
+
+
+async def _until_told() -> None:
+    stop = asyncio.Event()
+    with stop_signals(stop, lambda _: None):
+        await stop.wait()
 
 
 def _flags(data: DemoData, servers: EmbeddedServers, folder: Path) -> dict[str, object]:
     """What daemon and retraining are told."""
+    items = folder / "items.csv"
+    with items.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([("item_id", "title"), *data.titles.items()])
     return {
         "kafka_bootstrap_servers": servers.kafka_bootstrap_servers,
         "redis_url": servers.redis_url,
@@ -156,6 +178,7 @@ def _flags(data: DemoData, servers: EmbeddedServers, folder: Path) -> dict[str, 
         "max_len": KEPT_ITEMS,
         "filter_seen": data.filter_seen,
         "http_port": free_port(),
+        "items": items,
         "log_level": "WARNING",
         "train_days": 36_500,
         "train_batch_size": BATCH_SIZE,
@@ -310,6 +333,7 @@ class _LiveReplay:
 
     async def _work(self, redis: RedisClient, keys: Keys, http: aiohttp.ClientSession) -> None:
         await self._daemon.wait_ready(http)
+        self._screen.say(f"see it live, and click yourself: {self._daemon.address}")
         await ensure_topics(self._settings, (self._settings.kafka_topic,))
         drawing = asyncio.create_task(self._draw(redis, keys, http))
         try:

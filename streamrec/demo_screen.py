@@ -90,6 +90,10 @@ class Screen:
         if not self._live:
             self._console.print(line, highlight=False, soft_wrap=True, markup=False)
 
+    def say(self, line: str) -> None:
+        """Say something that stays, above the live screen where there is one."""
+        self._console.print(line, highlight=False, soft_wrap=True, markup=False)
+
     def _picture(self, now: Snapshot) -> RenderableType:
         layout = Layout()
         layout.split_column(Layout(self._head(now), size=3), Layout(name="body"))

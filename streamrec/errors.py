@@ -9,6 +9,7 @@ StreamrecError
 ├── RegistryError      a model version is missing, damaged, or cannot be published or promoted
 ├── RetrainError       there is too little to train or to judge on, or training failed
 ├── RetrainStopped     a round was told to stop before it had a model
+├── Unexplained        why an item is in a list cannot be told now
 ├── BadRecord          a record is no click event: dead letter
 └── BatchAbandoned     the partitions of the batch in hand were given to somebody else
 """
@@ -48,6 +49,10 @@ class RetrainError(StreamrecError):
 
 class RetrainStopped(StreamrecError):
     """A round of retraining was told to stop; nothing was published."""
+
+
+class Unexplained(StreamrecError):
+    """Why an item is in a list cannot be told; the message is for who asked."""
 
 
 class BadRecord(StreamrecError):

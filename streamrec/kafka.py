@@ -8,7 +8,7 @@ import os
 import socket
 import ssl
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -138,10 +138,14 @@ class Producer:
     Args:
         idempotent: a retry inside the client never doubles a record. Off, a producer outlives brokers that
             forget what it sent, where an idempotent one of aiokafka fails for good.
+        told: is called with each dead letter that was acknowledged.
     """
 
-    def __init__(self, settings: Settings, idempotent: bool = True) -> None:
+    def __init__(
+        self, settings: Settings, idempotent: bool = True, told: Callable[[DeadLetter], None] = lambda _: None
+    ) -> None:
         self._settings = settings
+        self._told = told
         self._producer = AIOKafkaProducer(
             **connection_options(settings),
             acks="all",
@@ -187,7 +191,7 @@ class Producer:
         except (KafkaError, OSError) as error:
             raise unavailable(self._settings, error) from error
 
-    async def send_dead_letters(self, letters: Iterable[DeadLetter]) -> None:
+    async def send_dead_letters(self, letters: Collection[DeadLetter]) -> None:
         """Write dead letters with their origin and reason in headers; returns once all are acknowledged.
 
         Raises:
@@ -197,6 +201,8 @@ class Producer:
             await asyncio.gather(*[await self._send_dead_letter(letter) for letter in letters])
         except (KafkaError, OSError) as error:
             raise unavailable(self._settings, error) from error
+        for letter in letters:
+            self._told(letter)
 
     async def _send_dead_letter(self, letter: DeadLetter) -> Any:
         headers = {

@@ -7,7 +7,6 @@ user's cache folder.
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import os
 import subprocess
@@ -73,11 +72,3 @@ def _unpack(wheel: Path, folder: Path) -> None:
                 part.rename(folder / name)
     except OSError as error:
         raise FetchError(f"cannot write to {folder}: {error.strerror}") from None
-
-
-def read_titles(path: Path) -> dict[str, str]:
-    """Item id -> title with year, of a RecBole .item file."""
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
-        next(rows)
-        return {row[0]: f"{row[1]} ({row[2]})" for row in rows}

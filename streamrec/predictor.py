@@ -91,6 +91,11 @@ class Predictor:
         self._latest: deque[UserSequence] = deque(maxlen=WARM_UP_SEQUENCES)
 
     @property
+    def engine(self) -> Engine:
+        """The engine that scores now; only calls that run ``in_thread`` may use it."""
+        return self._engine
+
+    @property
     def version(self) -> str:
         """The model version that scores now."""
         return self._engine.version

@@ -20,7 +20,7 @@ from streamrec.errors import RedisUnavailable, SettingsError, StreamrecError
 from streamrec.metrics import Metrics
 from streamrec.settings import Settings
 
-MAX_CONNECTIONS = 5  # the loop, the refresh, the probe, the re-scoring, the listener
+MAX_CONNECTIONS = 6  # the loop, the refresh, the probe, the re-scoring, the listener, the page
 RETRIES = 2
 LISTEN_TIMEOUT_S = 0.5  # below any sensible time-out of the socket, which would end the listening
 SCAN_COUNT = 1000

@@ -151,8 +151,14 @@ class Settings(BaseSettings):
     inference_threads: int = Field(1, ge=1, description="processor threads of the model")
     shutdown_timeout_s: float = Field(20, gt=0, description="how long SIGTERM waits for the batch in hand")
 
-    http_host: str = Field("127.0.0.1", description="address of /metrics, /livez and /readyz")
+    http_host: str = Field("127.0.0.1", description="address of the live page, /metrics, /livez and /readyz")
     http_port: int = Field(9464, ge=0, le=65_535, description="their port; 0: any free one")
+    http_token: SecretStr | None = Field(
+        None, min_length=16, description="all of these but /livez and /readyz ask for it [nobody is asked]"
+    )
+    items: Path | None = Field(
+        None, description="titles for the page: CSV, TSV or Parquet with item_id and title, or MovieLens items"
+    )
     retrain_http_port: int = Field(9465, ge=0, le=65_535, description="port of the /metrics of streamrec retrain")
     liveness_timeout_s: float = Field(60, gt=0, description="/livez turns red after so long without progress")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="least severity logged")
@@ -189,6 +195,13 @@ class Settings(BaseSettings):
     def _field_name(cls, value: str) -> str:
         if re.search(r'[\x00-\x1f"\\]', value):
             raise ValueError("a field name holds no quotes, backslashes or control characters")
+        return value
+
+    @field_validator("http_token")
+    @classmethod
+    def _token(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and not re.fullmatch(r"[\x21-\x7e]+", value.get_secret_value()):
+            raise ValueError("a token is ASCII without spaces: it travels in an HTTP header")
         return value
 
     @field_validator("redis_key_prefix")
@@ -311,7 +324,7 @@ def _explain(error: ValidationError) -> str:
         elif not name:
             lines.append(message)
         else:
-            secret = "password" in name or "url" in name
+            secret = any(part in name for part in ("password", "url", "token"))
             lines.append(f"{name}{'' if secret else '=' + repr(detail['input'])}: {message}")
     return "; ".join(lines)
 

@@ -1,4 +1,4 @@
-"""/metrics for Prometheus, /livez and /readyz for whoever starts and stops daemons."""
+"""The daemon's HTTP port: the live page, /metrics for Prometheus, /livez and /readyz for whoever starts daemons."""
 
 from __future__ import annotations
 
@@ -8,26 +8,34 @@ import logging
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST
 
+from streamrec.access import Access, is_loopback
 from streamrec.errors import SettingsError
 from streamrec.health import Health
+from streamrec.live_page import LivePage
 from streamrec.metrics import Metrics
 from streamrec.settings import Settings
 
 log = logging.getLogger(__name__)
 
+CLOSE_TIMEOUT_S = 2.0  # for requests that are being answered
+MAX_BODY_BYTES = 16 * 1024
+
 
 class WebServer:
     """The daemon's HTTP endpoint."""
 
-    def __init__(self, settings: Settings, metrics: Metrics, health: Health) -> None:
+    def __init__(self, settings: Settings, metrics: Metrics, health: Health, page: LivePage | None = None) -> None:
         self._settings = settings
         self._metrics = metrics
         self._health = health
-        app = web.Application()
+        app = web.Application(client_max_size=MAX_BODY_BYTES)
+        Access(settings).register(app)
         app.router.add_get("/metrics", self._get_metrics)
         app.router.add_get("/livez", self._get_livez)
         app.router.add_get("/readyz", self._get_readyz)
-        self._runner = web.AppRunner(app, access_log=None)
+        if page is not None:
+            page.register(app)
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=CLOSE_TIMEOUT_S)
 
     async def start(self) -> str:
         """Listen; returns the address.
@@ -50,6 +58,10 @@ class WebServer:
                 raise SettingsError(f"cannot listen on {host}:{port}: {error.strerror}; {remedy}") from None
             log.info("port is taken, using a free one; set STREAMREC_HTTP_PORT to choose", extra={"port": port})
             await self._listen(host, 0)
+        if not self._settings.http_token and not is_loopback(host):
+            log.warning("whoever reaches this port can read what users click: set STREAMREC_HTTP_TOKEN", extra={
+                "host": host, "port": port
+            })  # fmt: skip
         host, port = self._runner.addresses[0][:2]
         return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 

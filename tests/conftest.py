@@ -125,8 +125,8 @@ def start_daemon(model_dir: Path, make_settings: Callable[..., Settings]) -> Ite
     """Starts `streamrec serve` processes; whatever is left of them is killed when the test ends."""
     daemons: list[Daemon] = []
 
-    def start(*arguments: str, **changes: Any) -> Daemon:
-        daemons.append(Daemon(make_settings(**({"model_dir": model_dir} | changes)), arguments))
+    def start(*arguments: str, program: tuple[str, ...] = ("streamrec", "serve"), **changes: Any) -> Daemon:
+        daemons.append(Daemon(make_settings(**({"model_dir": model_dir} | changes)), arguments, program))
         return daemons[-1]
 
     yield start

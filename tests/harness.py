@@ -134,11 +134,13 @@ async def eventually(check: Callable[[], Awaitable[R]], timeout_s: float = 30.0,
 class Daemon:
     """A `streamrec serve` process under given settings."""
 
-    def __init__(self, settings: Settings, arguments: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, settings: Settings, arguments: tuple[str, ...] = (), program: tuple[str, ...] = ("streamrec", "serve")
+    ) -> None:
         self.settings = settings
         self._log = tempfile.NamedTemporaryFile(prefix="daemon-", suffix=".log", delete=False)  # noqa: SIM115
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "streamrec", "serve", *arguments],
+            [sys.executable, "-m", *program, *arguments],
             stdout=self._log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
             env={**environment_of(settings), "OMP_NUM_THREADS": "1"},
         )  # fmt: skip

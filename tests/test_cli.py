@@ -286,7 +286,7 @@ FLAGS = {
         "min_new_events",
         "no_follow",
     ),
-    "demo": ("config", "data", "json", "rate", "epochs"),
+    "demo": ("config", "data", "json", "rate", "epochs", "stay"),
     "bench": (
         "model_dir",
         "cache_bytes",
@@ -294,7 +294,6 @@ FLAGS = {
         "only",
         "quick",
         "json",
-        "items",
         "hidden_units",
         "num_blocks",
         "num_heads",

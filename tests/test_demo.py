@@ -1,5 +1,7 @@
+import asyncio
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -8,16 +10,17 @@ from pathlib import Path
 
 import psutil
 import pytest
-from harness import eventually
+from harness import eventually, get
 
 from sasrec import Event, Interactions, ItemVocab, SASRec, SASRecConfig, save_model
 from streamrec.daemon_process import environment
 from streamrec.demo import DemoData, Judge
 from streamrec.demo_retrain import HitRates, Judged, Latencies, hit_rate_of, prepare
 from streamrec.demo_screen import sparkline
-from streamrec.movielens import CLICKS, TITLES, FetchError, fetch_movielens, read_titles
+from streamrec.movielens import CLICKS, TITLES, FetchError, fetch_movielens
 from streamrec.settings import load_settings
 from streamrec.simulator import simulate_clicks
+from streamrec.titles import read_titles
 
 
 def past_clicks(*clicks: tuple[str, str]) -> Interactions:
@@ -198,9 +201,9 @@ def test_clicks_too_few_for_a_retrain_leave_the_demo_working(tmp_path: Path) -> 
     assert "no new model this time: no user has a new event" in output
 
 
-@pytest.mark.parametrize("command", ["serve", "retrain"])
+@pytest.mark.parametrize("command", ["streamrec.demo_daemon", "retrain"])
 async def test_ctrl_c_ends_the_demo_cleanly_and_leaves_no_child_behind(own_clicks: Path, command: str) -> None:
-    with start_demo(own_clicks, "--rate", "20" if command == "serve" else "60") as demo:
+    with start_demo(own_clicks, "--rate", "60" if command == "retrain" else "20") as demo:
         family = psutil.Process(demo.pid)
 
         async def command_runs() -> list[psutil.Process]:
@@ -216,3 +219,24 @@ async def test_ctrl_c_ends_the_demo_cleanly_and_leaves_no_child_behind(own_click
     assert "Traceback" not in output
     assert "summary (stopped early)" in output
     assert not [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
+
+
+async def test_with_stay_the_page_is_up_after_the_last_click_until_ctrl_c(tmp_path: Path) -> None:
+    path = tmp_path / "clicks.csv"
+    path.write_text("user_id,item_id,timestamp\n" + "".join(f"u{n % 2},i{n % 3},{NOON_MS + n}\n" for n in range(12)))
+    with start_demo(path, "--stay") as demo:
+        assert demo.stdout is not None
+        output = ""
+        while "until Ctrl-C" not in output:
+            line = await asyncio.to_thread(demo.stdout.readline)
+            assert line, output
+            output += line
+        (address,) = set(re.findall(r"http://\S+", output))
+        assert output.index("see it live") < output.index("summary") < output.index("The page stays")
+        status, page = await asyncio.to_thread(get, address)
+        assert status == 200 and "<title>streamrec</title>" in page
+        demo.send_signal(signal.SIGINT)
+        rest, _ = demo.communicate(timeout=60)
+    assert demo.returncode == 0, rest
+    assert "Traceback" not in rest
+    assert (await asyncio.to_thread(get, address))[0] == 0

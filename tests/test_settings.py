@@ -97,6 +97,8 @@ VALUES: dict[str, tuple[Any, Any]] = {
     "http_host": ("0.0.0.0", "::"),
     "http_port": (0, 65_535),
     "retrain_http_port": (0, 65_535),
+    "http_token": ("s3cr3t-of-16-or-more", "0ther-s3cr3t-0ther"),
+    "items": ("/items.csv", "/movies.dat"),
     "liveness_timeout_s": (5.0, 6.0),
     "log_level": ("DEBUG", "WARNING"),
     "log_format": ("json", "text"),
@@ -273,6 +275,14 @@ def test_a_wrong_value_is_refused_by_name_with_what_is_right(name: str, value: o
     assert "pydantic" not in message
 
 
+@pytest.mark.parametrize("token", ["", "s3cr3t", "s3cr3t with spaces in", "s3cr3t-é-non-ascii", 1234567890123456])
+def test_a_token_that_is_easily_guessed_or_cannot_be_sent_is_refused_and_not_repeated(token: object) -> None:
+    with pytest.raises(SettingsError, match=r"^http_token: ") as caught:
+        load_settings(flags={"http_token": token})
+    assert "s3cr3t" not in str(caught.value)
+    assert "123456789" not in str(caught.value)
+
+
 def test_every_wrong_value_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STREAMREC_TOP_K", "ten")
     monkeypatch.setenv("STREAMREC_MAX_LEN", "-1")
@@ -439,9 +449,11 @@ def test_secrets_are_never_shown(secret: str, url: str, encoded: bool, wrong: bo
 
 
 def test_what_is_shown_is_every_setting_in_force() -> None:
-    shown = load_settings(flags={"top_k": "7", "kafka_sasl_password": "s3cr3t", "kafka_topic": "views"}).shown()
+    shown = load_settings(flags={
+        "top_k": "7", "kafka_sasl_password": "s3cr3t", "kafka_topic": "views", "http_token": "s3cr3t-s3cr3t-s3cr3t"
+    }).shown()  # fmt: skip
     assert list(shown) == list(Settings.model_fields)
     assert shown["top_k"] == 7
-    assert shown["kafka_sasl_password"] == MASK
+    assert shown["kafka_sasl_password"] == shown["http_token"] == MASK
     assert shown["kafka_dead_letter_topic"] == "views-dead-letter"
     assert shown["model_dir"] is None
