@@ -114,7 +114,7 @@ def parse_sequence(user_id: str, value: bytes, applied: int = 0, record_ts_ms: t
         version, n, session_n, kept, last_event_ts_ms, *_ = header.decode(errors="replace").split(" ")
         if version != "1":
             raise ValueError(f"format {version}")
-        if stored.count(b"\0") != int(kept):  # damaged: the newest are what there is
+        if stored.count(b"\0") != int(kept) or (stored and stored[-1]):  # damaged: the newest are what there is
             stored = b"".join(item + b"\0" for item in stored.split(b"\0")[-1 - int(kept) : -1])
         return UserSequence(user_id, stored, int(n), int(session_n), int(last_event_ts_ms), applied, record_ts_ms)
     except ValueError as error:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from sasrec import ItemVocab
 from streamrec.schemas import UserSequence
+from streamrec.sequences import parse_sequence
 from streamrec.tokens import TokenCache
 
 VOCAB = ItemVocab(["a", "b", "bb", "c", "ab", "é"])
@@ -70,3 +71,12 @@ def test_no_more_users_are_kept_than_asked() -> None:
     for user in ("ann", "bob", "cem", "bob", "ann"):
         assert np.array_equal(cache.encode(sequence(user, ["a"], 1)), [1])
     assert vocab.encoded == 4  # ann had to go for cem, and came back
+
+
+def test_what_somebody_left_unfinished_in_redis_is_no_beginning_of_the_next_item() -> None:
+    cache, kept = TokenCache(VOCAB, 10), list[str]()
+    for value, applied in ((b"1 1 1 1 0 0 0:1\0a\0b", 1), (b"1 2 2 2 0 0 0:2\0a\0bb\0", 1)):
+        read = parse_sequence("ann", value, applied)
+        kept = read.items
+        assert cache.encode(read).tolist() == VOCAB.encode(kept)
+    assert kept == ["a", "bb"]
