@@ -21,6 +21,7 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -347,8 +348,7 @@ class Engine:
     ) -> list[Ranking | None]:
         """The best of what the index names and of what the reminder may raise; None where too little is left."""
         reminded = self._reminded(hidden, windows) or [set()] * len(hidden)
-        excluded = self.padded([[*row, PADDING] for row in exclude])  # (B, E), 0 in each
-        own = self.padded([[*row, PADDING] for row in reminded])  # (B, R), 0 in each
+        excluded, own = (F.pad(self.padded(rows), (0, 1), value=PADDING) for rows in (exclude, reminded))  # 0 in each
         depth = CANDIDATES + CANDIDATES_PER_PLACE * k
         filtered = excluded.shape[1] + own.shape[1] + min(len(blocked), depth)  # may take so many away
         found = index.search(hidden, min(depth + filtered, len(self.vocab)))  # (B, F)
@@ -374,7 +374,7 @@ class Engine:
 
     def recommend(
         self,
-        sequences: Sequence[Sequence[str]],
+        sequences: Sequence[Sequence[str] | NDArray[np.int64]],
         k: int = 10,
         *,
         users: Sequence[Hashable] | None = None,
@@ -386,7 +386,8 @@ class Engine:
         """Top-k after each sequence of item ids; None where the window holds no known item.
 
         Args:
-            sequences: item ids, oldest first; ids outside the vocabulary are left out.
+            sequences: item ids, oldest first, or arrays of their indices, 0 for items outside the vocabulary; these are
+                left out.
             users: cache under these names, each at most once; None re-encodes.
             counts: how many events each sequence has had in all (it may be cut at the old end).
             filter_seen: leave out the items of the sequence, in the window or before it.
@@ -396,26 +397,10 @@ class Engine:
         Raises:
             ValueError: k is smaller than 1, a user occurs twice, or users or counts do not fit the sequences.
         """
-        tokens = [np.array(self.vocab.encode(sequence), np.int64) for sequence in sequences]
-        return self.recommend_after(
-            tokens, k, users=users, counts=counts, filter_seen=filter_seen, blocked=blocked, allowed=allowed
-        )
-
-    def recommend_after(
-        self,
-        tokens: Sequence[NDArray[np.int64]],
-        k: int = 10,
-        *,
-        users: Sequence[Hashable] | None = None,
-        counts: Sequence[int] | None = None,
-        filter_seen: bool = True,
-        blocked: Collection[str] = (),
-        allowed: Collection[str] | None = None,
-    ) -> list[Ranking | None]:
-        """As recommend, after sequences of indices, 0 for items outside the vocabulary."""
         for name, given in (("users", users), ("counts", counts)):
-            if given is not None and len(given) != len(tokens):
-                raise ValueError(f"{len(tokens)} sequences but {len(given)} {name}; give one for each")
+            if given is not None and len(given) != len(sequences):
+                raise ValueError(f"{len(sequences)} sequences but {len(given)} {name}; give one for each")
+        tokens = [self._tokens(sequence) for sequence in sequences]
         windows = [self.window(t, None if counts is None else counts[i]) for i, t in enumerate(tokens)]
         known = [i for i, window in enumerate(windows) if len(window)]
         rankings: list[Ranking | None] = [None] * len(tokens)
@@ -430,6 +415,12 @@ class Engine:
         for i, ranking in zip(known, best, strict=True):
             rankings[i] = ranking
         return rankings
+
+    def _tokens(self, sequence: Sequence[str] | NDArray[np.int64]) -> NDArray[np.int64]:
+        """Indices of item ids, or what are indices already."""
+        if isinstance(sequence, np.ndarray) and sequence.dtype == np.int64:
+            return sequence
+        return np.array(self.vocab.encode(sequence), np.int64)
 
     def forget(self, users: Collection[Hashable] | None = None) -> None:
         """Give back the slots of these users, or of all."""

@@ -196,7 +196,7 @@ class _SASRecEstimator:
         ids = _as_text(histories)
         allowed, blocked = None if allow is None else set(map(str, allow)), set(map(str, block))
         tokens = [np.array(engine.vocab.encode(history), np.int64) for history in ids]
-        rankings = engine.recommend_after(tokens, top_k, filter_seen=filter_seen, blocked=blocked, allowed=allowed)
+        rankings = engine.recommend(tokens, top_k, filter_seen=filter_seen, blocked=blocked, allowed=allowed)
         self.unknown_items = sum(len(history) - int(np.count_nonzero(history)) for history in tokens)
         self.popular_users = rankings.count(None)
         if self.unknown_items:

@@ -86,7 +86,7 @@ class LayerCache(Protocol):
 
 
 class Dropout(nn.Module):
-    """nn.Dropout, which draws a random number for each value, at an eighth of the draws: a third of an epoch on CPUs.
+    """What nn.Dropout does, with one random number for eight values: on a CPU drawing them was a third of an epoch.
 
     Args:
         rate: rounded to whole 256ths.

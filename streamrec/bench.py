@@ -69,6 +69,9 @@ def run_bench(options: BenchOptions, console: Console) -> dict[str, Any]:
         StreamrecError: the model cannot be read, or a part needs what is not installed.
     """
     _check_installed(options.parts)
+    ratings = (options.ratings or fetch_movielens()) if PEERS in options.parts else None
+    if ratings is not None and not ratings.is_file():
+        raise StreamrecError(f"there is no file {ratings}")
     subjects = _subjects(options)
     report: dict[str, Any] = {
         "machine": machine(),
@@ -100,8 +103,8 @@ def run_bench(options: BenchOptions, console: Console) -> dict[str, Any]:
             sizes = QUICK_CATALOGUE if options.quick else CATALOGUE
             with one_thread():
                 report["catalogue"] = measure_catalogue(sizes, progress=lambda text: progress(f"catalogue: {text}"))
-        if PEERS in options.parts:
-            report |= measure_peers(options.ratings or fetch_movielens(), 1 if options.quick else 5, progress=progress)
+        if ratings is not None:
+            report |= measure_peers(ratings, 1 if options.quick else 5, progress=progress)
     return report
 
 

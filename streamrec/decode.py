@@ -60,8 +60,8 @@ class EventDecoder:
             raise BadRecord(f"not a click event: {error}") from None
         if self._accepted and raw.event_type is not None and raw.event_type not in self._accepted:
             return None
-        user_id = _identifier(self._settings.user_id_field, raw.user_id)
-        item_id = _identifier(self._settings.item_id_field, raw.item_id)
+        user_id = identifier(self._settings.user_id_field, raw.user_id)
+        item_id = identifier(self._settings.item_id_field, raw.item_id)
         if record_ts_ms < 0:  # Kafka's way to say that the record has none
             record_ts_ms = int(self._now_ms())
         if raw.timestamp is None:
@@ -79,7 +79,12 @@ class EventDecoder:
         return int(value)
 
 
-def _identifier(name: str, value: str | int) -> str:
+def identifier(name: str, value: str | int) -> str:
+    """A user or item id as text.
+
+    Raises:
+        BadRecord: it is none; the message says why.
+    """
     try:
         text = str(value)
         size = len(text.encode())

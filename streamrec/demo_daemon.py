@@ -21,6 +21,7 @@ from aiohttp import web
 from sasrec import Event
 from streamrec.daemon import serve
 from streamrec.errors import StreamrecError
+from streamrec.lists import POPULAR
 from streamrec.live_page import LivePage, identifier
 from streamrec.logs import configure_logging
 from streamrec.replay import ClickProducer, click_producer
@@ -61,7 +62,7 @@ class DemoPage(LivePage):
 
     async def _popular(self) -> list[str]:
         (value,) = await self._redis.get_many([self._keys.popular])
-        return parse_published("popular", value).items if value else []
+        return parse_published(POPULAR, value).items if value else []
 
     async def _click(self, request: web.Request) -> web.Response:
         if request.content_type != "application/json":  # which no other web site can send without asking first

@@ -17,6 +17,7 @@ import msgspec
 from prometheus_client import Counter, Gauge, Histogram
 
 from streamrec.health import Health
+from streamrec.lists import POPULAR
 from streamrec.metrics import Metrics, quantile
 from streamrec.schemas import DeadLetter
 
@@ -26,7 +27,6 @@ POINTS = 3_600  # an hour of them
 RATE_TICKS = 4  # a rate is that of the last two seconds
 WINDOW_TICKS = 120  # latencies, cache and hit rate are those of the last minute, if it had clicks
 KEPT_SWAPS, KEPT_DEAD_LETTERS = 100, 50
-POPULAR = "popular"  # stands where a model version stands; clicks on that list compare nothing with it
 
 Hits = tuple[int, int, int]  # clicks judged, hits, hits of the popular list on the same clicks
 
@@ -193,7 +193,7 @@ class History:
         models = {
             version: (int(clicks), int(hits.get(version, 0)), int(popularity_hits.get(version, 0)))
             for version, clicks in judged.items()
-            if version != POPULAR
+            if version != POPULAR  # clicks on that list compare nothing with it
         }
         return _Reading(
             self._now_s(), int(_values(metrics.events)["applied"]), _cumulative(metrics.click_to_published), models,

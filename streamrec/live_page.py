@@ -18,8 +18,9 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
+from streamrec import decode
 from streamrec.access import PAGE
-from streamrec.errors import StreamrecError
+from streamrec.errors import BadRecord, StreamrecError
 from streamrec.explain import CLICKS, Explainer
 from streamrec.history import History
 from streamrec.keys import Keys
@@ -32,7 +33,6 @@ from streamrec.settings import Settings
 VIEWERS = 32
 STUCK_S = 10.0  # a viewer who takes nothing for so long is given up
 SHOWN_USERS = 12
-MAX_ID_BYTES = 256
 Answer = Callable[[web.Request], Awaitable[object]]
 
 
@@ -201,9 +201,6 @@ def identifier(text: str) -> str:
         HTTPBadRequest: it is none.
     """
     try:
-        size = len(text.encode())
-    except UnicodeEncodeError:
-        size = 0
-    if not 1 <= size <= MAX_ID_BYTES or "\0" in text:
-        raise web.HTTPBadRequest(text=f"an id is 1 to {MAX_ID_BYTES} bytes of UTF-8, without NUL\n")
-    return text
+        return decode.identifier("id", text)
+    except BadRecord:
+        raise web.HTTPBadRequest(text=f"an id is 1 to {decode.MAX_ID_BYTES} bytes of UTF-8, without NUL\n") from None

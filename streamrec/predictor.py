@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sasrec import Engine, Ranking, SavedModel
 from streamrec.errors import SettingsError
@@ -49,8 +50,8 @@ def open_engine(settings: Settings, saved: SavedModel, share: float = 1.0) -> En
 
 def rank(
     engine: Engine,
-    tokens: TokenCache,
     sequences: Sequence[UserSequence],
+    histories: Sequence[Sequence[str] | NDArray[np.int64]],
     k: int,
     settings: Settings,
     lists: SharedLists,
@@ -58,10 +59,10 @@ def rank(
     """What each user is to see, and whose list it is: the engine's, or the popular one where it knows no item.
 
     Args:
-        tokens: of the engine's vocabulary.
+        histories: the items of each sequence, or their indices.
     """
-    rankings = engine.recommend_after(
-        [tokens.encode(sequence) for sequence in sequences],
+    rankings = engine.recommend(
+        histories,
         k,
         users=[sequence.user_id for sequence in sequences],
         counts=[sequence.session_n for sequence in sequences],
@@ -146,7 +147,8 @@ class Predictor:
 
     def _predict(self, sequences: list[UserSequence]) -> list[Recommendation]:
         started = time.perf_counter()
-        ranked = rank(self._engine, self._tokens, sequences, self._settings.top_k, self._settings, self._lists)
+        tokens = [self._tokens.encode(sequence) for sequence in sequences]
+        ranked = rank(self._engine, sequences, tokens, self._settings.top_k, self._settings, self._lists)
         recommendations = [
             Recommendation(
                 sequence.user_id,

@@ -23,7 +23,6 @@ from streamrec.online import OnlineCounts
 from streamrec.predictor import Predictor, rank
 from streamrec.schemas import UserSequence
 from streamrec.settings import Settings
-from streamrec.tokens import TokenCache
 
 log = logging.getLogger(__name__)
 
@@ -133,8 +132,8 @@ class Shadow:
 
     def _score(self, engine: Engine, sequences: Sequence[UserSequence]) -> list[_Listed]:
         """The list of each, as the predictor would make it; in its thread."""
-        tokens = TokenCache(engine.vocab, 0)
-        ranked = rank(engine, tokens, sequences, min(K, self._settings.top_k), self._settings, self._lists)
+        histories = [sequence.items for sequence in sequences]
+        ranked = rank(engine, sequences, histories, min(K, self._settings.top_k), self._settings, self._lists)
         return [
             _Listed(sequence.n, ranking.items, own=model != POPULAR)
             for sequence, (ranking, model) in zip(sequences, ranked, strict=True)

@@ -220,9 +220,9 @@ class EngineThatBlocks(Engine):
         super().__init__(*args, **more)
         self.let_go = threading.Event()
 
-    def recommend_after(self, *args: Any, **more: Any) -> list[Ranking | None]:
+    def recommend(self, *args: Any, **more: Any) -> list[Ranking | None]:
         assert self.let_go.wait(20.0), "the event loop did not turn while the model ran"
-        return super().recommend_after(*args, **more)
+        return super().recommend(*args, **more)
 
 
 async def test_the_event_loop_turns_while_the_model_runs(
@@ -243,7 +243,7 @@ async def test_the_event_loop_turns_while_the_model_runs(
 class EngineThatFails(Engine):
     """Its forward pass raises."""
 
-    def recommend_after(self, *args: Any, **more: Any) -> list[Ranking | None]:
+    def recommend(self, *args: Any, **more: Any) -> list[Ranking | None]:
         raise RuntimeError("out of memory")
 
 

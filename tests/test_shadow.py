@@ -429,7 +429,7 @@ async def test_who_has_no_item_that_it_knows_would_see_the_popular_list(bench: B
 
 
 class EngineThatFails(Engine):
-    def recommend_after(self, *args: Any, **options: Any) -> list[Ranking | None]:
+    def recommend(self, *args: Any, **options: Any) -> list[Ranking | None]:
         raise RuntimeError("out of memory")
 
 
@@ -468,10 +468,10 @@ class EngineThatWaits(Engine):
         super().__init__(*args, **options)
         self.asked, self.go_on = threading.Event(), threading.Event()
 
-    def recommend_after(self, *args: Any, **options: Any) -> list[Ranking | None]:
+    def recommend(self, *args: Any, **options: Any) -> list[Ranking | None]:
         self.asked.set()
         assert self.go_on.wait(30)
-        return super().recommend_after(*args, **options)
+        return super().recommend(*args, **options)
 
 
 async def test_what_an_ended_shadow_still_answers_is_not_its_successors(bench: Bench, saved: SavedModel) -> None:
