@@ -103,8 +103,7 @@ async def serve(settings: Settings, burst: bool = False, page: type[LivePage] = 
         for topic in await ensure_topics(settings, (settings.kafka_topic, settings.kafka_dead_letters)):
             log.info("topic created", extra={"topic": topic, "partitions": settings.kafka_partitions})
         predictor = Predictor(engine, lists, settings, metrics)
-        parts.callback(predictor.close)
-        await predictor.warm_up()
+        predictor.warm_up(engine)
         health.model_warm = True
         history, explainer = History(metrics, health), Explainer(predictor)
         web = WebServer(settings, metrics, health, page(settings, redis, predictor, history, explainer, titles))
@@ -125,7 +124,7 @@ async def serve(settings: Settings, burst: bool = False, page: type[LivePage] = 
         publisher = Publisher(redis, settings, metrics)
         counts = OnlineCounts(redis, settings, metrics)
         judge = OnlineJudge(lists, counts, settings.filter_seen)
-        shadow = Shadow(settings, predictor, lists, counts, metrics)
+        shadow = Shadow(settings, lists, counts, metrics)
         worker = Worker(consumer, store, predictor, publisher, lists, judge, shadow, health)
         background = [_refresh(lists, counts, settings), _probe(redis, health), shadow.run(consumer.wait_idle)]
         background += [history.run(), explainer.run(consumer.wait_idle)]

@@ -1,14 +1,13 @@
 """Why an item stands in a user's list: how far its score falls when one of his last clicks is left out.
 
-Asked by a person who looks at the live page, so clicks go first: a few windows are encoded at a time, in the
-predictor's thread, only while no batch is in hand, beside the cache; who asks too much is told so.
+Asked by a person who looks at the live page, so clicks go first: a few windows are encoded at a time, only
+while no batch is in hand, beside the cache; who asks too much is told so.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from functools import partial
 
 import msgspec
 
@@ -99,7 +98,8 @@ class Explainer:
             if answer.done():
                 return None
             part = windows[start : start + AT_ONCE]
-            scores += await self._predictor.in_thread(partial(_scores, engine, part, item))
+            scores += _scores(engine, part, item)
+            await asyncio.sleep(0)
         falls = {place: round(scores[0] - score, 4) for place, score in zip(asked, scores[1:], strict=True)}
         last = range(max(0, len(tokens) - CLICKS), len(tokens))
         effects = [Effect(items[place], falls.get(place)) for place in reversed(last)]

@@ -103,7 +103,7 @@ class ChampionFollower:
             self._said = str(error)
             return False
         started, old = time.perf_counter(), self._predictor.version
-        await self._predictor.swap(engine)
+        self._predictor.swap(engine)
         self._store.max_len = self._settings.max_len or engine.model.config.max_len
         self._refused = self._said = ""
         self._metrics.swaps.labels("swapped").inc()
@@ -143,7 +143,7 @@ class ChampionFollower:
         """A warm engine, and when its model was made."""
         saved = self._registry.load(version)
         engine = open_engine(self._settings, saved, share)
-        self._predictor.warm_up_on_recent(engine)
+        self._predictor.warm_up(engine)
         return engine, unix_s(str(saved.metadata.get("created_at")))
 
     async def _rescore(self) -> None:

@@ -13,14 +13,13 @@ import zlib
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 from sasrec import Engine
 from streamrec.judge import Judged, K
 from streamrec.lists import POPULAR, SharedLists
 from streamrec.metrics import Metrics
 from streamrec.online import OnlineCounts
-from streamrec.predictor import Predictor, rank
+from streamrec.predictor import rank
 from streamrec.schemas import UserSequence
 from streamrec.settings import Settings
 
@@ -43,11 +42,8 @@ class _Listed:
 class Shadow:
     """Scores and is judged from ``begin`` to ``end``; before and after that it does nothing."""
 
-    def __init__(
-        self, settings: Settings, predictor: Predictor, lists: SharedLists, counts: OnlineCounts, metrics: Metrics
-    ) -> None:
+    def __init__(self, settings: Settings, lists: SharedLists, counts: OnlineCounts, metrics: Metrics) -> None:
         self._settings = settings
-        self._predictor = predictor
         self._lists = lists
         self._counts = counts
         self._metrics = metrics
@@ -97,12 +93,10 @@ class Shadow:
             if engine is None or not part:
                 continue
             try:
-                lists = await self._predictor.in_thread(partial(self._score, engine, part))
-                if engine is self._engine:  # else it has ended meanwhile
-                    self._remember(part, lists)
+                self._remember(part, self._score(engine, part))
             except Exception:
-                if engine is self._engine:
-                    self._failed()
+                self._failed()
+            await asyncio.sleep(0)  # a batch that has come meanwhile goes first
 
     def _sampled(self, user_id: str) -> bool:
         # the same users in every daemon and at every start
@@ -131,7 +125,7 @@ class Shadow:
             self._work.set()
 
     def _score(self, engine: Engine, sequences: Sequence[UserSequence]) -> list[_Listed]:
-        """The list of each, as the predictor would make it; in its thread."""
+        """The list of each, as the predictor would make it."""
         histories = [sequence.items for sequence in sequences]
         ranked = rank(engine, sequences, histories, min(K, self._settings.top_k), self._settings, self._lists)
         return [

@@ -49,7 +49,6 @@ async def scene(model_dir: Path) -> AsyncIterator[Scene]:
     task.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await task
-    made.predictor.close()
 
 
 def user(*items: str, n: int | None = None) -> UserSequence:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from sasrec import Engine, Ranking, SavedModel, load_model
 from streamrec.keys import Keys
 from streamrec.lists import SharedLists
 from streamrec.metrics import Metrics
-from streamrec.predictor import Predictor
+from streamrec.predictor import AT_ONCE, Predictor
 from streamrec.redis_client import RedisClient
 from streamrec.schemas import Recommendation, UserSequence
 from streamrec.settings import Settings
@@ -49,16 +48,11 @@ class Bench:
 
 
 @pytest.fixture
-def make_bench(saved: SavedModel, redis: RedisClient, make_settings: MakeSettings) -> Iterator[Callable[..., Bench]]:
-    benches: list[Bench] = []
-
+def make_bench(saved: SavedModel, redis: RedisClient, make_settings: MakeSettings) -> Callable[..., Bench]:
     def make(slots: int = 64, **changes: Any) -> Bench:
-        benches.append(Bench(saved, redis, make_settings(**changes), slots))
-        return benches[-1]
+        return Bench(saved, redis, make_settings(**changes), slots)
 
-    yield make
-    for bench in benches:
-        bench.predictor.close()
+    return make
 
 
 def sequence(user: str, items: list[str], n: int | None = None, session_n: int | None = None) -> UserSequence:
@@ -206,38 +200,44 @@ async def test_the_model_version_is_seen_from_outside(make_bench: Callable[..., 
 @pytest.mark.parametrize("slots", [0, 64])
 async def test_warming_up_leaves_answers_and_cache_alone(make_bench: Callable[..., Bench], slots: int) -> None:
     bench = make_bench(slots=slots)
-    await bench.predictor.warm_up()
+    bench.predictor.warm_up(bench.engine)
     assert bench.engine.cached_users == 0
     found = await bench.predictor.predict(VARIED)
     expected = bench.reference.recommend([s.items for s in VARIED], 20)
     assert all(same(*pair) for pair in zip(found, expected, strict=True))
 
 
-class EngineThatBlocks(Engine):
-    """Computes until it is let go, holding on to its thread."""
+class EngineThatCounts(Engine):
+    """Notes how many users it is asked for at once."""
 
     def __init__(self, *args: Any, **more: Any) -> None:
         super().__init__(*args, **more)
-        self.let_go = threading.Event()
+        self.asked: list[int] = []
 
-    def recommend(self, *args: Any, **more: Any) -> list[Ranking | None]:
-        assert self.let_go.wait(20.0), "the event loop did not turn while the model ran"
-        return super().recommend(*args, **more)
+    def recommend(self, sequences: Sequence[Any], *args: Any, **more: Any) -> list[Ranking | None]:
+        self.asked.append(len(sequences))
+        return super().recommend(sequences, *args, **more)
 
 
-async def test_the_event_loop_turns_while_the_model_runs(
+async def test_the_event_loop_has_its_turn_between_the_parts_of_a_batch(
     saved: SavedModel, redis: RedisClient, make_settings: MakeSettings
 ) -> None:
-    settings, engine = make_settings(), EngineThatBlocks(saved.model, saved.vocab)
+    settings, engine = make_settings(), EngineThatCounts(saved.model, saved.vocab, version="old")
     predictor = Predictor(engine, SharedLists(redis, settings, 8, saved.vocab), settings, Metrics())
-    prediction = asyncio.create_task(predictor.predict([sequence("ann", ["i1"])]))
-    for _ in range(50):
+    users = [sequence(f"user{number}", ["i1"]) for number in range(2 * AT_ONCE + 1)]
+    prediction = asyncio.create_task(predictor.predict(users))
+    turns = []
+    while not prediction.done():
         await asyncio.sleep(0)
-        assert not prediction.done()
-    await redis.ping()  # heartbeats would go out just so
-    engine.let_go.set()
-    assert len(await prediction) == 1
-    predictor.close()
+        turns.append(len(engine.asked))
+        if len(engine.asked) == 1:
+            predictor.swap(Engine(saved.model, saved.vocab, version="new"))
+    assert engine.asked == [AT_ONCE, AT_ONCE, 1]
+    assert {1, 2, 3} <= set(turns)
+    found = await prediction
+    assert [r.user_id for r in found] == [s.user_id for s in users]
+    assert {r.model for r in found} == {"old"}, "a batch in flight keeps the engine that it began with"
+    assert [r.model for r in await predictor.predict(users[:1])] == ["new"]
 
 
 class EngineThatFails(Engine):
@@ -255,4 +255,3 @@ async def test_an_error_in_the_model_reaches_the_caller(
     predictor = Predictor(engine, SharedLists(redis, settings, 8, saved.vocab), settings, Metrics())
     with pytest.raises(RuntimeError, match="out of memory"):
         await predictor.predict([sequence("ann", ["i1"])])
-    predictor.close()

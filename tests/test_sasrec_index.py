@@ -302,16 +302,13 @@ async def test_a_swap_brings_the_index_of_the_new_model() -> None:
     lists.blocked = frozenset({"4"})
     predictor = Predictor(old, lists, options, metrics)
     sequence = UserSequence("ann", b"3\x005\0", n=2, session_n=2, last_event_ts_ms=1)
-    try:
-        for engine, reference in ((old, exact[0]), (new, exact[1])):
-            predictor.warm_up_on_recent(engine)
-            await predictor.swap(engine)
-            (found,) = await predictor.predict([sequence])
-            (best,) = reference.recommend([sequence.items], 10, blocked=["4"])
-            assert best is not None
-            assert (found.model, found.items) == (engine.version, best.items)
-    finally:
-        predictor.close()
+    for engine, reference in ((old, exact[0]), (new, exact[1])):
+        predictor.warm_up(engine)
+        predictor.swap(engine)
+        (found,) = await predictor.predict([sequence])
+        (best,) = reference.recommend([sequence.items], 10, blocked=["4"])
+        assert best is not None
+        assert (found.model, found.items) == (engine.version, best.items)
 
 
 # --- the benchmark

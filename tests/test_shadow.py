@@ -7,7 +7,6 @@ import contextlib
 import json
 import logging
 import random
-import threading
 import zlib
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -282,7 +281,7 @@ class Bench:
         self.lists = SharedLists(redis, settings, 8, saved.vocab)
         self.counts = OnlineCounts(redis, settings, self.metrics)
         self.predictor = Predictor(self.engine(saved), self.lists, settings, self.metrics)
-        self.shadow = Shadow(settings, self.predictor, self.lists, self.counts, self.metrics)
+        self.shadow = Shadow(settings, self.lists, self.counts, self.metrics)
         self.turn = Turn()
         self.store = SequenceStore(redis, settings, 8, self.metrics)
         self.publisher = Publisher(redis, settings, self.metrics)
@@ -320,7 +319,6 @@ async def bench(saved: SavedModel, redis: RedisClient, make_settings: MakeSettin
     yield made
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
-    made.predictor.close()
 
 
 def sequence(user: str, items: list[str], n: int | None = None) -> UserSequence:
@@ -459,34 +457,6 @@ async def test_a_batch_that_it_cannot_judge_goes_on(
     bench.shadow.begin(bench.engine(saved))
     bench.shadow.follow([sequence("\ud800", ["i1"])], [])  # no id that the decoder lets through
     assert "the shadow has failed" in caplog.text
-
-
-class EngineThatWaits(Engine):
-    """Tells when it is asked, and answers when it is let."""
-
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self.asked, self.go_on = threading.Event(), threading.Event()
-
-    def recommend(self, *args: Any, **options: Any) -> list[Ranking | None]:
-        self.asked.set()
-        assert self.go_on.wait(30)
-        return super().recommend(*args, **options)
-
-
-async def test_what_an_ended_shadow_still_answers_is_not_its_successors(bench: Bench, saved: SavedModel) -> None:
-    slow = bench.engine(saved, EngineThatWaits, "before")
-    assert isinstance(slow, EngineThatWaits)
-    bench.shadow.begin(slow)
-    bench.turn.always()
-    bench.shadow.follow([sequence("ann", ["i1"])], [])
-    await asyncio.to_thread(slow.asked.wait, 30)
-    bench.shadow.begin(bench.engine(saved))
-    bench.shadow.follow([sequence("bob", ["i1"])], [])
-    slow.go_on.set()
-    await bench.scored(1)
-    bench.shadow.follow([], [clicked("ann", 1, "i2"), clicked("bob", 1, "i2")])
-    assert (await bench.compared())[1] == 1, "bob's"
 
 
 async def test_a_shadow_is_not_judged_by_the_lists_of_the_one_before(bench: Bench, saved: SavedModel) -> None:
