@@ -34,7 +34,7 @@ from streamrec.settings import Settings, load_settings
 
 SHARES = (0.25, 0.5, 0.8)
 QUANTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99, "p999": 0.999}
-POLL_S = 0.05
+POLL_S = 0.1
 STUCK_S = 60.0
 FIRST_S = 1.0
 SCRIPT = "from streamrec.bench_daemon import feed; feed()"

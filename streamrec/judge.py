@@ -48,14 +48,12 @@ class OnlineJudge:
         """
         judged = []
         for sequence, value in zip(sequences, before, strict=True):
-            clicks = sequence.clicks
-            if clicks:
-                judged += self._judge(sequence, clicks, value)
+            if sequence.clicks:
+                judged += self._judge(sequence, sequence.clicks, value)
         return judged
 
     def _judge(self, sequence: UserSequence, clicks: list[str], value: bytes | None) -> list[Judged]:
-        seen = sequence.items[: -len(clicks)] if self._filter_seen else []
-        popular = self._lists.popular_for(seen, K).items
+        popular = self._lists.popular_for(sequence.before if self._filter_seen else b"", K).items
         model, items, n = POPULAR, popular, sequence.n - sequence.applied
         if value:
             try:

@@ -10,6 +10,8 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 
+from prometheus_client import Counter
+
 from streamrec.errors import StreamrecError
 from streamrec.keys import Keys
 from streamrec.metrics import Metrics
@@ -61,6 +63,7 @@ class OnlineCounts:
         self._keys = Keys(settings.redis_key_prefix)
         self._metrics = metrics
         self._pending: dict[str, dict[str, float]] = {}
+        self._counters: dict[str, dict[str, Counter]] = {}
         self._flushing = asyncio.Lock()
 
     def count(self, version: str, clicks: Sequence[str], items: Sequence[str], popular: Sequence[str]) -> None:
@@ -71,8 +74,10 @@ class OnlineCounts:
             "reciprocal_ranks": sum(1 / (items.index(click) + 1) for click in clicks if click in items),
             "popularity_hits": sum(click in popular for click in clicks),
         }
-        for name, amount in counted.items():
-            getattr(self._metrics, name).labels(version).inc(amount)
+        if version not in self._counters:  # a label is looked up once, not four times a click
+            self._counters[version] = {name: getattr(self._metrics, name).labels(version) for name in counted}
+        for name, counter in self._counters[version].items():
+            counter.inc(counted[name])
         self._add(version, counted)
 
     def compare(self, shadow: str, clicks: Sequence[str], items: Sequence[str], published: Sequence[str]) -> None:

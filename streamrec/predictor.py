@@ -68,7 +68,7 @@ def rank(
         blocked=lists.blocked,
     )
     return [
-        (lists.popular_for(sequence.items if settings.filter_seen else (), k), POPULAR)
+        (lists.popular_for(sequence.stored if settings.filter_seen else b"", k), POPULAR)
         if ranking is None
         else (ranking, engine.version)
         for sequence, ranking in zip(sequences, rankings, strict=True)

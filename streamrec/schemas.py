@@ -55,6 +55,9 @@ class UserSequence:
     ``n`` counts all events ever applied, ``session_n`` those since the last session gap; ``stored`` are the newest
     items of the latter as Redis has them, oldest first, a NUL behind each: on the path of a click most of them are
     never looked at one by one. ``applied`` events of this batch were new, the rest were replays.
+
+    ``clicks`` are the items of those that were new; of a new session, or of more than are kept, those that are there.
+    ``before`` is ``stored`` without them.
     """
 
     user_id: str
@@ -65,17 +68,20 @@ class UserSequence:
     applied: int = 0
     record_ts_ms: tuple[int, ...] = ()
 
+    clicks: list[str] = field(init=False)
+    before: bytes = field(init=False)
+
+    def __post_init__(self) -> None:
+        *older, _ = self.stored.rsplit(b"\0", self.applied + 1)  # behind the last NUL is nothing
+        before, newest = (older[:1], older[1:]) if len(older) > self.applied else ([], older)
+        object.__setattr__(self, "clicks", [item.decode(errors="replace") for item in newest])
+        object.__setattr__(self, "before", b"".join(before) + b"\0" if before else b"")
+
     @property
     def items(self) -> list[str]:
         """All item ids, oldest first."""
         # total, as the script that writes them: one damaged value must not stop the daemon
         return self.stored.decode(errors="replace").split("\0")[:-1]
-
-    @property
-    def clicks(self) -> list[str]:
-        """The items of the events that were new; of a new session, or of more than are kept, those that are there."""
-        newest = self.stored.rsplit(b"\0", self.applied + 1)[-self.applied - 1 : -1]
-        return [item.decode(errors="replace") for item in newest]
 
 
 @dataclass(frozen=True, slots=True)
