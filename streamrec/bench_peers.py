@@ -66,7 +66,7 @@ def measure_peers(
     for count in users:
         progress(f"recommending to {count:,} users")
         histories = newest[newest.USER_ID.isin(in_order[:count])]
-        times_ms = _recommend(libraries, trained, histories, max(repeats, FEW // count))
+        times_ms = _recommend(libraries, trained, histories, repeats, max(1, FEW // count // repeats))
         ours, peer = map(float, np.median(times_ms, axis=1))
         rows.append({
             "users": min(count, len(in_order)), "ms": ours, "peer_ms": peer, "ratio": peer / ours,
@@ -159,15 +159,18 @@ def _fit(library: SimpleNamespace, files: tuple[str, str], epochs: int) -> tuple
     return time.perf_counter() - started, recommender
 
 
-def _recommend(libraries: Sequence[SimpleNamespace], trained: Sequence[Any], histories: Any, repeats: int) -> Times:
-    """Milliseconds of each call, (libraries, repeats)."""
+def _recommend(
+    libraries: Sequence[SimpleNamespace], trained: Sequence[Any], histories: Any, turns: int, calls: int
+) -> Times:
+    """Milliseconds of each call, (libraries, turns * calls); each library has several calls in a turn, as in use."""
     times_ms: Times = [[] for _ in libraries]
-    for turn in range(1 + repeats):
+    for _ in range(turns):
         for place, library in enumerate(libraries):
-            started = time.perf_counter()
-            trained[place].recommend(interactions=histories, top_k=K, **library.options)
-            if turn:  # the first is to warm up
-                times_ms[place].append((time.perf_counter() - started) * 1e3)
+            for call in range(1 + calls):
+                started = time.perf_counter()
+                trained[place].recommend(interactions=histories, top_k=K, **library.options)
+                if call:  # the first finds the other library's data in the processor's cache
+                    times_ms[place].append((time.perf_counter() - started) * 1e3)
     return times_ms
 
 
