@@ -146,6 +146,7 @@ def _parser() -> argparse.ArgumentParser:
         "daemon, replay the rest as live clicks, and show what happens. Needs `pip install 'streamrec[embedded]'`.",
     )  # fmt: skip
     command.add_argument("--data", metavar="FILE", type=Path, help=f"your own clicks instead; {_FILE_HELP}")
+    command.add_argument("--items", metavar="FILE", type=Path, help="titles of the items of your own clicks")
     command.add_argument("--json", metavar="FILE", type=Path, help="write the summary to FILE")
     command.add_argument("--rate", type=_rate, default=300.0, help="live clicks a second [300]; 0: as fast as possible")
     command.add_argument("--epochs", type=_positive, default=15, help="most training epochs [15]")
@@ -565,7 +566,8 @@ def _demo(settings: Settings, options: argparse.Namespace) -> int:
     from streamrec.demo import DemoOptions, run_demo
 
     configure_logging("WARNING", "text")  # what the training and the servers have to say is on the screen
-    return run_demo(DemoOptions(options.data, options.json, options.rate, options.epochs, options.stay))
+    given = DemoOptions(options.data, options.items, options.json, options.rate, options.epochs, options.stay)
+    return run_demo(given)
 
 
 if __name__ == "__main__":

@@ -88,6 +88,7 @@ class DemoOptions:
     """What the command line asks for. ``rate_per_s`` 0 is as fast as possible; ``stay``: go on after the last click."""
 
     data: Path | None = None
+    items: Path | None = None
     json: Path | None = None
     rate_per_s: float = 300.0
     epochs: int = 15
@@ -122,7 +123,7 @@ def run_demo(options: DemoOptions) -> int:
         _write_json(options.json, {})  # better now than after minutes
     torch.set_num_threads(os.cpu_count() or 1)  # training has the machine to itself
     try:
-        data = _load(options.data, console)
+        data = _load(options, console)
         console.print(
             f"{data.source}: training on {len(data.past):,} clicks, {len(data.live):,} to come", highlight=False
         )
@@ -188,13 +189,17 @@ def _flags(data: DemoData, servers: EmbeddedServers, folder: Path) -> dict[str, 
     } | {f"model_{name}": getattr(SHAPE, name) for name in MODEL_SETTINGS}
 
 
-def _load(path: Path | None, console: Console) -> DemoData:
+def _load(options: DemoOptions, console: Console) -> DemoData:
+    path = options.data
+    if path is None and options.items is not None:
+        raise StreamrecError("--items gives the titles of your own clicks: name their file with --data too")
     if path is not None:
+        titles = read_titles(options.items) if options.items else {}
         everything = Interactions.from_events(read_events(path))
         newest = everything.newest(NEWEST_EVENTS)
         if len(newest) < len(everything):
             console.print(f"{path}: the newest {len(newest):,} of {len(everything):,} clicks are used", highlight=False)
-        return DemoData(path.name, *newest.split_at(TRAIN_FRACTION), {})
+        return DemoData(path.name, *newest.split_at(TRAIN_FRACTION), titles)
     try:
         file = fetch_movielens()
     except FetchError as error:

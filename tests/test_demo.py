@@ -168,9 +168,11 @@ def start_demo(clicks: Path, *arguments: str) -> subprocess.Popen[str]:
 
 
 def test_the_demo_runs_on_ones_own_clicks_and_a_new_model_takes_over(own_clicks: Path, tmp_path: Path) -> None:
-    summary = tmp_path / "summary.json"
+    summary, items = tmp_path / "summary.json", tmp_path / "items.csv"
+    _, titles = simulate_clicks(events=1)
+    items.write_text("item_id,title\n" + "".join(f"{item},My {title}\n" for item, title in titles.items()))
     # slow enough for lists to be there before a user's next click, whatever else the machine does
-    with start_demo(own_clicks, "--rate", "40", "--json", str(summary)) as demo:
+    with start_demo(own_clicks, "--rate", "40", "--json", str(summary), "--items", str(items)) as demo:
         output, _ = demo.communicate(timeout=200)
     assert demo.returncode == 0, output
     written = json.loads(summary.read_text())
@@ -178,6 +180,7 @@ def test_the_demo_runs_on_ones_own_clicks_and_a_new_model_takes_over(own_clicks:
         "events", "events_per_s", "latency_ms", "hit_rate_at_10", "popularity_hit_rate_at_10", "dead_letters", "swap",
     }  # fmt: skip
     assert written["events"] == 800
+    assert re.search("clicked My .*; now first: My ", output)
     assert written["dead_letters"] == 0
     assert 0 < written["latency_ms"]["p50"] <= written["latency_ms"]["p99"]
     assert 0 < written["hit_rate_at_10"] <= 1
@@ -189,6 +192,19 @@ def test_the_demo_runs_on_ones_own_clicks_and_a_new_model_takes_over(own_clicks:
     assert swap["train_s"] > 0
     assert swap["p99_ms"].keys() == {"before", "training", "swap"}
     assert swap["p99_ms"]["before"] > 0 and swap["p99_ms"]["training"] > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--items", "no.csv"], "--items gives the titles of your own clicks: name their file with --data too"),
+        (["--items", "no.csv", "--data", "clicks.csv"], "items=no.csv: cannot be read: No such file or directory"),
+    ],
+)
+def test_titles_that_cannot_be_had_are_said_before_anything_is_trained(arguments: list[str], message: str) -> None:
+    demo = [sys.executable, "-m", "streamrec", "demo", *arguments]
+    done = subprocess.run(demo, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (1, f"streamrec: {message}\n")
 
 
 def test_clicks_too_few_for_a_retrain_leave_the_demo_working(tmp_path: Path) -> None:
