@@ -2,7 +2,7 @@
 
     batch            Kafka records      -> EventBatch
     append           EventBatch         -> [UserSequence]      Redis, atomic, replays skipped
-    predict          [UserSequence]     -> [Recommendation]    a thread
+    predict          [UserSequence]     -> [Recommendation]    the model, on this thread
     publish          [Recommendation]   -> Redis               compare-and-set; returns the lists before
     judge            the new clicks against these              counters only
     commit           last: at least once in, effectively once in state
