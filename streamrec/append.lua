@@ -64,6 +64,8 @@ for i = 1, #KEYS do
     value = string.format('1 %.0f %.0f %.0f %s %.0f %s', n, session_n, kept, last_ts, epoch, table.concat(pairs_of, ','))
       .. '\0' .. items
     redis.call('SET', KEYS[i], value, 'EX', ttl_s)
+  else
+    redis.call('EXPIRE', KEYS[i], ttl_s)  -- a write, for a WAIT after a retry: what it finds may not be replicated yet
   end
   reply[#reply + 1] = applied
   reply[#reply + 1] = unreadable

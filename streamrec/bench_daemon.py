@@ -25,6 +25,7 @@ from streamrec.bench_engine import Subject
 from streamrec.bench_users import fill_windows
 from streamrec.daemon_process import DaemonProcess, Reading, environment, running_daemon
 from streamrec.embedded import EmbeddedServers, free_port
+from streamrec.embedded_cluster import EmbeddedCluster
 from streamrec.errors import StreamrecError
 from streamrec.kafka import ensure_topics
 from streamrec.metrics import quantile
@@ -64,7 +65,8 @@ def measure_daemon(
         that; ``latency_ms``, from the record's timestamp to the list in Redis at 25, 50 and 80 % of that rate: p50,
         p95, p99, p999, interpolated in a histogram, ``events_per_s``, and ``lag``, clicks that waited in the end;
         ``cold_events_per_s``, each click of a user of whom nothing is cached; ``two_daemons_per_s``, two that share
-        the topic; ``naive_events_per_s``, every window re-encoded; ``users``; the shape. Rates are medians.
+        the topic; ``cluster_events_per_s``, one on a Redis Cluster of three nodes of this machine;
+        ``naive_events_per_s``, every window re-encoded; ``users``; the shape. Rates are medians.
     """
     config = subject.model.config
     with tempfile.TemporaryDirectory(prefix="streamrec-") as folder, EmbeddedServers() as servers:
@@ -101,15 +103,21 @@ def measure_daemon(
                     report["latency_ms"][f"{share:.0%}".rstrip("%")] = await bench.latencies_ms(
                         rate, round(rate * load.seconds_a_rate)
                     )
-            for name, several, events in (
-                ("two_daemons_per_s", [settings(), settings()], load.capacity_events),
-                ("naive_events_per_s", [settings(cache_bytes=0)], load.naive_events),
-            ):
+
+            async def median(what: str, several: list[Settings], events: int, first: int) -> float:
                 async with _measured(several, load.users) as bench:
-                    progress("daemon: two of them" if len(several) > 1 else "daemon: without a cache")
-                    await bench.worked_off(load.users if len(several) > 1 else events // 5)  # to warm up
-                    rates = [await bench.worked_off(events) for _ in range(load.repeats)]
-                    report[name] = statistics.median(rates)
+                    progress(f"daemon: {what}")
+                    await bench.worked_off(first)  # to warm up
+                    return statistics.median([await bench.worked_off(events) for _ in range(load.repeats)])
+
+            many, few = load.capacity_events, load.naive_events
+            report["two_daemons_per_s"] = await median("two of them", [settings(), settings()], many, load.users)
+            with EmbeddedCluster() as cluster:
+                spread = settings(redis_url=cluster.redis_url, redis_cluster=True)
+                async with RedisClient(spread) as redis:
+                    await fill_windows(redis, spread, subject, load.users)
+                report["cluster_events_per_s"] = await median("on a Redis Cluster", [spread], many, load.users)
+            report["naive_events_per_s"] = await median("without a cache", [settings(cache_bytes=0)], few, few // 5)
             return report
 
         return asyncio.run(run())

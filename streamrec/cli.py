@@ -413,7 +413,8 @@ def _serve(settings: Settings, options: argparse.Namespace) -> int:
     with EmbeddedServers() as servers:
         print(f"export STREAMREC_KAFKA_BOOTSTRAP_SERVERS={servers.kafka_bootstrap_servers}")
         print(f"export STREAMREC_REDIS_URL={servers.redis_url}", flush=True)
-        addresses = {"kafka_bootstrap_servers": servers.kafka_bootstrap_servers, "redis_url": servers.redis_url}
+        addresses: dict[str, Any] = {"kafka_bootstrap_servers": servers.kafka_bootstrap_servers}
+        addresses |= {"redis_url": servers.redis_url, "redis_cluster": False, "redis_wait_replicas": 0}
         given = settings.model_dump(exclude_unset=True)  # a default stays one: a taken default port is replaced
         return asyncio.run(serve(Settings.model_validate(given | addresses), options.burst))
 

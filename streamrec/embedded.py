@@ -39,7 +39,7 @@ class EmbeddedServers:
         redis, kafka = self._folder / "redis", self._folder / "kafka"
         redis.mkdir()
         self.redis = EmbeddedServer(
-            "Redis", self._folder / "redis.log", lambda port: redis_command(port, redis), _answers_ping
+            "Redis", self._folder / "redis.log", lambda port: redis_command(port, redis), answers_ping
         )
         self.kafka = EmbeddedServer(
             "Kafka", self._folder / "kafka.log", lambda port: kafka_command(port, kafka), lambda _: True
@@ -88,10 +88,15 @@ class EmbeddedServer:
     """One child process on a port that it keeps over restarts."""
 
     def __init__(
-        self, name: str, log: Path, command: Callable[[int], list[str]], answers: Callable[[socket.socket], bool]
+        self,
+        name: str,
+        log: Path,
+        command: Callable[[int], list[str]],
+        answers: Callable[[socket.socket], bool],
+        port: int | None = None,
     ) -> None:
         self.name = name
-        self.port = free_port()
+        self.port = port or free_port()
         self._log = log
         self._command = command
         self._answers = answers
@@ -195,7 +200,8 @@ def _in_wheel(package: str, pattern: str) -> Path | None:
     return None
 
 
-def _answers_ping(connection: socket.socket) -> bool:
+def answers_ping(connection: socket.socket) -> bool:
+    """Whether a Redis-protocol server is at the other end, and ready."""
     connection.sendall(b"PING\r\n")
     return connection.recv(16).startswith(b"+PONG")
 

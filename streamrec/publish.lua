@@ -1,11 +1,10 @@
 -- Publish lists, compare-and-set: one computed from n events never overwrites one from more.
 -- KEYS: recommendation key and sequence key of each user.  ARGV: ttl_s; then n and the JSON of each user.
--- Returns how many were written, then the value of each list before, '' where there was none.
-local written, reply = 0, {0}
+-- Returns for each user: 1 if it was written, the value of the list before, '' where there was none.
+local reply = {}
 for i = 1, #KEYS, 2 do
   local n = tonumber(ARGV[i + 1])
   local stored = redis.pcall('GET', KEYS[i])
-  reply[#reply + 1] = type(stored) == 'string' and stored or ''
   local stored_n = type(stored) == 'string' and tonumber(string.match(stored, '"n":(%d+)}$')) or 0
   local newer = stored_n > n
   if newer then
@@ -16,8 +15,8 @@ for i = 1, #KEYS, 2 do
   end
   if not newer then
     redis.call('SET', KEYS[i], ARGV[i + 2], 'EX', ARGV[1])
-    written = written + 1
   end
+  reply[#reply + 1] = newer and 0 or 1
+  reply[#reply + 1] = type(stored) == 'string' and stored or ''
 end
-reply[1] = written
 return reply

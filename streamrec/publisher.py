@@ -1,4 +1,4 @@
-"""[Recommendation] -> Redis, in one round trip; lists from fewer events never overwrite those from more."""
+"""[Recommendation] -> Redis, in a round trip to each node; lists from fewer events never overwrite those from more."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import msgspec
 from streamrec.keys import Keys
 from streamrec.metrics import Metrics
 from streamrec.redis_client import RedisClient
+from streamrec.redis_nodes import Part
 from streamrec.schemas import PublishedList, Recommendation
 from streamrec.settings import Settings
 
@@ -32,17 +33,17 @@ class Publisher:
         if not recommendations:
             return []
         published_ts_ms = int(time.time() * 1000)
-        keys: list[str] = []
-        args: list[str | int] = [self._ttl_s]
+        calls: list[tuple[list[str], list[Part]]] = []
         for r in recommendations:
-            keys += (self._keys.recommendation(r.user_id), self._keys.sequence(r.user_id))
             value = PublishedList(r.items, r.scores, r.model, r.event_ts_ms, published_ts_ms, r.n)
-            args += (r.n, self._encoder.encode(value).decode())
-        written, *before = await self._redis.run("publish", keys, args)
+            keys = [self._keys.recommendation(r.user_id), self._keys.sequence(r.user_id)]
+            calls.append((keys, [r.n, self._encoder.encode(value).decode()]))
+        replies = await self._redis.run_each("publish", [self._ttl_s], calls)
+        written = sum(done for done, _ in replies)
         self._metrics.published.labels("published").inc(written)
         self._metrics.published.labels("superseded").inc(len(recommendations) - written)
         now_ms = time.time() * 1000
         for r in recommendations:
             for record_ts_ms in r.record_ts_ms:
                 self._metrics.click_to_published.observe(max(0.0, (now_ms - record_ts_ms) / 1000))
-        return [value or None for value in before]
+        return [value or None for _, value in replies]

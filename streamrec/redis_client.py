@@ -1,30 +1,35 @@
-"""The one module that imports redis: connection, scripts, time-outs, and errors in the daemon's own words."""
+"""The connection to Redis: scripts, time-outs, and errors in the daemon's own words (redis_nodes.py: who is asked)."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from importlib import resources
 from types import TracebackType
 from typing import Any, Self
 
-import redis.asyncio as redis
+from redis.asyncio.connection import parse_url
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff
-from redis.exceptions import AuthenticationError, RedisError, ResponseError
+from redis.exceptions import AskError, AuthenticationError, ClusterCrossSlotError, RedisError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from streamrec.errors import RedisUnavailable, SettingsError, StreamrecError
+from streamrec.keys import Keys
 from streamrec.metrics import Metrics
+from streamrec.redis_nodes import Cluster, Command, NotReplicated, OneServer, Part, Script, Wait
 from streamrec.settings import Settings
 
-MAX_CONNECTIONS = 6  # the loop, the refresh, the probe, the re-scoring, the listener, the page
+MAX_CONNECTIONS = 6  # of a node: the loop, the refresh, the probe, the re-scoring, the listener, the page
 RETRIES = 2
 LISTEN_TIMEOUT_S = 0.5  # below any sensible time-out of the socket, which would end the listening
 SCAN_COUNT = 1000
 SCRIPTS = ("append", "publish", "popularity", "lock", "online")
+WAITED_FOR = ("append", "publish")  # what redis_wait_replicas is about
+WAIT_SHARE = 0.8  # of the time-out: Redis is to give up waiting before the connection does
 REFUSAL = "STREAMREC "  # what errors of the scripts themselves begin with
 
 
@@ -39,29 +44,28 @@ class RedisClient:
     """
 
     def __init__(self, settings: Settings, metrics: Metrics | None = None) -> None:
-        url = settings.redis_url.get_secret_value()
         tls = {"ssl_ca_certs": str(settings.redis_tls_ca_file)} if settings.redis_tls_ca_file else {}
         try:
-            pool = redis.BlockingConnectionPool.from_url(
-                url,
-                max_connections=MAX_CONNECTIONS,
-                timeout=settings.redis_timeout_s * (RETRIES + 2),
-                socket_timeout=settings.redis_timeout_s,
-                socket_connect_timeout=settings.redis_timeout_s,
-                retry=Retry(ExponentialBackoff(cap=0.2, base=0.02), RETRIES),
+            options = {
+                "max_connections": MAX_CONNECTIONS,
+                "timeout": settings.redis_timeout_s * (RETRIES + 2),
+                "socket_timeout": settings.redis_timeout_s,
+                "socket_connect_timeout": settings.redis_timeout_s,
+                "retry": Retry(ExponentialBackoff(cap=0.2, base=0.02), RETRIES),
                 **tls,
-            )
-            # connects to nothing yet, but takes the URL's options or not
-            pool.make_connection()  # type: ignore[no-untyped-call]
+                **parse_url(settings.redis_url.get_secret_value()),
+            }
+            self._nodes = Cluster(options) if settings.redis_cluster else OneServer(options)
         except (ValueError, TypeError, RedisError) as error:
             raise SettingsError(f"redis_url: an option after the ? is unknown or wrong: {error}") from None
-        self._redis = redis.Redis.from_pool(pool)
         self._address = settings.redis_address
+        self._cluster = settings.redis_cluster
+        keys = Keys(settings.redis_key_prefix)
+        self._probed = (keys.popular, keys.popularity)
+        replicas, timeout_ms = settings.redis_wait_replicas, max(1, int(settings.redis_timeout_s * WAIT_SHARE * 1000))
+        self._wait = Wait(replicas, timeout_ms) if replicas else None
         self._metrics = metrics
-        self._scripts = {
-            name: self._redis.register_script(resources.files(__package__).joinpath(f"{name}.lua").read_text())
-            for name in SCRIPTS
-        }
+        self._scripts = {name: _script(name) for name in SCRIPTS}
 
     async def __aenter__(self) -> Self:
         return self
@@ -73,35 +77,60 @@ class RedisClient:
 
     async def close(self) -> None:
         """Close all connections."""
-        await self._redis.aclose()
+        await self._nodes.aclose()
 
-    async def run(self, script: str, keys: list[str], args: Iterable[str | int | float]) -> Any:
-        """Run one of the package's Lua scripts: one round trip, atomic.
+    async def run(self, script: str, keys: list[str], args: Iterable[Part]) -> Any:
+        """Run one of the package's Lua scripts: one round trip, atomic. On a cluster the keys are of one slot.
 
         Raises:
-            RedisUnavailable: it could not be run, or its answer was lost.
+            RedisUnavailable: it could not be run, its answer was lost, or too few replicas have what it wrote.
             StreamrecError: the script itself refused, so that waiting would not help.
         """
+        return (await self._run(script, [(keys, args)]))[0]
+
+    async def run_each(
+        self, script: str, shared: Sequence[Part], calls: Sequence[tuple[list[str], list[Part]]]
+    ) -> list[list[Any]]:
+        """Run a script for many users, each with keys and arguments of his own; returns what it says of each.
+
+        One call for all, or on a cluster one each, and a round trip to each node. Raises what ``run`` does; some users
+        may be done then.
+        """
+        if self._cluster:
+            return await self._run(script, [(keys, [*shared, *args]) for keys, args in calls])
+        args = [*shared, *(arg for _, args in calls for arg in args)]
+        reply = await self.run(script, [key for keys, _ in calls for key in keys], args)
+        size = len(reply) // len(calls)
+        return [reply[start : start + size] for start in range(0, len(reply), size)]
+
+    async def _run(self, name: str, calls: Sequence[tuple[list[str], Iterable[Part]]]) -> list[Any]:
+        script = self._scripts[name]
+        commands = [
+            Command(keys[0] if keys else "", ("EVALSHA", script.sha, len(keys), *keys, *args)) for keys, args in calls
+        ]
         started = time.perf_counter()
         try:
-            with _cancellation_kept():
-                return await self._scripts[script](keys=keys, args=list(args))
-        except ResponseError as error:
-            if str(error).startswith(REFUSAL):
-                raise StreamrecError(str(error).removeprefix(REFUSAL)) from None
-            raise self._unavailable(error) from error
-        except (RedisError, OSError) as error:
-            raise self._unavailable(error) from error
+            return await self._send(commands, script, self._wait if name in WAITED_FOR else None)
         finally:
             if self._metrics is not None:
-                self._metrics.redis_seconds.labels(script).observe(time.perf_counter() - started)
+                self._metrics.redis_seconds.labels(name).observe(time.perf_counter() - started)
 
     async def ping(self) -> None:
-        """Raises RedisUnavailable unless the server answers."""
-        await self._call("PING")
+        """Raises RedisUnavailable unless each server that has keys answers, and has the replicas to be waited for."""
+        if self._wait is not None:
+            fewest = min(await self._everywhere("WAIT", *self._wait))
+            if fewest < self._wait.replicas:
+                raise self._unavailable(NotReplicated(fewest, self._wait))
+        if self._cluster:
+            await self._everywhere("PING")
+            await self._call("EXISTS", self._probed[0])  # nodes of a cluster that is down answer, but not on keys
+        else:
+            await self._call("EXISTS", *self._probed)  # keys of two slots: a cluster refuses, and is found out
 
     async def get_many(self, keys: list[str]) -> list[bytes | None]:
         """Values of string keys, None where there is none."""
+        if self._cluster:
+            return await self._send([Command(key, ("GET", key)) for key in keys])
         values: list[bytes | None] = await self._call("MGET", *keys) if keys else []
         return values
 
@@ -119,8 +148,8 @@ class RedisClient:
         await self._call("SET", key, value, "EX", ttl_s)
 
     async def memory_bytes(self) -> int:
-        """Memory that the server's data take."""
-        return int((await self._call("INFO", "memory"))["used_memory"])
+        """Memory that the data take, on all nodes that have keys."""
+        return sum(int(info["used_memory"]) for info in await self._everywhere("INFO", "memory"))
 
     async def notify(self, channel: str, message: str) -> None:
         """Send a message to whoever listens now."""
@@ -138,7 +167,8 @@ class RedisClient:
             RedisUnavailable: the connection was lost.
         """
         try:
-            async with self._redis.pubsub(ignore_subscribe_messages=True) as subscription:
+            node = await self._nodes.client_of(channel)  # any would do: each hands on what is told to another
+            async with node.pubsub(ignore_subscribe_messages=True) as subscription:
                 await subscription.subscribe(channel)
                 while True:
                     message = await subscription.get_message(timeout=LISTEN_TIMEOUT_S)
@@ -152,25 +182,57 @@ class RedisClient:
         pattern = "".join(f"[{c}]" if c in "*?[" else c for c in prefix) + "*"
         seen = set()
         try:
-            async for key in self._redis.scan_iter(match=pattern, count=SCAN_COUNT):
-                if key not in seen:
-                    seen.add(key)
-                    yield key.decode(errors="replace")
+            for node in await self._nodes.primaries():
+                async for key in node.scan_iter(match=pattern, count=SCAN_COUNT):
+                    if key not in seen:
+                        seen.add(key)
+                        yield key.decode(errors="replace")
         except (RedisError, OSError) as error:
             raise self._unavailable(error) from error
 
-    async def _call(self, *command: str | bytes | int) -> Any:
+    async def _call(self, name: str, key: str, *more: Part) -> Any:
+        return (await self._send([Command(key, (name, key, *more))]))[0]
+
+    async def _send(
+        self, commands: Sequence[Command], script: Script | None = None, wait: Wait | None = None
+    ) -> list[Any]:
         try:
             with _cancellation_kept():
-                return await self._redis.execute_command(*command)  # type: ignore[no-untyped-call]
+                answers = await self._nodes.send(commands, script, wait)
+        except (RedisError, OSError) as error:
+            raise self._unavailable(error) from error
+        failed = next((answer for answer in answers if isinstance(answer, Exception)), None)
+        if isinstance(failed, ResponseError) and str(failed).startswith(REFUSAL):
+            raise StreamrecError(str(failed).removeprefix(REFUSAL))
+        if failed is not None:
+            raise self._unavailable(failed) from failed
+        return answers
+
+    async def _everywhere(self, *parts: Part) -> list[Any]:
+        try:
+            with _cancellation_kept():
+                nodes = await self._nodes.primaries()
+                return await asyncio.gather(*(node.execute_command(*parts) for node in nodes))  # type: ignore[no-untyped-call]
         except (RedisError, OSError) as error:
             raise self._unavailable(error) from error
 
     def _unavailable(self, error: Exception) -> RedisUnavailable:
+        self._nodes.doubt()
         detail = (str(error) or type(error).__name__).rstrip(".")
-        if isinstance(error, (RedisConnectionError, OSError)) and not isinstance(error, AuthenticationError):
+        if not self._cluster and isinstance(error, (AskError, ClusterCrossSlotError)):
+            detail = "it is a node of a Redis Cluster; set STREAMREC_REDIS_CLUSTER=true"
+        elif isinstance(error, AskError):
+            detail = f"its nodes do not agree on which of them has slot {error.slot_id}"
+        elif self._cluster and "cluster support disabled" in detail:
+            detail = "it is a single server, no Redis Cluster; set STREAMREC_REDIS_CLUSTER=false"
+        elif isinstance(error, (RedisConnectionError, OSError)) and not isinstance(error, AuthenticationError):
             detail += "; is STREAMREC_REDIS_URL right, and the server up?"
         return RedisUnavailable(f"Redis at {self._address}: {detail}")
+
+
+def _script(name: str) -> Script:
+    text = resources.files(__package__).joinpath(f"{name}.lua").read_text()
+    return Script(text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""EventBatch -> [UserSequence], in one Redis round trip.
+"""EventBatch -> [UserSequence], in one Redis round trip, to each node of a cluster.
 
 The stored value, one STRING a user (append.lua writes it, ``parse_sequence`` reads it):
 
@@ -16,6 +16,7 @@ from streamrec.errors import StreamrecError
 from streamrec.keys import Keys
 from streamrec.metrics import Metrics
 from streamrec.redis_client import RedisClient
+from streamrec.redis_nodes import Part
 from streamrec.schemas import ClickEvent, EventBatch, UserSequence
 from streamrec.settings import Settings
 
@@ -56,20 +57,21 @@ class SequenceStore:
         if not by_user:
             return []
         settings = self._settings
-        args: list[str | int] = [
+        shared = [
             self.max_len,
             settings.sequence_ttl_s,
             int(settings.session_gap_s * 1000),
             settings.kafka_topic_epoch,
         ]
-        for events in by_user.values():
-            args.append(len(events))
+        calls = []
+        for user_id, events in by_user.items():
+            args: list[Part] = [len(events)]
             for event in events:
                 args += (event.partition, event.offset, event.timestamp_ms, event.item_id)
-        reply = await self._redis.run("append", [self._keys.sequence(user) for user in by_user], args)
+            calls.append(([self._keys.sequence(user_id)], args))
+        replies = await self._redis.run_each("append", shared, calls)
         sequences = []
-        for place, (user_id, events) in enumerate(by_user.items()):
-            applied, unreadable, value = reply[3 * place : 3 * place + 3]
+        for (user_id, events), (applied, unreadable, value) in zip(by_user.items(), replies, strict=True):
             if unreadable:
                 log.warning("a stored sequence could not be read and was begun anew", extra={"user_id": user_id})
             sequences.append(parse_sequence(user_id, value, applied, tuple(e.record_ts_ms for e in events)))

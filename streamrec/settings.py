@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import parse_qs, urlsplit, urlunsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import (
@@ -72,6 +72,10 @@ class Settings(BaseSettings):
     )
     redis_tls_ca_file: Path | None = Field(None, description="CA certificates that sign the Redis server's")
     redis_timeout_s: float = Field(1.0, gt=0, description="a Redis command may take so long before it is tried again")
+    redis_cluster: bool = Field(False, description="the server is a Redis Cluster; redis_url names any of its nodes")
+    redis_wait_replicas: int = Field(
+        0, ge=0, description="so many replicas must have a batch's writes before its offsets are committed"
+    )
     redis_key_prefix: str = Field("streamrec", description="first part of every Redis key")
 
     model_dir: Path | None = Field(None, description="the model directory to serve")
@@ -245,6 +249,8 @@ class Settings(BaseSettings):
             raise ValueError(f"{self.kafka_security_protocol} needs kafka_sasl_username and kafka_sasl_password")
         if self.redis_tls_ca_file and not self.redis_url.get_secret_value().lower().startswith("rediss:"):
             raise ValueError("redis_tls_ca_file needs a redis_url that begins with rediss://")
+        if self.redis_cluster and not _fits_cluster(self.redis_url.get_secret_value()):
+            raise ValueError("redis_cluster needs a redis_url with host and port, and no database but 0")
         if self.model_dir and self.registry_dir:
             raise ValueError("model_dir and registry_dir are both set: set the one from which the model is to come")
         if self.kafka_tls_cert_file and not self.kafka_tls_key_file:
@@ -327,6 +333,12 @@ def _explain(error: ValidationError) -> str:
             secret = any(part in name for part in ("password", "url", "token"))
             lines.append(f"{name}{'' if secret else '=' + repr(detail['input'])}: {message}")
     return "; ".join(lines)
+
+
+def _fits_cluster(url: str) -> bool:
+    parts = urlsplit(url)
+    databases = {parts.path.strip("/"), *parse_qs(parts.query).get("db", [])}
+    return parts.scheme != "unix" and databases <= {"", "0"}
 
 
 def _mask_url(url: str) -> str:

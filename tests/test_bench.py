@@ -60,14 +60,14 @@ def test_the_daemon_is_fed_in_every_way_and_handles_all(capsys: pytest.CaptureFi
     load = Load(users=20, capacity_events=200, naive_events=50, repeats=2, seconds_a_rate=0.5)
     said: list[str] = []
     report = measure_daemon(subject, load, cache_bytes=2**20, progress=said.append)
-    rates = ("events_per_s", "two_daemons_per_s", "naive_events_per_s", "cold_events_per_s")
+    rates = ("events_per_s", "two_daemons_per_s", "cluster_events_per_s", "naive_events_per_s", "cold_events_per_s")
     assert min(report[name] for name in rates) > 0
     assert list(report["latency_ms"]) == ["25", "50", "80"]
     for found in report["latency_ms"].values():
         assert 0 < found["p50"] <= found["p95"] <= found["p99"] <= found["p999"]
         assert found["lag"] >= 0
     assert (report["users"], report["max_len"]) == (20, 8)
-    assert len(said) == 8
+    assert len(said) == 9
     assert capsys.readouterr().err == "", "neither daemon nor feeder had anything to complain of"
 
 

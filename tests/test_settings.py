@@ -43,6 +43,8 @@ VALUES: dict[str, tuple[Any, Any]] = {
     "redis_url": ("rediss://u:p@h:1/2", "unix:///run/redis.sock"),
     "redis_tls_ca_file": ("/redis.pem", "/redis2.pem"),
     "redis_timeout_s": (0.25, 5.0),
+    "redis_cluster": (True, False),
+    "redis_wait_replicas": (1, 2),
     "redis_key_prefix": ("shop:v2", "a.b_c-d"),
     "model_dir": ("/models/a", "/models/b"),
     "registry_dir": ("/registry/a", "/registry/b"),
@@ -107,6 +109,7 @@ VALUES: dict[str, tuple[Any, Any]] = {
 COMPANIONS = {
     "kafka_tls_cert_file": {"kafka_tls_key_file": "/key.pem"},
     "redis_tls_ca_file": {"redis_url": "rediss://h:1"},
+    "redis_cluster": {"redis_url": "redis://h:1/0"},
 }
 EVERY = sorted(VALUES)
 
