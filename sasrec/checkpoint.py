@@ -182,7 +182,8 @@ def _hashes(path: Path) -> dict[str, str]:
     manifest = _parse_json(path / MANIFEST, _read(path / MANIFEST))
     if manifest.get("format") != FORMAT:
         raise ModelDirectoryError(
-            f"{path}/{MANIFEST}: model format {manifest.get('format')!r}, but this version reads {FORMAT}"
+            f"{path}/{MANIFEST}: model format {manifest.get('format')!r}, but this version reads {FORMAT}; "
+            "upgrade, or train it again"
         )
     hashes = manifest.get("sha256")
     if (

@@ -1,6 +1,7 @@
 """The click topic on local disk, so that training does not depend on Kafka's retention.
 
     ARCHIVE/
+      format                                    the version of all this (formats.py)
       epoch-E/partition-P/FIRST-NEXT.parquet    the events of the offsets FIRST to NEXT - 1 of a partition
       imported/SHA256.parquet                   the events of a file that was imported, by what is in it
 
@@ -30,6 +31,7 @@ import pyarrow.parquet as parquet
 from sasrec import Event, Interactions
 from streamrec.durable import replacing
 from streamrec.errors import ArchiveError
+from streamrec.formats import check_folder, claim_folder
 from streamrec.schemas import ClickEvent
 
 SCHEMA = pa.schema(
@@ -73,6 +75,7 @@ class EventArchive:
 
     def __init__(self, folder: Path, topic_epoch: int = 0) -> None:
         self.folder = folder
+        self._topic_epoch = topic_epoch
         self._epoch = folder / f"epoch-{topic_epoch}"
 
     @contextlib.contextmanager
@@ -83,7 +86,8 @@ class EventArchive:
             ArchiveError: another one is.
         """
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            self._check_format()
+            claim_folder(self.folder)
             lock = (self.folder / LOCK).open("w")
         except OSError as error:
             raise ArchiveError(f"cannot write to {self.folder}: {error.strerror}") from error
@@ -105,13 +109,14 @@ class EventArchive:
         """Imported files first, then by partition and offset: the order in which events are read.
 
         Raises:
-            ArchiveError: a name in a folder of segments is none of a segment.
+            ArchiveError: a name in a folder of segments is none of a segment, or the archive's format is unknown.
         """
         imported = [Segment(path) for path in sorted(self.folder.glob(f"{IMPORTED}/[!.]*.parquet"))]
         return imported + self._segments_of("*")
 
     def _segments_of(self, partition: int | str) -> list[Segment]:
         """The segments of a partition, or of all ("*"), by partition and offset."""
+        self._check_format()
         found = []
         for path in self._epoch.glob(f"partition-{partition}/[!.]*"):
             name = SEGMENT.fullmatch(path.name)
@@ -144,7 +149,7 @@ class EventArchive:
             )
         columns = [[getattr(event, name) for event in events] for name in SCHEMA.names]
         table = pa.table(columns, SCHEMA.with_metadata({DEAD_LETTERS: str(dead_letters).encode()}))
-        _write(table, self._path(partition, first, next_offset))
+        self._write(table, self._path(partition, first, next_offset))
 
     def merge(self, partition: int) -> int:
         """Put small segments of a partition together, once there are many; returns how many became one.
@@ -171,7 +176,7 @@ class EventArchive:
         dead_letters = str(sum(map(_dead_letters, tables))).encode()
         whole = pa.concat_tables([table.replace_schema_metadata() for table in tables])
         path = self._path(partition, small[0].first, small[-1].next)
-        _write(whole.replace_schema_metadata({DEAD_LETTERS: dead_letters}), path)
+        self._write(whole.replace_schema_metadata({DEAD_LETTERS: dead_letters}), path)
         for segment in small:
             segment.path.unlink(missing_ok=True)
         return len(small)
@@ -192,9 +197,10 @@ class EventArchive:
         table = pa.table([*columns, range(len(rows))], SCHEMA)
         digest = hashlib.sha256(repr(rows).encode()).hexdigest()
         path = self.folder / IMPORTED / f"{digest}.parquet"
+        self._check_format()
         if path.exists() or not rows:
             return 0
-        _write(table, path)
+        self._write(table, path)
         return len(rows)
 
     def read(self) -> Interactions:
@@ -205,7 +211,7 @@ class EventArchive:
         Raises:
             ArchiveError: a segment is damaged.
         """
-        found = self._read()
+        found = self.tables()
         imported = _events([table for segment, table in found if segment.partition is None]).in_order()
         followed = _events([table for segment, table in found if segment.partition is not None])
         return Interactions(
@@ -219,7 +225,7 @@ class EventArchive:
 
         The newest segment of a partition stays, since its name tells where the partition goes on.
         """
-        found = self._read()
+        found = self.tables()
         ends, removed = _ends(segment for segment, _ in found), 0
         for segment, table in found:
             if segment.partition is not None and segment.next == ends[segment.partition]:
@@ -232,7 +238,7 @@ class EventArchive:
 
     def stats(self) -> ArchiveStats:
         """What is there."""
-        found = self._read()
+        found = self.tables()
         times = np.concatenate([table["timestamp_ms"].to_numpy() for _, table in found] or [np.zeros(0, np.int64)])
         return ArchiveStats(
             segments=len(found),
@@ -245,11 +251,36 @@ class EventArchive:
             next_offsets=_ends(segment for segment, _ in found),
         )
 
-    def _read(self) -> list[tuple[Segment, pa.Table]]:
-        """All segments and what is in them."""
+    def before(self) -> dict[int, EventArchive]:
+        """The archives of the topic before it was created again, by their epoch, the oldest first."""
+        numbers = [path.name.removeprefix("epoch-") for path in self.folder.glob("epoch-*")]
+        epochs = sorted(int(number) for number in numbers if number.isdecimal())
+        return {epoch: EventArchive(self.folder, epoch) for epoch in epochs if epoch < self._topic_epoch}
+
+    def _check_format(self) -> None:
+        check_folder(self.folder, "**/[!.]*.parquet", "name another STREAMREC_ARCHIVE_DIR", ArchiveError)
+
+    def _write(self, table: pa.Table, path: Path) -> None:
+        try:
+            claim_folder(self.folder)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            for left in path.parent.glob(".*"):  # of a writer that was killed; there is only one
+                left.unlink()
+            with replacing(path) as file:
+                parquet.write_table(table, file, compression="zstd")
+        except (OSError, pa.ArrowException) as error:
+            raise ArchiveError(f"cannot write {path}: {error}") from error
+
+    def tables(self, imported: bool = True) -> list[tuple[Segment, pa.Table]]:
+        """All segments, in their order, and what is in them; with those that were imported, or without.
+
+        Raises:
+            ArchiveError: a segment is damaged.
+        """
         for _ in range(READ_AGAIN):
             with contextlib.suppress(FileNotFoundError):
-                return [(segment, _read(segment.path)) for segment in self.segments()]
+                segments = self.segments() if imported else self._segments_of("*")
+                return [(segment, _read(segment.path)) for segment in segments]
         raise ArchiveError(f"segments vanish from {self.folder} while they are read; is something else removing them?")
 
 
@@ -283,14 +314,3 @@ def _events(tables: Sequence[pa.Table]) -> Interactions:
 
 def _dead_letters(table: pa.Table) -> int:
     return int((table.schema.metadata or {}).get(DEAD_LETTERS, b"0"))
-
-
-def _write(table: pa.Table, path: Path) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        for left in path.parent.glob(".*"):  # of a writer that was killed; there is only one
-            left.unlink()
-        with replacing(path) as file:
-            parquet.write_table(table, file, compression="zstd")
-    except (OSError, pa.ArrowException) as error:
-        raise ArchiveError(f"cannot write {path}: {error}") from error

@@ -36,6 +36,7 @@ async def check(settings: Settings) -> AsyncIterator[Finding]:
     try:
         async with RedisClient(settings) as redis:
             await redis.ping()
+            await redis.check_format(claim=False)
         yield Finding("Redis", True, f"{settings.redis_address} answers")
     except StreamrecError as error:
         yield Finding("Redis", False, str(error))

@@ -136,6 +136,15 @@ def _parser() -> argparse.ArgumentParser:
                          help="and only once so many clicks are new [1]")  # fmt: skip
     command.add_argument("--no-follow", action="store_true", help="train on what the archive holds; read no topic")
     command.add_argument("--json", action="store_true", help="with --once: print the report as one JSON object")
+    command = _command(
+        commands, "rebuild", ("archive_dir", "model_dir", "registry_dir", *KAFKA_FLAGS, *REDIS_FLAGS), _rebuild,
+        help="bring back what Redis has lost, from the archive and the topic",
+        description="Compute sequences, lists and click counts again from the archive and from what the topic holds "
+        "after it, and write what Redis has less of. Daemons may run meanwhile. A second run changes nothing; one that "
+        "was stopped is begun again.",
+    )  # fmt: skip
+    command.add_argument("--rate", type=_rate, default=0.0, help="users a second [as fast as possible]")
+    command.add_argument("--dry-run", action="store_true", help="write nothing, only say what would be written")
     _add_models(commands)
     _add_archive(commands)
 
@@ -255,6 +264,16 @@ def _retrain(settings: Settings, options: argparse.Namespace) -> int:
     for name, values in verdict.report.items():
         if isinstance(values, dict):
             print(f"  {name:11}" + "  ".join(f"{metric} {value:.4f}" for metric, value in values.items()))
+    return 0
+
+
+def _rebuild(settings: Settings, options: argparse.Namespace) -> int:
+    _folder(settings, "archive_dir")
+    from streamrec.rebuild import rebuild
+
+    started = time.monotonic()
+    report = asyncio.run(rebuild(settings, options.rate, options.dry_run))
+    print(f"{'would be: ' if options.dry_run else ''}{report}; {time.monotonic() - started:.1f} s")
     return 0
 
 
@@ -379,7 +398,7 @@ def _add_flag(group: Any, name: str) -> None:
 def _rate(text: str) -> float:
     rate = float(text)
     if not 0 <= rate < float("inf"):
-        raise argparse.ArgumentTypeError("must be a number of events a second, or 0 for as fast as possible")
+        raise argparse.ArgumentTypeError("must be a number a second, or 0 for as fast as possible")
     return rate
 
 

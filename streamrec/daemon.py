@@ -98,6 +98,7 @@ async def serve(settings: Settings, burst: bool = False, page: type[LivePage] = 
     async with contextlib.AsyncExitStack() as parts:
         redis = await parts.enter_async_context(RedisClient(settings, metrics))
         await redis.ping()
+        await redis.check_format()
         lists = SharedLists(redis, settings, max_len, saved.vocab)
         await lists.refresh()
         for topic in await ensure_topics(settings, (settings.kafka_topic, settings.kafka_dead_letters)):

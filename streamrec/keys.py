@@ -42,6 +42,11 @@ class Keys:
         return f"{self.prefix}:online:{version}"
 
     @property
+    def format(self) -> str:
+        """STRING: the version of what is stored under the prefix (formats.py)."""
+        return f"{self.prefix}:format"
+
+    @property
     def models_channel(self) -> str:
         """Pub/sub channel: the champion, whenever it or its shadow may have changed."""
         return f"{self.prefix}:models"

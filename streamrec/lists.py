@@ -8,9 +8,10 @@ before the first one of the stream.
 
 from __future__ import annotations
 
+import heapq
 import logging
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from itertools import islice
 
 import msgspec
@@ -26,6 +27,7 @@ log = logging.getLogger(__name__)
 POPULAR = "popular"  # stands where a model version stands
 KEPT_ITEMS = 10_000
 RESCALE_HALF_LIVES = 60
+LOST = 0.9  # of what was counted so much must be there, or it was lost
 
 
 class SharedLists:
@@ -89,6 +91,29 @@ class SharedLists:
         value = PublishedList(top.items, top.scores, POPULAR, self._newest_ms, int(time.time() * 1000), 0)
         await self._redis.set(self._keys.popular, msgspec.json.encode(value), self._settings.recs_ttl_s)
 
+    async def restore(self, counts: Mapping[str, float], counted_ms: int, began_ms: int | None) -> bool:
+        """Put counts in the place of those that Redis holds if it has lost some; True if so.
+
+        What the daemons flush meanwhile may be lost: as much as in a crash.
+
+        Args:
+            counts: clicks of each item, as of ``counted_ms``.
+            began_ms: when the training data's clicks counted in full; None where they are among ``counts``.
+
+        Raises:
+            RedisUnavailable: Redis does not answer.
+        """
+        stored = await self._exchange({}, counted_ms)
+        if sum(stored.scores) >= LOST * sum(heapq.nlargest(len(stored.scores), counts.values())) > 0:
+            return False
+        await self._redis.delete(self._keys.popularity)
+        if began_ms is not None:
+            await self._exchange(self._prior, began_ms)
+        kept = heapq.nlargest(KEPT_ITEMS, counts, key=lambda item: counts[item])
+        await self._exchange({item: counts[item] for item in kept}, counted_ms)
+        self._newest_ms = max(self._newest_ms, counted_ms)
+        return True
+
     def popular_for(self, stored: bytes, k: int) -> Ranking:
         """The k most popular items that are neither blocked nor among a user's stored ones, a NUL behind each."""
         seen, (popular, marked) = b"\0" + stored, self._popular
@@ -105,7 +130,8 @@ class SharedLists:
         self._weights = {item: weight * scale for item, weight in self._weights.items()}
         self._reference_ms = timestamp_ms
 
-    async def _exchange(self, weights: dict[str, float], reference_ms: int, only_if_missing: bool = False) -> None:
+    async def _exchange(self, weights: dict[str, float], reference_ms: int, only_if_missing: bool = False) -> Ranking:
+        """Add to the counts in Redis; returns the top of them."""
         args: list[str | int | float] = [
             self._settings.popular_half_life_s * 1000,
             self._settings.sequence_ttl_s,
@@ -117,8 +143,10 @@ class SharedLists:
         for item, weight in weights.items():
             args += (item, weight)
         reply = await self._redis.run("popularity", [self._keys.popularity], args)
+        top = [item.decode() for item in reply[::2]], [float(weight) for weight in reply[1::2]]
         if reply:
-            self._popular = _marked([item.decode() for item in reply[::2]], [float(weight) for weight in reply[1::2]])
+            self._popular = _marked(*top)
+        return Ranking(*top)
 
 
 def _marked(items: list[str], scores: list[float]) -> tuple[Ranking, list[bytes]]:

@@ -18,6 +18,7 @@ from redis.exceptions import AskError, AuthenticationError, ClusterCrossSlotErro
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from streamrec.errors import RedisUnavailable, SettingsError, StreamrecError
+from streamrec.formats import FORMAT, refusal
 from streamrec.keys import Keys
 from streamrec.metrics import Metrics
 from streamrec.redis_nodes import Cluster, Command, NotReplicated, OneServer, Part, Script, Wait
@@ -27,7 +28,7 @@ MAX_CONNECTIONS = 6  # of a node: the loop, the refresh, the probe, the re-scori
 RETRIES = 2
 LISTEN_TIMEOUT_S = 0.5  # below any sensible time-out of the socket, which would end the listening
 SCAN_COUNT = 1000
-SCRIPTS = ("append", "publish", "popularity", "lock", "online")
+SCRIPTS = ("append", "publish", "popularity", "lock", "online", "replace")
 WAITED_FOR = ("append", "publish")  # what redis_wait_replicas is about
 WAIT_SHARE = 0.8  # of the time-out: Redis is to give up waiting before the connection does
 REFUSAL = "STREAMREC "  # what errors of the scripts themselves begin with
@@ -61,6 +62,7 @@ class RedisClient:
         self._address = settings.redis_address
         self._cluster = settings.redis_cluster
         keys = Keys(settings.redis_key_prefix)
+        self._format_key = keys.format
         self._probed = (keys.popular, keys.popularity)
         replicas, timeout_ms = settings.redis_wait_replicas, max(1, int(settings.redis_timeout_s * WAIT_SHARE * 1000))
         self._wait = Wait(replicas, timeout_ms) if replicas else None
@@ -127,6 +129,24 @@ class RedisClient:
         else:
             await self._call("EXISTS", *self._probed)  # keys of two slots: a cluster refuses, and is found out
 
+    async def check_format(self, claim: bool = True) -> None:
+        """Refuse a prefix under which another version has stored; none is said where nobody has yet, or all was lost.
+
+        Args:
+            claim: write our version down where there is none: we are about to store something.
+
+        Raises:
+            RedisUnavailable: Redis does not answer.
+            StreamrecError: what is stored has a format that is unknown.
+        """
+        if claim:
+            await self._call("SET", self._format_key, FORMAT, "NX")
+        (found,) = await self.get_many([self._format_key])
+        if found != FORMAT.encode() and (found is not None or claim):
+            where = f"key {self._format_key} of Redis at {self._address}"
+            text = "another type" if found is None else found.decode(errors="replace")
+            raise StreamrecError(refusal(where, text, "set another STREAMREC_REDIS_KEY_PREFIX"))
+
     async def get_many(self, keys: list[str]) -> list[bytes | None]:
         """Values of string keys, None where there is none."""
         if self._cluster:
@@ -146,6 +166,10 @@ class RedisClient:
     async def set(self, key: str, value: bytes, ttl_s: int) -> None:
         """Write a string key."""
         await self._call("SET", key, value, "EX", ttl_s)
+
+    async def delete(self, key: str) -> None:
+        """Remove a key."""
+        await self._call("DEL", key)
 
     async def memory_bytes(self) -> int:
         """Memory that the data take, on all nodes that have keys."""

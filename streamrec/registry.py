@@ -1,6 +1,7 @@
 """Versions of the model on disk, and which of them is the champion, and which its shadow.
 
     REGISTRY/
+      format               the version of all this (formats.py); models have one of their own
       versions/VERSION/    model directories (sasrec.checkpoint), renamed into place whole
       champion.json        the alias: version, since when, why, and the champions before it; replaced whole
       shadow.json          the other alias: the version that scores unseen beside the champion; only while there is one
@@ -26,6 +27,7 @@ import msgspec
 from sasrec import ItemVocab, ModelDirectoryError, SASRec, SavedModel, load_model, read_metadata, save_model
 from streamrec.durable import replacing
 from streamrec.errors import RegistryError
+from streamrec.formats import check_folder, claim_folder
 
 CHAMPION, SHADOW, VERSIONS, LOCK = "champion.json", "shadow.json", "versions", "lock"
 REMEMBERED_CHAMPIONS = 50
@@ -103,8 +105,10 @@ class Registry:
         Raises:
             RegistryError: it cannot be written.
         """
+        self._check_format()
         incoming = self.folder / VERSIONS / f".{uuid.uuid4().hex}"
         try:
+            claim_folder(self.folder)
             version = save_model(incoming, model, vocab, metadata)
             target = self.folder / VERSIONS / version
             if not _is_whole(target):  # the same weights may be there already, or what is left of them
@@ -210,7 +214,11 @@ class Registry:
                 if time.time() - path.stat().st_mtime > ABANDONED_AFTER_S:
                     shutil.rmtree(path)
 
+    def _check_format(self) -> None:
+        check_folder(self.folder, f"{VERSIONS}/[!.]*", "name another STREAMREC_REGISTRY_DIR", RegistryError)
+
     def _folders(self) -> list[Path]:
+        self._check_format()
         try:
             return [path for path in (self.folder / VERSIONS).iterdir() if path.is_dir() and path.name[0] != "."]
         except FileNotFoundError:
@@ -236,6 +244,7 @@ class Registry:
             return None
 
     def _alias(self, name: str, kind: type[Alias], cure: str) -> Alias | None:
+        self._check_format()
         path = self.folder / name
         try:
             return msgspec.json.decode(path.read_bytes(), type=kind)
@@ -268,6 +277,7 @@ class Registry:
     @contextlib.contextmanager
     def _turn(self) -> Iterator[None]:
         """One writer of the aliases at a time."""
+        self._check_format()
         try:
             lock = (self.folder / LOCK).open("w")
         except OSError as error:

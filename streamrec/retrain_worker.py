@@ -86,9 +86,12 @@ class RetrainWorker:
         """Follow the topic, and train whenever a round is due, until a signal comes.
 
         Raises:
-            StreamrecError: topic or archive cannot be used, or the port of /metrics is taken.
+            StreamrecError: topic, archive or what is in Redis cannot be used, or the port of /metrics is taken.
         """
         with stop_signals(self._stop, _told), self._seen_from_outside():
+            with contextlib.suppress(RedisUnavailable):  # the archive goes on without; a round asks again
+                async with RedisClient(self._settings) as redis:
+                    await redis.check_format()
             rounds = asyncio.create_task(self._rounds())
             try:
                 if self._follow:
@@ -149,6 +152,7 @@ class RetrainWorker:
             Keys(self._settings.redis_key_prefix).training,
             f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4()}",
         )
+        await redis.check_format()
         holder = await redis.lock(key, own, LOCK_TTL_MS)
         if holder != own:
             raise RetrainError(

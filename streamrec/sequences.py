@@ -11,6 +11,8 @@ partition* is skipped, so a batch delivered again after a crash changes nothing.
 from __future__ import annotations
 
 import logging
+import re
+from dataclasses import dataclass, field
 
 from streamrec.errors import StreamrecError
 from streamrec.keys import Keys
@@ -24,6 +26,52 @@ log = logging.getLogger(__name__)
 
 # As many rejections as this share of a batch are worth a line in the log.
 MASS_REJECTION = 0.5
+STORED = re.compile(rb"(\d+) (\d+) (\d+) (\d+) (\d+) (\d+) ([\d:,]*)\0(.*)", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredSequence:
+    """All that a value holds; ``offsets`` is the replay guard, the last applied offset of each partition."""
+
+    stored: bytes  # the items, as in UserSequence
+    n: int
+    session_n: int
+    last_event_ts_ms: int
+    topic_epoch: int
+    offsets: dict[int, int] = field(default_factory=dict)
+
+    @property
+    def kept(self) -> int:
+        """How many items are there."""
+        return self.stored.count(b"\0")
+
+    def encode(self) -> bytes:
+        """The value, as append.lua would have written it."""
+        offsets = ",".join(sorted(f"{partition}:{offset}" for partition, offset in self.offsets.items()))
+        header = f"1 {self.n} {self.session_n} {self.kept} {self.last_event_ts_ms} {self.topic_epoch} {offsets}"
+        return header.encode() + b"\0" + self.stored
+
+    @classmethod
+    def decode(cls, user_id: str, value: bytes) -> StoredSequence | None:
+        """Read a value; None where it is damaged, so that append.lua would begin it anew.
+
+        Raises:
+            StreamrecError: a newer streamrec has written it.
+        """
+        found = STORED.fullmatch(value)
+        if found is None:
+            return None
+        if found[1] != b"1":
+            raise StreamrecError(
+                f"sequence format {found[1].decode()} of user {user_id!r} was written by a newer streamrec; this one "
+                "reads format 1: upgrade it"
+            )
+        n, session_n, kept, last_event_ts_ms, topic_epoch = (int(found[at]) for at in range(2, 7))
+        if not kept <= session_n <= n:
+            return None
+        pairs = re.findall(rb"(\d+):(\d+)", found[7])
+        offsets = {int(partition): int(offset) for partition, offset in pairs}
+        return cls(_whole(found[8], kept), n, session_n, last_event_ts_ms, topic_epoch, offsets)
 
 
 class SequenceStore:
@@ -96,8 +144,9 @@ class SequenceStore:
         rejecting = rejected > MASS_REJECTION * len(batch.events)
         if rejecting and not self._rejecting:
             log.warning(
-                "most events of a batch had been applied before: normal for a moment after a crash or a rebalance; "
-                "if it goes on, the topic was probably deleted and created again: raise STREAMREC_KAFKA_TOPIC_EPOCH",
+                "most events of a batch had been applied before: normal for a moment after a crash or a rebalance, or "
+                "beside a rebuild; if it goes on, the topic was probably deleted and created again: raise "
+                "STREAMREC_KAFKA_TOPIC_EPOCH",
                 extra={"rejected": rejected, "events": len(batch.events)},
             )
         elif self._rejecting and not rejecting:
@@ -116,8 +165,15 @@ def parse_sequence(user_id: str, value: bytes, applied: int = 0, record_ts_ms: t
         version, n, session_n, kept, last_event_ts_ms, *_ = header.decode(errors="replace").split(" ")
         if version != "1":
             raise ValueError(f"format {version}")
-        if stored.count(b"\0") != int(kept) or (stored and stored[-1]):  # damaged: the newest are what there is
-            stored = b"".join(item + b"\0" for item in stored.split(b"\0")[-1 - int(kept) : -1])
-        return UserSequence(user_id, stored, int(n), int(session_n), int(last_event_ts_ms), applied, record_ts_ms)
+        return UserSequence(
+            user_id, _whole(stored, int(kept)), int(n), int(session_n), int(last_event_ts_ms), applied, record_ts_ms
+        )
     except ValueError as error:
         raise StreamrecError(f"the stored sequence of user {user_id!r} cannot be read: {error}") from None
+
+
+def _whole(stored: bytes, kept: int) -> bytes:
+    """The items, of which the header says how many; of damaged ones the newest are what there is."""
+    if stored.count(b"\0") == kept and not (stored and stored[-1]):
+        return stored
+    return b"".join(item + b"\0" for item in stored.split(b"\0")[-1 - kept : -1])

@@ -286,6 +286,7 @@ FLAGS = {
         "min_new_events",
         "no_follow",
     ),
+    "rebuild": (*KAFKA_FLAGS, *REDIS_FLAGS, "archive_dir", "model_dir", "registry_dir", "config", "rate", "dry_run"),
     "demo": ("config", "data", "json", "rate", "epochs", "stay"),
     "bench": (
         "model_dir",
@@ -336,8 +337,8 @@ async def test_the_help_of_a_command_explains_its_settings_and_options(run: Call
         (["recs", "ann", "--nope"], 2, "unrecognized arguments: --nope"),
         (["replay"], 2, "required: FILE"),
         (["replay", "f", "--rate", "fast"], 2, "--rate"),
-        (["replay", "f", "--rate", "-1"], 2, "events a second"),
-        (["replay", "f", "--rate", "nan"], 2, "events a second"),
+        (["replay", "f", "--rate", "-1"], 2, "a number a second"),
+        (["replay", "f", "--rate", "nan"], 2, "a number a second"),
         (["replay", "f", "--limit", "-1"], 2, "at least 1"),
         (["replay", "/no/such/file"], 1, "there is no file /no/such/file"),
         (["serve", "--log-format", "xml"], 2, "invalid choice: 'xml'"),

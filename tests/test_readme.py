@@ -48,7 +48,7 @@ def test_the_metrics_table_lists_every_metric(header: str, metrics: Metrics | Re
 def test_the_redis_contract_names_the_keys_that_are_used() -> None:
     keys = Keys()
     used = [keys.recommendation("USER"), keys.popular, keys.sequence("USER"), keys.popularity]
-    used += [keys.blocklist, keys.online("VERSION"), keys.training, keys.models_channel]
+    used += [keys.blocklist, keys.online("VERSION"), keys.format, keys.training, keys.models_channel]
     assert [row[0] for row in rows_of_table("key")] == [f"`{key}`" for key in used]
 
 

@@ -175,8 +175,8 @@ def test_a_file_cut_short_lengthened_or_missing_is_noticed(saved: Path, name: st
     [
         ("not JSON", ["is damaged", MANIFEST]),
         ("[]", ["a JSON object is expected", MANIFEST]),
-        ("{}", ["model format None, but this version reads 1"]),
-        ('{"format": 2}', ["model format 2, but this version reads 1"]),
+        ("{}", ["model format None, but this version reads 1; upgrade, or train it again"]),
+        ('{"format": 2}', ["model format 2, but this version reads 1; upgrade, or train it again"]),
         ('{"format": 1}', ["must name a version and the hashes", MANIFEST]),
         ('{"format": 1, "version": "x", "sha256": {}}', ["must name a version and the hashes", MANIFEST]),
         ('{"format": 1, "version": "x", "sha256": []}', ["must name a version and the hashes", MANIFEST]),
