@@ -11,7 +11,10 @@ local reply, at = {}, 5
 
 for i = 1, #KEYS do
   local value = redis.pcall('GET', KEYS[i])
-  if type(value) == 'table' then value = 'another type' end
+  if type(value) == 'table' then
+    if string.sub(value.err, 1, 9) ~= 'WRONGTYPE' then return value end  -- no right to read it: it is not damaged
+    value = 'another type'
+  end
   local format, n, session_n, kept, last_ts, stored_epoch, applied_offsets, items
   if value then
     format, n, session_n, kept, last_ts, stored_epoch, applied_offsets, items = string.match(value, header)

@@ -10,6 +10,7 @@ import asyncio
 import json
 import math
 import os
+import re
 import sys
 import time
 import types
@@ -434,8 +435,11 @@ def _serve(settings: Settings, options: argparse.Namespace) -> int:
         print(f"export STREAMREC_REDIS_URL={servers.redis_url}", flush=True)
         addresses: dict[str, Any] = {"kafka_bootstrap_servers": servers.kafka_bootstrap_servers}
         addresses |= {"redis_url": servers.redis_url, "redis_cluster": False, "redis_wait_replicas": 0}
+        # these ask for no password and speak no TLS, whatever others do
+        others = {name: None for name in Settings.model_fields if re.match("redis_(user|pass|tls)|kafka_tls", name)}
         given = settings.model_dump(exclude_unset=True)  # a default stays one: a taken default port is replaced
-        return asyncio.run(serve(Settings.model_validate(given | addresses), options.burst))
+        given |= addresses | others | {"kafka_security_protocol": "PLAINTEXT"}
+        return asyncio.run(serve(Settings.model_validate(given), options.burst))
 
 
 def _replay(settings: Settings, options: argparse.Namespace) -> int:

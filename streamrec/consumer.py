@@ -28,6 +28,7 @@ from streamrec.health import Health
 from streamrec.kafka import (
     Producer,
     connection_options,
+    explained,
     leave_for_members,
     member_name,
     pause_after_empty_fetches,
@@ -288,9 +289,9 @@ class ClickConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
             except (KafkaError, TimeoutError, OSError) as error:
                 if settled and self.rebalancing:
                     continue  # a join holds the coordinator's answers back: ask again, for metadata
-                if self._health.kafka_answers:
-                    log.warning("Kafka is away, waiting for it: %s", unavailable(self._settings, error))
-                self._health.kafka_answers = False
+                was_there, self._health.kafka_answers = self._health.kafka_answers, False
+                if was_there:
+                    log.warning("Kafka is away, waiting for it: %s", await explained(self._settings, error))
             await asyncio.sleep(WATCH_S)
 
     async def _ask_for_ends(self) -> None:

@@ -17,7 +17,7 @@ import torch
 
 from sasrec import ModelDirectoryError, SavedModel, load_model
 from streamrec.consumer import REBALANCE_MARGIN_S, ClickConsumer
-from streamrec.errors import RedisUnavailable, SettingsError, StreamrecError
+from streamrec.errors import RedisRefused, RedisUnavailable, SettingsError, StreamrecError
 from streamrec.explain import Explainer
 from streamrec.follower import ChampionFollower
 from streamrec.health import Health
@@ -171,11 +171,19 @@ async def _run(
 
 
 async def _refresh(lists: SharedLists, counts: OnlineCounts, settings: Settings) -> None:
+    refused = ""
     while True:
         await asyncio.sleep(settings.refresh_s)
-        with contextlib.suppress(RedisUnavailable):  # the loop and the probe say so
-            await lists.refresh()
-            await counts.flush()
+        said, refused = refused, ""
+        for part in (lists.refresh, counts.flush):
+            try:
+                await part()
+            except RedisRefused as error:
+                refused = str(error)
+                if refused != said:
+                    log.warning("popular list and online figures are behind: %s", error)
+            except RedisUnavailable:  # the loop and the probe say so
+                break
 
 
 async def _probe(redis: RedisClient, health: Health) -> None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 import aiohttp
 from prometheus_client.parser import text_string_to_metric_families
+from pydantic import SecretStr
 
 from streamrec.embedded import die_with_parent
 from streamrec.errors import StreamrecError
@@ -43,9 +44,11 @@ class Reading:
 
 def environment(settings: Settings) -> dict[str, str]:
     """What a child process has to find in its environment to be under the same settings."""
-    chosen = {name: getattr(settings, name) for name in settings.model_fields_set}
-    chosen["redis_url"] = settings.redis_url.get_secret_value()
-    return {**os.environ, **{ENV_PREFIX + name.upper(): str(value) for name, value in chosen.items()}}
+    chosen = {name: getattr(settings, name) for name in settings.model_fields_set | {"redis_url"}}
+    plain = {
+        name: value.get_secret_value() if isinstance(value, SecretStr) else value for name, value in chosen.items()
+    }
+    return {**os.environ, **{ENV_PREFIX + name.upper(): str(value) for name, value in plain.items()}}
 
 
 def forget_environment() -> None:

@@ -4,6 +4,7 @@ StreamrecError
 ├── SettingsError      a setting is wrong, or two do not fit together
 ├── KafkaUnavailable   Kafka cannot be reached, or refuses us
 ├── RedisUnavailable   Redis cannot be reached, or refuses a command
+│   └── RedisRefused   it refuses our password, or has no right for us: nothing mends itself
 ├── EmbeddedError      an embedded server cannot be started
 ├── ArchiveError       the event archive cannot be read or written
 ├── RegistryError      a model version is missing, damaged, or cannot be published or promoted
@@ -29,6 +30,10 @@ class KafkaUnavailable(StreamrecError):
 
 class RedisUnavailable(StreamrecError):
     """Redis cannot be reached or refuses a command; waiting may help, except at start."""
+
+
+class RedisRefused(RedisUnavailable):
+    """Redis refuses who we are or what we do; only a person can help, and then waiting goes on."""
 
 
 class EmbeddedError(StreamrecError):

@@ -17,7 +17,7 @@ import logging
 import time
 
 from sasrec import Engine
-from streamrec.errors import RedisUnavailable, RegistryError, StreamrecError
+from streamrec.errors import RedisRefused, RedisUnavailable, RegistryError, StreamrecError
 from streamrec.keys import Keys
 from streamrec.metrics import Metrics, unix_s
 from streamrec.predictor import Predictor, open_engine
@@ -70,10 +70,15 @@ class ChampionFollower:
 
     async def _listen(self) -> None:
         channel = Keys(self._settings.redis_key_prefix).models_channel
+        refused = False
         while True:
-            with contextlib.suppress(RedisUnavailable):  # the look every few seconds does without
+            try:
                 async for _ in self._redis.listen(channel):
                     self._told.set()
+            except RedisUnavailable as error:  # the look every few seconds does without
+                if isinstance(error, RedisRefused) and not refused:
+                    log.warning("a new champion is seen %g s late: %s", self._settings.registry_poll_s, error)
+                refused = isinstance(error, RedisRefused)
             await asyncio.sleep(LOOK_AGAIN_S)
 
     async def _look(self) -> None:

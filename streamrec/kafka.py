@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import os
 import socket
-import ssl
 import time
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
@@ -15,22 +14,36 @@ from typing import Any
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.client import AIOKafkaClient, ConnectionGroup, CoordinationType
-from aiokafka.errors import KafkaConnectionError, KafkaError
-from aiokafka.helpers import create_ssl_context
+from aiokafka.conn import collect_hosts, create_conn
+from aiokafka.errors import (
+    ClusterAuthorizationFailedError,
+    GroupAuthorizationFailedError,
+    IllegalSaslStateError,
+    KafkaConnectionError,
+    KafkaError,
+    SaslAuthenticationFailed,
+    TopicAuthorizationFailedError,
+    UnsupportedSaslMechanismError,
+)
 from aiokafka.protocol.admin import DescribeGroupsRequest
 from aiokafka.protocol.group import LeaveGroupRequest
+from aiokafka.protocol.metadata import MetadataRequest
 
-from streamrec.errors import KafkaUnavailable, SettingsError
+from streamrec.errors import KafkaUnavailable
 from streamrec.schemas import DeadLetter
 from streamrec.settings import Settings
+from streamrec.tls import hung_up_hint, tls_context, tls_problem
 
-TOPIC_ALREADY_EXISTS = 36
+TOPIC_ALREADY_EXISTS, TOPIC_AUTHORIZATION_FAILED, CLUSTER_AUTHORIZATION_FAILED = 36, 29, 31
 # Kafka's default limit of a record is 1 MiB; the rest of a longer dead letter stays at its origin.
 MAX_DEAD_LETTER_BYTES = 900_000
 # Joins wait for the whole group, possibly longer than this: they are then sent again, under the same member id.
 REQUEST_TIMEOUT_MS = 10_000
 DISMISSAL_TIMEOUT_S = 5.0
+LOOK_TIMEOUT_MS = 5_000
 EMPTY_FETCH_S = 0.002
+NO_RIGHT = (TopicAuthorizationFailedError, GroupAuthorizationFailedError, ClusterAuthorizationFailedError)
+RIGHTS_ARE_LISTED = "(the rights that streamrec needs are in deploy/README.md, Security)"
 
 
 def connection_options(settings: Settings) -> dict[str, Any]:
@@ -54,14 +67,7 @@ def connection_options(settings: Settings) -> dict[str, Any]:
             "sasl_plain_password": settings.kafka_sasl_password.get_secret_value(),
         }
     if settings.kafka_security_protocol.endswith("SSL"):
-        try:
-            options["ssl_context"] = create_ssl_context(
-                cafile=settings.kafka_tls_ca_file,
-                certfile=settings.kafka_tls_cert_file,
-                keyfile=settings.kafka_tls_key_file,
-            )
-        except (OSError, ssl.SSLError) as error:
-            raise SettingsError(f"cannot read the Kafka TLS files: {error}") from None
+        options["ssl_context"] = tls_context(settings, "kafka")
     return options
 
 
@@ -74,7 +80,51 @@ def unavailable(settings: Settings, error: Exception) -> KafkaUnavailable:
         )
     if isinstance(error, TimeoutError):
         return KafkaUnavailable(f"Kafka at {servers} does not answer")
-    return KafkaUnavailable(f"Kafka at {servers}: {str(error) or type(error).__name__}")
+    detail = str(error) or type(error).__name__
+    if isinstance(error, NO_RIGHT):
+        detail += f" {RIGHTS_ARE_LISTED}"
+    return KafkaUnavailable(f"Kafka at {servers}: {detail}")
+
+
+async def explained(settings: Settings, error: Exception) -> KafkaUnavailable:
+    """The same after a look at why no broker will have us: the client swallows what it is told."""
+    if isinstance(error, NO_RIGHT):
+        return unavailable(settings, error)
+    options = connection_options(settings) | {"request_timeout_ms": LOOK_TIMEOUT_MS}
+    del options["metadata_max_age_ms"]
+    for host, port, _ in collect_hosts(options.pop("bootstrap_servers")):
+        try:
+            connection = await create_conn(host, port, **options)
+            try:
+                await connection.send(MetadataRequest([]))  # before it, a broker that wants SASL says nothing
+            finally:
+                connection.close()
+        except (KafkaError, OSError, ValueError) as refusal:
+            why = _why_refused(settings, refusal)
+            if why:
+                return KafkaUnavailable(f"Kafka at {host}:{port}: {why}")
+    return unavailable(settings, error)
+
+
+def _why_refused(settings: Settings, error: Exception) -> str | None:
+    """What a broker has against this connection, and what to do; None where it is just not there."""
+    problem = tls_problem(error, "kafka")
+    if problem:
+        return problem + ("; see STREAMREC_KAFKA_SECURITY_PROTOCOL" if "speaks no TLS" in problem else "")
+    mechanism = settings.kafka_sasl_mechanism
+    if isinstance(error, UnsupportedSaslMechanismError):
+        return f"it does not take SASL mechanism {mechanism}: set STREAMREC_KAFKA_SASL_MECHANISM to one that it takes"
+    if isinstance(error, SaslAuthenticationFailed):
+        return (
+            f"it refuses user {settings.kafka_sasl_username} or the password, by {mechanism}: set "
+            "STREAMREC_KAFKA_SASL_USERNAME and STREAMREC_KAFKA_SASL_PASSWORD, or ..._PASSWORD_FILE"
+        )
+    if isinstance(error, IllegalSaslStateError):
+        return "it asks for no SASL on this port: set STREAMREC_KAFKA_SECURITY_PROTOCOL to PLAINTEXT or SSL"
+    hint = "" if isinstance(error, TimeoutError) else hung_up_hint(error, settings, "kafka")
+    if hint and not settings.kafka_security_protocol.startswith("SASL"):
+        hint = hint.replace("?", ", or SASL?")
+    return f"it hangs up{hint} See STREAMREC_KAFKA_SECURITY_PROTOCOL" if hint else None
 
 
 def ignore_abandoned_requests(loop: asyncio.AbstractEventLoop) -> None:
@@ -104,11 +154,16 @@ async def ensure_topics(settings: Settings, topics: Iterable[str]) -> list[str]:
             [NewTopic(topic, settings.kafka_partitions, settings.kafka_replication_factor) for topic in missing]
         )
         for topic, code, message in response.topic_errors:
+            if code in (TOPIC_AUTHORIZATION_FAILED, CLUSTER_AUTHORIZATION_FAILED):
+                raise KafkaUnavailable(
+                    f"topic {topic} is not there, or may not be seen, and may not be created: create it, and allow "
+                    f"Describe on it {RIGHTS_ARE_LISTED}"
+                )
             if code not in (0, TOPIC_ALREADY_EXISTS):
                 raise KafkaUnavailable(f"Kafka refuses to create topic {topic}: {message} (error {code})")
         return missing
     except (KafkaError, OSError) as error:
-        raise unavailable(settings, error) from error
+        raise await explained(settings, error) from error
     finally:
         await admin.close()
 
@@ -296,6 +351,6 @@ async def topic_partitions(settings: Settings, topics: Iterable[str]) -> dict[st
         counts = {topic["topic"]: len(topic["partitions"]) for topic in described}
         return {topic: counts.get(topic, 0) for topic in topics}
     except (KafkaError, OSError) as error:
-        raise unavailable(settings, error) from error
+        raise await explained(settings, error) from error
     finally:
         await admin.close()

@@ -15,10 +15,21 @@ _CHATTY = ("aiokafka", "kafka")
 def configure_logging(level: str, log_format: str) -> None:
     """Set up the root logger of this process; called by commands only."""
     handler = logging.StreamHandler(sys.stderr)
+    handler.addFilter(_mask_sasl)
     handler.setFormatter(_JsonFormatter() if log_format == "json" else _TextFormatter())
     logging.basicConfig(level=level, handlers=[handler], force=True)
     for name in _CHATTY:
         logging.getLogger(name).setLevel(logging.DEBUG if level == "DEBUG" else logging.CRITICAL)
+
+
+def _mask_sasl(record: logging.LogRecord) -> bool:
+    """Let every record through, but not what aiokafka tells at DEBUG: the request that holds the password."""
+    if isinstance(record.args, tuple):
+        kinds = [type(arg).__name__ for arg in record.args]
+        record.args = tuple(
+            kind if kind.startswith("Sasl") else arg for kind, arg in zip(kinds, record.args, strict=True)
+        )
+    return True
 
 
 def _fields(record: logging.LogRecord) -> dict[str, object]:

@@ -124,6 +124,10 @@ class RetrainMetrics:
             registry=r,
         )
 
+    def exposition(self) -> bytes:
+        """The text that /metrics answers with."""
+        return generate_latest(self.registry)
+
 
 def unix_s(created_at: str) -> float:
     """Unix time of the ISO-8601 time in a model's metadata; 0 where it is none."""

@@ -14,15 +14,24 @@ from typing import Any, Self
 from redis.asyncio.connection import parse_url
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff
-from redis.exceptions import AskError, AuthenticationError, ClusterCrossSlotError, RedisError, ResponseError
+from redis.exceptions import (
+    AskError,
+    AuthenticationError,
+    ClusterCrossSlotError,
+    NoPermissionError,
+    RedisError,
+    ResponseError,
+)
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from streamrec.errors import RedisUnavailable, SettingsError, StreamrecError
+from streamrec.errors import RedisRefused, RedisUnavailable, SettingsError, StreamrecError
 from streamrec.formats import FORMAT, refusal
 from streamrec.keys import Keys
 from streamrec.metrics import Metrics
 from streamrec.redis_nodes import Cluster, Command, NotReplicated, OneServer, Part, Script, Wait
 from streamrec.settings import Settings
+from streamrec.tls import hung_up_hint, tls_context, tls_problem
 
 MAX_CONNECTIONS = 6  # of a node: the loop, the refresh, the probe, the re-scoring, the listener, the page
 RETRIES = 2
@@ -41,11 +50,11 @@ class RedisClient:
     time-outs are short; applying a script twice is harmless, since the guard knows the offsets.
 
     Raises:
-        SettingsError: the URL has an option that redis-py does not know, or a wrong value for one.
+        SettingsError: the URL has an option that redis-py does not know, or a wrong value for one; a TLS file is wrong.
     """
 
     def __init__(self, settings: Settings, metrics: Metrics | None = None) -> None:
-        tls = {"ssl_ca_certs": str(settings.redis_tls_ca_file)} if settings.redis_tls_ca_file else {}
+        identity = _identity(settings)
         try:
             options = {
                 "max_connections": MAX_CONNECTIONS,
@@ -53,13 +62,13 @@ class RedisClient:
                 "socket_timeout": settings.redis_timeout_s,
                 "socket_connect_timeout": settings.redis_timeout_s,
                 "retry": Retry(ExponentialBackoff(cap=0.2, base=0.02), RETRIES),
-                **tls,
+                **identity,
                 **parse_url(settings.redis_url.get_secret_value()),
             }
             self._nodes = Cluster(options) if settings.redis_cluster else OneServer(options)
         except (ValueError, TypeError, RedisError) as error:
             raise SettingsError(f"redis_url: an option after the ? is unknown or wrong: {error}") from None
-        self._address = settings.redis_address
+        self._settings = settings
         self._cluster = settings.redis_cluster
         keys = Keys(settings.redis_key_prefix)
         self._format_key = keys.format
@@ -143,7 +152,7 @@ class RedisClient:
             await self._call("SET", self._format_key, FORMAT, "NX")
         (found,) = await self.get_many([self._format_key])
         if found != FORMAT.encode() and (found is not None or claim):
-            where = f"key {self._format_key} of Redis at {self._address}"
+            where = f"key {self._format_key} of Redis at {self._settings.redis_address}"
             text = "another type" if found is None else found.decode(errors="replace")
             raise StreamrecError(refusal(where, text, "set another STREAMREC_REDIS_KEY_PREFIX"))
 
@@ -242,16 +251,46 @@ class RedisClient:
 
     def _unavailable(self, error: Exception) -> RedisUnavailable:
         self._nodes.doubt()
-        detail = (str(error) or type(error).__name__).rstrip(".")
-        if not self._cluster and isinstance(error, (AskError, ClusterCrossSlotError)):
-            detail = "it is a node of a Redis Cluster; set STREAMREC_REDIS_CLUSTER=true"
-        elif isinstance(error, AskError):
-            detail = f"its nodes do not agree on which of them has slot {error.slot_id}"
-        elif self._cluster and "cluster support disabled" in detail:
-            detail = "it is a single server, no Redis Cluster; set STREAMREC_REDIS_CLUSTER=false"
-        elif isinstance(error, (RedisConnectionError, OSError)) and not isinstance(error, AuthenticationError):
-            detail += "; is STREAMREC_REDIS_URL right, and the server up?"
-        return RedisUnavailable(f"Redis at {self._address}: {detail}")
+        kind, detail = _explained(error, self._settings)
+        return kind(f"Redis at {self._settings.redis_address}: {detail}")
+
+
+def _identity(settings: Settings) -> dict[str, Any]:
+    """Who we are to the server, and who it must be to us."""
+    password = settings.redis_password
+    given: dict[str, Any] = {"username": settings.redis_username}
+    given["password"] = password.get_secret_value() if password else None
+    if settings.redis_uses_tls:
+        tls_context(settings, "redis")  # the client would read the files later, and not say which one is wrong
+        files = {"ca_certs": settings.redis_tls_ca_file, "certfile": settings.redis_tls_cert_file}
+        files["keyfile"] = settings.redis_tls_key_file
+        given |= {f"ssl_{name}": str(path) if path else None for name, path in files.items()}
+        given["ssl_check_hostname"] = True  # the default of newer clients alone
+    return {name: value for name, value in given.items() if value}
+
+
+def _explained(error: Exception, settings: Settings) -> tuple[type[RedisUnavailable], str]:
+    """An error of Redis in words for the operator."""
+    detail = (str(error) or type(error).__name__).rstrip(".")
+    if not settings.redis_cluster and isinstance(error, (AskError, ClusterCrossSlotError)):
+        return RedisUnavailable, "it is a node of a Redis Cluster; set STREAMREC_REDIS_CLUSTER=true"
+    if isinstance(error, AskError):
+        return RedisUnavailable, f"its nodes do not agree on which of them has slot {error.slot_id}"
+    if settings.redis_cluster and "cluster support disabled" in detail:
+        return RedisUnavailable, "it is a single server, no Redis Cluster; set STREAMREC_REDIS_CLUSTER=false"
+    problem = tls_problem(error, "redis")
+    if problem:
+        return RedisUnavailable, problem
+    if isinstance(error, AuthenticationError):
+        return (
+            RedisRefused,
+            f"{detail}; set STREAMREC_REDIS_USERNAME and STREAMREC_REDIS_PASSWORD, or ..._PASSWORD_FILE",
+        )
+    if isinstance(error, NoPermissionError) or "ACL failure" in detail or "The user executing the script" in detail:
+        return RedisRefused, f"{detail}; the rights that streamrec needs are in deploy/README.md, Security"
+    if isinstance(error, (RedisConnectionError, RedisTimeoutError, OSError)):
+        detail += hung_up_hint(error, settings, "redis") or "; is STREAMREC_REDIS_URL right, and the server up?"
+    return RedisUnavailable, detail
 
 
 def _script(name: str) -> Script:

@@ -240,7 +240,9 @@ async def _pipelined(
     try:
         answers = await _answers(client, sent)
         if script is not None and any(isinstance(answer, NoScriptError) for answer in answers):
-            answers = (await _answers(client, [("SCRIPT LOAD", script.text), *sent]))[1:]
+            loaded, *answers = await _answers(client, [("SCRIPT LOAD", script.text), *sent])
+            if isinstance(loaded, Exception):
+                return [loaded] * len(commands)
     except (RedisError, OSError) as error:
         return [error] * len(commands)
     if wait is not None:

@@ -6,6 +6,7 @@ local reply = {}
 for i = 1, #KEYS do
   local expected, value, ttl_s = ARGV[3 * i - 2], ARGV[3 * i - 1], tonumber(ARGV[3 * i])
   local stored = redis.pcall('GET', KEYS[i])
+  if type(stored) == 'table' and string.sub(stored.err, 1, 9) ~= 'WRONGTYPE' then return stored end  -- no right to read it
   if type(stored) ~= 'string' then stored = '' end  -- there is none, or one of another type, which nobody can read
   if stored == expected then
     ttl_s = math.max(ttl_s, redis.call('TTL', KEYS[i]))

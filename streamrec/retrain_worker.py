@@ -12,25 +12,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import logging
 import os
 import socket
 import time
 import uuid
-from collections.abc import AsyncIterator, Iterator
-
-from prometheus_client import start_http_server
+from collections.abc import AsyncIterator
 
 from streamrec.archive import EventArchive
 from streamrec.archiver import Archiver
 from streamrec.errors import (
     ArchiveError,
+    RedisRefused,
     RedisUnavailable,
     RegistryError,
     RetrainError,
     RetrainStopped,
-    SettingsError,
     StreamrecError,
 )
 from streamrec.keys import Keys
@@ -40,6 +37,7 @@ from streamrec.registry import Registry
 from streamrec.retrain import Verdict, retrain
 from streamrec.settings import Settings
 from streamrec.stop_signals import stop_signals
+from streamrec.web import WebServer
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +46,7 @@ LOCK_RENEWED_EVERY_S = 4.0
 LOOK_EVERY_S = 1.0
 REASONS: dict[type[StreamrecError], str] = {
     RetrainError: "training", ArchiveError: "archive", RegistryError: "registry", RedisUnavailable: "redis",
-    RetrainStopped: "stopped",
+    RedisRefused: "redis", RetrainStopped: "stopped",
 }  # fmt: skip
 
 
@@ -88,20 +86,24 @@ class RetrainWorker:
         Raises:
             StreamrecError: topic, archive or what is in Redis cannot be used, or the port of /metrics is taken.
         """
-        with stop_signals(self._stop, _told), self._seen_from_outside():
-            with contextlib.suppress(RedisUnavailable):  # the archive goes on without; a round asks again
-                async with RedisClient(self._settings) as redis:
-                    await redis.check_format()
-            rounds = asyncio.create_task(self._rounds())
-            try:
-                if self._follow:
-                    await Archiver(self._settings, self._archive).run(self._stop)
-                else:
-                    await self._stop.wait()
-            finally:
-                self._stop.set()
-                await rounds
+        with stop_signals(self._stop, _told):
+            async with self._seen_from_outside():
+                await self._follow_and_train()
         log.info("stopped")
+
+    async def _follow_and_train(self) -> None:
+        with contextlib.suppress(RedisUnavailable):  # the archive goes on without; a round asks again
+            async with RedisClient(self._settings) as redis:
+                await redis.check_format()
+        rounds = asyncio.create_task(self._rounds())
+        try:
+            if self._follow:
+                await Archiver(self._settings, self._archive).run(self._stop)
+            else:
+                await self._stop.wait()
+        finally:
+            self._stop.set()
+            await rounds
 
     async def _rounds(self) -> None:
         last_s = await asyncio.to_thread(self._last_round_s)
@@ -177,26 +179,15 @@ class RetrainWorker:
             with contextlib.suppress(RedisUnavailable):
                 await redis.lock(key, own, 0)
 
-    @contextlib.contextmanager
-    def _seen_from_outside(self) -> Iterator[None]:
-        """/metrics, in a thread of its own; a default port that is taken is replaced by a free one."""
-        host, port = self._settings.http_host, self._settings.retrain_http_port
-        try:
-            server, thread = start_http_server(port, host, self._metrics.registry)
-        except OSError as error:
-            if error.errno != errno.EADDRINUSE or "retrain_http_port" in self._settings.model_fields_set:
-                raise SettingsError(
-                    f"cannot listen on {host}:{port}: {error.strerror}; set STREAMREC_RETRAIN_HTTP_PORT (0: any free "
-                    "port) or STREAMREC_HTTP_HOST"
-                ) from None
-            server, thread = start_http_server(0, host, self._metrics.registry)
-        log.info("metrics are served", extra={"host": host, "port": server.server_port})
+    @contextlib.asynccontextmanager
+    async def _seen_from_outside(self) -> AsyncIterator[None]:
+        """/metrics and /livez; a default port that is taken is replaced by a free one."""
+        web = WebServer(self._settings, self._metrics, None, port="retrain_http_port")
+        log.info("metrics are served", extra={"http": await web.start()})
         try:
             yield
         finally:
-            server.shutdown()
-            thread.join()
-            server.server_close()
+            await web.stop()
 
     def _last_round_s(self) -> float:
         """When the newest version was made, so that a restart does not train at once; 0 where there is none."""

@@ -1,7 +1,7 @@
 """Settings: flags win over environment (STREAMREC_*) over a TOML file over defaults.
 
 Each setting is listed once, here; flags, help texts, `streamrec check --show` and the README's table come
-from this class.
+from this class. A secret may also stand in a file, whose path STREAMREC_NAME_FILE holds.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from urllib.parse import parse_qs, urlsplit, urlunsplit
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
+    InitSettingsSource,
     NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
@@ -24,6 +25,7 @@ from pydantic_settings import (
 )
 
 from streamrec.errors import SettingsError
+from streamrec.secret_files import secrets_in_files
 
 ENV_PREFIX = "STREAMREC_"
 MASK = "********"
@@ -70,7 +72,15 @@ class Settings(BaseSettings):
     redis_url: SecretStr = Field(
         SecretStr("redis://localhost:6379/0"), description="redis[s]://[USER:PASSWORD@]HOST:PORT/DB, or unix://PATH"
     )
-    redis_tls_ca_file: Path | None = Field(None, description="CA certificates that sign the Redis server's")
+    redis_username: str | None = Field(None, description="Redis user, where the URL names none")
+    redis_password: SecretStr | None = Field(
+        None, description="Redis password, as it is; in a URL it is percent-encoded"
+    )
+    redis_tls_ca_file: Path | None = Field(
+        None, description="CA certificates that sign the Redis server's [the system's]"
+    )
+    redis_tls_cert_file: Path | None = Field(None, description="client certificate")
+    redis_tls_key_file: Path | None = Field(None, description="client key")
     redis_timeout_s: float = Field(1.0, gt=0, description="a Redis command may take so long before it is tried again")
     redis_cluster: bool = Field(False, description="the server is a Redis Cluster; redis_url names any of its nodes")
     redis_wait_replicas: int = Field(
@@ -247,20 +257,35 @@ class Settings(BaseSettings):
             self.kafka_sasl_username and self.kafka_sasl_password
         ):
             raise ValueError(f"{self.kafka_security_protocol} needs kafka_sasl_username and kafka_sasl_password")
-        if self.redis_tls_ca_file and not self.redis_url.get_secret_value().lower().startswith("rediss:"):
-            raise ValueError("redis_tls_ca_file needs a redis_url that begins with rediss://")
         if self.redis_cluster and not _fits_cluster(self.redis_url.get_secret_value()):
             raise ValueError("redis_cluster needs a redis_url with host and port, and no database but 0")
+        if (self.redis_username or self.redis_password) and _has_credentials(self.redis_url.get_secret_value()):
+            raise ValueError(
+                "redis_url names a user or password, and redis_username or redis_password too: name them once"
+            )
         if self.model_dir and self.registry_dir:
             raise ValueError("model_dir and registry_dir are both set: set the one from which the model is to come")
-        if self.kafka_tls_cert_file and not self.kafka_tls_key_file:
-            raise ValueError("kafka_tls_cert_file needs kafka_tls_key_file")
+        self._tls_fits("kafka", self.kafka_security_protocol.endswith("SSL"), "kafka_security_protocol SSL or SASL_SSL")
+        self._tls_fits("redis", self.redis_uses_tls, "a redis_url that begins with rediss://")
         return self
+
+    def _tls_fits(self, server: str, used: bool, need: str) -> None:
+        given = [name for part in ("ca", "cert", "key") if getattr(self, name := f"{server}_tls_{part}_file")]
+        if given and not used:  # else what was meant to be encrypted would not be
+            raise ValueError(f"{given[0]} needs {need}")
+        cert, key = f"{server}_tls_cert_file", f"{server}_tls_key_file"
+        if cert in given and key not in given:
+            raise ValueError(f"{cert} needs {key}")
 
     @property
     def kafka_dead_letters(self) -> str:
         """The dead-letter topic in force."""
         return self.kafka_dead_letter_topic or f"{self.kafka_topic}-dead-letter"
+
+    @property
+    def redis_uses_tls(self) -> bool:
+        """Whether the connection to Redis is encrypted."""
+        return self.redis_url.get_secret_value().lower().startswith("rediss:")
 
     @property
     def redis_address(self) -> str:
@@ -269,10 +294,8 @@ class Settings(BaseSettings):
 
     def shown(self) -> dict[str, object]:
         """Every setting as it is in force, secrets masked."""
-        values: dict[str, object] = {}
-        for name in type(self).model_fields:
-            value = getattr(self, name)
-            values[name] = MASK if isinstance(value, SecretStr) else value
+        values = {name: getattr(self, name) for name in type(self).model_fields}
+        values = {name: MASK if isinstance(value, SecretStr) else value for name, value in values.items()}
         return values | {"redis_url": self.redis_address, "kafka_dead_letter_topic": self.kafka_dead_letters}
 
 
@@ -280,8 +303,10 @@ def load_settings(config: Path | None = None, flags: Mapping[str, Any] | None = 
     """Settings from flags, environment and a TOML file.
 
     Raises:
-        SettingsError: the file cannot be read, a name is unknown, or a value is wrong.
+        SettingsError: a file cannot be read, a name is unknown, or a value is wrong.
     """
+    names = secret_variables()
+    secrets = {names[variable]: value for variable, value in secrets_in_files(names).items()}
     if config is not None and not config.is_file():
         raise SettingsError(f"there is no settings file at {config}")
 
@@ -295,7 +320,8 @@ def load_settings(config: Path | None = None, flags: Mapping[str, Any] | None = 
             dotenv_settings: PydanticBaseSettingsSource,
             file_secret_settings: PydanticBaseSettingsSource,
         ) -> tuple[PydanticBaseSettingsSource, ...]:
-            return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, config)
+            files = InitSettingsSource(settings_cls, init_kwargs=secrets)
+            return init_settings, env_settings, files, TomlConfigSettingsSource(settings_cls, config)
 
     try:
         return FileSettings(**{name: value for name, value in (flags or {}).items() if value is not None})
@@ -305,12 +331,19 @@ def load_settings(config: Path | None = None, flags: Mapping[str, Any] | None = 
         raise SettingsError(f"cannot read {config}: {error}") from None
 
 
+def secret_variables() -> dict[str, str]:
+    """The settings that are never shown, and may stand in files: name by variable."""
+    secret = (name for name, field in Settings.model_fields.items() if "SecretStr" in str(field.annotation))
+    return {ENV_PREFIX + name.upper(): name for name in secret}
+
+
 def unknown_variables(environ: Mapping[str, str] = os.environ) -> list[str]:
     """A warning for each STREAMREC_* variable that looks like a misspelt setting.
 
     Only near misses: orchestrators put variables of their own under a service's name.
     """
     names = [ENV_PREFIX + name.upper() for name in Settings.model_fields]
+    names += [f"{variable}_FILE" for variable in secret_variables()]
     warnings = []
     for variable in sorted(environ):
         if variable.startswith(ENV_PREFIX) and variable not in names:
@@ -339,6 +372,11 @@ def _fits_cluster(url: str) -> bool:
     parts = urlsplit(url)
     databases = {parts.path.strip("/"), *parse_qs(parts.query).get("db", [])}
     return parts.scheme != "unix" and databases <= {"", "0"}
+
+
+def _has_credentials(url: str) -> bool:
+    parts = urlsplit(url)
+    return "@" in parts.netloc or not {"username", "password"}.isdisjoint(parse_qs(parts.query))
 
 
 def _mask_url(url: str) -> str:

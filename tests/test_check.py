@@ -99,4 +99,4 @@ async def test_a_tls_file_that_is_not_there_is_told(make_settings: MakeSettings,
     changes = {"kafka_security_protocol": "SSL", "kafka_tls_ca_file": "/no/such/ca.pem"}
     found = await findings(make_settings(model_dir=model_dir, **changes))
     assert not found["Kafka"][0].ok
-    assert "cannot read the Kafka TLS files" in found["Kafka"][0].detail
+    assert "kafka_tls_ca_file: cannot read /no/such/ca.pem: No such file" in found["Kafka"][0].detail

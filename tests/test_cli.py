@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import contextlib
 import json
@@ -19,7 +20,7 @@ from redis_access import BASE_MS, clicks, raw_redis
 
 import streamrec.cli
 import streamrec.daemon
-from streamrec.cli import KAFKA_FLAGS, REDIS_FLAGS, SERVE_FLAGS, main
+from streamrec.cli import KAFKA_FLAGS, REDIS_FLAGS, SERVE_FLAGS, _parser, main
 from streamrec.embedded import free_port
 from streamrec.keys import Keys
 from streamrec.metrics import Metrics
@@ -27,7 +28,7 @@ from streamrec.publisher import Publisher
 from streamrec.redis_client import RedisClient
 from streamrec.schemas import Recommendation
 from streamrec.sequences import SequenceStore
-from streamrec.settings import MASK, Settings
+from streamrec.settings import MASK, Settings, secret_variables
 
 MakeSettings = Callable[..., Settings]
 
@@ -317,6 +318,17 @@ async def test_help_names_every_command(run: Callable[..., Any]) -> None:
     assert "streamrec demo" in result.out
 
 
+def test_of_the_secrets_only_the_url_is_a_flag_since_flags_show_in_the_list_of_processes() -> None:
+    parsers = [_parser()]
+    for parser in parsers:
+        for action in parser._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                parsers += action.choices.values()
+    flags = {action.dest for parser in parsers for action in parser._actions}
+    assert flags & set(secret_variables().values()) == {"redis_url"}
+    assert len(parsers) > 15
+
+
 @pytest.mark.parametrize("command", FLAGS)
 async def test_the_help_of_a_command_explains_its_settings_and_options(run: Callable[..., Any], command: str) -> None:
     result = await run(command, "--help")
@@ -375,6 +387,13 @@ async def test_embedded_serving_keeps_what_was_set_and_what_was_not(
     monkeypatch.setattr(streamrec.daemon, "serve", serve)
     monkeypatch.delenv("STREAMREC_HTTP_PORT")
     monkeypatch.setenv("STREAMREC_KAFKA_SASL_PASSWORD", "s3cr3t")
+    for name, of_other_servers in {
+        "USERNAME": "ann",
+        "PASSWORD": "s3cr3t",
+        "URL": "rediss://h",
+        "TLS_CA_FILE": "/c",
+    }.items():
+        monkeypatch.setenv(f"STREAMREC_REDIS_{name}", of_other_servers)
     result = await run("serve", "--embedded", "--model-dir", str(model_dir), "--top-k", "3", "--event-types", "a,b")
     assert result.status == 7
     (settings,) = served

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import test_redis_security as security
 from cluster_access import MovingSlot, node, owner_of, running, slot_of, where
 from harness import (
     Daemon,
@@ -190,6 +192,24 @@ async def test_one_server_taken_for_a_cluster_is_told_what_to_set(make_settings:
             for act in (redis.ping, lambda: redis.get_many(["k"])):
                 with pytest.raises(RedisUnavailable, match=r"no Redis Cluster; set STREAMREC_REDIS_CLUSTER=false$"):
                     await act()
+
+
+async def test_the_rights_of_the_docs_are_enough_on_a_cluster(
+    make_settings: MakeSettings, cluster: EmbeddedCluster, model_dir: Path
+) -> None:
+    found = re.search(r"On a Redis Cluster all but the last take\s+`(.*)`\s+besides", security.README)
+    assert found
+    password = {"redis_password": security.PASSWORD, "redis_key_prefix": "streamrec", "popular_half_life_s": 0.01}
+    for user, does in security.DONE_BY.items():
+        rights = security.RIGHTS[user].replace("PASSWORD", security.PASSWORD).split() + found[1].split()
+        for server in cluster.nodes:
+            async with node(server) as client:
+                await client.execute_command("ACL", "SETUSER", user, *rights)
+        await does(make_settings(**where(cluster), redis_username=user, **password), model_dir)
+        for server in cluster.nodes:
+            async with node(server) as client:
+                assert await client.execute_command("ACL", "LOG") == []
+                await client.flushall()
 
 
 @pytest.mark.parametrize("url", ["redis://h:1/2", "redis://h:1/0?db=3", "unix:///run/redis.sock"])

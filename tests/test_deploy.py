@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import yaml
+from aiohttp import ClientSession
 from harness import Daemon, Record, Retrain, click, eventually, feed, get, models, own_servers, wait_caught_up
 from prometheus_client.parser import text_string_to_metric_families
 from redis_access import raw_redis
@@ -32,7 +33,7 @@ from streamrec.metrics import Metrics, unix_s
 from streamrec.redis_client import RedisClient
 from streamrec.registry import Registry
 from streamrec.retrain_worker import RetrainWorker
-from streamrec.settings import ENV_PREFIX, Settings
+from streamrec.settings import ENV_PREFIX, Settings, secret_variables
 
 MakeSettings = Callable[..., Settings]
 StartDaemon = Callable[..., Daemon]
@@ -129,9 +130,9 @@ def retraining(settings: Settings) -> Iterator[Retrain]:
 
 async def metrics_of(process: Retrain) -> str:
     await process.says("metrics are served")
-    port = re.search(r"metrics are served host=127.0.0.1 port=(\d+)", process.output)
-    assert port
-    return (await asyncio.to_thread(get, f"http://127.0.0.1:{port[1]}/metrics"))[1]
+    http = re.search(r"metrics are served http=(\S+)", process.output)
+    assert http
+    return (await asyncio.to_thread(get, f"{http[1]}/metrics"))[1]
 
 
 async def test_what_rules_dashboard_and_docs_name_is_what_running_processes_expose(
@@ -205,22 +206,44 @@ async def has(process: Retrain, pattern: str) -> bool:
     return re.search(pattern, await metrics_of(process)) is not None
 
 
-def test_a_port_that_was_asked_for_is_had_or_refused_and_a_default_one_replaced(
+async def test_a_port_that_was_asked_for_is_had_or_refused_and_a_default_one_replaced(
     make_settings: MakeSettings, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
     folders = {"archive_dir": tmp_path / "archive", "registry_dir": tmp_path / "registry"}
     taken = free_port()
-    with RetrainWorker(make_settings(**folders, retrain_http_port=taken))._seen_from_outside():
-        other = RetrainWorker(make_settings(**folders, retrain_http_port=taken))
-        with pytest.raises(SettingsError, match="set STREAMREC_RETRAIN_HTTP_PORT"), other._seen_from_outside():
-            pass
+    async with RetrainWorker(make_settings(**folders, retrain_http_port=taken))._seen_from_outside():
+        with pytest.raises(SettingsError, match="set STREAMREC_RETRAIN_HTTP_PORT"):
+            async with RetrainWorker(make_settings(**folders, retrain_http_port=taken))._seen_from_outside():
+                pass
         by_default = make_settings(**folders).model_copy(update={"retrain_http_port": taken})
         by_default.model_fields_set.discard("retrain_http_port")
-        with RetrainWorker(by_default)._seen_from_outside():
-            ports = [record.port for record in caplog.records if hasattr(record, "port")]
-            assert ports[0] == taken != ports[1]
-            assert get(f"http://127.0.0.1:{ports[1]}/metrics")[0] == 200
+        async with RetrainWorker(by_default)._seen_from_outside():
+            first, second = [record.http for record in caplog.records if hasattr(record, "http")]
+            assert first == f"http://127.0.0.1:{taken}" != second
+            assert (await asyncio.to_thread(get, f"{second}/metrics"))[0] == 200
+
+
+async def test_the_metrics_of_retraining_ask_for_the_token_and_its_health_does_not(
+    make_settings: MakeSettings, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    folders = {"archive_dir": tmp_path / "archive", "registry_dir": tmp_path / "registry"}
+    token = "s3cr3t-of-16-or-more"
+    settings = make_settings(**folders, retrain_http_port=0, http_token=token)
+    async with RetrainWorker(settings)._seen_from_outside(), ClientSession() as http:
+        address = next(record.http for record in caplog.records if hasattr(record, "http"))
+        for path, headers, status in (
+            ("/metrics", {}, 401),
+            ("/metrics", {"Authorization": "Bearer another-token-of-16"}, 401),
+            ("/metrics", {"Authorization": f"Bearer {token}"}, 200),
+            ("/livez", {}, 200),
+        ):
+            async with http.get(address + path, headers=headers) as answer:
+                assert answer.status == status, path
+                assert ("streamrec_retrain_rounds_total" in await answer.text()) == (
+                    path == "/metrics" and status == 200
+                )
 
 
 async def test_a_long_session_time_out_slows_no_rebalance(make_settings: MakeSettings) -> None:
@@ -305,7 +328,7 @@ def test_a_redis_exporter_exposes_what_the_rules_name(make_settings: MakeSetting
     finally:
         process.kill()
         process.wait()
-    used = named(" ".join([*EXPRESSIONS, README]), "redis") - {"redis_exporter"}
+    used = named(" ".join([*EXPRESSIONS, README]), "redis") - {"redis_exporter", *Settings.model_fields}
     assert {"redis_memory_used_bytes", "redis_memory_max_bytes", "redis_evicted_keys_total"} <= used <= exposed(text)
 
 
@@ -319,7 +342,8 @@ async def said(url: str, text: str) -> str:
 
 def test_the_rules_pass_their_own_tests() -> None:
     promtool = tool("promtool", "prometheus")
-    run(promtool, "check", "config", PROMETHEUS / "prometheus.yml")  # and the rules that it loads
+    run(promtool, "check", "config", "--syntax-only", PROMETHEUS / "prometheus.yml")  # the token's file is not here
+    run(promtool, "check", "rules", PROMETHEUS / "rules.yaml")
     run(promtool, "test", "rules", *sorted(PROMETHEUS.glob("rules*_test.yaml")))
 
 
@@ -362,12 +386,15 @@ async def test_prometheus_scrapes_a_daemon_and_an_alert_fires_when_it_is_stopped
     start_daemon: StartDaemon, tmp_path: Path
 ) -> None:
     program = tool("prometheus", "prometheus")
-    daemon = start_daemon()
+    token = "s3cr3t-s3cr3t-s3cr3t"
+    daemon = start_daemon(http_token=token)
     await daemon.wait_ready()
+    (tmp_path / "http_token").write_text(f"{token}\n")
     # the rules as they are, but for the patience
     rules = re.sub(r"for: \d+[mh]", "for: 1s", (PROMETHEUS / "rules.yaml").read_text("utf-8"))
     (tmp_path / "rules.yaml").write_text(rules)
-    jobs = [{"job_name": "streamrec", "static_configs": [{"targets": [daemon.http.removeprefix("http://")]}]}]
+    scraped = {"static_configs": [{"targets": [daemon.http.removeprefix("http://")]}]}
+    jobs = [{"job_name": "streamrec", "authorization": {"credentials_file": "http_token"}} | scraped]
     fast = {"scrape_interval": "1s", "evaluation_interval": "1s"}
     config = tmp_path / "prometheus.yml"
     config.write_text(yaml.safe_dump({"global": fast, "rule_files": ["rules.yaml"], "scrape_configs": jobs}))
@@ -418,11 +445,35 @@ def environments() -> list[tuple[str, str]]:
 def test_every_setting_is_one_and_has_a_value_that_it_takes() -> None:
     given = dict(environments())
     assert {"STREAMREC_REDIS_URL", "STREAMREC_KAFKA_GROUP_INSTANCE_ID", "STREAMREC_HTTP_HOST"} <= set(given)
-    names = {name.removeprefix(ENV_PREFIX).lower(): value for name, value in given.items()}
+    files = {f"{name}_FILE" for name in secret_variables()} & set(given)
+    assert {"STREAMREC_REDIS_PASSWORD_FILE", "STREAMREC_HTTP_TOKEN_FILE"} <= files
+    names = {name.removeprefix(ENV_PREFIX).lower(): value for name, value in given.items() if name not in files}
+    names |= {secret_variables()[name.removesuffix("_FILE")]: "sixteen-or-more-letters" for name in files}
     settings = Settings.model_validate(names)
     assert settings.http_host == "0.0.0.0"
     mentioned = set(re.findall(r"\bSTREAMREC_([A-Z_]+[A-Z])\b", README))
-    assert {name.lower() for name in mentioned} <= set(Settings.model_fields)
+    secrets = {f"{name}_FILE".removeprefix(ENV_PREFIX) for name in secret_variables()}
+    assert {name.lower() for name in mentioned - secrets} <= set(Settings.model_fields)
+
+
+def test_every_file_with_a_secret_is_one_that_its_container_has() -> None:
+    for name, service in OURS.items():
+        for path in (value for variable, value in service["environment"].items() if variable.endswith("_FILE")):
+            assert path.removeprefix("/run/secrets/") in service["secrets"], name
+    assert {secret for service in COMPOSE["services"].values() for secret in service.get("secrets", ())} == set(
+        COMPOSE["secrets"]
+    )
+    (made,) = set(re.findall(r"for name in (.*); do openssl", README))
+    assert set(made.split()) == set(COMPOSE["secrets"])
+    settings, secrets = [
+        (KUBERNETES / "base" / name).read_text("utf-8") for name in ("settings.env", "secrets.env.example")
+    ]
+    for spec in WORKLOADS.values():
+        (mounted,) = [volume["secret"] for volume in spec["volumes"] if volume["name"] == "secrets"]
+        (mount,) = [each for each in spec["containers"][0]["volumeMounts"] if each["name"] == "secrets"]
+        named = re.findall(rf"STREAMREC_\w+_FILE={mount['mountPath']}/(\w+)", settings)
+        assert set(named) == set(re.findall(r"^(?:# )?(\w+)=", secrets, re.MULTILINE)) and len(named) == 3
+        assert mounted["secretName"] == "streamrec-secrets"
 
 
 def test_every_command_is_understood() -> None:
@@ -493,7 +544,8 @@ def test_kustomize_builds(overlay: str, tmp_path: Path) -> None:
     (serve,) = [each for each in built if each["kind"] == "StatefulSet"]
     assert ("replicas" in serve["spec"]) == (overlay == "base")  # KEDA's to decide
     (secret,) = [each["metadata"]["name"] for each in built if each["kind"] == "Secret"]
-    assert {"secretRef": {"name": secret}} in serve["spec"]["template"]["spec"]["containers"][0]["envFrom"]
+    pod = serve["spec"]["template"]["spec"]
+    assert {"secretName": secret, "defaultMode": 0o440} in [volume.get("secret") for volume in pod["volumes"]]
 
 
 def test_no_secret_is_committed() -> None:

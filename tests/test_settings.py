@@ -14,9 +14,10 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from pydantic import SecretStr, ValidationError
 
+from streamrec.daemon_process import environment
 from streamrec.errors import SettingsError
 from streamrec.redis_client import RedisClient
-from streamrec.settings import ENV_PREFIX, MASK, Settings, load_settings, unknown_variables
+from streamrec.settings import ENV_PREFIX, MASK, Settings, load_settings, secret_variables, unknown_variables
 
 whatever_the_load = hypothesis_settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
@@ -41,7 +42,11 @@ VALUES: dict[str, tuple[Any, Any]] = {
     "kafka_tls_cert_file": ("/cert.pem", "/cert2.pem"),
     "kafka_tls_key_file": ("/key.pem", "/key2.pem"),
     "redis_url": ("rediss://u:p@h:1/2", "unix:///run/redis.sock"),
+    "redis_username": ("ann", "bob"),
+    "redis_password": ("s3cr3t", "0ther@/%"),
     "redis_tls_ca_file": ("/redis.pem", "/redis2.pem"),
+    "redis_tls_cert_file": ("/redis-cert.pem", "/redis-cert2.pem"),
+    "redis_tls_key_file": ("/redis-key.pem", "/redis-key2.pem"),
     "redis_timeout_s": (0.25, 5.0),
     "redis_cluster": (True, False),
     "redis_wait_replicas": (1, 2),
@@ -107,9 +112,13 @@ VALUES: dict[str, tuple[Any, Any]] = {
 }
 # What must be set too, for a setting to make sense.
 COMPANIONS = {
-    "kafka_tls_cert_file": {"kafka_tls_key_file": "/key.pem"},
+    "kafka_tls_ca_file": {"kafka_security_protocol": "SSL"},
+    "kafka_tls_cert_file": {"kafka_security_protocol": "SSL", "kafka_tls_key_file": "/key.pem"},
+    "kafka_tls_key_file": {"kafka_security_protocol": "SSL"},
     "redis_tls_ca_file": {"redis_url": "rediss://h:1"},
     "redis_cluster": {"redis_url": "redis://h:1/0"},
+    "redis_tls_key_file": {"redis_url": "rediss://h:1"},
+    "redis_tls_cert_file": {"redis_url": "rediss://h:1", "redis_tls_key_file": "/key.pem"},
 }
 EVERY = sorted(VALUES)
 
@@ -303,8 +312,20 @@ def test_every_wrong_value_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -> 
             {"kafka_security_protocol": "SASL_PLAINTEXT", "kafka_sasl_username": "u"},
             "SASL_PLAINTEXT needs kafka_sasl_username and kafka_sasl_password",
         ),
-        ({"kafka_tls_cert_file": "c.pem"}, "kafka_tls_cert_file needs kafka_tls_key_file"),
+        (
+            {"kafka_tls_cert_file": "c.pem", "kafka_security_protocol": "SSL"},
+            "kafka_tls_cert_file needs kafka_tls_key_file",
+        ),
+        ({"kafka_tls_ca_file": "c.pem"}, "kafka_tls_ca_file needs kafka_security_protocol SSL or SASL_SSL"),
         ({"redis_tls_ca_file": "ca.pem"}, "redis_tls_ca_file needs a redis_url that begins with rediss://"),
+        ({"redis_tls_key_file": "k.pem"}, "redis_tls_key_file needs a redis_url that begins with rediss://"),
+        (
+            {"redis_tls_cert_file": "c.pem", "redis_url": "rediss://h"},
+            "redis_tls_cert_file needs redis_tls_key_file",
+        ),
+        ({"redis_url": "redis://:pw@h", "redis_password": "pw"}, "redis_url names a user or password, and redis_"),
+        ({"redis_url": "redis://ann@h", "redis_username": "ann"}, "redis_url names a user or password, and redis_"),
+        ({"redis_url": "redis://h?password=pw", "redis_password": "pw"}, "redis_url names a user or password"),
     ],
     ids=lambda part: " ".join(part) if isinstance(part, dict) else None,
 )
@@ -434,6 +455,8 @@ URLS = [
     "redis://u:1?{}@h",
     "redis://u:1#{}@h",
     "redis://u:1/{}@h",
+    "redis://h",
+    "http://h",
 ]
 
 
@@ -445,10 +468,88 @@ def test_secrets_are_never_shown(secret: str, url: str, encoded: bool, wrong: bo
         "redis_url": url.format(quote(secret, safe="") if encoded else secret),
         "kafka_sasl_password": secret,
         "kafka_sasl_username": "u",
+        **({} if "{}" in url else {"redis_password": secret}),
         "top_k": "ten" if wrong else "10",
     }
     for text in texts_of(flags):
         assert "s3cr3t" not in text
+
+
+def put(folder: Path, content: bytes) -> str:
+    path = folder / "secret"
+    path.write_bytes(content)
+    return str(path)
+
+
+@pytest.mark.parametrize("variable", secret_variables())
+@pytest.mark.parametrize("end", ["", "\n", "\r\n"])
+def test_a_secret_may_stand_in_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str, end: str) -> None:
+    name = secret_variables()[variable]
+    secret, other = VALUES[name]
+    monkeypatch.setenv(f"{variable}_FILE", put(tmp_path, f"{secret}{end}".encode()))
+    (tmp_path / "streamrec.toml").write_text(f"{name} = {as_toml(other)}\n")
+    settings = load_settings(tmp_path / "streamrec.toml")
+    assert getattr(settings, name).get_secret_value() == secret
+    assert load_settings(flags={name: other}) != settings
+    monkeypatch.setenv(variable, "")  # as good as none
+    assert getattr(load_settings(), name).get_secret_value() == secret
+    monkeypatch.setenv(variable, other)
+    with pytest.raises(SettingsError, match=f"^{variable} and {variable}_FILE are both set: set one of them$"):
+        load_settings()
+
+
+def test_only_secrets_stand_in_files() -> None:
+    assert set(secret_variables().values()) == {"kafka_sasl_password", "redis_url", "redis_password", "http_token"}
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [(b"", "is empty"), (b"\n", "is empty"), (b"s3cr3t\xff", "is no UTF-8"), (None, r"cannot read .*: No such file")],
+)  # fmt: skip
+def test_a_file_without_a_secret_in_it_is_named_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes | None, problem: str
+) -> None:
+    path = str(tmp_path / "missing") if content is None else put(tmp_path, content)
+    monkeypatch.setenv("STREAMREC_REDIS_PASSWORD_FILE", path)
+    with pytest.raises(SettingsError, match=rf"^STREAMREC_REDIS_PASSWORD_FILE: .*{problem}") as caught:
+        load_settings()
+    assert path in str(caught.value)
+    assert "s3cr3t" not in f"{caught.value}{caught.value.__cause__}"
+
+
+@pytest.mark.parametrize("path", ["s3cr3t", "s3cr3t/of=base64", "s3cr3t" * 100])
+def test_a_secret_in_the_place_of_its_file_is_not_shown(monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    monkeypatch.setenv("STREAMREC_HTTP_TOKEN_FILE", path)
+    with pytest.raises(
+        SettingsError, match=r"^STREAMREC_HTTP_TOKEN_FILE: cannot read the file that it names: "
+    ) as caught:
+        load_settings()
+    assert "s3cr3t" not in str(caught.value)
+
+
+def test_a_wrong_secret_from_a_file_is_not_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable, wrong in (("HTTP_TOKEN", b"s3cr3t"), ("REDIS_URL", b"http://:s3cr3t@h")):
+        with monkeypatch.context() as patch:
+            patch.setenv(f"STREAMREC_{variable}_FILE", put(tmp_path, wrong))
+            with pytest.raises(SettingsError, match=f"^{variable.lower()}: ") as caught:
+                load_settings()
+        assert "s3cr3t" not in str(caught.value)
+
+
+def test_a_child_process_is_given_the_secrets_themselves() -> None:
+    given = environment(load_settings(flags={name: VALUES[name][0] for name in ("http_token", "kafka_sasl_password")}))
+    assert given["STREAMREC_HTTP_TOKEN"] == VALUES["http_token"][0]
+    assert given["STREAMREC_KAFKA_SASL_PASSWORD"] == VALUES["kafka_sasl_password"][0]
+    assert given["STREAMREC_REDIS_URL"] == "redis://localhost:6379/0"
+
+
+def test_a_misspelt_variable_of_a_file_is_warned_of() -> None:
+    right = {f"{variable}_FILE": "/x" for variable in secret_variables()}
+    assert unknown_variables(right) == []
+    meant = "STREAMREC_REDIS_PASSWORD_FILE"
+    assert unknown_variables({"STREAMREC_REDIS_PASWORD_FILE": "x"}) == [
+        f"STREAMREC_REDIS_PASWORD_FILE is not a setting; did you mean {meant}?"
+    ]
 
 
 def test_what_is_shown_is_every_setting_in_force() -> None:

@@ -1,0 +1,96 @@
+"""TLS to Kafka and Redis: the files of a connection, and what is wrong with one in words for the operator."""
+
+from __future__ import annotations
+
+import ssl
+from pathlib import Path
+from typing import Literal
+
+from streamrec.errors import SettingsError
+from streamrec.settings import ENV_PREFIX, Settings
+
+Server = Literal["kafka", "redis"]
+# OpenSSL's reasons, by what they mean
+SPEAKS_NO_TLS = {"WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG", "HTTP_REQUEST"}
+WANTS_CERTIFICATE = {"TLSV13_ALERT_CERTIFICATE_REQUIRED", "SSLV3_ALERT_HANDSHAKE_FAILURE"}
+REFUSES_CERTIFICATE = {
+    "TLSV1_ALERT_UNKNOWN_CA", "SSLV3_ALERT_BAD_CERTIFICATE", "SSLV3_ALERT_CERTIFICATE_UNKNOWN",
+    "SSLV3_ALERT_CERTIFICATE_EXPIRED", "SSLV3_ALERT_UNSUPPORTED_CERTIFICATE", "TLSV1_ALERT_DECRYPT_ERROR",
+}  # fmt: skip
+
+
+def tls_context(settings: Settings, server: Server) -> ssl.SSLContext:
+    """The certificates of a connection; names and signatures are verified.
+
+    Raises:
+        SettingsError: a file cannot be read, or certificate and key do not belong together.
+    """
+    ca, cert, key = (getattr(settings, f"{server}_tls_{part}_file") for part in ("ca", "cert", "key"))
+    for part, path in (("ca", ca), ("cert", cert), ("key", key)):
+        if path is not None:
+            _check_readable(f"{server}_tls_{part}_file", path)
+    context = ssl.create_default_context()
+    try:
+        if ca is not None:
+            context = ssl.create_default_context(cafile=ca)
+    except ssl.SSLError:
+        raise SettingsError(f"{server}_tls_ca_file: {ca} holds no certificate in PEM format") from None
+    try:
+        if cert is not None:
+            # an encrypted key would be asked for on the terminal
+            context.load_cert_chain(cert, key, password=lambda: b"")
+    except ssl.SSLError as error:
+        raise SettingsError(
+            f"{server}_tls_cert_file and {server}_tls_key_file: {cert} and {key} are no certificate and its key in PEM "
+            f"format, the key unencrypted ({error.reason or 'unreadable'})"
+        ) from None
+    return context
+
+
+def _check_readable(name: str, path: Path) -> None:
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        raise SettingsError(f"{name}: cannot read {path}: {error.strerror}") from None
+
+
+def tls_problem(error: BaseException, server: Server) -> str | None:
+    """What is wrong with TLS, and what to do; None where something else is wrong."""
+    variable = f"{ENV_PREFIX}{server.upper()}_TLS"
+    found = _ssl_error(error)
+    if isinstance(found, ssl.SSLCertVerificationError):
+        why = found.verify_message.rstrip(".")
+        if "expired" in why or "not yet valid" in why:
+            return f"its certificate is out of date ({why}): renew it, or set this machine's clock"
+        if "mismatch" in why:
+            return f"its certificate is for another name ({why}): use a name that stands in the certificate"
+        return f"its certificate is signed by nobody we trust ({why}): set {variable}_CA_FILE to its CA's certificate"
+    reason = (found.reason or "") if found else ""
+    if reason in SPEAKS_NO_TLS:
+        return "it speaks no TLS on this port"
+    if reason in WANTS_CERTIFICATE:
+        return f"it wants a client certificate: set {variable}_CERT_FILE and {variable}_KEY_FILE"
+    if reason in REFUSES_CERTIFICATE:
+        return f"it does not accept our client certificate ({reason}): see {variable}_CERT_FILE"
+    return None
+
+
+def hung_up_hint(error: BaseException, settings: Settings, server: Server) -> str:
+    """What may be behind a server that ends a connection or says nothing, instead of telling what it wants."""
+    tls = settings.redis_uses_tls if server == "redis" else settings.kafka_security_protocol.endswith("SSL")
+    told = f"{error} {error!r}".lower()
+    if not tls and ("closed" in told or "reset" in told):
+        return "; does it want TLS on this port?"
+    if tls and ("closed" in told or "reset" in told or "timeout connecting" in told):
+        wanted = f"a client certificate ({server}_tls_cert_file)"
+        if getattr(settings, f"{server}_tls_cert_file"):
+            wanted = "another client certificate"
+        return f"; does it speak TLS on this port, and does it want {wanted}?"
+    return ""
+
+
+def _ssl_error(error: BaseException | None) -> ssl.SSLError | None:
+    """The error of TLS that an error came from."""
+    while error is not None and not isinstance(error, ssl.SSLError):
+        error = error.__cause__ or error.__context__
+    return error
