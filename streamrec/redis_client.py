@@ -38,7 +38,7 @@ RETRIES = 2
 LISTEN_TIMEOUT_S = 0.5  # below any sensible time-out of the socket, which would end the listening
 SCAN_COUNT = 1000
 SCRIPTS = ("append", "publish", "popularity", "lock", "online", "replace")
-WAITED_FOR = ("append", "publish")  # what redis_wait_replicas is about
+WAITED_FOR = ("append", "publish", "replace")  # what redis_wait_replicas is about
 WAIT_SHARE = 0.8  # of the time-out: Redis is to give up waiting before the connection does
 REFUSAL = "STREAMREC "  # what errors of the scripts themselves begin with
 
@@ -245,7 +245,12 @@ class RedisClient:
         try:
             with _cancellation_kept():
                 nodes = await self._nodes.primaries()
-                return await asyncio.gather(*(node.execute_command(*parts) for node in nodes))  # type: ignore[no-untyped-call]
+                commands = [node.execute_command(*parts) for node in nodes]  # type: ignore[no-untyped-call]
+                # all are waited for: one that went on alone might connect once more after the others were closed
+                answers = await asyncio.gather(*commands, return_exceptions=True)
+            for error in (answer for answer in answers if isinstance(answer, BaseException)):
+                raise error
+            return answers
         except (RedisError, OSError) as error:
             raise self._unavailable(error) from error
 
