@@ -379,21 +379,16 @@ DONE_BY = {
 EACH = [(u, right) for u in DONE_BY for right in RIGHTS[u].split() if right not in ("reset", "on", ">PASSWORD")]
 
 
-@pytest.mark.parametrize(("user", "right"), EACH)
-async def test_each_right_is_needed(
+@pytest.mark.parametrize(("user", "right"), [*((user, "") for user in DONE_BY), *EACH])
+async def test_all_rights_are_enough_and_each_is_needed(
     own: EmbeddedServers, settings_of: Callable[..., Settings], model_dir: Path, user: str, right: str
 ) -> None:
-    settings = settings_of(user, popular_half_life_s=0.01)
-    found = []
-    for without in ("", right):
-        await admin(own, "FLUSHALL")
-        await admin(own, "SCRIPT", "FLUSH")
-        await asyncio.to_thread(give_rights, own, user, without)
-        await refused(own)
-        await DONE_BY[user](settings, model_dir)
-        found.append(await refused(own))
-    assert found[0] == []
-    assert found[1], f"{right} is not needed"
+    await admin(own, "FLUSHALL")
+    await admin(own, "SCRIPT", "FLUSH")
+    await asyncio.to_thread(give_rights, own, user, right)
+    await refused(own)
+    await DONE_BY[user](settings_of(user, popular_half_life_s=0.01), model_dir)
+    assert bool(await refused(own)) is bool(right)
 
 
 async def test_a_sequence_or_list_that_may_not_be_read_is_not_taken_for_damaged_and_written_over(

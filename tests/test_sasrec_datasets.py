@@ -262,7 +262,7 @@ def test_uint64_ids_are_kept() -> None:
 EXACT = [2**53 + 1, 2**53 - 1, 2**53, -(2**63), 2**63 - 1]
 
 
-@pytest.mark.parametrize("source", SOURCES.keys() - {"dict of arrays"})
+@pytest.mark.parametrize("source", sorted(SOURCES.keys() - {"dict of arrays"}))
 def test_integer_timestamps_are_exact(tmp_path: Path, source: str) -> None:
     columns = {"USER_ID": ["a"] * 4, "ITEM_ID": [1] * 4, "OUTCOME": [1] * 4, "TIMESTAMP": EXACT[1:]}
     for times in (EXACT[:4], EXACT[1:]):
@@ -670,7 +670,7 @@ def schema(folder: Path, *columns: str) -> Path:
 IDS_AS_TEXT = ("USER_ID, type: str", "ITEM_ID, type: str")
 
 
-@pytest.mark.parametrize("source", SOURCES.keys() - {"dict of arrays"})
+@pytest.mark.parametrize("source", sorted(SOURCES.keys() - {"dict of arrays"}))
 def test_the_shipped_schemas_fit(tmp_path: Path, source: str) -> None:
     data = SOURCES[source](tmp_path, ROWS)
     if source != "dataset":
