@@ -50,9 +50,10 @@ class Load:
     naive_events: int = 6_000
     repeats: int = 3  # of these rates
     seconds_a_rate: float = 20.0
+    several: bool = True  # also two daemons, and a Redis Cluster
 
 
-QUICK = Load(users=300, capacity_events=6_000, naive_events=600, repeats=1, seconds_a_rate=2.0)
+QUICK = Load(users=300, capacity_events=6_000, naive_events=600, repeats=1, seconds_a_rate=2.0, several=False)
 
 
 def measure_daemon(
@@ -65,7 +66,7 @@ def measure_daemon(
         that; ``latency_ms``, from the record's timestamp to the list in Redis at 25, 50 and 80 % of that rate: p50,
         p95, p99, p999, interpolated in a histogram, ``events_per_s``, and ``lag``, clicks that waited in the end;
         ``cold_events_per_s``, each click of a user of whom nothing is cached; ``two_daemons_per_s``, two that share
-        the topic; ``cluster_events_per_s``, one on a Redis Cluster of three nodes of this machine;
+        the topic, and ``cluster_events_per_s``, one on a Redis Cluster of three nodes, unless the load is without;
         ``naive_events_per_s``, every window re-encoded; ``users``; the shape. Rates are medians.
     """
     config = subject.model.config
@@ -111,12 +112,13 @@ def measure_daemon(
                     return statistics.median([await bench.worked_off(events) for _ in range(load.repeats)])
 
             many, few = load.capacity_events, load.naive_events
-            report["two_daemons_per_s"] = await median("two of them", [settings(), settings()], many, load.users)
-            with EmbeddedCluster() as cluster:
-                spread = settings(redis_url=cluster.redis_url, redis_cluster=True)
-                async with RedisClient(spread) as redis:
-                    await fill_windows(redis, spread, subject, load.users)
-                report["cluster_events_per_s"] = await median("on a Redis Cluster", [spread], many, load.users)
+            if load.several:
+                report["two_daemons_per_s"] = await median("two of them", [settings(), settings()], many, load.users)
+                with EmbeddedCluster() as cluster:
+                    spread = settings(redis_url=cluster.redis_url, redis_cluster=True)
+                    async with RedisClient(spread) as redis:
+                        await fill_windows(redis, spread, subject, load.users)
+                    report["cluster_events_per_s"] = await median("on a Redis Cluster", [spread], many, load.users)
             report["naive_events_per_s"] = await median("without a cache", [settings(cache_bytes=0)], few, few // 5)
             return report
 
