@@ -15,6 +15,8 @@ StreamrecError
 └── BatchAbandoned     the partitions of the batch in hand were given to somebody else
 """
 
+RIGHTS_ARE_LISTED = "the rights that streamrec needs are in deploy/README.md, Security"
+
 
 class StreamrecError(Exception):
     """The root: whoever catches it has a message fit for a person."""

@@ -49,10 +49,10 @@ class OnlineJudge:
         judged = []
         for sequence, value in zip(sequences, before, strict=True):
             if sequence.clicks:
-                judged += self._judge(sequence, sequence.clicks, value)
+                judged += self._judge(sequence, value)
         return judged
 
-    def _judge(self, sequence: UserSequence, clicks: list[str], value: bytes | None) -> list[Judged]:
+    def _judge(self, sequence: UserSequence, value: bytes | None) -> list[Judged]:
         popular = self._lists.popular_for(sequence.before if self._filter_seen else b"", K).items
         model, items, n = POPULAR, popular, sequence.n - sequence.applied
         if value:
@@ -63,5 +63,5 @@ class OnlineJudge:
             if listed.n > n:
                 return []  # the answer to an earlier try was lost: this list knows the clicks already
             model, items = listed.model, listed.items[:K]
-        self._counts.count(model, clicks, items, popular)
-        return [Judged(sequence.user_id, n, clicks, items, popular)]
+        self._counts.count(model, sequence.clicks, items, popular)
+        return [Judged(sequence.user_id, n, sequence.clicks, items, popular)]

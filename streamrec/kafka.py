@@ -29,7 +29,7 @@ from aiokafka.protocol.admin import DescribeGroupsRequest
 from aiokafka.protocol.group import LeaveGroupRequest
 from aiokafka.protocol.metadata import MetadataRequest
 
-from streamrec.errors import KafkaUnavailable
+from streamrec.errors import RIGHTS_ARE_LISTED, KafkaUnavailable
 from streamrec.schemas import DeadLetter
 from streamrec.settings import Settings
 from streamrec.tls import hung_up_hint, tls_context, tls_problem
@@ -43,7 +43,6 @@ DISMISSAL_TIMEOUT_S = 5.0
 LOOK_TIMEOUT_MS = 5_000
 EMPTY_FETCH_S = 0.002
 NO_RIGHT = (TopicAuthorizationFailedError, GroupAuthorizationFailedError, ClusterAuthorizationFailedError)
-RIGHTS_ARE_LISTED = "(the rights that streamrec needs are in deploy/README.md, Security)"
 
 
 def connection_options(settings: Settings) -> dict[str, Any]:
@@ -82,7 +81,7 @@ def unavailable(settings: Settings, error: Exception) -> KafkaUnavailable:
         return KafkaUnavailable(f"Kafka at {servers} does not answer")
     detail = str(error) or type(error).__name__
     if isinstance(error, NO_RIGHT):
-        detail += f" {RIGHTS_ARE_LISTED}"
+        detail += f" ({RIGHTS_ARE_LISTED})"
     return KafkaUnavailable(f"Kafka at {servers}: {detail}")
 
 
@@ -157,7 +156,7 @@ async def ensure_topics(settings: Settings, topics: Iterable[str]) -> list[str]:
             if code in (TOPIC_AUTHORIZATION_FAILED, CLUSTER_AUTHORIZATION_FAILED):
                 raise KafkaUnavailable(
                     f"topic {topic} is not there, or may not be seen, and may not be created: create it, and allow "
-                    f"Describe on it {RIGHTS_ARE_LISTED}"
+                    f"Describe on it ({RIGHTS_ARE_LISTED})"
                 )
             if code not in (0, TOPIC_ALREADY_EXISTS):
                 raise KafkaUnavailable(f"Kafka refuses to create topic {topic}: {message} (error {code})")

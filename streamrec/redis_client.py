@@ -25,7 +25,7 @@ from redis.exceptions import (
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from streamrec.errors import RedisRefused, RedisUnavailable, SettingsError, StreamrecError
+from streamrec.errors import RIGHTS_ARE_LISTED, RedisRefused, RedisUnavailable, SettingsError, StreamrecError
 from streamrec.formats import FORMAT, refusal
 from streamrec.keys import Keys
 from streamrec.metrics import Metrics
@@ -292,7 +292,7 @@ def _explained(error: Exception, settings: Settings) -> tuple[type[RedisUnavaila
             f"{detail}; set STREAMREC_REDIS_USERNAME and STREAMREC_REDIS_PASSWORD, or ..._PASSWORD_FILE",
         )
     if isinstance(error, NoPermissionError) or "ACL failure" in detail or "The user executing the script" in detail:
-        return RedisRefused, f"{detail}; the rights that streamrec needs are in deploy/README.md, Security"
+        return RedisRefused, f"{detail}; {RIGHTS_ARE_LISTED}"
     if isinstance(error, (RedisConnectionError, RedisTimeoutError, OSError)):
         detail += hung_up_hint(error, settings, "redis") or "; is STREAMREC_REDIS_URL right, and the server up?"
     return RedisUnavailable, detail

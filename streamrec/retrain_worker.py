@@ -23,7 +23,6 @@ from streamrec.archive import EventArchive
 from streamrec.archiver import Archiver
 from streamrec.errors import (
     ArchiveError,
-    RedisRefused,
     RedisUnavailable,
     RegistryError,
     RetrainError,
@@ -46,7 +45,7 @@ LOCK_RENEWED_EVERY_S = 4.0
 LOOK_EVERY_S = 1.0
 REASONS: dict[type[StreamrecError], str] = {
     RetrainError: "training", ArchiveError: "archive", RegistryError: "registry", RedisUnavailable: "redis",
-    RedisRefused: "redis", RetrainStopped: "stopped",
+    RetrainStopped: "stopped",
 }  # fmt: skip
 
 
@@ -125,7 +124,7 @@ class RetrainWorker:
                 self._metrics.rounds.labels("promoted" if verdict.promoted else "refused").inc()
                 self._metrics.last_round.set_to_current_time()
             except StreamrecError as error:  # too few clicks, say: the next round may do better
-                reason = REASONS.get(type(error), "unexpected")
+                reason = next((name for kind, name in REASONS.items() if isinstance(error, kind)), "unexpected")
                 log.warning("no model this time: %s", error)
             except Exception:  # the archive must go on
                 reason = "unexpected"

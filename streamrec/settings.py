@@ -363,7 +363,7 @@ def _explain(error: ValidationError) -> str:
         elif not name:
             lines.append(message)
         else:
-            secret = any(part in name for part in ("password", "url", "token"))
+            secret = name in secret_variables().values()
             lines.append(f"{name}{'' if secret else '=' + repr(detail['input'])}: {message}")
     return "; ".join(lines)
 

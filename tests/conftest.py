@@ -4,6 +4,7 @@ import faulthandler
 import logging
 import os
 import signal
+import tempfile
 import threading
 import uuid
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
@@ -12,10 +13,12 @@ from typing import Any
 
 import pytest
 import torch
-from harness import Daemon, Servers, find_servers
+from fronts import Certificates
+from harness import Daemon, Servers, find_servers, own_servers
 
 from sasrec import Interactions, ItemVocab, SASRec, SASRecConfig, save_model
 from sasrec.readers import Event
+from streamrec.embedded import EmbeddedServers
 from streamrec.redis_client import RedisClient
 from streamrec.settings import ENV_PREFIX, Settings, load_settings
 
@@ -140,3 +143,21 @@ def interactions() -> Interactions:
     return Interactions.from_events(
         Event(f"u{user}", f"i{(user * 2 + step) % 12}", 1_000 * step) for step in range(30) for user in range(6)
     )
+
+
+@pytest.fixture(scope="module")
+def own() -> Iterator[EmbeddedServers]:
+    """Servers of a module's own."""
+    with own_servers() as servers:
+        yield servers
+
+
+@pytest.fixture(scope="module")
+def certificates() -> Iterator[Certificates]:
+    with tempfile.TemporaryDirectory() as folder:
+        yield Certificates(Path(folder) / "trusted")
+
+
+@pytest.fixture
+def other_certificates(tmp_path: Path) -> Certificates:
+    return Certificates(tmp_path / "other")

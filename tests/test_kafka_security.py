@@ -10,15 +10,14 @@ import contextlib
 import re
 import subprocess
 import sys
-import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from aiokafka.errors import GroupAuthorizationFailedError, TopicAuthorizationFailedError
 from fronts import Certificates, KafkaFront
-from harness import Daemon, Record, Retrain, click, environment_of, eventually, feed, own_servers
+from harness import Daemon, Record, Retrain, click, environment_of, eventually, feed
 
 from sasrec import load_model
 from streamrec.embedded import EmbeddedServers
@@ -32,23 +31,6 @@ USER, PASSWORD = "str=eam,rec", "s3cr3t-right"
 MECHANISMS = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
 LOGIN = {"kafka_sasl_username": USER, "kafka_sasl_password": PASSWORD}
 CREATE_TOPICS = 19
-
-
-@pytest.fixture(scope="module")
-def own() -> Iterator[EmbeddedServers]:
-    with own_servers() as servers:
-        yield servers
-
-
-@pytest.fixture(scope="module")
-def certificates() -> Iterator[Certificates]:
-    with tempfile.TemporaryDirectory() as folder:
-        yield Certificates(Path(folder) / "trusted")
-
-
-@pytest.fixture
-def other_certificates(tmp_path: Path) -> Certificates:
-    return Certificates(tmp_path / "other")
 
 
 async def reached(address: str, **more: Any) -> None:

@@ -1,4 +1,4 @@
-"""Predictor: the engine's own answers, the popular list where it has none, and an event loop left alone."""
+"""Predictor: the engine's own answers, the popular list where it has none, and an event loop that has its turn."""
 
 from __future__ import annotations
 

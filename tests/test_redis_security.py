@@ -9,8 +9,7 @@ import shlex
 import signal
 import subprocess
 import sys
-import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -27,7 +26,6 @@ from harness import (
     eventually,
     feed,
     models,
-    own_servers,
     serves,
     versions_published,
 )
@@ -50,23 +48,6 @@ from streamrec.settings import Settings, load_settings
 README = (Path(__file__).parents[1] / "deploy" / "README.md").read_text("utf-8")
 PASSWORD = "s3cr3t-a@b/c?d#e%f"  # with what a URL would want encoded
 RIGHTS = dict(re.findall(r"^    ACL SETUSER (\S+) (reset on >PASSWORD .*)$", README, re.MULTILINE))
-
-
-@pytest.fixture(scope="module")
-def own() -> Iterator[EmbeddedServers]:
-    with own_servers() as servers:
-        yield servers
-
-
-@pytest.fixture(scope="module")
-def certificates() -> Iterator[Certificates]:
-    with tempfile.TemporaryDirectory() as folder:
-        yield Certificates(Path(folder) / "trusted")
-
-
-@pytest.fixture
-def other_certificates(tmp_path: Path) -> Certificates:
-    return Certificates(tmp_path / "other")
 
 
 def redis_settings(port: int, scheme: str = "rediss", **more: Any) -> Settings:
@@ -172,11 +153,11 @@ def test_a_tls_file_that_is_of_no_use_is_named(
 # --- users
 
 
-def give_rights(own: EmbeddedServers, user: str, without: str = "") -> None:
+async def give_rights(own: EmbeddedServers, user: str, without: str = "") -> None:
     """As an operator pastes the line of the docs."""
     rights = shlex.split(RIGHTS[user].replace(">PASSWORD", shlex.quote(f">{PASSWORD}")))
     assert not without or without in rights
-    asyncio.run(admin(own, "ACL", "SETUSER", user, *(right for right in rights if right != without)))
+    await admin(own, "ACL", "SETUSER", user, *(right for right in rights if right != without))
 
 
 async def admin(own: EmbeddedServers, *command: str) -> Any:
@@ -252,7 +233,7 @@ async def command(settings: Settings, *arguments: str) -> str:
 async def test_every_part_works_with_the_rights_of_the_docs(
     own: EmbeddedServers, registry: Registry, settings_of: Callable[..., Settings]
 ) -> None:
-    await asyncio.gather(*(asyncio.to_thread(give_rights, own, user) for user in RIGHTS))
+    await asyncio.gather(*(give_rights(own, user) for user in RIGHTS))
     await refused(own)
     settings, commands = settings_of("streamrec-serve"), settings_of("streamrec-commands")
     async with daemon_of(settings) as daemon:
@@ -385,7 +366,7 @@ async def test_all_rights_are_enough_and_each_is_needed(
 ) -> None:
     await admin(own, "FLUSHALL")
     await admin(own, "SCRIPT", "FLUSH")
-    await asyncio.to_thread(give_rights, own, user, right)
+    await give_rights(own, user, right)
     await refused(own)
     await DONE_BY[user](settings_of(user, popular_half_life_s=0.01), model_dir)
     assert bool(await refused(own)) is bool(right)
@@ -395,7 +376,7 @@ async def test_a_sequence_or_list_that_may_not_be_read_is_not_taken_for_damaged_
     own: EmbeddedServers, settings_of: Callable[..., Settings]
 ) -> None:
     settings, keys = settings_of("streamrec-serve"), Keys()
-    await asyncio.to_thread(give_rights, own, "streamrec-serve")
+    await give_rights(own, "streamrec-serve")
     async with RedisClient(settings) as redis:
         store, publisher = SequenceStore(redis, settings, 8, Metrics()), Publisher(redis, settings, Metrics())
         lists = [Recommendation("eve", ["i1"], [1.0], "m", 1, 2)]
@@ -404,11 +385,11 @@ async def test_a_sequence_or_list_that_may_not_be_read_is_not_taken_for_damaged_
         await publisher.publish(lists)
         before = await redis.get_many([keys.sequence("eve"), keys.recommendation("eve")])
         for right in ("+get", "+getrange", "%RW~streamrec:seq:*", "%RW~streamrec:recs:*"):
-            await asyncio.to_thread(give_rights, own, "streamrec-serve", right)
+            await give_rights(own, "streamrec-serve", right)
             for step in (lambda: store.append(clicks("eve", ["i3"], 5)), lambda: publisher.publish(fewer)):
                 with contextlib.suppress(RedisRefused):
                     await step()
-        await asyncio.to_thread(give_rights, own, "streamrec-serve")
+        await give_rights(own, "streamrec-serve")
         after = await redis.get_many([keys.sequence("eve"), keys.recommendation("eve")])
     assert after[1] == before[1]
     assert (after[0] or b"").startswith(b"1 3 3 3 ")
@@ -418,12 +399,12 @@ async def test_a_right_that_is_taken_away_holds_the_batch_until_it_is_back(
     own: EmbeddedServers, settings_of: Callable[..., Settings]
 ) -> None:
     settings = settings_of("streamrec-serve")
-    await asyncio.to_thread(give_rights, own, "streamrec-serve")
+    await give_rights(own, "streamrec-serve")
     async with daemon_of(settings) as daemon:
         await daemon.wait_ready()
         await feed(settings, clicks_of("ann", 1))
         await daemon.wait_handled(1)
-        await asyncio.to_thread(give_rights, own, "streamrec-serve", "+set")
+        await give_rights(own, "streamrec-serve", "+set")
         await feed(settings, clicks_of("ann", 1, first=1))
         await eventually(lambda: daemon.has_logged("holding the batch and trying again"))
         await eventually(lambda: daemon.has_logged("popular list and online figures are behind"))
@@ -432,7 +413,7 @@ async def test_a_right_that_is_taken_away_holds_the_batch_until_it_is_back(
             assert re.search(r"'set' command|can't run this command", line)
             assert "deploy/README.md, Security" in line
         assert len(warnings) == 2, warnings
-        await asyncio.to_thread(give_rights, own, "streamrec-serve")
+        await give_rights(own, "streamrec-serve")
         await daemon.wait_handled(2)
         assert "Traceback" not in daemon.output
 
@@ -441,7 +422,7 @@ async def test_a_channel_that_may_not_be_heard_is_told_and_the_registry_looked_a
     own: EmbeddedServers, registry: Registry, settings_of: Callable[..., Settings]
 ) -> None:
     settings = settings_of("streamrec-serve", registry_poll_s=0.2)
-    await asyncio.to_thread(give_rights, own, "streamrec-serve", "&streamrec:models")
+    await give_rights(own, "streamrec-serve", "&streamrec:models")
     async with daemon_of(settings) as daemon:
         await eventually(lambda: daemon.has_logged("a new champion is seen 0.2 s late"))
         newer = registry.versions()[1].version
@@ -454,7 +435,7 @@ async def test_a_channel_that_may_not_be_heard_is_told_and_the_registry_looked_a
 async def test_a_wrong_password_ends_the_start_in_one_line_that_does_not_show_it(
     own: EmbeddedServers, settings_of: Callable[..., Settings], user: str
 ) -> None:
-    await asyncio.to_thread(give_rights, own, "streamrec-serve")
+    await give_rights(own, "streamrec-serve")
     settings = settings_of(user, redis_password="s3cr3t-but-wrong", log_level="DEBUG")
     async with daemon_of(settings) as daemon:
         assert await daemon.wait_exit() == 1
@@ -470,7 +451,7 @@ async def test_a_password_that_changes_while_it_runs_is_waited_out(
     own: EmbeddedServers, settings_of: Callable[..., Settings]
 ) -> None:
     settings = settings_of("streamrec-serve")
-    await asyncio.to_thread(give_rights, own, "streamrec-serve")
+    await give_rights(own, "streamrec-serve")
     async with daemon_of(settings) as daemon:
         await daemon.wait_ready()
         await admin(own, "ACL", "SETUSER", "streamrec-serve", "resetpass", ">another")
@@ -478,6 +459,6 @@ async def test_a_password_that_changes_while_it_runs_is_waited_out(
         await feed(settings, clicks_of("ann", 1))
         await eventually(lambda: daemon.has_logged("STREAMREC_REDIS_PASSWORD"))
         assert (await daemon.get("/livez"))[0] == 200
-        await asyncio.to_thread(give_rights, own, "streamrec-serve")
+        await give_rights(own, "streamrec-serve")
         await daemon.wait_handled(1)
         assert "Traceback" not in daemon.output
