@@ -46,6 +46,8 @@ async function suggest() {
 
 async function recent() {
   const users = await ask("api/users");
+  // asked once the answer is there: a button that is replaced between press and release is not clicked
+  if (byId("recent").matches(":has(button):is(:hover, :focus-within)")) return; // somebody is about to choose
   replace(byId("recent"), users.map((user) => {
     const button = el("button", { type: "button", "data-key": user }, user);
     button.addEventListener("click", () => show(user));
@@ -214,8 +216,7 @@ setInterval(() => {
   if (!paused && !document.hidden) refresh();
 }, REFRESH_MS);
 setInterval(() => {
-  const moving = !paused && !document.hidden && !byId("recent").matches(":hover, :focus-within"); // nobody is about to choose
-  if (moving) quietly(recent)();
+  if (!paused && !document.hidden) quietly(recent)();
 }, 3 * REFRESH_MS);
 quietly(recent)();
 const asked = new URLSearchParams(location.hash.slice(1)).get("user");
