@@ -7,6 +7,8 @@ lent. A *step* encodes the windows of a batch of users, each from the longest ca
     a slot whose tokens are a prefix of the window   -> decode only the tokens that came after
     no slot, or another prefix (the window jumped)   -> prefill the whole window
 
+Both go through the model at once, tokens of all users one behind another; attention alone is done apart.
+
 Keys and values at a position depend on the tokens up to it and on nothing else, so a matching prefix is
 all that correctness needs: whatever crashed, moved or was lost, cached and re-encoded answers agree.
 """
@@ -16,7 +18,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Collection, Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, zip_longest
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -26,7 +28,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sasrec.index import IndexChoice, ItemIndex, open_index
-from sasrec.model import SASRec, SASRecConfig
+from sasrec.model import SASRec, SASRecConfig, attention
 from sasrec.vocab import PADDING, ItemVocab
 
 T = TypeVar("T")
@@ -120,33 +122,78 @@ class KVCache:
         return 2 * config.num_blocks * config.max_len * config.hidden_units * size
 
 
-class _CacheRows:
-    """The LayerCache of one forward: which slots its rows live in, how much of each is already there."""
+class _Group:
+    """Users of one forward who are alike; their tokens lie one behind another, and are padded for attention alone."""
+
+    def __init__(self, slots: list[int], past: list[int], new: list[int], first: int, device: torch.device) -> None:
+        self.slots = torch.tensor(slots, device=device)  # (B,)
+        self.cached = past[0] > 0
+        self.length = max(p + n for p, n in zip(past, new, strict=True))  # of the longest window
+        self._own = slice(first, first + sum(new))  # of the forward's tokens
+        self._shape = len(new), max(new)
+        self.last = torch.from_numpy(first - 1 + np.cumsum(new)).to(device)  # (B,) where the users' newest tokens are
+        self._real: Tensor | None = None  # (B, T) where they are of different numbers
+        if min(new) < max(new):
+            self._real = torch.from_numpy(np.arange(max(new)) < np.array(new)[:, None]).to(device)
+
+    def pad(self, x: Tensor) -> Tensor:
+        """(M, ...) of the forward -> (B, T, ...), zeros behind."""
+        own = x[self._own]
+        if self._real is None:
+            return own.view(*self._shape, *x.shape[1:])
+        padded = x.new_zeros(*self._shape, *x.shape[1:])
+        padded[self._real] = own
+        return padded
+
+    def unpad(self, x: Tensor) -> Tensor:
+        """Back to the users' own tokens, one behind another."""
+        return x.flatten(0, 1) if self._real is None else x[self._real]
+
+
+class _CachedTokens:
+    """The Tokens (M,) of one forward of users in slots: those that continue a cached prefix first, then whole windows.
+
+    All go through the model together, unpadded; attention alone tells the two apart.
+    """
 
     def __init__(self, cache: KVCache, slots: list[int], past: list[int], new: list[int]) -> None:
-        device = cache.slab.device
         self._cache = cache
-        self._slots = torch.tensor(slots, device=device)  # (B,)
-        self.past = torch.tensor(past, device=device)  # (B,)
-        steps = torch.arange(max(new), device=device)  # (T,)
-        real = steps < torch.tensor(new, device=device)[:, None]  # (B, T)
-        self._row, self._column = real.nonzero(as_tuple=True)  # (M,) new tokens, padding left out
-        self._position = self.past[self._row] + self._column
-        self._slot = self._slots[self._row]
-        self._length = max(p + n for p, n in zip(past, new, strict=True))
-        self._mask: Tensor | None = None
-        if any(past):
-            reach = (self.past[:, None] + steps)[:, None, :, None]  # (B, 1, T, 1)
-            self._mask = torch.arange(self._length, device=device) <= reach  # (B, 1, T, L)
+        device = cache.slab.device
+        ends = np.cumsum(new)
+        positions = np.arange(ends[-1]) + np.repeat(np.array(past) - ends + new, new)
+        self.positions = torch.from_numpy(positions).to(device)  # (M,)
+        self._slot = torch.from_numpy(np.repeat(slots, new)).to(device)  # (M,)
+        self._newest = torch.from_numpy(ends - 1).to(device)  # (B,)
+        continued = sum(p > 0 for p in past)
+        self._groups = [
+            _Group(slots[part], past[part], new[part], sum(new[: part.start]), device)
+            for part in (slice(0, continued), slice(continued, len(new)))
+            if new[part]
+        ]
 
-    def extend(self, block: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    def newest(self, x: Tensor) -> Tensor:
+        return x[self._newest]
+
+    def attend(self, block: int, query: Tensor, key: Tensor, value: Tensor, newest_alone: bool) -> Tensor:
         slab = self._cache.slab[block]  # (slots, max_len, 2, H, Dh)
-        new = torch.stack((key, value), dim=2)  # (B, T, 2, H, Dh)
-        slab[self._slot, self._position] = new[self._row, self._column].to(slab.dtype)
-        if self._mask is None:  # nothing was cached: plain causal attention over the new tokens
-            return key, value, None
-        held = self._cache.gather(block, self._slots, self._length).to(key.dtype)
-        return held[:, :, 0], held[:, :, 1], self._mask
+        slab[self._slot, self.positions] = torch.stack((key, value), dim=1).to(slab.dtype)
+        parts = []
+        for group in self._groups:
+            if group.cached:
+                held = self._cache.gather(block, group.slots, group.length).to(key.dtype)
+                keys, values = held[:, :, 0], held[:, :, 1]  # (B, L, H, Dh)
+            else:
+                keys, values = group.pad(key), group.pad(value)
+            if newest_alone:
+                asked, reach = query[group.last][:, None], self.positions[group.last][:, None]
+            else:
+                asked, reach = group.pad(query), group.pad(self.positions)  # (B, T, H, Dh), (B, T)
+            mask = None
+            if group.cached or newest_alone:
+                mask = torch.arange(keys.shape[1], device=keys.device) <= reach[..., None]  # (B, T, L)
+            attended = attention(asked, keys, values, mask)
+            parts.append(attended[:, 0] if newest_alone else group.unpad(attended))
+        return torch.cat(parts)
 
 
 class Engine:
@@ -449,11 +496,8 @@ class Engine:
         """Encode the windows of at most ``slots`` users, from what is cached of them."""
         work = self._schedule(batch)
         slots = [row.slot.index for row in work]
-        # at most two forwards: short tails that continue a prefix, and whole windows; mixing pads one to the other
-        for continues in (True, False):
-            rows = [row for row in work if row.past < len(row.window) and (row.past > 0) is continues]
-            for part in _chunks(rows, DECODE_ROWS if continues else encode_rows([row.window for row in rows])):
-                self._forward(part)
+        for part in _forwards([row for row in work if row.past < len(row.window)]):
+            self._forward(part)
         return self._last_hidden[slots]
 
     def _schedule(self, rows: Sequence[tuple[Hashable, Indices]]) -> list[_Work]:
@@ -489,13 +533,15 @@ class Engine:
         new = [row.window[row.past :] for row in work]
         for row in work:
             row.slot.tokens = b""  # nothing is trusted of a slot whose forward did not come back
-        view = _CacheRows(self._cache, slots, [row.past for row in work], [len(tokens) for tokens in new])
-        self._last_hidden[slots] = self.model(self.padded(new), view, self._newest(new))
+        tokens = _CachedTokens(self._cache, slots, [row.past for row in work], [len(tail) for tail in new])
+        items = torch.from_numpy(np.concatenate(new)).to(self._last_hidden.device)
+        self._last_hidden[slots] = self.model.encode(items, tokens, newest_alone=True)
         for row in work:
             row.slot.tokens = row.window.tobytes()
 
     def _prefill_uncached(self, windows: Sequence[Indices]) -> Tensor:
-        hidden: Tensor = self.model(self.padded(windows), None, self._newest(windows))
+        last = torch.tensor([len(window) - 1 for window in windows], device=self._last_hidden.device)
+        hidden: Tensor = self.model(self.padded(windows), last)
         return hidden
 
     def padded(self, rows: Sequence[Indices | Collection[int]]) -> Tensor:
@@ -509,14 +555,20 @@ class Engine:
             )
         return torch.from_numpy(items).to(self._last_hidden.device)
 
-    def _newest(self, rows: Sequence[Indices]) -> Tensor:
-        """(B,) where each row's last real token stands."""
-        return torch.tensor([len(row) - 1 for row in rows], device=self._last_hidden.device)
-
 
 def encode_rows(windows: Sequence[Indices]) -> int:
     """How many of these windows are best encoded in one forward."""
     return max(1, ENCODE_TOKENS // max(map(len, windows), default=1))
+
+
+def _forwards(work: list[_Work]) -> Iterator[list[_Work]]:
+    """What goes through the model at once: users whose prefix is cached, then whole windows, each up to its bound."""
+    continued = [row for row in work if row.past]
+    whole = [row for row in work if not row.past]
+    most = encode_rows([row.window for row in whole])
+    nothing: list[_Work] = []
+    for tails, windows in zip_longest(_chunks(continued, DECODE_ROWS), _chunks(whole, most), fillvalue=nothing):
+        yield tails + windows
 
 
 def _among(items: Tensor, rows: Tensor) -> Tensor:

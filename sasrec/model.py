@@ -74,15 +74,57 @@ class SASRecConfig:
         )
 
 
-class LayerCache(Protocol):
-    """What the forward asks of a cache: how much is stored, and a place to put and get keys and values."""
+class Tokens(Protocol):
+    """How the tokens of a forward belong together: whose they are, where they stand, what each may attend to.
 
-    past: Tensor  # (B,) tokens already cached, a row
+    Shape (...) is (B, T), padded rows, or (M,), the tokens of many users one behind another.
+    """
 
-    def extend(self, block: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Store new keys and values (B, T, H, Dh) of a block; return all keys and values (B, L, H, Dh)
-        and the mask (B, 1, T, L), True = may attend, or None where plain causal attention is meant.
-        """
+    positions: Tensor  # (...), or what broadcasts to it
+
+    def attend(self, block: int, query: Tensor, key: Tensor, value: Tensor, newest_alone: bool) -> Tensor:
+        """Attention of a block, all (..., H, Dh); of each user's newest token alone (B, H, Dh)."""
+
+    def newest(self, x: Tensor) -> Tensor:
+        """(..., D) -> (B, D) of each user's newest token."""
+
+
+class Rows:
+    """Tokens of padded rows (B, T), each row's first, that attend to those before them in the row.
+
+    Args:
+        time: T.
+        last: (B,) where the newest token of each row stands, of use where it alone is wanted.
+    """
+
+    def __init__(self, time: int, last: Tensor | None, device: torch.device) -> None:
+        self.positions = torch.arange(time, device=device)  # (T,)
+        self._last = last
+
+    def attend(self, block: int, query: Tensor, key: Tensor, value: Tensor, newest_alone: bool) -> Tensor:
+        """The cache's part of the work, where there is none."""
+        if not newest_alone:
+            return attention(query, key, value, None)
+        assert self._last is not None
+        mask = self.positions <= self._last[:, None]  # (B, T)
+        return attention(self.newest(query)[:, None], key, value, mask[:, None])[:, 0]
+
+    def newest(self, x: Tensor) -> Tensor:
+        """(B, T, ...) -> (B, ...)."""
+        return x[torch.arange(len(x), device=x.device), self._last]
+
+
+def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    """Scaled dot-product attention of (B, T, H, Dh) to (B, L, H, Dh).
+
+    Args:
+        mask: (B, T, L), True = may attend, or None where each attends to those up to it.
+    """
+    attended: Tensor = F.scaled_dot_product_attention(
+        query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2),
+        attn_mask=None if mask is None else mask[:, None], is_causal=mask is None,
+    )  # fmt: skip
+    return attended.transpose(1, 2)
 
 
 class Dropout(nn.Module):
@@ -115,29 +157,15 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(config.hidden_units, 3 * config.hidden_units)
         self.out = nn.Linear(config.hidden_units, config.hidden_units)
 
-    def forward(
-        self, x: Tensor, rotation: tuple[Tensor, Tensor] | None, cache: LayerCache | None, newest: Tensor | None
-    ) -> Tensor:
-        """(B, T, D) -> (B, T, D), or (B, 1, D) of the position newest (B,) of each row."""
-        batch, time, width = x.shape
-        heads, head_units = self.num_heads, width // self.num_heads
-        qkv = self.qkv(x).view(batch, time, 3 * heads, head_units)
-        query_key, value = qkv[:, :, : 2 * heads], qkv[:, :, 2 * heads :]
+    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor] | None, tokens: Tokens, newest_alone: bool) -> Tensor:
+        """(..., D) -> (..., D), or (B, D) of each user's newest token."""
+        heads = self.num_heads
+        qkv = self.qkv(x).view(*x.shape[:-1], 3 * heads, x.shape[-1] // heads)
+        query_key, value = qkv[..., : 2 * heads, :], qkv[..., 2 * heads :, :]
         if rotation is not None:
             query_key = rotate(query_key, *rotation)
-        query, key = query_key.chunk(2, dim=2)  # each (B, T, H, Dh)
-        mask = None
-        if cache is not None:
-            key, value, mask = cache.extend(self.block, key, value)
-        if newest is not None:
-            row = torch.arange(batch, device=x.device)
-            query = query[row, newest][:, None]
-            reach = torch.arange(key.shape[1], device=x.device) <= newest[:, None]  # (B, L)
-            mask = reach[:, None, None] if mask is None else mask[row, :, newest][:, None]
-        attended = F.scaled_dot_product_attention(
-            query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), attn_mask=mask, is_causal=mask is None
-        )
-        merged: Tensor = self.out(attended.transpose(1, 2).reshape(batch, -1, width))
+        query, key = query_key.chunk(2, dim=-2)  # each (..., H, Dh)
+        merged: Tensor = self.out(tokens.attend(self.block, query, key, value, newest_alone).flatten(-2))
         return merged
 
 
@@ -159,16 +187,12 @@ class Block(nn.Module):
         self.dropout = Dropout(config.dropout_rate)
 
     def forward(
-        self,
-        x: Tensor,
-        rotation: tuple[Tensor, Tensor] | None,
-        cache: LayerCache | None,
-        newest: Tensor | None = None,
+        self, x: Tensor, rotation: tuple[Tensor, Tensor] | None, tokens: Tokens, newest_alone: bool = False
     ) -> Tensor:
-        """(B, T, D) -> (B, T, D), or (B, 1, D) of the position newest (B,) of each row."""
-        attended = self.attention(self.attention_norm(x), rotation, cache, newest)
-        if newest is not None:
-            x = x[torch.arange(len(x), device=x.device), newest][:, None]
+        """(..., D) -> (..., D), or (B, D) of each user's newest token."""
+        attended = self.attention(self.attention_norm(x), rotation, tokens, newest_alone)
+        if newest_alone:
+            x = tokens.newest(x)
         x = x + self.dropout(attended)
         out: Tensor = x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
         return out
@@ -192,45 +216,56 @@ class SASRec(nn.Module):
             self.register_buffer("rotary_sin", sin, persistent=False)
         self.apply(_init_weights)
 
-    def forward(self, items: Tensor, cache: LayerCache | None = None, newest: Tensor | None = None) -> Tensor:
-        """Hidden states of every token, or of one a row.
+    def forward(self, items: Tensor, last: Tensor | None = None) -> Tensor:
+        """Hidden states of every token, or of each row's newest.
 
         Args:
             items: (B, T) item indices, a row's tokens first and zeros behind; T at most max_len.
-            cache: where given, ``items`` are only the tokens *after* the cached ones, and attend to those too.
-            newest: (B,) the position of each row whose hidden state alone is wanted: the last block does no more.
+            last: (B,) where in each row the token stands whose hidden state alone is wanted.
 
         Returns:
-            (B, T, D). What stands at padding is meaningless. With newest, (B, D).
+            (B, T, D). What stands at padding is meaningless. With last, (B, D).
 
         Raises:
-            ValueError: T exceeds max_len, or a cache was given to a model with learned positions.
+            ValueError: T exceeds max_len.
         """
         time = items.shape[1]
         if time > self.config.max_len:
             raise ValueError(f"{time} tokens in a row but max_len={self.config.max_len}; cut to the newest ones")
-        x = self.item_embedding(items)  # (B, T, D)
+        return self.encode(items, Rows(time, last, items.device), newest_alone=last is not None)
+
+    def encode(self, items: Tensor, tokens: Tokens, newest_alone: bool) -> Tensor:
+        """What forward does, of tokens that belong together as ``tokens`` says: behind cached ones, say.
+
+        Args:
+            items: (...) item indices, 0 for padding.
+            newest_alone: the last block does no more than each user's newest token.
+
+        Returns:
+            (..., D), or (B, D) of each user's newest token.
+
+        Raises:
+            ValueError: a model with learned positions was given anything but Rows.
+        """
+        x = self.item_embedding(items)  # (..., D)
         if self.config.scale_embeddings:  # else what the blocks add drowns the items themselves, rare ones above all
             x = x * math.sqrt(self.config.hidden_units)
-        steps = torch.arange(time, device=items.device)  # (T,)
         rotation = None
         if self.config.position == "learned":
-            if cache is not None:
+            if not isinstance(tokens, Rows):
                 raise ValueError("learned positions shift on every click: nothing can be cached; re-encode")
             lengths = (items != 0).sum(1, keepdim=True)  # (B, 1)
             # the newest token of a row is at max_len - 1; the clamp only touches padding
-            x = x + self.position_embedding((self.config.max_len - lengths + steps).clamp(max=self.config.max_len - 1))
+            at = (self.config.max_len - lengths + tokens.positions).clamp(max=self.config.max_len - 1)
+            x = x + self.position_embedding(at)
         else:
-            at = steps if cache is None else cache.past[:, None] + steps  # (T,) or (B, T)
-            at = at.clamp(max=self.config.max_len - 1)  # padding behind a nearly full row
-            cos, sin = self.rotary_cos[at], self.rotary_sin[at]  # type: ignore[index]
+            cos, sin = self.rotary_cos[tokens.positions], self.rotary_sin[tokens.positions]  # type: ignore[index]
             rotation = cos[..., None, :], sin[..., None, :]  # the same for all heads
         x = self.embedding_dropout(x)
         for block in self.blocks[:-1]:
-            x = block(x, rotation, cache)
-        # of a single token nothing can be left out: a cached click is spared the picking
-        hidden: Tensor = self.final_norm(self.blocks[-1](x, rotation, cache, newest if time > 1 else None))
-        return hidden if newest is None else hidden[:, 0]
+            x = block(x, rotation, tokens)
+        hidden: Tensor = self.final_norm(self.blocks[-1](x, rotation, tokens, newest_alone))
+        return hidden
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of the whole catalogue, (..., D) -> (..., num_items + 1); column 0 is padding."""
@@ -245,7 +280,7 @@ def rotation_table(max_len: int, head_units: int) -> tuple[Tensor, Tensor]:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn dimension pairs (i, i + Dh/2) of x (B, T, H, Dh) by their position's angle."""
+    """Turn dimension pairs (i, i + Dh/2) of x (..., H, Dh) by their position's angle."""
     first, second = x.chunk(2, dim=-1)
     return torch.cat((first * cos - second * sin, first * sin + second * cos), dim=-1)
 

@@ -148,8 +148,8 @@ class _Clicks:
 
     @torch.inference_mode()
     def _hidden(self, items: Tensor, newest_alone: bool) -> Tensor:
-        newest = torch.full((len(items),), items.shape[1] - 1) if newest_alone else None
-        hidden: Tensor = self.model(items, None, newest)
+        last = torch.full((len(items),), items.shape[1] - 1) if newest_alone else None
+        hidden: Tensor = self.model(items, last)
         return hidden if newest_alone else hidden[:, -1]
 
 

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from sasrec.model import Dropout, SASRec, SASRecConfig, rotate, rotation_table
+from sasrec.model import Dropout, SASRec, SASRecConfig, attention, rotate, rotation_table
 
 NUM_ITEMS = 30
 POSITIONS = ["learned", "rope"]
@@ -138,7 +138,7 @@ def test_one_position_a_row_is_the_same_as_that_of_all(lengths: list[int], posit
     rows = padded([random_row(length, seed) for seed, length in enumerate(lengths)], 7)
     newest = torch.tensor(lengths) - 1
     every = model(rows)[torch.arange(len(rows)), newest]
-    assert model(rows, None, newest).sub(every).abs().max() < 1e-12
+    assert model(rows, newest).sub(every).abs().max() < 1e-12
 
 
 @pytest.mark.parametrize("position", POSITIONS)
@@ -234,33 +234,27 @@ def test_a_row_longer_than_max_len_is_refused() -> None:
         make_model()(torch.ones(1, 8, dtype=torch.int64))
 
 
-class UnusedCache:
-    """A cache that must not be asked for anything."""
-
-    past = torch.zeros(1, dtype=torch.int64)
-
-    def extend(self, block: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        raise AssertionError("nothing of learned positions may be cached")
-
-
-def test_a_cache_is_refused_by_learned_positions() -> None:
-    with pytest.raises(ValueError, match="learned positions shift on every click"):
-        make_model(position="learned")(padded([[1, 2]]), UnusedCache())
-
-
 class DroppingCache:
     """What DESIGN.md warns of: a cache that keeps the newest ``size`` rows and drops the oldest, one row a click."""
 
     def __init__(self, num_blocks: int, size: int) -> None:
-        self.past = torch.zeros(1, dtype=torch.int64)
+        self.positions = torch.zeros(1, dtype=torch.int64)
         self._size = size
         self._rows: list[list[tuple[Tensor, Tensor]]] = [[] for _ in range(num_blocks)]
 
-    def extend(self, block: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    def attend(self, block: int, query: Tensor, key: Tensor, value: Tensor, newest_alone: bool) -> Tensor:
         rows = [*self._rows[block], (key, value)][-self._size :]
         self._rows[block] = rows
-        everything = torch.ones(1, 1, 1, len(rows), dtype=torch.bool)
-        return torch.cat([k for k, _ in rows], 1), torch.cat([v for _, v in rows], 1), everything
+        keys, values = (torch.stack(held, 1) for held in zip(*rows, strict=True))
+        return attention(query[:, None], keys, values, torch.ones(1, 1, len(rows), dtype=torch.bool))[:, 0]
+
+    def newest(self, x: Tensor) -> Tensor:
+        return x
+
+
+def test_a_cache_is_refused_by_learned_positions() -> None:
+    with pytest.raises(ValueError, match="learned positions shift on every click"):
+        make_model(position="learned").encode(torch.tensor([1]), DroppingCache(2, 7), newest_alone=True)
 
 
 @torch.no_grad()
@@ -273,8 +267,8 @@ def test_merely_dropping_old_cache_rows_is_not_the_shorter_window_once_there_are
     row, size = random_row(20, seed=6), 6
     cache = DroppingCache(num_blocks, size)
     for n in range(1, 21):
-        cached = model(torch.tensor([[row[n - 1]]]), cache)[0, -1]
-        cache.past += 1
+        cached = model.encode(torch.tensor([row[n - 1]]), cache, newest_alone=True)[0]
+        cache.positions += 1
         difference = (cached - model(padded([row[max(0, n - size) : n]]))[0, -1]).abs().max()
         if n <= size or agrees:
             assert difference < 1e-10
