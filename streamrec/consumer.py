@@ -135,7 +135,8 @@ class ClickConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
 
         The poll is the micro-batch: it returns at once with what is buffered. It goes on with no partition
         assigned, so that the group sees a member that polls, and is never wrapped in a time-out, which
-        would cancel it in the middle.
+        would cancel it in the middle. A batch that is not full was all there was: the client fetches no more until it
+        is done, or the next one would hold what came at its beginning, and what came later would wait for two.
 
         Raises:
             KafkaUnavailable: the brokers refuse us, or hand out what cannot be read; waiting would not help.
@@ -153,9 +154,13 @@ class ClickConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
                     return
                 continue
             self._idle.clear()
+            full = sum(map(len, polled.values())) >= self._settings.max_batch
+            waiting = frozenset() if full else self._consumer.assignment()
+            self._consumer.pause(*waiting)
             try:
                 yield self._batch(polled)
             finally:
+                self._consumer.resume(*(waiting & self._consumer.assignment()))
                 self._idle.set()
 
     async def commit(self, batch: EventBatch) -> None:

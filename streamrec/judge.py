@@ -22,14 +22,14 @@ K = 10
 class Judged:
     """Clicks that judged a published list, and what their user could see, or might have seen, before them.
 
-    ``n`` is the number of the user's events before these clicks.
+    ``n`` is the number of the user's events before these clicks; ``popular_hits`` of them were in the popular list.
     """
 
     user_id: str
     n: int
     clicks: list[str]
     items: list[str]
-    popular: list[str]
+    popular_hits: int
 
 
 class OnlineJudge:
@@ -53,8 +53,8 @@ class OnlineJudge:
         return judged
 
     def _judge(self, sequence: UserSequence, value: bytes | None) -> list[Judged]:
-        popular = self._lists.popular_for(sequence.before if self._filter_seen else b"", K).items
-        model, items, n = POPULAR, popular, sequence.n - sequence.applied
+        seen = sequence.before if self._filter_seen else b""
+        n = sequence.n - sequence.applied
         if value:
             try:
                 listed = parse_published(sequence.user_id, value)
@@ -63,5 +63,8 @@ class OnlineJudge:
             if listed.n > n:
                 return []  # the answer to an earlier try was lost: this list knows the clicks already
             model, items = listed.model, listed.items[:K]
-        self._counts.count(model, sequence.clicks, items, popular)
-        return [Judged(sequence.user_id, n, sequence.clicks, items, popular)]
+        else:
+            model, items = POPULAR, self._lists.popular_for(seen, K).items
+        judged = Judged(sequence.user_id, n, sequence.clicks, items, self._lists.popular_hits(sequence.clicks, seen, K))
+        self._counts.count(model, judged.clicks, judged.items, judged.popular_hits)
+        return [judged]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import heapq
 import logging
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from itertools import islice
 
 import msgspec
@@ -50,6 +50,7 @@ class SharedLists:
         self._reference_ms = 0  # the time as of which the weights are: forward decay, so that none need rescaling
         self._newest_ms = 0
         self._popular = _marked(list(self._prior), list(self._prior.values()))
+        self._candidates: frozenset[str] = frozenset(self._prior)
         self.blocked: frozenset[str] = frozenset()
 
     def count(self, sequences: Collection[UserSequence]) -> None:
@@ -121,6 +122,13 @@ class SharedLists:
         kept = list(islice(free, k))
         return Ranking([popular.items[place] for place in kept], [popular.scores[place] for place in kept])
 
+    def popular_hits(self, clicks: Sequence[str], stored: bytes, k: int) -> int:
+        """How many of the clicks are among ``popular_for``: most are of items that are not popular at all."""
+        if self._candidates.isdisjoint(clicks):
+            return 0
+        listed = self.popular_for(stored, k).items
+        return sum(click in listed for click in clicks)
+
     def _half_lives(self, timestamp_ms: int) -> float:
         return (timestamp_ms - self._reference_ms) / 1000 / self._settings.popular_half_life_s
 
@@ -145,7 +153,7 @@ class SharedLists:
         reply = await self._redis.run("popularity", [self._keys.popularity], args)
         top = [item.decode() for item in reply[::2]], [float(weight) for weight in reply[1::2]]
         if reply:
-            self._popular = _marked(*top)
+            self._popular, self._candidates = _marked(*top), frozenset(top[0])
         return Ranking(*top)
 
 

@@ -11,6 +11,7 @@ import asyncio
 import time
 from collections import OrderedDict, deque
 from collections.abc import Sequence
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -137,11 +138,12 @@ class Predictor:
         started = time.perf_counter()
         histories = [tokens.encode(sequence) for sequence in sequences]
         ranked = rank(engine, sequences, histories, self._settings.top_k, self._settings, self._lists)
+        scores = iter(np.round([score for ranking, _ in ranked for score in ranking.scores], SCORE_DIGITS).tolist())
         recommendations = [
             Recommendation(
                 sequence.user_id,
                 ranking.items,
-                np.round(ranking.scores, SCORE_DIGITS).tolist(),
+                list(islice(scores, len(ranking.items))),
                 model,
                 sequence.last_event_ts_ms,
                 sequence.n,

@@ -9,8 +9,7 @@ import msgspec
 from streamrec.errors import StreamrecError
 
 
-@dataclass(frozen=True, slots=True)
-class ClickEvent:
+class ClickEvent(msgspec.Struct, frozen=True):
     """A decoded click, and where it stands in the topic."""
 
     user_id: str
@@ -84,8 +83,7 @@ class UserSequence:
         return self.stored.decode(errors="replace").split("\0")[:-1]
 
 
-@dataclass(frozen=True, slots=True)
-class Recommendation:
+class Recommendation(msgspec.Struct, frozen=True):
     """A list to publish, computed from a user's first ``n`` events."""
 
     user_id: str

@@ -107,7 +107,7 @@ class Shadow:
         if listed is None or listed.n != judged.n:
             return  # there was no time to score him, or somebody else served him meanwhile
         if listed.own:
-            self._counts.count(version, judged.clicks, listed.items, judged.popular)
+            self._counts.count(version, judged.clicks, listed.items, judged.popular_hits)
         self._counts.compare(version, judged.clicks, listed.items, judged.items)
 
     def _ask(self, sequences: Sequence[UserSequence]) -> None:

@@ -63,14 +63,14 @@ async def test_what_is_counted_is_added_to_what_is_there_and_kept_for_90_days(
 ) -> None:
     settings = make_settings()
     one, other = (OnlineCounts(redis, settings, Metrics()) for _ in range(2))
-    one.count("m1", ["a", "b"], ["x", "b"], ["b"])
-    one.count("m2", ["a"], ["a"], [])
+    one.count("m1", ["a", "b"], ["x", "b"], 1)
+    one.count("m2", ["a"], ["a"], 0)
     await one.flush()
     await one.flush()
     key = Keys(settings.redis_key_prefix).online("m1")
     async with raw_redis(settings) as raw:
         await raw.expire(key, 60)
-        other.count("m1", ["x"], ["x"], ["y"])
+        other.count("m1", ["x"], ["x"], 0)
         await other.flush()
         assert TTL_S - 60 < await raw.ttl(key) <= TTL_S
     found = await read_figures(redis, Keys(settings.redis_key_prefix), ["m1", "m2", "m3"])
@@ -84,10 +84,10 @@ async def test_a_flush_that_fails_keeps_the_counts(make_settings: MakeSettings) 
     settings = make_settings()
     async with RedisThatFailsScripts(settings) as redis:
         counts = OnlineCounts(redis, settings, Metrics())
-        counts.count("m1", ["a"], ["a"], [])
+        counts.count("m1", ["a"], ["a"], 0)
         flush = asyncio.create_task(counts.flush())
         await redis.arrived.wait()
-        counts.count("m1", ["b"], ["a", "b"], ["b"])  # clicks go on while Redis hangs
+        counts.count("m1", ["b"], ["a", "b"], 1)  # clicks go on while Redis hangs
         redis.fail.set()
         with pytest.raises(RedisUnavailable):
             await flush
@@ -100,7 +100,7 @@ async def test_a_last_flush_waits_for_the_one_that_is_under_way(make_settings: M
     settings = make_settings()
     async with RedisThatFailsScripts(settings) as redis:
         counts = OnlineCounts(redis, settings, Metrics())
-        counts.count("m1", ["a"], ["a"], [])
+        counts.count("m1", ["a"], ["a"], 0)
         periodic = asyncio.create_task(counts.flush())
         await redis.arrived.wait()
         last = asyncio.create_task(counts.flush())
@@ -118,7 +118,7 @@ async def test_a_version_whose_key_is_taken_keeps_nobody_elses_figures_away(
     async with raw_redis(settings) as raw:
         await raw.set(Keys(settings.redis_key_prefix).online("taken"), "by somebody")
     for version in ("taken", "m1"):
-        counts.count(version, ["a"], ["a"], [])
+        counts.count(version, ["a"], ["a"], 0)
     for _ in range(2):
         with pytest.raises(RedisUnavailable, match="WRONGTYPE"):
             await counts.flush()
@@ -190,11 +190,11 @@ async def test_an_outage_of_redis_loses_no_figures(
         await daemon.wait_ready()
         await produce_clicks(settings, clicks(0, 100))
         await wait_caught_up(settings)
-        counts.count("m1", ["a"], ["a"], [])
+        counts.count("m1", ["a"], ["a"], 0)
         own.redis.stop()
         with pytest.raises(RedisUnavailable):
             await counts.flush()
-        counts.count("m1", ["a"], ["b", "a"], [])
+        counts.count("m1", ["a"], ["b", "a"], 0)
         await produce_clicks(settings, clicks(100, 200))
         await eventually(lambda: daemon.has_logged("holding the batch"))
         own.redis.start()
@@ -258,7 +258,7 @@ async def test_the_list_shows_offline_figures_and_online_ones(
     registry.promote(judged, "better")
     counts = OnlineCounts(redis, make_settings(), Metrics())
     for _ in range(1_000):
-        counts.count(judged, ["a", "b"], ["b", "a"], ["x", "y", "a"])
+        counts.count(judged, ["a", "b"], ["b", "a"], 1)
     await counts.flush()
     status, lines, err = await run("list")
     assert (status, err) == (0, "")
