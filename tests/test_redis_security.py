@@ -284,7 +284,7 @@ async def what_serve_does(settings: Settings, model_dir: Path) -> None:
                 await Publisher(redis, settings, metrics).publish([Recommendation("ann", ["i1"], [1.0], "m", 1, n)])
 
         async def figures() -> None:
-            counts.count("m", ["i1"], ["i1"], ["i1"])
+            counts.count("m", ["i1"], ["i1"], 1)
             await counts.flush()
 
         async def listen() -> None:
