@@ -40,7 +40,8 @@ PEERS = "peers"  # only where it is asked for: it needs what nothing else needs
 VERSIONS = ("streamrec", "torch", "numpy", "faiss-cpu", "scikit-rec")
 QUICK_CATALOGUE, CATALOGUE = (3_416, 100_000), (3_416, 100_000, 1_000_000)
 QUICK_USERS = USERS[:1]
-QUICK_BATCHES = (1, 64)
+QUICK_BATCHES = (16, 64)
+QUICK_LISTS, LISTS = 32, 256  # that are compared, of a cache in either precision
 MIB = 2**20
 
 
@@ -94,8 +95,9 @@ def run_bench(options: BenchOptions, console: Console) -> dict[str, Any]:
             report["daemon"] = measure_daemon(_served(options, subjects), load, options.cache_bytes, progress)
         if "memory" in options.parts:
             progress("memory: precision of the cache")
+            lists = QUICK_LISTS if options.quick else LISTS
             report["memory"] = {
-                "cached_user": [measure_half_cache(subject) for subject in subjects],
+                "cached_user": [measure_half_cache(subject, lists) for subject in subjects],
                 "redis_user": [measure_redis(subject) for subject in _of_each_length(subjects)],
                 "process": measure_resident(options.cache_bytes, QUICK_USERS if options.quick else USERS, progress),
             }

@@ -153,7 +153,7 @@ class _Clicks:
         return hidden if newest_alone else hidden[:, -1]
 
 
-def measure_half_cache(subject: Subject, users: int = 256) -> dict[str, float]:
+def measure_half_cache(subject: Subject, users: int) -> dict[str, float]:
     """What a cached user takes in either precision, and how much the lower one changes lists of the ten best.
 
     Returns:

@@ -31,7 +31,7 @@ def test_the_engine_part_reports_every_way_for_every_batch(capsys: pytest.Captur
     report = report_of(capsys, "--only", "engine", "--quick", *SMALL)
     rows = report["engine"]
     assert isinstance(rows, list)
-    assert [row["batch"] for row in rows] == [1, 64]
+    assert [row["batch"] for row in rows] == [16, 64]
     for row in rows:
         assert (row["hidden"], row["blocks"], row["heads"], row["max_len"], row["items"]) == (8, 1, 1, 8, 50)
         assert min(row["cached_us"], row["reencode_us"], row["full_us"]) > 0
@@ -120,7 +120,7 @@ def test_the_tables_become_markdown_that_names_machine_and_commit(tmp_path: Path
     assert title.startswith("**Engine")
     assert header.split(" | ")[:2] == ["| hidden", "blocks"]
     assert rule.count("---:") == header.count("|") - 1
-    assert [row.split(" | ")[3] for row in rows] == ["1", "64"]
+    assert [row.split(" | ")[3] for row in rows] == ["16", "64"]
 
 
 def test_every_part_of_a_report_has_its_table() -> None:
