@@ -125,13 +125,14 @@ class KVCache:
 class _Group:
     """Users of one forward who are alike; their tokens lie one behind another, and are padded for attention alone."""
 
-    def __init__(self, slots: list[int], past: list[int], new: list[int], first: int, device: torch.device) -> None:
+    def __init__(self, slots: list[int], past: list[int], new: list[int], last: Tensor, first: int) -> None:
+        device = last.device
         self.slots = torch.tensor(slots, device=device)  # (B,)
         self.cached = past[0] > 0
         self.length = max(p + n for p, n in zip(past, new, strict=True))  # of the longest window
         self._own = slice(first, first + sum(new))  # of the forward's tokens
         self._shape = len(new), max(new)
-        self.last = torch.from_numpy(first - 1 + np.cumsum(new)).to(device)  # (B,) where the users' newest tokens are
+        self.last = last  # (B,) where the users' newest tokens are among the forward's
         self._real: Tensor | None = None  # (B, T) where they are of different numbers
         if min(new) < max(new):
             self._real = torch.from_numpy(np.arange(max(new)) < np.array(new)[:, None]).to(device)
@@ -166,7 +167,7 @@ class _CachedTokens:
         self._newest = torch.from_numpy(ends - 1).to(device)  # (B,)
         continued = sum(p > 0 for p in past)
         self._groups = [
-            _Group(slots[part], past[part], new[part], sum(new[: part.start]), device)
+            _Group(slots[part], past[part], new[part], self._newest[part], sum(new[: part.start]))
             for part in (slice(0, continued), slice(continued, len(new)))
             if new[part]
         ]
