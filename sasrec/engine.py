@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Collection, Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice, zip_longest
+from itertools import islice, pairwise, zip_longest
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -38,8 +38,10 @@ DEFAULT_CACHE_BYTES = 256 * 2**20
 # Positions encoded in one forward where nothing is cached, so that activations stay in the processor's cache, and in
 # memory that the system need not hand out anew: of 256 windows of 200 at once each takes twice as long.
 ENCODE_TOKENS = 4_096
-# Rows in one forward where much is cached: keys and values of so many stay there until attention has read them.
+# Users in one forward where much is cached.
 DECODE_ROWS = 128
+# Keys and values gathered at once: they stay in the processor's cache until attention has read them.
+GATHERED_BYTES = 3_000_000
 # How many candidates the index names for k places: of a million items 0.999 of the ten best are among so many.
 CANDIDATES, CANDIDATES_PER_PLACE = 200, 6
 
@@ -93,6 +95,7 @@ class KVCache:
         shape = (config.num_blocks, slots, config.max_len, 2, config.num_heads, head_units)
         # empty, not zeros: the system commits memory only as slots are used
         self.slab = torch.empty(shape, dtype=torch.float16 if half else like.dtype, device=like.device)
+        self._rows = self.slab.flatten(2)  # (num_blocks, slots, numbers of a slot)
         self._scratch = self.slab.new_empty(0)
 
     @property
@@ -100,16 +103,20 @@ class KVCache:
         """How many users fit."""
         return self.slab.shape[1]
 
+    def write(self, block: int, places: Tensor, keys: Tensor, values: Tensor) -> None:
+        """Keep keys and values, (M, H, Dh) each, at places (M,): ``slot * max_len + position``."""
+        kept = torch.stack((keys, values), dim=1).to(self.slab.dtype)
+        self.slab[block].flatten(0, 1).index_copy_(0, places, kept)
+
     def gather(self, block: int, slots: Tensor, length: int) -> Tensor:
         """The first keys and values of these slots, (B, length, 2, H, Dh), until the next call."""
-        rows = self.slab[block].flatten(1)[:, : length * self.slab[0, 0, 0].numel()]  # each in one piece
-        shape = len(slots), rows.shape[1]
-        if self._scratch.numel() < shape[0] * shape[1]:
+        a_user = length * self.slab.stride(2)  # numbers, in one piece
+        if self._scratch.numel() < len(slots) * a_user:
             # kept: the system takes longer to hand out fresh memory than to fill it
-            self._scratch = self.slab.new_empty(shape[0] * rows.stride(0))
-        held = self._scratch[: shape[0] * shape[1]].view(shape)
-        torch.index_select(rows, 0, slots, out=held)
-        return held.view(shape[0], length, *self.slab.shape[3:])
+            self._scratch = self.slab.new_empty(len(slots) * self._rows.shape[2])
+        held = self._scratch[: len(slots) * a_user].view(len(slots), a_user)
+        torch.index_select(self._rows[block, :, :a_user], 0, slots, out=held)
+        return held.view(len(slots), length, *self.slab.shape[3:])
 
     def clear(self, slot: int) -> None:
         """Zero a slot: a masked row weighs 0, but 0 times what uninitialised memory may hold (NaN) is NaN."""
@@ -123,19 +130,32 @@ class KVCache:
 
 
 class _Group:
-    """Users of one forward who are alike; their tokens lie one behind another, and are padded for attention alone."""
+    """Users of one forward who are alike; their tokens lie one behind another, and are padded for attention alone.
+
+    Args:
+        last: (B,) where the users' newest tokens are among the forward's.
+        first: where the first token of all is.
+    """
 
     def __init__(self, slots: list[int], past: list[int], new: list[int], last: Tensor, first: int) -> None:
         device = last.device
         self.slots = torch.tensor(slots, device=device)  # (B,)
         self.cached = past[0] > 0
-        self.length = max(p + n for p, n in zip(past, new, strict=True))  # of the longest window
-        self._own = slice(first, first + sum(new))  # of the forward's tokens
+        self.last = last
+        self._own = slice(first, first + sum(new))
         self._shape = len(new), max(new)
-        self.last = last  # (B,) where the users' newest tokens are among the forward's
+        counts, behind = np.array(new), np.array(past)
         self._real: Tensor | None = None  # (B, T) where they are of different numbers
         if min(new) < max(new):
-            self._real = torch.from_numpy(np.arange(max(new)) < np.array(new)[:, None]).to(device)
+            self._real = torch.from_numpy(np.arange(max(new)) < counts[:, None]).to(device)
+        self.length = int((behind + counts).max())  # of the longest window
+        # what tokens may attend to, (B, T, L), each user's newest (B, 1, L)
+        self.newest_mask = _reach((behind + counts - 1)[:, None], self.length).to(device)
+        self.mask: Tensor | None = None  # whole windows are causal
+        if self.cached and max(new) == 1:
+            self.mask = self.newest_mask
+        elif self.cached:
+            self.mask = _reach(behind[:, None] + np.arange(max(new)), self.length).to(device)
 
     def pad(self, x: Tensor) -> Tensor:
         """(M, ...) of the forward -> (B, T, ...), zeros behind."""
@@ -163,21 +183,24 @@ class _CachedTokens:
         ends = np.cumsum(new)
         positions = np.arange(ends[-1]) + np.repeat(np.array(past) - ends + new, new)
         self.positions = torch.from_numpy(positions).to(device)  # (M,)
-        self._slot = torch.from_numpy(np.repeat(slots, new)).to(device)  # (M,)
+        places = np.repeat(slots, new) * cache.slab.shape[2] + positions
+        self._places = torch.from_numpy(places).to(device)  # (M,) in the cache
         self._newest = torch.from_numpy(ends - 1).to(device)  # (B,)
         continued = sum(p > 0 for p in past)
+        longest = max((p + n for p, n in zip(past[:continued], new, strict=False)), default=1)
+        users = max(1, GATHERED_BYTES // (longest * cache.slab[0, 0, 0].nbytes))
+        bounds = [*range(0, continued, users), continued, len(new)]
         self._groups = [
-            _Group(slots[part], past[part], new[part], self._newest[part], sum(new[: part.start]))
-            for part in (slice(0, continued), slice(continued, len(new)))
-            if new[part]
+            _Group(slots[begin:end], past[begin:end], new[begin:end], self._newest[begin:end], sum(new[:begin]))
+            for begin, end in pairwise(bounds)
+            if begin < end
         ]
 
     def newest(self, x: Tensor) -> Tensor:
         return x[self._newest]
 
     def attend(self, block: int, query: Tensor, key: Tensor, value: Tensor, newest_alone: bool) -> Tensor:
-        slab = self._cache.slab[block]  # (slots, max_len, 2, H, Dh)
-        slab[self._slot, self.positions] = torch.stack((key, value), dim=1).to(slab.dtype)
+        self._cache.write(block, self._places, key, value)
         parts = []
         for group in self._groups:
             if group.cached:
@@ -186,15 +209,15 @@ class _CachedTokens:
             else:
                 keys, values = group.pad(key), group.pad(value)
             if newest_alone:
-                asked, reach = query[group.last][:, None], self.positions[group.last][:, None]
+                parts.append(attention(query[group.last][:, None], keys, values, group.newest_mask)[:, 0])
             else:
-                asked, reach = group.pad(query), group.pad(self.positions)  # (B, T, H, Dh), (B, T)
-            mask = None
-            if group.cached or newest_alone:
-                mask = torch.arange(keys.shape[1], device=keys.device) <= reach[..., None]  # (B, T, L)
-            attended = attention(asked, keys, values, mask)
-            parts.append(attended[:, 0] if newest_alone else group.unpad(attended))
+                parts.append(group.unpad(attention(group.pad(query), keys, values, group.mask)))
         return torch.cat(parts)
+
+
+def _reach(places: NDArray[np.int64], length: int) -> Tensor:
+    """(B, T) places of tokens -> (B, T, length): True up to the token's own."""
+    return torch.from_numpy(np.arange(length) <= places[..., None])
 
 
 class Engine:
@@ -564,7 +587,8 @@ def encode_rows(windows: Sequence[Indices]) -> int:
 
 def _forwards(work: list[_Work]) -> Iterator[list[_Work]]:
     """What goes through the model at once: users whose prefix is cached, then whole windows, each up to its bound."""
-    continued = [row for row in work if row.past]
+    # by length, for a group's windows are read up to the longest
+    continued = sorted((row for row in work if row.past), key=lambda row: len(row.window))
     whole = [row for row in work if not row.past]
     most = encode_rows([row.window for row in whole])
     nothing: list[_Work] = []

@@ -118,7 +118,7 @@ def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) ->
     """Scaled dot-product attention of (B, T, H, Dh) to (B, L, H, Dh).
 
     Args:
-        mask: (B, T, L), True = may attend, or None where each attends to those up to it.
+        mask: (B, T, L), True = may attend, or what is added to the scores; None where each attends to those up to it.
     """
     attended: Tensor = F.scaled_dot_product_attention(
         query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2),
@@ -273,16 +273,16 @@ class SASRec(nn.Module):
 
 
 def rotation_table(max_len: int, head_units: int) -> tuple[Tensor, Tensor]:
-    """Cosines and sines (max_len, head_units / 2) of RoFormer, section 3.2.2."""
+    """Cosines and sines (max_len, head_units) of RoFormer, section 3.2.2, as ``rotate`` takes them."""
     rates = ROPE_BASE ** (-torch.arange(0, head_units, 2, dtype=torch.float64) / head_units)
     angles = torch.arange(max_len, dtype=torch.float64)[:, None] * rates
-    return angles.cos().to(torch.get_default_dtype()), angles.sin().to(torch.get_default_dtype())
+    cos, sin = angles.cos().to(torch.get_default_dtype()), angles.sin().to(torch.get_default_dtype())
+    return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turn dimension pairs (i, i + Dh/2) of x (..., H, Dh) by their position's angle."""
-    first, second = x.chunk(2, dim=-1)
-    return torch.cat((first * cos - second * sin, first * sin + second * cos), dim=-1)
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
 
 
 def _init_weights(module: nn.Module) -> None:

@@ -12,7 +12,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +34,7 @@ from streamrec.settings import Settings, load_settings
 
 SHARES = (0.25, 0.5, 0.8)
 QUANTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99, "p999": 0.999}
-POLL_S = 0.1
+POLL_S, LONGEST_POLL_S = 0.1, 1.0
 STUCK_S = 60.0
 FIRST_S = 1.0
 SCRIPT = "from streamrec.bench_daemon import feed; feed()"
@@ -178,16 +177,20 @@ class _Bench:
                 await feeder.wait()
 
     async def _reach(self, published: int) -> Reading:
-        seen, since_s = -1, time.monotonic()
-        while True:
+        """Wait for so many; ask seldom until it is near, for every answer takes milliseconds of what is measured."""
+        first = seen = await self._read()
+        while seen.published < published:
+            rate_per_s = (seen.published - first.published) / max(seen.at_s - first.at_s, POLL_S)
+            left_s = (published - seen.published) / rate_per_s if rate_per_s else POLL_S
+            await asyncio.sleep(min(max(left_s / 2, POLL_S), LONGEST_POLL_S))
             reading = await self._read()
-            if reading.published >= published:
-                return reading
-            if reading.published > seen:
-                seen, since_s = reading.published, time.monotonic()
-            if time.monotonic() - since_s > STUCK_S:
-                raise StreamrecError(f"the daemon handled no click for {STUCK_S:.0f} s; {published - seen} wait")
-            await asyncio.sleep(POLL_S)
+            if reading.published > seen.published:
+                seen = reading
+            elif reading.at_s - seen.at_s > STUCK_S:
+                raise StreamrecError(
+                    f"the daemon handled no click for {STUCK_S:.0f} s; {published - seen.published} wait"
+                )
+        return seen
 
     async def _read(self) -> Reading:
         """Of all daemons together."""

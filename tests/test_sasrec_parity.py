@@ -240,6 +240,18 @@ def test_random_batches_in_float32() -> None:
         assert_batch_is_right(engine, clicks.histories, clicks.batch(), FLOAT32)
 
 
+@pytest.mark.parametrize("users", [1, 3])
+def test_users_whose_keys_and_values_are_gathered_few_at_a_time(monkeypatch: pytest.MonkeyPatch, users: int) -> None:
+    model = make_model(7)
+    one = KVCache.bytes_per_slot(model.config, model.item_embedding.weight) // model.config.num_blocks
+    monkeypatch.setattr("sasrec.engine.GATHERED_BYTES", users * one)
+    engine = make_engine(model, slots=8, slack=3)
+    clicks = Clicks(seed=users, users=8, most_events=9)
+    for _ in range(60):
+        assert_batch_is_right(engine, clicks.histories, clicks.batch(), EXACT)
+    assert engine.take_stats().hits > 100
+
+
 def test_a_batch_larger_than_the_cache_comes_back_in_order() -> None:
     model = make_model(5)
     engine = make_engine(model, slots=3)
