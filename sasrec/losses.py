@@ -17,6 +17,9 @@ from torch import Tensor
 # Scores of so many position-item pairs are held at once: in a core's cache, or enough to fill a GPU.
 CHUNK_SCORES = {"cpu": 2**18, "cuda": 2**26}
 
+# Of so few items a row their products with it are added up, of more a matrix product takes less time and memory.
+FEW_ITEMS = 64
+
 
 def bce(
     hidden: Tensor, embedding: Tensor, targets: Tensor, negatives: Tensor, outcomes: Tensor | None = None
@@ -29,7 +32,7 @@ def bce(
         negatives: (M, K) item indices, none equal to the row's target; K may be 0.
         outcomes: soft labels in [0, 1] of the targets.
     """
-    positive = (hidden * embedding[targets]).sum(-1)  # (M,)
+    positive = _scores(hidden, embedding, targets[:, None])[:, 0]  # (M,)
     loss = F.softplus(-positive) if outcomes is None else F.softplus(positive) - outcomes * positive
     return (loss + _mean_over_negatives(F.softplus(_scores(hidden, embedding, negatives)))).mean()
 
@@ -44,7 +47,7 @@ def mse(
         outcomes: what the score is to become.
     """
     wanted = 1.0 if outcomes is None else outcomes
-    positive = (hidden * embedding[targets]).sum(-1)  # (M,)
+    positive = _scores(hidden, embedding, targets[:, None])[:, 0]  # (M,)
     return ((positive - wanted) ** 2 + _mean_over_negatives(_scores(hidden, embedding, negatives) ** 2)).mean()
 
 
@@ -60,7 +63,7 @@ def gbce(hidden: Tensor, embedding: Tensor, targets: Tensor, negatives: Tensor, 
     count = negatives.shape[1]
     rate = count / (len(embedding) - 2)  # of all items but padding and target
     beta = rate * (calibration * (1 - 1 / rate) + 1 / rate)
-    positive = (hidden * embedding[targets]).sum(-1)  # (M,)
+    positive = _scores(hidden, embedding, targets[:, None])[:, 0]  # (M,)
     negative = _scores(hidden, embedding, negatives)  # (M, K)
     return ((beta * F.softplus(-positive) + F.softplus(negative).sum(-1)) / (count + 1)).mean()
 
@@ -132,9 +135,12 @@ def inclusion(candidates: Tensor, target_share: Tensor, positions: int, drawn: i
     return torch.log(-torch.expm1(none_is))
 
 
-def _scores(hidden: Tensor, embedding: Tensor, negatives: Tensor) -> Tensor:
-    """(M, K)."""
-    return torch.einsum("md,mkd->mk", hidden, embedding[negatives])
+def _scores(hidden: Tensor, embedding: Tensor, items: Tensor) -> Tensor:
+    """Of items (M, K) of each row, (M, K). The gradients of ``embedding[items]`` and einsum take twice as long."""
+    chosen = F.embedding(items, embedding)  # (M, K, D)
+    if items.shape[1] > FEW_ITEMS:
+        return torch.bmm(chosen, hidden[:, :, None])[..., 0]
+    return (hidden[:, None] * chosen).sum(-1)
 
 
 def _mean_over_negatives(losses: Tensor) -> Tensor:

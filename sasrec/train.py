@@ -348,19 +348,20 @@ class _Trainer:
         device = self.model.item_embedding.weight.device
         x = torch.as_tensor(items, device=device)  # (B, T)
         y = torch.as_tensor(targets, device=device)  # (B, T)
-        real = y != PADDING
-        row = real.nonzero()[:, 0]  # (M,) the window of each position
+        at = y.flatten().nonzero()[:, 0]  # (M,) the real positions
+        row, target = at // y.shape[1], y.flatten()[at]  # (M,) the window of each, its target
         seen = torch.cat((x[:, :1], y), 1).sort(1).values[row] if self.how.skip_seen else None  # (M, T + 1)
-        good = None if outcomes is None else torch.as_tensor(outcomes, device=device)[real]
+        good = None if outcomes is None else torch.as_tensor(outcomes, device=device).flatten()[at]
         half = self.how.autocast
         with torch.autocast(device.type, torch.bfloat16, enabled=half):
-            hidden = self.model(x)[real]  # (M, D)
+            # index_select: the gradient of x[mask] takes four times as long
+            hidden = self.model(x).flatten(0, 1).index_select(0, at)  # (M, D)
         hidden = hidden.to(self.model.item_embedding.weight.dtype)
         with torch.autocast(device.type, torch.bfloat16, enabled=half and self.how.loss in RANK_MANY):
             if self.how.loss == "sampled_softmax":
-                loss = self.sampled_softmax(hidden, y[real], y[row], good, target_share, seen)
+                loss = self.sampled_softmax(hidden, target, y[row], good, target_share, seen)
             else:
-                loss = self.loss(hidden, y[real], good, seen)
+                loss = self.loss(hidden, target, good, seen)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()

@@ -279,8 +279,10 @@ def test_mse_equals_the_sum_written_out() -> None:
     assert mse(hidden, embedding, targets, negatives, outcomes).item() == pytest.approx(total / 6, abs=1e-12)
 
 
+@pytest.mark.parametrize("few", [64, 1], ids=lambda few: f"more than {few} negatives are many")
 @pytest.mark.parametrize("calibration", [0.0, 0.75, 1.0])
-def test_gbce_equals_the_sum_written_out(calibration: float) -> None:
+def test_gbce_equals_the_sum_written_out(monkeypatch: pytest.MonkeyPatch, calibration: float, few: int) -> None:
+    monkeypatch.setattr("sasrec.losses.FEW_ITEMS", few)
     hidden, embedding, targets = case(6)
     negatives = torch.tensor([others(target)[:4] for target in targets.tolist()])
     rate = 4 / (NUM_ITEMS - 1)
