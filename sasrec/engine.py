@@ -42,7 +42,7 @@ ENCODE_TOKENS = 4_096
 DECODE_ROWS = 128
 # Keys and values gathered at once: they stay in the processor's cache until attention has read them.
 GATHERED_BYTES = 3_000_000
-# How many candidates the index names for k places: of a million items 0.999 of the ten best are among so many.
+# How many candidates the index names for k places: of a million items at least .997 of the ten best are among so many.
 CANDIDATES, CANDIDATES_PER_PLACE = 200, 6
 
 

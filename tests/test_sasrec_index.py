@@ -126,10 +126,10 @@ def test_no_rows_give_no_rankings() -> None:
 # --- how good
 
 
-@pytest.fixture(scope="module")
-def larger() -> tuple[Engine, Engine, torch.Tensor]:
+@pytest.fixture(scope="module", params=[64, 128], ids=lambda width: f"{width} dimensions")
+def larger(request: pytest.FixtureRequest) -> tuple[Engine, Engine, torch.Tensor]:
     """Approximate, exact, states of users."""
-    embedding, states = synthetic_catalogue(20_000, 64, 128)
+    embedding, states = synthetic_catalogue(20_000, request.param, 128)
     return make_engine("approximate", embedding), make_engine("exact", embedding), states
 
 
