@@ -72,6 +72,8 @@ class _SASRecEstimator:
         loss: see sasrec.losses.
         position: "learned" is the paper's; "rope" can be served one token a click.
         scale_embeddings: items enter times sqrt(hidden_units), as in the paper's code; pays where items are rare.
+        item_dropout_rate: share of a history's items hidden in training; pays in long training.
+        ema_decay: judge and keep an exponential moving average of the weights, decaying so a batch; 0: none.
         reminder: added to the scores of a history's newest max_len items; pays where people come back to items.
         windows: "newest" trains only the newest max_len events of a longer history, as the reference does.
         skip_seen: the other items of a history are no negatives of a target; pays where lists leave seen items out.
@@ -96,9 +98,11 @@ class _SASRecEstimator:
     loss: Loss = "bce"
     position: Literal["learned", "rope"] = "learned"
     scale_embeddings: bool = False
+    item_dropout_rate: float = 0.0
     reminder: float = 0.0
     windows: Windows = "all"
     skip_seen: bool = False
+    ema_decay: float = 0.0
     autocast: bool = False
 
     history: TrainResult | None = field(default=None, init=False, repr=False)
@@ -296,20 +300,14 @@ class _SASRecEstimator:
                 "valid_interactions, or set early_stopping_patience=None"
             )
         config = SASRecConfig(
-            len(vocab),
-            self.max_len,
-            self.hidden_units,
-            self.num_blocks,
-            self.num_heads,
-            self.dropout_rate,
-            self.position,
-            self.scale_embeddings,
-            self.reminder,
-        )
+            len(vocab), max_len=self.max_len, hidden_units=self.hidden_units, num_blocks=self.num_blocks,
+            num_heads=self.num_heads, dropout_rate=self.dropout_rate, item_dropout_rate=self.item_dropout_rate,
+            position=self.position, scale_embeddings=self.scale_embeddings, reminder=self.reminder,
+        )  # fmt: skip
         how = TrainConfig(
             epochs=self.epochs, batch_size=self.batch_size, learning_rate=self.learning_rate,
             weight_decay=self.weight_decay, loss=self.loss, num_negatives=self.num_negatives, windows=self.windows,
-            skip_seen=self.skip_seen,
+            skip_seen=self.skip_seen, ema_decay=self.ema_decay,
             patience=self.early_stopping_patience or 0, restore_best=self.restore_best_weights, autocast=self.autocast,
             seed=int(np.random.default_rng().integers(2**31)) if self.random_state is None else self.random_state,
         )  # fmt: skip

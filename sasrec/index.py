@@ -23,8 +23,8 @@ log = logging.getLogger(__name__)
 IndexChoice = Literal["auto", "exact", "approximate"]
 
 # Exact time by approximate, measured with streamrec/bench_catalogue.py, 64 and 128 dimensions, batches of 1 and 64:
-# 0.5 to 1.0 at 10,000 items, 0.9 to 3.6 at 30,000, 1.3 to 4.3 at 50,000, 1.8 to 6.6 at 100,000, 5.2 to 6.3 at a
-# million; 27 there for one user and 128 dimensions, of which the exact product is slow.
+# 0.4 to 1.0 at 10,000 items, 0.5 to 2.6 at 30,000, 1.0 to 3.7 at 50,000, 1.6 to 5.8 at 100,000, 5.2 to 5.5 at a
+# million; 23 there for one user and 128 dimensions, of which the exact product is slow.
 AUTO_ITEMS = 100_000
 # Candidates for k places: of a million items at least .999 of the ten best are among so many, .98 of the ten behind
 # fifty that a user has seen. From WIDE_UNITS dimensions on half the bits do, with four times as many, in less time.

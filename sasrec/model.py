@@ -44,6 +44,7 @@ class SASRecConfig:
     num_blocks: int = option(2, "transformer blocks")
     num_heads: int = option(1, "attention heads; hidden_units must divide into them")
     dropout_rate: float = option(0.2, "share of activations dropped in training")
+    item_dropout_rate: float = option(0.0, "share of the items of a window hidden in training; their places stay")
     position: Literal["learned", "rope"] = option("rope", "rope serves one token a click; learned is the paper's")
     scale_embeddings: bool = option(True, "items enter times sqrt(hidden_units), as in the paper's own code")
     reminder: float = option(0.0, "added to the scores of the window's own items, where people come back to items")
@@ -53,8 +54,9 @@ class SASRecConfig:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"{name}={value!r}: must be a whole number of at least 1")
-        if not 0.0 <= self.dropout_rate < 1.0:
-            raise ValueError(f"dropout_rate={self.dropout_rate!r}: must be at least 0 and below 1")
+        for name in ("dropout_rate", "item_dropout_rate"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise ValueError(f"{name}={getattr(self, name)!r}: must be at least 0 and below 1")
         if self.position not in ("learned", "rope"):
             raise ValueError(f"position={self.position!r}: must be 'learned' or 'rope'")
         if not math.isfinite(self.reminder):
@@ -69,9 +71,8 @@ class SASRecConfig:
 
     def same_shape(self, other: SASRecConfig) -> bool:
         """Whether weights of one fit the other, but for the number of items."""
-        return replace(self, num_items=1, dropout_rate=0.0, reminder=0.0) == replace(
-            other, num_items=1, dropout_rate=0.0, reminder=0.0
-        )
+        free: dict[str, Any] = {"num_items": 1, "dropout_rate": 0.0, "item_dropout_rate": 0.0, "reminder": 0.0}
+        return replace(self, **free) == replace(other, **free)
 
 
 class Tokens(Protocol):
@@ -252,6 +253,8 @@ class SASRec(nn.Module):
         x = self.item_embedding(items)  # (..., D)
         if self.config.scale_embeddings:  # else what the blocks add drowns the items themselves, rare ones above all
             x = x * math.sqrt(self.config.hidden_units)
+        if self.training and self.config.item_dropout_rate:
+            x = x * (torch.rand(items.shape, device=x.device) >= self.config.item_dropout_rate)[..., None]
         rotation = None
         if self.config.position == "learned":
             if not isinstance(tokens, Rows):

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import copy
+import functools
 import logging
 import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 import numpy as np
 import torch
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
 
 from sasrec import losses
 from sasrec.data import Holdout, Indices, Outcomes, Sequences, TrainingWindows
@@ -63,6 +65,9 @@ class TrainConfig:
     batch_size: int = option(128, "windows in a batch")
     learning_rate: float = option(1e-3, "of AdamW")
     weight_decay: float = option(0.0, "of AdamW, on matrices only")
+    ema_decay: float = option(
+        0.0, "judge and keep an exponential moving average of the weights with this decay a batch, .999 say; 0: none"
+    )
     schedule: Schedule = option("constant", "cosine lowers the learning rate over all epochs, stopped early or not")
     warmup_steps: int = option(0, "batches over which the learning rate rises to its full height")
     loss: Loss = option("cross_entropy", "cross_entropy ranks all items, the others against negatives")
@@ -87,6 +92,8 @@ class TrainConfig:
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least {least}")
         if not 0 <= self.replay < math.inf:
             raise ValueError(f"replay={self.replay}: must be at least 0 and finite")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay={self.ema_decay}: must be at least 0 and below 1")
         if not self.learning_rate > 0 or not self.weight_decay >= 0:
             raise ValueError(
                 f"learning_rate={self.learning_rate} and weight_decay={self.weight_decay}: "
@@ -290,6 +297,9 @@ class _Trainer:
             betas=ADAM_BETAS,
             fused=True,
         )
+        self.average = None
+        if how.ema_decay:
+            self.average = AveragedModel(model, multi_avg_fn=functools.partial(_average, how.ema_decay))
         self.stop = stop
         self.bar = bar
         self.batches = -(-(len(self.new) + self.replayed) // how.batch_size)  # an epoch
@@ -298,6 +308,11 @@ class _Trainer:
             self.optimizer, lambda step: how.learning_rate_factor(step, steps)
         )
         self.task: TaskID = bar.add_task("training", total=how.epochs * self.batches, status="")
+
+    @property
+    def judged(self) -> SASRec:
+        """The model that is validated and kept: the one trained, or the average of its weights."""
+        return self.model if self.average is None else cast(SASRec, self.average.module)
 
     def fit(self, sequences: Sequences, validation: Holdout | None) -> TrainResult:
         result = TrainResult()
@@ -312,12 +327,12 @@ class _Trainer:
                      "" if metrics is None else f", validation NDCG@{VALIDATION_K} {ndcg:.4f}")  # fmt: skip
             if ndcg > best_ndcg:
                 best_ndcg, result.best_epoch = ndcg, number
-                best_weights = copy.deepcopy(self.model.state_dict()) if metrics is not None else None
+                best_weights = copy.deepcopy(self.judged.state_dict()) if metrics is not None else None
             if self.stop() or (metrics is not None and 0 < self.how.patience <= number - result.best_epoch):
                 break
-        if best_weights is not None and self.how.restore_best:
-            self.model.load_state_dict(best_weights)
-        elif not all(weight.isfinite().all() for weight in self.model.parameters()):
+        kept = best_weights if best_weights is not None and self.how.restore_best else self.judged.state_dict()
+        self.model.load_state_dict(kept)
+        if not all(weight.isfinite().all() for weight in self.model.parameters()):
             raise TrainingError(f"the last step made weights NaN; lower learning_rate={self.how.learning_rate}")
         self.model.eval()
         self.bar.update(self.task, completed=self.how.epochs * self.batches)
@@ -365,6 +380,8 @@ class _Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
+        if self.average is not None:
+            self.average.update_parameters(self.model)
         self.schedule.step()
         return loss.item(), len(hidden)
 
@@ -420,7 +437,7 @@ class _Trainer:
     def validate(self, sequences: Sequences, validation: Holdout | None) -> tuple[Metrics | None, float | None]:
         if validation is None or not len(validation):
             return None, None
-        engine = Engine(self.model, sequences.vocab, cache_bytes=0, index="exact")
+        engine = Engine(self.judged, sequences.vocab, cache_bytes=0, index="exact")
         try:
             metrics = evaluate(engine, validation, (VALIDATION_K,), filter_seen=not _mostly_repeats(validation))
         except ValueError as error:  # the last step of the epoch blew the weights up: no loss has shown it yet
@@ -441,6 +458,11 @@ class _Trainer:
             targets = torch.as_tensor(validation.targets[known], device=device)
             seen = engine.padded([windows[i] for i in known]).sort(1).values if self.how.skip_seen else None
             return self.loss(hidden, targets, seen=seen).item()
+
+
+def _average(decay: float, averaged: list[Tensor], current: list[Tensor], batches: Tensor | int) -> None:
+    """Move the average towards the current weights; faster in the beginning, when it knows of few batches."""
+    torch._foreach_lerp_(averaged, current, 1 - min(decay, (2 + int(batches)) / (11 + int(batches))))
 
 
 def _filled(items: Tensor, targets: Tensor) -> Tensor:

@@ -76,8 +76,8 @@ def test_the_defaults_are_the_references() -> None:
         "hidden_units": 50, "num_blocks": 2, "num_heads": 1, "dropout_rate": 0.2, "num_negatives": 1, "max_len": 50,
         "learning_rate": 0.001, "epochs": 200, "batch_size": 128, "weight_decay": 0.0, "early_stopping_patience": 5,
         "restore_best_weights": True, "random_state": 42, "device": None, "verbose": 0,
-        "loss": "bce", "position": "learned", "scale_embeddings": False, "reminder": 0.0, "windows": "all",
-        "skip_seen": False, "autocast": False,
+        "loss": "bce", "position": "learned", "scale_embeddings": False, "item_dropout_rate": 0.0,
+        "reminder": 0.0, "windows": "all", "skip_seen": False, "ema_decay": 0.0, "autocast": False,
     }  # fmt: skip
     assert SASRecRegressorEstimator().get_params() == SASRecClassifierEstimator(loss="mse").get_params()
 

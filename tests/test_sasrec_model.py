@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import re
 from collections.abc import Iterator
@@ -276,6 +277,22 @@ def test_merely_dropping_old_cache_rows_is_not_the_shorter_window_once_there_are
             assert difference > 1e-3, f"after {n} tokens"
 
 
+@pytest.mark.parametrize("position", ["rope", "learned"])
+def test_item_dropout_hides_whole_items_in_training_alone_and_keeps_their_places(position: str) -> None:
+    model = make_model(position=position, dropout_rate=0.0, item_dropout_rate=0.3)
+    blind = copy.deepcopy(model)
+    with torch.no_grad():
+        blind.item_embedding.weight.zero_()
+    rows = torch.randint(1, NUM_ITEMS + 1, (4_000, 1), generator=torch.Generator().manual_seed(6))
+    seen, hidden = model.eval()(rows), blind.eval()(rows)
+    assert torch.equal(model(rows), seen)
+    torch.manual_seed(7)
+    trained = model.train()(rows)
+    is_seen = (trained - seen).abs().amax((1, 2)) < 1e-9
+    assert torch.allclose(trained[~is_seen], hidden[~is_seen])
+    assert (~is_seen).double().mean().item() == pytest.approx(0.3, abs=0.03)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -286,6 +303,7 @@ def test_merely_dropping_old_cache_rows_is_not_the_shorter_window_once_there_are
         ({"num_heads": True}, "num_heads=True"),
         ({"dropout_rate": 1.0}, "dropout_rate=1.0: must be at least 0 and below 1"),
         ({"dropout_rate": float("nan")}, "dropout_rate=nan"),
+        ({"item_dropout_rate": -0.1}, "item_dropout_rate=-0.1: must be at least 0 and below 1"),
         ({"position": "sinus"}, "position='sinus': must be 'learned' or 'rope'"),
         ({"num_heads": 3}, "hidden_units=64 is not a multiple of num_heads=3"),
         ({"hidden_units": 6, "num_heads": 2}, "must be even, not 3"),

@@ -174,6 +174,23 @@ def test_patience_counts_epochs_without_a_better_score_and_the_best_weights_come
     assert torch.equal(weights(model), weights(expected))
 
 
+@pytest.mark.parametrize(("decay", "share"), [(0.1, 0.1), (0.999, 0.25)])
+def test_an_average_of_the_weights_is_kept_that_forgets_fast_in_the_beginning(decay: float, share: float) -> None:
+    whole = TrainConfig(epochs=2, batch_size=100, learning_rate=1e-2)  # a batch is an epoch
+    (first, _), (second, _) = (train(TINY, noise(), replace(whole, epochs=epochs)) for epochs in (1, 2))
+    average, _ = train(TINY, noise(), replace(whole, ema_decay=decay))
+    assert torch.allclose(weights(average), share * weights(first) + (1 - share) * weights(second), atol=1e-7)
+
+
+def test_the_average_is_what_validation_judges() -> None:
+    rest, validation = circle().leave_last_out()
+    how = TrainConfig(epochs=5, batch_size=8, learning_rate=1e-2, patience=0)
+    plain, _ = train(TINY, rest, how, validation)
+    average, result = train(TINY, rest, replace(how, ema_decay=0.99), validation)
+    assert not torch.equal(weights(average), weights(plain))
+    assert evaluate(Engine(average, rest.vocab), validation, (10,)) == result.best.validation
+
+
 def test_without_validation_all_epochs_are_run_and_the_last_is_kept() -> None:
     _, result = train(TINY, noise(), TrainConfig(epochs=4, patience=1))
     assert (len(result.epochs), result.best_epoch) == (4, 3)
@@ -345,6 +362,7 @@ def test_who_has_seen_everything_still_gets_negatives() -> None:
         ({"learning_rate": 0.0}, "learning_rate=0.0"),
         ({"learning_rate": math.nan}, "learning_rate=nan"),
         ({"weight_decay": -0.1}, "weight_decay=-0.1"),
+        ({"ema_decay": 1.0}, "ema_decay=1.0: must be at least 0 and below 1"),
         ({"loss": "hinge"}, "loss='hinge': must be one of bce, mse, gbce, cross_entropy, sampled_softmax"),
         ({"loss": "bce", "num_negatives": -1}, "num_negatives=-1: bce needs at least 0"),
         ({"windows": "old"}, "windows='old': must be one of all, newest"),
