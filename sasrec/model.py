@@ -119,7 +119,7 @@ def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) ->
     """Scaled dot-product attention of (B, T, H, Dh) to (B, L, H, Dh).
 
     Args:
-        mask: (B, T, L), True = may attend, or what is added to the scores; None where each attends to those up to it.
+        mask: (B, T, L), True = may attend, or None where each attends to those up to it.
     """
     attended: Tensor = F.scaled_dot_product_attention(
         query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2),
