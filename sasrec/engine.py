@@ -181,7 +181,8 @@ class _CachedTokens:
         self._cache = cache
         device = cache.slab.device
         ends = np.cumsum(new)
-        positions = np.arange(ends[-1]) + np.repeat(np.array(past) - ends + new, new)
+        begins = ends - new
+        positions = np.arange(ends[-1]) + np.repeat(np.array(past) - begins, new)
         self.positions = torch.from_numpy(positions).to(device)  # (M,)
         places = np.repeat(slots, new) * cache.slab.shape[2] + positions
         self._places = torch.from_numpy(places).to(device)  # (M,) in the cache
@@ -191,7 +192,7 @@ class _CachedTokens:
         users = max(1, GATHERED_BYTES // (longest * cache.slab[0, 0, 0].nbytes))
         bounds = [*range(0, continued, users), continued, len(new)]
         self._groups = [
-            _Group(slots[begin:end], past[begin:end], new[begin:end], self._newest[begin:end], sum(new[:begin]))
+            _Group(slots[begin:end], past[begin:end], new[begin:end], self._newest[begin:end], int(begins[begin]))
             for begin, end in pairwise(bounds)
             if begin < end
         ]
@@ -231,7 +232,7 @@ class Engine:
         version: name of the model, carried into recommendations.
         cache_bytes: memory for cached keys and values; 0 re-encodes every window, as do learned positions.
         half_cache: keep them as float16: twice the users in the same memory, scores that differ in the third digit.
-        slack: how far the window jumps when it is full; a quarter of max_len by default, 1 with learned positions.
+        slack: how far the window jumps when it is full; half of max_len by default, 1 with learned positions.
         max_len: the longest window, at most the model's own (the default).
         index: which items top-k chooses from: "exact" all, "approximate" those that an ItemIndex names, which is
             built here, "auto" approximate from ``sasrec.index.AUTO_ITEMS`` items on. Scores are exact in either case.
@@ -259,8 +260,9 @@ class Engine:
         self.max_len = config.max_len if max_len is None else max_len
         if not 1 <= self.max_len <= config.max_len:
             raise ValueError(f"max_len={max_len}: must lie between 1 and the model's {config.max_len}")
-        # where nothing can be cached, windows gain nothing by staying put
-        jump = self.max_len // 4 if config.position == "rope" else 1
+        # half: a jump then encodes about one token for each click since the last one, a quarter would encode three,
+        # for lists no better; where nothing can be cached, windows gain nothing by staying put
+        jump = self.max_len // 2 if config.position == "rope" else 1
         self.slack = max(1, jump) if slack is None else slack
         if not 1 <= self.slack <= self.max_len:
             raise ValueError(f"slack={slack}: must lie between 1 and max_len={self.max_len}")

@@ -117,8 +117,8 @@ def test_a_vocabulary_of_another_size_is_refused() -> None:
         Engine(make_engine().model, ItemVocab(IDS[1:]))
 
 
-def test_the_slack_is_a_quarter_of_the_window_and_at_least_one() -> None:
-    assert [make_engine(max_len).slack for max_len in (1, 3, 8, 50)] == [1, 1, 2, 12]
+def test_the_slack_is_half_of_the_window_and_at_least_one() -> None:
+    assert [make_engine(max_len).slack for max_len in (1, 3, 8, 50)] == [1, 1, 4, 25]
 
 
 def test_windows_do_not_jump_where_nothing_can_be_cached() -> None:

@@ -76,7 +76,7 @@ class TokenCounter:
 # --- one user, click by click
 
 
-WINDOWS = [(1, 1), (2, 1), (5, 1), (5, 5), (7, 4), (8, 3), (16, 4)]
+WINDOWS = [(1, 1), (2, 1), (5, 1), (5, 5), (7, 4), (8, 3), (16, 4), (16, 8)]
 
 
 @pytest.mark.parametrize(("max_len", "slack"), WINDOWS)
