@@ -62,7 +62,7 @@ class _SASRecEstimator:
     """What both estimators share; every field of the constructor is a hyper-parameter.
 
     Args:
-        num_negatives: a position, for "bce", "mse" and "gbce"; a batch, for "sampled_softmax".
+        num_negatives: a position, for "bce", "mse", "gbce" and "info_nce"; a batch, for "sampled_softmax".
         early_stopping_patience: epochs without a better NDCG@10 on held-out targets; None never stops early,
             and any number needs validation data.
         restore_best_weights: keep those of the best epoch on validation data, whether stopped early or not.

@@ -68,6 +68,23 @@ def gbce(hidden: Tensor, embedding: Tensor, targets: Tensor, negatives: Tensor, 
     return ((beta * F.softplus(-positive) + F.softplus(negative).sum(-1)) / (count + 1)).mean()
 
 
+def info_nce(
+    hidden: Tensor, embedding: Tensor, targets: Tensor, negatives: Tensor, outcomes: Tensor | None = None
+) -> Tensor:
+    """Softmax of a position's target and K items of its own (InfoNCE: van den Oord, Li & Vinyals 2018, section 2.3).
+
+    What it learns is to tell the target from few random items, as sampled evaluation asks; ``cross_entropy`` from the
+    best ones, as a list does.
+
+    Args:
+        negatives: (M, K) item indices, none equal to the row's target, K at least 1.
+        outcomes: weights of the positions, at least 0; the mean is over all positions all the same.
+    """
+    scores = _scores(hidden, embedding, torch.cat((targets[:, None], negatives), 1))  # (M, 1 + K)
+    loss = scores.logsumexp(1) - scores[:, 0]
+    return (loss if outcomes is None else outcomes * loss).mean()
+
+
 def cross_entropy(
     hidden: Tensor,
     embedding: Tensor,

@@ -28,10 +28,12 @@ from sasrec.vocab import PADDING
 
 log = logging.getLogger(__name__)
 
-Loss = Literal["bce", "mse", "gbce", "cross_entropy", "sampled_softmax"]
+Loss = Literal["bce", "mse", "gbce", "info_nce", "cross_entropy", "sampled_softmax"]
 Schedule = Literal["constant", "cosine"]
 Windows = Literal["all", "newest"]
-DEFAULT_NEGATIVES: dict[Loss, int] = {"bce": 1, "mse": 1, "gbce": 256, "cross_entropy": 0, "sampled_softmax": 1024}
+DEFAULT_NEGATIVES: dict[Loss, int] = {
+    "bce": 1, "mse": 1, "gbce": 256, "info_nce": 4, "cross_entropy": 0, "sampled_softmax": 1024,
+}  # fmt: skip
 # The paper's implementation has 0.98. It forgets a rare item's gradients between two of its batches, so that each
 # of them, however small, then moves the item by a whole step: R@20 .453 against .471 on Diginetica's week 4.
 ADAM_BETAS = (0.9, 0.999)
@@ -53,9 +55,9 @@ class TrainingError(ValueError):
 class TrainConfig:
     """How to train. ``patience`` counts epochs without a better validation NDCG@10; 0 never stops early.
 
-    ``num_negatives`` is by default 1 for ``bce`` and ``mse``, and 256 for ``gbce``. ``bce`` and ``mse`` can do
-    without any where outcomes tell good events from bad. ``sampled_softmax`` ranks against the targets of the
-    whole batch, and against so many random items beside them, by default 1,024.
+    ``num_negatives`` is by default 1 for ``bce`` and ``mse``, 256 for ``gbce``, and 4 for ``info_nce``. ``bce`` and
+    ``mse`` can do without any where outcomes tell good events from bad. ``sampled_softmax`` ranks against the targets
+    of the whole batch, and against so many random items beside them, by default 1,024.
 
     Raises:
         ValueError: a value is out of range.
@@ -71,7 +73,9 @@ class TrainConfig:
     schedule: Schedule = option("constant", "cosine lowers the learning rate over all epochs, stopped early or not")
     warmup_steps: int = option(0, "batches over which the learning rate rises to its full height")
     loss: Loss = option("cross_entropy", "cross_entropy ranks all items, the others against negatives")
-    num_negatives: int | None = option(None, "a position [bce, mse: 1; gbce: 256; sampled_softmax, a batch: 1024]")
+    num_negatives: int | None = option(
+        None, "a position [bce, mse: 1; gbce: 256; info_nce: 4; sampled_softmax, a batch: 1024]"
+    )
     skip_seen: bool = option(
         False, "the other items of a window are no negatives of a target; pays where lists leave seen items out"
     )
@@ -396,8 +400,8 @@ class _Trainer:
         negatives = self.negatives(targets, seen)
         if self.how.loss == "gbce":
             return losses.gbce(hidden, embedding, targets, negatives)
-        pointwise = losses.bce if self.how.loss == "bce" else losses.mse
-        return pointwise(hidden, embedding, targets, negatives, outcomes)
+        of_few = {"bce": losses.bce, "mse": losses.mse, "info_nce": losses.info_nce}[self.how.loss]
+        return of_few(hidden, embedding, targets, negatives, outcomes)
 
     def negatives(self, targets: Tensor, seen: Tensor | None) -> Tensor:
         """(M, K) items drawn uniformly, never a row's target, nor what it has seen unless that is nearly all."""

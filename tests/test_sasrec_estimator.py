@@ -117,7 +117,7 @@ def test_the_shape_follows_the_size_of_the_catalogue(n_items: int, shape: tuple[
 
 
 @pytest.mark.parametrize("position", ["learned", "rope"])
-@pytest.mark.parametrize("loss", ["bce", "gbce", "cross_entropy", "sampled_softmax"])
+@pytest.mark.parametrize("loss", ["bce", "gbce", "info_nce", "cross_entropy", "sampled_softmax"])
 def test_what_always_follows_is_recommended_first(loss: Any, position: Any) -> None:
     estimator = fitted(loss=loss, position=position, num_negatives=8, epochs=60)
     histories = [[f"i{(start + step) % ITEMS}" for step in range(4)] for start in range(ITEMS)]

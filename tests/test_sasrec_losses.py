@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sasrec.losses import CHUNK_SCORES, bce, cross_entropy, gbce, inclusion, mse, sampled_softmax
+from sasrec.losses import CHUNK_SCORES, bce, cross_entropy, gbce, inclusion, info_nce, mse, sampled_softmax
 
 NUM_ITEMS = 9
 
@@ -71,6 +71,26 @@ def test_bce_of_copies_of_one_negative_is_bce_of_that_negative(seed: int, copies
     one = targets[:, None] % NUM_ITEMS + 1
     single = bce(hidden, embedding, targets, one)
     assert bce(hidden, embedding, targets, one.repeat(1, copies)).item() == pytest.approx(single.item(), abs=1e-12)
+
+
+@settings(deadline=None)
+@given(seed=st.integers(0, 1000))
+def test_info_nce_against_all_other_items_is_cross_entropy(seed: int) -> None:
+    hidden, embedding, targets = case(seed)
+    negatives = torch.tensor([others(target) for target in targets.tolist()])
+    outcomes = torch.rand(len(targets), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    for weights in (None, outcomes):
+        ours = info_nce(hidden, embedding, targets, negatives, weights)
+        full = cross_entropy(hidden, embedding, targets, weights)
+        assert ours.item() == pytest.approx(full.item(), abs=1e-12)
+
+
+def test_info_nce_of_one_negative_is_the_log_of_how_likely_the_target_wins() -> None:
+    hidden, embedding, targets = case(1)
+    negatives = targets[:, None] % NUM_ITEMS + 1
+    ahead = ((embedding[targets] - embedding[negatives[:, 0]]) * hidden).sum(1).tolist()
+    expected = -sum(map(log_sigmoid, ahead)) / len(ahead)
+    assert info_nce(hidden, embedding, targets, negatives).item() == pytest.approx(expected, abs=1e-12)
 
 
 CATALOGUE = torch.arange(1, NUM_ITEMS + 1)

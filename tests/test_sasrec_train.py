@@ -363,12 +363,13 @@ def test_who_has_seen_everything_still_gets_negatives() -> None:
         ({"learning_rate": math.nan}, "learning_rate=nan"),
         ({"weight_decay": -0.1}, "weight_decay=-0.1"),
         ({"ema_decay": 1.0}, "ema_decay=1.0: must be at least 0 and below 1"),
-        ({"loss": "hinge"}, "loss='hinge': must be one of bce, mse, gbce, cross_entropy, sampled_softmax"),
+        ({"loss": "hinge"}, "loss='hinge': must be one of bce, mse, gbce, info_nce, cross_entropy, sampled_softmax"),
         ({"loss": "bce", "num_negatives": -1}, "num_negatives=-1: bce needs at least 0"),
         ({"windows": "old"}, "windows='old': must be one of all, newest"),
         ({"schedule": "linear"}, "schedule='linear': must be one of constant, cosine"),
         ({"warmup_steps": -1}, "warmup_steps=-1: must be at least 0"),
         ({"loss": "gbce", "num_negatives": 0}, "num_negatives=0: gbce needs at least 1"),
+        ({"loss": "info_nce", "num_negatives": 0}, "num_negatives=0: info_nce needs at least 1"),
     ],
 )
 def test_a_hyper_parameter_out_of_range_is_refused(change: dict[str, Any], message: str) -> None:
@@ -389,7 +390,7 @@ def rated() -> Sequences:
     return with_outcomes(sequences_of(rows, 3), [1.0, 1.0, 1.0, 0.0] * 60)
 
 
-@pytest.mark.parametrize("loss", ["bce", "mse", "cross_entropy", "sampled_softmax"])
+@pytest.mark.parametrize("loss", ["bce", "mse", "info_nce", "cross_entropy", "sampled_softmax"])
 def test_what_was_liked_is_recommended_before_what_was_not(loss: Loss) -> None:
     config = SASRecConfig(3, max_len=4, hidden_units=16, num_blocks=1, dropout_rate=0.0)
     model, _ = train(config, rated(), TrainConfig(epochs=40, batch_size=16, learning_rate=1e-2, loss=loss))
