@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sasrec import Engine, ItemVocab, SASRec, SASRecConfig
-from sasrec.engine import KVCache, encode_rows
+from sasrec.engine import encode_rows
+from sasrec.kv_cache import KVCache
 
 K = 10
 BATCHES = (1, 16, 64, 256)

@@ -44,8 +44,8 @@ def test_what_is_timed_gives_the_same_answer_cached_re_encoded_and_in_full() -> 
     clicks.engine.take_stats()
     clicks.cached_us()
     stats, users = clicks.engine.take_stats(), len(clicks.counts)
-    assert (stats.hits, stats.misses, stats.evictions) == (3 * users, users, 0), (
-        "each window jumped once in four clicks"
+    assert (stats.hits, stats.misses, stats.evictions) == (7 * users, users, 0), (
+        "each window jumped once in eight clicks"
     )
     group = [0, 1, 2, 3]
     windows = [clicks._window(user) for user in group]

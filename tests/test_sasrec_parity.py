@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 from torch import Tensor, nn
 
-from sasrec.engine import CacheStats, Engine, KVCache
+from sasrec.engine import CacheStats, Engine
+from sasrec.kv_cache import KVCache
 from sasrec.model import SASRec, SASRecConfig
 from sasrec.vocab import ItemVocab
 
@@ -244,7 +245,7 @@ def test_random_batches_in_float32() -> None:
 def test_users_whose_keys_and_values_are_gathered_few_at_a_time(monkeypatch: pytest.MonkeyPatch, users: int) -> None:
     model = make_model(7)
     one = KVCache.bytes_per_slot(model.config, model.item_embedding.weight) // model.config.num_blocks
-    monkeypatch.setattr("sasrec.engine.GATHERED_BYTES", users * one)
+    monkeypatch.setattr("sasrec.kv_cache.GATHERED_BYTES", users * one)
     engine = make_engine(model, slots=8, slack=3)
     clicks = Clicks(seed=users, users=8, most_events=9)
     for _ in range(60):
