@@ -390,8 +390,8 @@ async def test_prometheus_scrapes_a_daemon_and_an_alert_fires_when_it_is_stopped
     daemon = start_daemon(http_token=token)
     await daemon.wait_ready()
     (tmp_path / "http_token").write_text(f"{token}\n")
-    # the rules as they are, but for the patience
-    rules = re.sub(r"for: \d+[mh]", "for: 1s", (PROMETHEUS / "rules.yaml").read_text("utf-8"))
+    # the rules as they are, but for the patience: enough for a first scrape on a busy machine
+    rules = re.sub(r"for: \d+[mh]", "for: 5s", (PROMETHEUS / "rules.yaml").read_text("utf-8"))
     (tmp_path / "rules.yaml").write_text(rules)
     scraped = {"static_configs": [{"targets": [daemon.http.removeprefix("http://")]}]}
     jobs = [{"job_name": "streamrec", "authorization": {"credentials_file": "http_token"}} | scraped]
@@ -415,13 +415,10 @@ async def test_prometheus_scrapes_a_daemon_and_an_alert_fires_when_it_is_stopped
     async def no_daemon() -> bool:
         return "StreamrecNoDaemon" in await firing()
 
-    async def a_daemon() -> bool:
-        return not await no_daemon()
-
     try:
         await eventually(lambda: query("streamrec_model_info"))
         await eventually(lambda: query("streamrec:lag_records:sum"))
-        await eventually(a_daemon)  # where the first scrape took longer than the first rules, the alert fired till then
+        assert "StreamrecNoDaemon" not in await firing()
         daemon.kill()
         await eventually(no_daemon)
         assert await firing() == {"StreamrecNoDaemon", "StreamrecNoRetrain"}  # nobody retrains here
