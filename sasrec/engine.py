@@ -7,7 +7,7 @@ lent. A *step* encodes the windows of a batch of users, each from the longest ca
     a slot whose tokens are a prefix of the window   -> decode only the tokens that came after
     no slot, or another prefix (the window jumped)   -> prefill the whole window
 
-Both go through the model at once, tokens of all users one behind another; attention alone is done apart.
+Both go through the model at once, tokens of all users one behind another.
 
 Keys and values at a position depend on the tokens up to it and on nothing else, so a matching prefix is
 all that correctness needs: whatever crashed, moved or was lost, cached and re-encoded answers agree.
@@ -16,9 +16,9 @@ all that correctness needs: whatever crashed, moved or was lost, cached and re-e
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Collection, Hashable, Iterator, Sequence
+from collections.abc import Collection, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice, zip_longest
+from itertools import islice
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sasrec.index import IndexChoice, ItemIndex, open_index
+from sasrec.kernels import top_k
 from sasrec.kv_cache import CachedTokens, KVCache
 from sasrec.model import SASRec
 from sasrec.vocab import PADDING, ItemVocab
@@ -36,11 +37,9 @@ T = TypeVar("T")
 Indices = Sequence[int] | NDArray[np.int64]
 
 DEFAULT_CACHE_BYTES = 256 * 2**20
-# Positions encoded in one forward where nothing is cached, so that activations stay in the processor's cache, and in
-# memory that the system need not hand out anew: of 256 windows of 200 at once each takes twice as long.
+# Tokens encoded in one forward, so that activations stay in the processor's cache, and in memory that the system need
+# not hand out anew: of 256 windows of 200 at once each takes twice as long.
 ENCODE_TOKENS = 4_096
-# Users in one forward where much is cached.
-DECODE_ROWS = 128
 # Embeddings of candidates gathered at once: they stay in a core's cache until scored, in a quarter of the time.
 RESCORED_BYTES = 600_000
 
@@ -92,7 +91,8 @@ class Engine:
         model: put into evaluation mode.
         vocab: of the model's ``num_items`` items.
         version: name of the model, carried into recommendations.
-        cache_bytes: memory for cached keys and values; 0 re-encodes every window, as do learned positions.
+        cache_bytes: memory for cached keys and values; 0 re-encodes every window, as do learned positions and a model
+            on a GPU.
         half_cache: keep them as float16: twice the users in the same memory, scores that differ in the third digit.
         slack: how far the window jumps when it is full; half of max_len by default, 1 with learned positions.
         max_len: the longest window, at most the model's own (the default).
@@ -137,7 +137,7 @@ class Engine:
         weight = model.item_embedding.weight
         self.index = open_index(weight, index)
         a_slot = KVCache.bytes_per_slot(config, weight, half_cache)
-        slots = cache_bytes // a_slot if config.position == "rope" else 0
+        slots = cache_bytes // a_slot if KVCache.supports(config, weight) else 0
         self._cache = KVCache(config, slots, weight, half_cache) if slots else None
         self._last_hidden = torch.empty((slots, config.hidden_units), dtype=weight.dtype, device=weight.device)
         self._free = list(range(slots))
@@ -238,9 +238,9 @@ class Engine:
         """
         if k < 1:
             raise ValueError(f"k={k}: must be at least 1")
-        exclude = [()] * len(hidden) if exclude is None else exclude
         if self.index is None or allowed is not None or not len(hidden):
             return self._rank_all(hidden, k, exclude, blocked, allowed, windows)
+        exclude = [()] * len(hidden) if exclude is None else exclude
         found = self._rank_candidates(self.index, hidden, k, exclude, blocked, windows)
         short = [i for i, ranking in enumerate(found) if ranking is None]
         if short:
@@ -254,7 +254,7 @@ class Engine:
         self,
         hidden: Tensor,
         k: int,
-        exclude: Sequence[Indices | Collection[int]],
+        exclude: Sequence[Indices | Collection[int]] | None,
         blocked: Collection[int],
         allowed: Collection[int] | None,
         windows: Sequence[Indices],
@@ -268,9 +268,9 @@ class Engine:
             scores[:, others] = -torch.inf
         if blocked:
             scores[:, list(blocked)] = -torch.inf
-        scores.scatter_(1, self.padded(exclude), -torch.inf)  # of shorter rows padding once more
-        best, indices = scores.topk(min(k, len(self.vocab)))  # (B, k)
-        return self._rankings(best, indices)
+        if exclude is not None:
+            scores.scatter_(1, self.padded(exclude), -torch.inf)  # of shorter rows padding once more
+        return self._rankings(*top_k(scores, min(k, len(self.vocab))))
 
     def _rank_candidates(
         self,
@@ -293,7 +293,7 @@ class Engine:
         scores = self._scores_of(candidates, hidden)  # (B, C)
         scores[:, found.shape[1] :] += self.model.config.reminder
         scores[banned[candidates] | _among(candidates, excluded)] = -torch.inf
-        best, places = scores.topk(min(k, scores.shape[1]))  # (B, k)
+        best, places = top_k(scores, min(k, scores.shape[1]))  # (B, k)
         enough = (scores.isfinite().sum(1) >= depth).tolist()
         rankings = self._rankings(best, candidates.gather(1, places))
         return [ranking if whole else None for ranking, whole in zip(rankings, enough, strict=True)]
@@ -312,10 +312,13 @@ class Engine:
 
     def _rankings(self, best: Tensor, indices: Tensor) -> list[Ranking]:
         """Of scores and indices (B, k), best first; what is not finite was filtered."""
+        decode, items, scores = self.vocab.decode, indices.tolist(), best.tolist()
+        if bool(best[:, -1].isfinite().all()):
+            return [Ranking(decode(row), values) for row, values in zip(items, scores, strict=True)]
         counts = best.isfinite().sum(1).tolist()
         return [
-            Ranking(self.vocab.decode(items[:count]), values[:count])
-            for items, values, count in zip(indices.tolist(), best.tolist(), counts, strict=True)
+            Ranking(decode(row[:count]), values[:count])
+            for row, values, count in zip(items, scores, counts, strict=True)
         ]
 
     def recommend(
@@ -395,7 +398,7 @@ class Engine:
         """Encode the windows of at most ``slots`` users, from what is cached of them."""
         work = self._schedule(batch)
         slots = [row.slot.index for row in work]
-        for part in _forwards([row for row in work if row.past < len(row.window)]):
+        for part in _forwards(row for row in work if row.past < len(row.window)):
             self._forward(part)
         return self._last_hidden[slots]
 
@@ -418,7 +421,6 @@ class Engine:
         assert self._cache is not None
         if self._free:
             index = self._free.pop()
-            self._cache.clear(index)
         else:
             _, evicted = self._slots.popitem(last=False)
             index = evicted.index
@@ -460,15 +462,19 @@ def encode_rows(windows: Sequence[Indices]) -> int:
     return max(1, ENCODE_TOKENS // max(map(len, windows), default=1))
 
 
-def _forwards(work: list[_Work]) -> Iterator[list[_Work]]:
-    """What goes through the model at once: users whose prefix is cached, then whole windows, each up to its bound."""
-    # by length, for a group's windows are read up to the longest
-    continued = sorted((row for row in work if row.past), key=lambda row: len(row.window))
-    whole = [row for row in work if not row.past]
-    most = encode_rows([row.window for row in whole])
-    nothing: list[_Work] = []
-    for tails, windows in zip_longest(_chunks(continued, DECODE_ROWS), _chunks(whole, most), fillvalue=nothing):
-        yield tails + windows
+def _forwards(work: Iterable[_Work]) -> Iterator[list[_Work]]:
+    """What goes through the model at once."""
+    part: list[_Work] = []
+    tokens = 0
+    for row in work:
+        more = len(row.window) - row.past
+        if part and tokens + more > ENCODE_TOKENS:
+            yield part
+            part, tokens = [], 0
+        part.append(row)
+        tokens += more
+    if part:
+        yield part
 
 
 def _among(items: Tensor, rows: Tensor) -> Tensor:

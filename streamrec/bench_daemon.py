@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import random
 import statistics
 import subprocess
@@ -223,6 +224,7 @@ def feed() -> None:
     settings = load_settings()
     assert settings.model_dir is not None
     ids = load_model(settings.model_dir).vocab.ids
+    gc.freeze()  # or clicks would wait here, stamped already, while PyTorch is searched for garbage
 
     async def run() -> None:
         async with click_producer(settings) as clicks:

@@ -108,7 +108,7 @@ class _Clicks:
         self.random = np.random.default_rng(0)
         # each user at another place between two jumps
         self.counts = self.max_len + self.random.integers(self.slack, size=users)
-        self.items = self.random.integers(1, len(subject.vocab) + 1, (users, 4 * self.max_len))
+        self.items = np.tile(self.random.integers(1, len(subject.vocab) + 1, (users, 2 * self.max_len)), 2)
         for group in self._groups():
             self.engine.encode([self._window(user) for user in group], group)
 

@@ -137,8 +137,7 @@ def run_demo(options: DemoOptions) -> int:
         with running_daemon(settings, DAEMON) as daemon:
             complete = _go_live(options, data, settings, Path(folder), daemon, console)
             if options.stay and complete:
-                console.print(f"\nThe page stays at {daemon.address} until Ctrl-C", highlight=False, soft_wrap=True)
-                asyncio.run(_until_told())
+                asyncio.run(_stay(f"\nThe page stays at {daemon.address} until Ctrl-C", console))
     console.print(
         f"\nThe model is in {model_dir}; serve it to your own clicks with\n"
         f"  streamrec serve --embedded --model-dir {model_dir}",
@@ -160,9 +159,10 @@ def _go_live(
     return complete
 
 
-async def _until_told() -> None:
+async def _stay(text: str, console: Console) -> None:
     stop = asyncio.Event()
-    with stop_signals(stop, lambda _: None):
+    with stop_signals(stop, lambda _: None):  # who reads the text may be quick
+        console.print(text, highlight=False, soft_wrap=True)
         await stop.wait()
 
 

@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 
 POPULAR = "popular"  # stands where a model version stands
 KEPT_ITEMS = 10_000
+ADDED_AT_ONCE = 250  # items: 1 ms of Redis, in which it does nothing else
 RESCALE_HALF_LIVES = 60
 LOST = 0.9  # of what was counted so much must be there, or it was lost
 
@@ -79,6 +80,11 @@ class SharedLists:
             if weights and not self._prior_given:
                 await self._exchange(self._prior, reference_ms, only_if_missing=True)
                 self._prior_given = True
+            while len(weights) > ADDED_AT_ONCE:
+                part = dict(islice(weights.items(), ADDED_AT_ONCE))
+                await self._exchange(part, reference_ms, wanted=0)
+                for item in part:
+                    del weights[item]
             await self._exchange(weights, reference_ms)
         except BaseException:
             newer, newer_ms = self._weights, self._reference_ms  # of clicks that came meanwhile
@@ -138,12 +144,14 @@ class SharedLists:
         self._weights = {item: weight * scale for item, weight in self._weights.items()}
         self._reference_ms = timestamp_ms
 
-    async def _exchange(self, weights: dict[str, float], reference_ms: int, only_if_missing: bool = False) -> Ranking:
-        """Add to the counts in Redis; returns the top of them."""
+    async def _exchange(
+        self, weights: dict[str, float], reference_ms: int, only_if_missing: bool = False, wanted: int | None = None
+    ) -> Ranking:
+        """Add to the counts in Redis; returns the top of them, as many as are wanted: by default, as serving needs."""
         args: list[str | int | float] = [
             self._settings.popular_half_life_s * 1000,
             self._settings.sequence_ttl_s,
-            self._wanted + len(self.blocked),
+            self._wanted + len(self.blocked) if wanted is None else wanted,
             KEPT_ITEMS,
             int(only_if_missing),
             reference_ms,

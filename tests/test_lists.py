@@ -19,7 +19,7 @@ from redis_access import BASE_MS, RedisThatFailsScripts, commands_about, raw_red
 from sasrec import ItemVocab, Ranking
 from streamrec.errors import RedisUnavailable
 from streamrec.keys import Keys
-from streamrec.lists import KEPT_ITEMS, SharedLists
+from streamrec.lists import ADDED_AT_ONCE, KEPT_ITEMS, SharedLists
 from streamrec.redis_client import RedisClient
 from streamrec.schemas import UserSequence
 from streamrec.settings import Settings
@@ -307,6 +307,27 @@ async def test_a_refresh_that_fails_keeps_the_counts(make_settings: MakeSettings
         await lists.refresh()
     oracle.count(early + late)
     assert_close(scores(lists), oracle.scores())
+
+
+async def test_many_items_are_counted_a_few_at_a_time_and_once_where_that_fails_on_the_way(
+    make_settings: MakeSettings,
+) -> None:
+    settings = make_settings(top_k=1_000)
+    items = [f"i{k}" for k in range(3 * ADDED_AT_ONCE + 7)]
+    async with RedisThatFailsScripts(settings) as redis:
+        redis.working = 2
+        lists = lists_of(redis, settings)
+        lists.count([sequence(items)])
+        refresh = asyncio.create_task(lists.refresh())
+        await redis.arrived.wait()
+        assert lists.popular_for(b"", 1_000).items == []
+        lists.count([sequence(items[-2:])])
+        redis.fail.set()
+        with pytest.raises(RedisUnavailable):
+            await refresh
+        redis.broken = False
+        await lists.refresh()
+    assert scores(lists) == dict.fromkeys(items, 1.0) | dict.fromkeys(items[-2:], 2.0)
 
 
 async def test_a_failed_first_refresh_still_counts_the_training_data_later(make_settings: MakeSettings) -> None:

@@ -241,13 +241,11 @@ def test_random_batches_in_float32() -> None:
         assert_batch_is_right(engine, clicks.histories, clicks.batch(), FLOAT32)
 
 
-@pytest.mark.parametrize("users", [1, 3])
-def test_users_whose_keys_and_values_are_gathered_few_at_a_time(monkeypatch: pytest.MonkeyPatch, users: int) -> None:
-    model = make_model(7)
-    one = KVCache.bytes_per_slot(model.config, model.item_embedding.weight) // model.config.num_blocks
-    monkeypatch.setattr("sasrec.kv_cache.GATHERED_BYTES", users * one)
-    engine = make_engine(model, slots=8, slack=3)
-    clicks = Clicks(seed=users, users=8, most_events=9)
+@pytest.mark.parametrize("tokens", [1, 3, 12])
+def test_a_batch_that_goes_through_the_model_in_parts(monkeypatch: pytest.MonkeyPatch, tokens: int) -> None:
+    monkeypatch.setattr("sasrec.engine.ENCODE_TOKENS", tokens)
+    engine = make_engine(make_model(7), slots=8, slack=3)
+    clicks = Clicks(seed=tokens, users=8, most_events=9)
     for _ in range(60):
         assert_batch_is_right(engine, clicks.histories, clicks.batch(), EXACT)
     assert engine.take_stats().hits > 100
