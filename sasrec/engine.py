@@ -312,13 +312,11 @@ class Engine:
 
     def _rankings(self, best: Tensor, indices: Tensor) -> list[Ranking]:
         """Of scores and indices (B, k), best first; what is not finite was filtered."""
-        decode, items, scores = self.vocab.decode, indices.tolist(), best.tolist()
-        if bool(best[:, -1].isfinite().all()):
-            return [Ranking(decode(row), values) for row, values in zip(items, scores, strict=True)]
-        counts = best.isfinite().sum(1).tolist()
+        items, k = self.vocab.decode(indices.flatten().tolist()), best.shape[1]
+        counts = [k] * len(best) if best[:, -1].isfinite().all() else best.isfinite().sum(1).tolist()
         return [
-            Ranking(decode(row[:count]), values[:count])
-            for row, values, count in zip(items, scores, counts, strict=True)
+            Ranking(items[k * row : k * row + count], scores[:count])
+            for row, (scores, count) in enumerate(zip(best.tolist(), counts, strict=True))
         ]
 
     def recommend(

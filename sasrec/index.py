@@ -12,7 +12,7 @@ import functools
 import logging
 import time
 from importlib.util import find_spec
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -23,13 +23,15 @@ log = logging.getLogger(__name__)
 IndexChoice = Literal["auto", "exact", "approximate"]
 
 # Exact time by approximate, measured with streamrec/bench_catalogue.py, 64 and 128 dimensions, batches of 1 and 64:
-# 0.4 to 1.0 at 10,000 items, 0.5 to 2.6 at 30,000, 1.0 to 3.7 at 50,000, 1.6 to 5.8 at 100,000, 5.2 to 5.5 at a
-# million; 23 there for one user and 128 dimensions, of which the exact product is slow.
+# 0.3 to 1.1 at 10,000 items, 0.8 to 2.9 at 30,000, 1.1 to 3.9 at 50,000, 1.8 to 4.8 at 100,000; of 64 at a million 6.2
+# and 6.3.
 AUTO_ITEMS = 100_000
 # Candidates for k places: of a million items at least .999 of the ten best are among so many, .98 of the ten behind
 # fifty that a user has seen. From WIDE_UNITS dimensions on half the bits do, with four times as many, in less time.
 CANDIDATES, CANDIDATES_PER_PLACE = 200, 6
 WIDE_UNITS, MORE_CANDIDATES = 128, 4
+# Two times four, as the library writes it: a third less time than what it chooses for eight users and more.
+QUERIES_AT_ONCE = 0x44
 # Below, a search would return most of the items.
 LEAST_ITEMS = 1_000
 ADD_ROWS = 65_536
@@ -85,7 +87,9 @@ class ItemIndex:
         self._wide = width >= WIDE_UNITS and width % 2 == 0
         parts = width // 2 if self._wide else width
         # rotated at random, so that no dimension holds more than its share of 4 bits can tell
-        self._index = faiss.index_factory(width, f"RR{width},PQ{parts}x4fs", faiss.METRIC_INNER_PRODUCT)
+        self._index: Any = faiss.index_factory(width, f"RR{width},PQ{parts}x4fs", faiss.METRIC_INNER_PRODUCT)
+        compared: Any = faiss.downcast_index(self._index.index)
+        compared.qbs = QUERIES_AT_ONCE
         self._index.train(vectors)
         for start in range(0, len(vectors), ADD_ROWS):
             self._index.add(vectors[start : start + ADD_ROWS])
