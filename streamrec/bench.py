@@ -37,7 +37,7 @@ from streamrec.source import git
 
 PARTS = ("engine", "daemon", "memory", "catalogue")
 PEERS = "peers"  # only where it is asked for: it needs what nothing else needs
-VERSIONS = ("streamrec", "torch", "numpy", "faiss-cpu", "scikit-rec")
+VERSIONS = ("streamrec", "torch", "numpy", "numba", "faiss-cpu", "scikit-rec")
 QUICK_CATALOGUE, CATALOGUE = (3_416, 100_000), (3_416, 100_000, 1_000_000)
 QUICK_USERS = USERS[:1]
 QUICK_BATCHES = (16, 64)

@@ -82,6 +82,7 @@ class ClickConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
         self._committed_ts_ms: dict[int, int] = {}
         self._end_offsets: dict[int, int] = {}
         self._watch: asyncio.Task[None] | None = None
+        self._paused: frozenset[TopicPartition] = frozenset()
 
     @property
     def assignment(self) -> int:
@@ -155,12 +156,12 @@ class ClickConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
                 continue
             self._idle.clear()
             full = sum(map(len, polled.values())) >= self._settings.max_batch
-            waiting = frozenset() if full else self._consumer.assignment()
-            self._consumer.pause(*waiting)
+            self._paused = frozenset() if full else self._consumer.assignment()
+            self._consumer.pause(*self._paused)
             try:
                 yield self._batch(polled)
             finally:
-                self._consumer.resume(*(waiting & self._consumer.assignment()))
+                self._fetch_again()
                 self._idle.set()
 
     async def commit(self, batch: EventBatch) -> None:
@@ -173,6 +174,7 @@ class ClickConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
         """
         if batch.dead_letters:
             await self._dead_letters.send_dead_letters(batch.dead_letters)
+        self._fetch_again()  # the next batch is on its way while the broker answers
         if batch.assignment != self._assignment:
             log.info("commit dropped: the partitions were given to somebody else")
             return
@@ -187,6 +189,10 @@ class ClickConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
         self._committed |= batch.next_offsets
         self._health.progressed()
         self._update_lag()
+
+    def _fetch_again(self) -> None:
+        self._consumer.resume(*(self._paused & self._consumer.assignment()))
+        self._paused = frozenset()
 
     async def keep_alive(self) -> None:
         """Stay in the group while a batch is held: poll, but read nothing."""
