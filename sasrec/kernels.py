@@ -55,7 +55,7 @@ def attend(
     if held.dtype == torch.float16:
         kept, rows = [x.view(np.uint16) for x in kept], rows.view(np.uint16)
     out = torch.empty((len(asking), *query.shape[1:]), dtype=query.dtype)
-    _attend_kernel(query.dtype, held.dtype)(query.numpy(), *kept, rows, slots, places, asking, out.numpy())
+    attention_kernel(query.dtype, held.dtype)(query.numpy(), *kept, rows, slots, places, asking, out.numpy())
     return out
 
 
@@ -74,7 +74,8 @@ def top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 @functools.cache
-def _attend_kernel(precision: torch.dtype, stored: torch.dtype) -> Callable[..., None]:
+def attention_kernel(precision: torch.dtype, stored: torch.dtype) -> Callable[..., None]:
+    """What ``attend`` runs for queries and held keys of these precisions; compiled or read when first asked for."""
     number, kept, whole = PRECISIONS[precision], STORED[stored], types.int64[::1]
     new, held, out = kept[:, :, :], kept[:, :, :, :, ::1], number[:, :, ::1]
     signature = types.void(number[:, :, :], new, new, held, whole, whole, whole, out)

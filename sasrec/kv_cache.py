@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sasrec.kernels import PRECISIONS, attend
+from sasrec.kernels import PRECISIONS, attend, attention_kernel
 from sasrec.model import SASRecConfig
 
 
@@ -28,6 +28,7 @@ class KVCache:
         shape = (config.num_blocks, slots, config.num_heads, 2, config.max_len, head_units)
         # empty, not zeros: the system commits memory only as slots are used
         self.slab = torch.empty(shape, dtype=torch.float16 if half else like.dtype)
+        attention_kernel(like.dtype, self.slab.dtype)  # now, and not while a click waits
 
     @property
     def slots(self) -> int:
