@@ -91,8 +91,8 @@ class Engine:
         model: put into evaluation mode.
         vocab: of the model's ``num_items`` items.
         version: name of the model, carried into recommendations.
-        cache_bytes: memory for cached keys and values; 0 re-encodes every window, as do learned positions and a model
-            on a GPU.
+        cache_bytes: memory for cached keys and values; 0 re-encodes every window, as do learned positions, and a model
+            on a GPU or in 16 bits.
         half_cache: keep them as float16: twice the users in the same memory, scores that differ in the third digit.
         slack: how far the window jumps when it is full; half of max_len by default, 1 with learned positions.
         max_len: the longest window, at most the model's own (the default).
@@ -416,7 +416,6 @@ class Engine:
         return work
 
     def _lend(self, user: Hashable) -> _Slot:
-        assert self._cache is not None
         if self._free:
             index = self._free.pop()
         else:

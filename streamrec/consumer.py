@@ -137,7 +137,7 @@ class ClickConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
         The poll is the micro-batch: it returns at once with what is buffered. It goes on with no partition
         assigned, so that the group sees a member that polls, and is never wrapped in a time-out, which
         would cancel it in the middle. A batch that is not full was all there was: the client fetches no more until it
-        is done, or the next one would hold what came at its beginning, and what came later would wait for two.
+        is published, or the next one would hold what came at its beginning, and what came later would wait for two.
 
         Raises:
             KafkaUnavailable: the brokers refuse us, or hand out what cannot be read; waiting would not help.

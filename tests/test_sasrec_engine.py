@@ -302,3 +302,16 @@ def test_sequences_cut_at_the_old_end_give_the_same_answers_through_jumps_and_re
             daemon.recommend([kept], 5, users=["u"], counts=[n], filter_seen=False),
             oracle.recommend([whole[:n]], 5, filter_seen=False),
         )
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_model_of_16_bits_is_served_without_a_cache(dtype: torch.dtype) -> None:
+    model = SASRec(SASRecConfig(NUM_ITEMS, max_len=6, hidden_units=8)).to(dtype)
+    engine = Engine(model, ItemVocab(IDS))
+    assert engine.slots == 0
+    (found,) = engine.recommend([IDS[:3]], k=4, users=["ann"])
+    (again,) = engine.recommend([IDS[:3]], k=4)
+    assert found is not None
+    assert found == again
+    assert len(found.items) == 4
+    assert not set(found.items) & set(IDS[:3])
