@@ -102,9 +102,11 @@ def run_bench(options: BenchOptions, console: Console) -> dict[str, Any]:
                 "process": measure_resident(options.cache_bytes, QUICK_USERS if options.quick else USERS, progress),
             }
         if "catalogue" in options.parts:
-            sizes = QUICK_CATALOGUE if options.quick else CATALOGUE
+            sizes, repeats = (QUICK_CATALOGUE, 3) if options.quick else (CATALOGUE, 7)
             with one_thread():
-                report["catalogue"] = measure_catalogue(sizes, progress=lambda text: progress(f"catalogue: {text}"))
+                report["catalogue"] = measure_catalogue(
+                    sizes, repeats=repeats, progress=lambda text: progress(f"catalogue: {text}")
+                )
         if ratings is not None:
             report |= measure_peers(ratings, 1 if options.quick else 5, progress=progress)
     return report

@@ -53,7 +53,7 @@ class Load:
     several: bool = True  # also two daemons, and a Redis Cluster
 
 
-QUICK = Load(users=300, capacity_events=6_000, naive_events=600, repeats=1, seconds_a_rate=2.0, several=False)
+QUICK = Load(users=300, capacity_events=6_000, naive_events=300, repeats=1, seconds_a_rate=1.0, several=False)
 
 
 def measure_daemon(
