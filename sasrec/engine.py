@@ -15,6 +15,7 @@ all that correctness needs: whatever crashed, moved or was lost, cached and re-e
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Collection, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ from torch import Tensor
 
 from sasrec.index import IndexChoice, ItemIndex, open_index
 from sasrec.kernels import top_k
-from sasrec.kv_cache import CachedTokens, KVCache
+from sasrec.kv_cache import KVCache
 from sasrec.model import SASRec
 from sasrec.vocab import PADDING, ItemVocab
 
@@ -138,7 +139,7 @@ class Engine:
         self.index = open_index(weight, index)
         a_slot = KVCache.bytes_per_slot(config, weight, half_cache)
         slots = cache_bytes // a_slot if KVCache.supports(config, weight) else 0
-        self._cache = KVCache(config, slots, weight, half_cache) if slots else None
+        self._cache = KVCache(model, slots, half_cache) if slots else None
         self._last_hidden = torch.empty((slots, config.hidden_units), dtype=weight.dtype, device=weight.device)
         self._free = list(range(slots))
         self._slots: OrderedDict[Hashable, _Slot] = OrderedDict()  # least recently used first
@@ -185,6 +186,7 @@ class Engine:
 
         Raises:
             ValueError: a window is empty or too long, or a user occurs twice.
+            IndexError: an item of a window is not in the vocabulary.
         """
         for window in windows:
             if not 0 < len(window) <= self.max_len:
@@ -313,11 +315,12 @@ class Engine:
     def _rankings(self, best: Tensor, indices: Tensor) -> list[Ranking]:
         """Of scores and indices (B, k), best first; what is not finite was filtered."""
         items, k = self.vocab.decode(indices.flatten().tolist()), best.shape[1]
-        counts = [k] * len(best) if best[:, -1].isfinite().all() else best.isfinite().sum(1).tolist()
-        return [
-            Ranking(items[k * row : k * row + count], scores[:count])
-            for row, (scores, count) in enumerate(zip(best.tolist(), counts, strict=True))
-        ]
+        rankings = []
+        for row, scores in enumerate(best.tolist()):
+            if not math.isfinite(scores[-1]):
+                scores = list(filter(math.isfinite, scores))
+            rankings.append(Ranking(items[k * row : k * row + len(scores)], scores))
+        return rankings
 
     def recommend(
         self,
@@ -431,9 +434,8 @@ class Engine:
         new = [row.window[row.past :] for row in work]
         for row in work:
             row.slot.tokens = b""  # nothing is trusted of a slot whose forward did not come back
-        tokens = CachedTokens(self._cache, slots, [row.past for row in work], [len(tail) for tail in new])
-        items = torch.from_numpy(np.concatenate(new)).to(self._last_hidden.device)
-        self._last_hidden[slots] = self.model.encode(items, tokens, newest_alone=True)
+        past, lengths = [row.past for row in work], [len(tail) for tail in new]
+        self._last_hidden[slots] = self._cache.encode(np.concatenate(new), slots, past, lengths)
         for row in work:
             row.slot.tokens = row.window.tobytes()
 

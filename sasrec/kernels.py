@@ -20,43 +20,71 @@ from numba.extending import overload, register_jitable
 from numpy.typing import NDArray
 from torch import Tensor
 
+Floats = NDArray[np.floating[Any]]
+Held = NDArray[np.number[Any]]
+Indices = NDArray[np.int64]
+
 # Sums in any order, so that they are done in vector registers.
 FAST_SUMS = {"reassoc", "contract", "arcp", "nsz", "nnan"}
 PRECISIONS: dict[torch.dtype, Any] = {torch.float32: types.float32, torch.float64: types.float64}
-STORED: dict[torch.dtype, Any] = PRECISIONS | {torch.float16: types.uint16}  # no processor calculates with 16 bits
 
 # Rows of scores are looked through in so many columns, and then in so many neighbours at once.
 COLUMNS, NEIGHBOURS = 64, 16
 
 
 def attend(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    held: Tensor,
-    slots: NDArray[np.int64],
-    places: NDArray[np.int64],
-    asking: NDArray[np.int64],
-) -> Tensor:
-    """Keep the keys and values of new tokens, then attend from some of them to all that their slots hold up to them.
+    new: Floats, cos: Floats, sin: Floats, held: Held, slots: Indices, places: Indices, asking: Indices
+) -> Floats:
+    """Turn queries and keys of new tokens by their places, keep keys and values, then attend from some of the tokens to
+    all that their slots hold up to them.
 
     Args:
-        query: (M, H, Dh), as key and value, float32 or float64.
-        held: (slots, H, 2, max_len, Dh), in one piece, of the same precision or float16.
+        new: (M, 3, H, Dh), queries, keys and values, float32 or float64, all in one piece.
+        cos, sin: (max_len, Dh) as ``sasrec.model.rotation_table`` gives them, of the same precision.
+        held: (slots, H, 2, max_len, Dh), of the same precision, or uint16 for the bits of float16.
         slots: (M,) whose token each is.
         places: (M,) where in its slot it stands; what is before it has been kept, or is among these tokens.
         asking: (B,) which tokens attend.
 
     Returns:
-        (B, H, Dh).
+        (B, H * Dh).
     """
-    kept = [x.to(held.dtype).numpy() for x in (key, value)]
-    rows = held.numpy()
-    if held.dtype == torch.float16:
-        kept, rows = [x.view(np.uint16) for x in kept], rows.view(np.uint16)
-    out = torch.empty((len(asking), *query.shape[1:]), dtype=query.dtype)
-    attention_kernel(query.dtype, held.dtype)(query.numpy(), *kept, rows, slots, places, asking, out.numpy())
+    out = np.empty((len(asking), new.shape[2] * new.shape[3]), new.dtype)
+    _attention_kernel(new.dtype, held.dtype)(new, cos, sin, held, slots, places, asking, out)
     return out
+
+
+def add_norm(
+    x: Floats, rows: Indices, scale: float, added: Floats, weight: Floats, bias: Floats, eps: float
+) -> tuple[Floats, Floats]:
+    """Rows of x times scale, plus what is added, and the layer norm (Ba, Kiros & Hinton 2016) of these sums.
+
+    Args:
+        x: (N, D), as everything float32 or float64, in one piece.
+        rows: (M,) of x.
+        added: (M, D), or (0, D) for nothing.
+        weight, bias: (D,) of the norm.
+        eps: added to the variances.
+
+    Returns:
+        Sums and norms, (M, D) each.
+    """
+    sums, norms = np.empty((len(rows), x.shape[1]), x.dtype), np.empty((len(rows), x.shape[1]), x.dtype)
+    _add_norm_kernel(x.dtype)(x, rows, scale, added, weight, bias, eps, sums, norms)
+    return sums, norms
+
+
+def gelu_(x: Floats) -> Floats:
+    """What ``torch.nn.functional.gelu`` gives of x (M, N), float32 or float64, in its place."""
+    _gelu_kernel(x.dtype)(x)
+    return x
+
+
+def prepare(precision: Any, held: Any) -> None:
+    """Compile, or read, what these three run for numbers of numpy's types, so that no click waits for it."""
+    _attention_kernel(precision, held)
+    _add_norm_kernel(precision)
+    _gelu_kernel(precision)
 
 
 def top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -74,12 +102,24 @@ def top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 @functools.cache
-def attention_kernel(precision: torch.dtype, stored: torch.dtype) -> Callable[..., None]:
-    """What ``attend`` runs for queries and held keys of these precisions; compiled or read when first asked for."""
-    number, kept, whole = PRECISIONS[precision], STORED[stored], types.int64[::1]
-    new, held, out = kept[:, :, :], kept[:, :, :, :, ::1], number[:, :, ::1]
-    signature = types.void(number[:, :, :], new, new, held, whole, whole, whole, out)
+def _attention_kernel(precision: Any, stored: Any) -> Callable[..., None]:
+    number, kept = numba.from_dtype(precision), numba.from_dtype(stored)
+    table, whole, held, out = number[:, ::1], types.int64[::1], kept[:, :, :, :, ::1], number[:, ::1]
+    signature = types.void(number[:, :, :, ::1], table, table, held, whole, whole, whole, out)
     return _compiled(_attend, signature, fastmath=FAST_SUMS)
+
+
+@functools.cache
+def _add_norm_kernel(precision: Any) -> Callable[..., None]:
+    number = numba.from_dtype(precision)
+    rows, vector = number[:, ::1], number[::1]
+    signature = types.void(rows, types.int64[::1], number, rows, vector, vector, number, rows, rows)
+    return _compiled(_add_norm, signature, fastmath=FAST_SUMS)
+
+
+@functools.cache
+def _gelu_kernel(precision: Any) -> Callable[..., None]:
+    return _compiled(_gelu, types.void(numba.from_dtype(precision)[:, ::1]), fastmath=FAST_SUMS)
 
 
 @functools.cache
@@ -99,16 +139,24 @@ def _compiled(function: Callable[..., None], signature: Any, **options: Any) -> 
     return kernel
 
 
-def _attend(query: Any, key: Any, value: Any, held: Any, slots: Any, places: Any, asking: Any, out: Any) -> None:
-    heads, units = query.shape[1:]
-    for token in range(len(slots)):
-        for head in range(heads):
-            own = held[slots[token], head]
-            for unit in range(units):
-                own[0, places[token], unit] = key[token, head, unit]
-                own[1, places[token], unit] = value[token, head, unit]
+def _attend(new: Any, cos: Any, sin: Any, held: Any, slots: Any, places: Any, asking: Any, out: Any) -> None:
+    heads, units = new.shape[2:]
+    half = units // 2
     zero = out.dtype.type(0)
     scale = out.dtype.type(1 / math.sqrt(units))
+    for token in range(len(slots)):
+        place = places[token]
+        for head in range(heads):
+            key, value = held[slots[token], head, 0, place], held[slots[token], head, 1, place]
+            own = new[token, 1, head]
+            for unit in range(half):
+                one, two = own[unit], own[half + unit]
+                key[unit] = _kept(one * cos[place, unit] + two * sin[place, unit], key[unit])
+                turned = two * cos[place, half + unit] + one * sin[place, half + unit]
+                key[half + unit] = _kept(turned, key[unit])
+            own = new[token, 2, head]
+            for unit in range(units):
+                value[unit] = _kept(own[unit], value[unit])
     weights = np.empty(held.shape[3], out.dtype)
     asked, mixed = np.empty(units, out.dtype), np.empty(units, out.dtype)
     for row in range(len(asking)):
@@ -116,8 +164,11 @@ def _attend(query: Any, key: Any, value: Any, held: Any, slots: Any, places: Any
         length = places[token] + 1
         for head in range(heads):
             keys, values = held[slots[token], head, 0], held[slots[token], head, 1]
-            for unit in range(units):
-                asked[unit] = query[token, head, unit] * scale
+            own = new[token, 0, head]
+            for unit in range(half):
+                one, two = own[unit] * scale, own[half + unit] * scale
+                asked[unit] = one * cos[length - 1, unit] + two * sin[length - 1, unit]
+                asked[half + unit] = two * cos[length - 1, half + unit] + one * sin[length - 1, half + unit]
             for group in range(length // 4):  # four at once, or it waits for its sums
                 at = 4 * group
                 one, two, three, four = zero, zero, zero, zero
@@ -157,7 +208,38 @@ def _attend(query: Any, key: Any, value: Any, held: Any, slots: Any, places: Any
                 for unit in range(units):
                     mixed[unit] += one * _number(values[at, unit])
             for unit in range(units):
-                out[row, head, unit] = mixed[unit] / total
+                out[row, head * units + unit] = mixed[unit] / total
+
+
+def _add_norm(
+    x: Any, rows: Any, scale: Any, added: Any, weight: Any, bias: Any, eps: Any, sums: Any, norms: Any
+) -> None:
+    units = x.shape[1]
+    for row in range(len(rows)):
+        own, summed, out = x[rows[row]], sums[row], norms[row]
+        if len(added):
+            for unit in range(units):
+                summed[unit] = own[unit] * scale + added[row, unit]
+        else:
+            for unit in range(units):
+                summed[unit] = own[unit] * scale
+        mean = x.dtype.type(0)
+        for unit in range(units):
+            mean += summed[unit]
+        mean /= x.dtype.type(units)
+        square = x.dtype.type(0)
+        for unit in range(units):
+            square += (summed[unit] - mean) * (summed[unit] - mean)
+        factor = x.dtype.type(1) / np.sqrt(square / x.dtype.type(units) + eps)
+        for unit in range(units):
+            out[unit] = (summed[unit] - mean) * factor * weight[unit] + bias[unit]
+
+
+def _gelu(x: Any) -> None:
+    for row in range(len(x)):
+        own = x[row]
+        for at in range(x.shape[1]):
+            own[at] = own[at] * _normal_cdf(own[at])
 
 
 def _number(kept: Any) -> Any:
@@ -176,6 +258,51 @@ def _(kept: Any) -> Any:
         return np.uint32(bits).view(np.float32) * np.float32(2.0**112)
 
     return widened
+
+
+def _kept(number: Any, like: Any) -> Any:
+    """What to keep of a number, ``like`` what is kept already: as it is, or uint16 for float16."""
+
+
+@overload(_kept, strict=False)
+def _(number: Any, like: Any) -> Any:
+    if like != types.uint16:
+        return lambda number, like: number
+
+    def narrowed(number: Any, like: Any) -> Any:
+        bits = np.float32(number).view(np.uint32)
+        size = np.uint32(min(bits & np.uint32(0x7FFFFFFF), np.uint32(0x477FE000)))  # 65504 is the largest
+        # half a float16's last digit added, less where the digit before is even; below 2**-14, where float16 has fewer
+        # digits, float32 rounds to as many once 0.5 is added
+        digit = (size >> np.uint32(13)) & np.uint32(1)
+        usual = np.uint32(np.uint32(size - np.uint32(0x38000000)) + np.uint32(0xFFF) + digit) >> np.uint32(13)
+        small = np.float32(size.view(np.float32) + np.float32(0.5)).view(np.uint32) - np.uint32(0x3F000000)
+        return np.uint16(
+            (small if size < np.uint32(0x38800000) else usual) | (bits >> np.uint32(16) & np.uint32(0x8000))
+        )
+
+    return narrowed
+
+
+def _normal_cdf(x: Any) -> Any:
+    """The share of a standard normal distribution below x."""
+
+
+@overload(_normal_cdf, strict=False)
+def _(x: Any) -> Any:
+    if x != types.float32:
+        return lambda x: 0.5 * math.erfc(-x * math.sqrt(0.5))
+
+    def vectorised(x: Any) -> Any:
+        # Abramowitz & Stegun 1964, 7.1.26: exact to 7.5e-8
+        size = abs(x) * np.float32(0.7071067811865476)
+        t = np.float32(1) / (np.float32(1) + np.float32(0.3275911) * size)
+        low = np.float32(0.254829592) + t * np.float32(-0.284496736)
+        series = low + t * t * (np.float32(1.421413741) + t * (np.float32(-1.453152027) + t * np.float32(1.061405429)))
+        tail = np.float32(0.5) * t * series * _exp(-size * size)
+        return tail if x < np.float32(0) else np.float32(1) - tail
+
+    return vectorised
 
 
 def _exp(x: Any) -> Any:

@@ -1,5 +1,5 @@
-"""SASRec (Kang & McAuley, "Self-Attentive Sequential Recommendation", ICDM 2018), one forward for
-training and for cached inference.
+"""SASRec (Kang & McAuley, "Self-Attentive Sequential Recommendation", ICDM 2018), for training and for whole windows;
+kv_cache.py puts single tokens behind cached ones through the same weights.
 
 The module knows tensors only: nothing of item ids, files, users or slots.
 
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -75,46 +75,6 @@ class SASRecConfig:
         return replace(self, **free) == replace(other, **free)
 
 
-class Tokens(Protocol):
-    """How the tokens of a forward belong together: whose they are, where they stand, what each may attend to.
-
-    Shape (...) is (B, T), padded rows, or (M,), the tokens of many users one behind another.
-    """
-
-    positions: Tensor  # (...), or what broadcasts to it
-
-    def attend(self, block: int, query: Tensor, key: Tensor, value: Tensor, newest_alone: bool) -> Tensor:
-        """Attention of a block, all (..., H, Dh); of each user's newest token alone (B, H, Dh)."""
-
-    def newest(self, x: Tensor) -> Tensor:
-        """(..., D) -> (B, D) of each user's newest token."""
-
-
-class Rows:
-    """Tokens of padded rows (B, T), each row's first, that attend to those before them in the row.
-
-    Args:
-        time: T.
-        last: (B,) where the newest token of each row stands, of use where it alone is wanted.
-    """
-
-    def __init__(self, time: int, last: Tensor | None, device: torch.device) -> None:
-        self.positions = torch.arange(time, device=device)  # (T,)
-        self._last = last
-
-    def attend(self, block: int, query: Tensor, key: Tensor, value: Tensor, newest_alone: bool) -> Tensor:
-        """The cache's part of the work, where there is none."""
-        if not newest_alone:
-            return attention(query, key, value, None)
-        assert self._last is not None
-        mask = self.positions <= self._last[:, None]  # (B, T)
-        return attention(self.newest(query)[:, None], key, value, mask[:, None])[:, 0]
-
-    def newest(self, x: Tensor) -> Tensor:
-        """(B, T, ...) -> (B, ...)."""
-        return x[torch.arange(len(x), device=x.device), self._last]
-
-
 def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
     """Scaled dot-product attention of (B, T, H, Dh) to (B, L, H, Dh).
 
@@ -153,33 +113,37 @@ class Dropout(nn.Module):
 class Attention(nn.Module):
     """Causal multi-head self-attention over one fused projection."""
 
-    def __init__(self, config: SASRecConfig, block: int) -> None:
+    def __init__(self, config: SASRecConfig) -> None:
         super().__init__()
-        self.block = block
         self.num_heads = config.num_heads
         self.qkv = nn.Linear(config.hidden_units, 3 * config.hidden_units)
         self.out = nn.Linear(config.hidden_units, config.hidden_units)
 
-    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor] | None, tokens: Tokens, newest_alone: bool) -> Tensor:
-        """(..., D) -> (..., D), or (B, D) of each user's newest token."""
+    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor] | None, last: Tensor | None = None) -> Tensor:
+        """(B, T, D) -> (B, T, D), or (B, D) of the tokens at last (B,) alone."""
         heads = self.num_heads
         qkv = self.qkv(x).view(*x.shape[:-1], 3 * heads, x.shape[-1] // heads)
         query_key, value = qkv[..., : 2 * heads, :], qkv[..., 2 * heads :, :]
         if rotation is not None:
             query_key = rotate(query_key, *rotation)
         query, key = query_key.chunk(2, dim=-2)  # each (..., H, Dh)
-        merged: Tensor = self.out(tokens.attend(self.block, query, key, value, newest_alone).flatten(-2))
+        if last is None:
+            attended = attention(query, key, value, None)
+        else:
+            mask = torch.arange(x.shape[1], device=x.device) <= last[:, None]  # (B, T)
+            attended = attention(_at(query, last)[:, None], key, value, mask[:, None])[:, 0]
+        merged: Tensor = self.out(attended.flatten(-2))
         return merged
 
 
 class Block(nn.Module):
     """Pre-norm transformer block: attention, then a GELU feed-forward of four times the width."""
 
-    def __init__(self, config: SASRecConfig, block: int) -> None:
+    def __init__(self, config: SASRecConfig) -> None:
         super().__init__()
         width = config.hidden_units
         self.attention_norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
-        self.attention = Attention(config, block)
+        self.attention = Attention(config)
         self.feed_forward_norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
         self.feed_forward = nn.Sequential(
             nn.Linear(width, 4 * width),
@@ -189,14 +153,10 @@ class Block(nn.Module):
         )
         self.dropout = Dropout(config.dropout_rate)
 
-    def forward(
-        self, x: Tensor, rotation: tuple[Tensor, Tensor] | None, tokens: Tokens, newest_alone: bool = False
-    ) -> Tensor:
-        """(..., D) -> (..., D), or (B, D) of each user's newest token."""
-        attended = self.attention(self.attention_norm(x), rotation, tokens, newest_alone)
-        if newest_alone:
-            x = tokens.newest(x)
-        x = x + self.dropout(attended)
+    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor] | None, last: Tensor | None = None) -> Tensor:
+        """(B, T, D) -> (B, T, D), or (B, D) of the tokens at last (B,) alone."""
+        attended = self.attention(self.attention_norm(x), rotation, last)
+        x = (x if last is None else _at(x, last)) + self.dropout(attended)
         out: Tensor = x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
         return out
 
@@ -207,9 +167,11 @@ class SASRec(nn.Module):
     def __init__(self, config: SASRecConfig) -> None:
         super().__init__()
         self.config = config
+        # without it what the blocks add drowns the items themselves, rare ones above all
+        self.item_scale = math.sqrt(config.hidden_units) if config.scale_embeddings else 1.0
         self.item_embedding = nn.Embedding(config.num_items + 1, config.hidden_units, padding_idx=0)
         self.embedding_dropout = Dropout(config.dropout_rate)
-        self.blocks = nn.ModuleList(Block(config, index) for index in range(config.num_blocks))
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_blocks))
         self.final_norm = nn.LayerNorm(config.hidden_units, eps=LAYER_NORM_EPS)
         if config.position == "learned":
             self.position_embedding = nn.Embedding(config.max_len, config.hidden_units)
@@ -235,42 +197,32 @@ class SASRec(nn.Module):
         time = items.shape[1]
         if time > self.config.max_len:
             raise ValueError(f"{time} tokens in a row but max_len={self.config.max_len}; cut to the newest ones")
-        return self.encode(items, Rows(time, last, items.device), newest_alone=last is not None)
-
-    def encode(self, items: Tensor, tokens: Tokens, newest_alone: bool) -> Tensor:
-        """What forward does, of tokens that belong together as ``tokens`` says: behind cached ones, say.
-
-        Args:
-            items: (...) item indices, 0 for padding.
-            newest_alone: the last block does no more than each user's newest token.
-
-        Returns:
-            (..., D), or (B, D) of each user's newest token.
-
-        Raises:
-            ValueError: a model with learned positions was given anything but Rows.
-        """
-        x = self.item_embedding(items)  # (..., D)
-        if self.config.scale_embeddings:  # else what the blocks add drowns the items themselves, rare ones above all
-            x = x * math.sqrt(self.config.hidden_units)
+        x = self.item_embedding(items)  # (B, T, D)
+        if self.item_scale != 1:
+            x = x * self.item_scale
         if self.training and self.config.item_dropout_rate:
             x = x * (torch.rand(items.shape, device=x.device) >= self.config.item_dropout_rate)[..., None]
         rotation = None
         if self.config.position == "learned":
-            if not isinstance(tokens, Rows):
-                raise ValueError("learned positions shift on every click: nothing can be cached; re-encode")
             lengths = (items != 0).sum(1, keepdim=True)  # (B, 1)
             # the newest token of a row is at max_len - 1; the clamp only touches padding
-            at = (self.config.max_len - lengths + tokens.positions).clamp(max=self.config.max_len - 1)
-            x = x + self.position_embedding(at)
+            at = self.config.max_len - lengths + torch.arange(time, device=items.device)  # (B, T)
+            x = x + self.position_embedding(at.clamp(max=self.config.max_len - 1))
         else:
-            cos, sin = self.rotary_cos[tokens.positions], self.rotary_sin[tokens.positions]  # type: ignore[index]
-            rotation = cos[..., None, :], sin[..., None, :]  # the same for all heads
+            cos, sin = self.rotation
+            rotation = cos[:time, None], sin[:time, None]  # the same for all heads
         x = self.embedding_dropout(x)
         for block in self.blocks[:-1]:
-            x = block(x, rotation, tokens)
-        hidden: Tensor = self.final_norm(self.blocks[-1](x, rotation, tokens, newest_alone))
+            x = block(x, rotation)
+        hidden: Tensor = self.final_norm(self.blocks[-1](x, rotation, last))
         return hidden
+
+    @property
+    def rotation(self) -> tuple[Tensor, Tensor]:
+        """The ``rotation_table`` of a model with rotary positions, in the precision of its weights."""
+        cos, sin = self.rotary_cos, self.rotary_sin
+        assert isinstance(cos, Tensor) and isinstance(sin, Tensor)
+        return cos, sin
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of the whole catalogue, (..., D) -> (..., num_items + 1); column 0 is padding."""
@@ -288,6 +240,11 @@ def rotation_table(max_len: int, head_units: int) -> tuple[Tensor, Tensor]:
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turn dimension pairs (i, i + Dh/2) of x (..., H, Dh) by their position's angle."""
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
+
+
+def _at(x: Tensor, places: Tensor) -> Tensor:
+    """Of rows (B, T, ...) the tokens at places (B,), (B, ...)."""
+    return x[torch.arange(len(x), device=x.device), places]
 
 
 def _init_weights(module: nn.Module) -> None:

@@ -143,6 +143,15 @@ def test_the_cache_takes_the_memory_it_was_given_and_no_more() -> None:
     assert make_engine(cache_bytes=per_user - 1).slots == 0
 
 
+@pytest.mark.parametrize("users", [None, ["ann"]])
+@pytest.mark.parametrize("item", [NUM_ITEMS + 1, -1, 2**40])
+def test_an_index_that_is_no_item_is_refused(item: int, users: list[str] | None) -> None:
+    engine = make_engine()
+    with pytest.raises(IndexError):
+        engine.encode([[1, item]], users)
+    assert engine.encode([[1]], users).isfinite().all()
+
+
 def test_the_model_is_put_into_evaluation_mode() -> None:
     model = make_engine().model.train()
     assert not Engine(model, ItemVocab(IDS)).model.training

@@ -15,7 +15,8 @@ from numba.core.caching import CompileResultCacheImpl
 from torch import Tensor
 
 from sasrec import kernels
-from sasrec.kernels import COLUMNS, attend, top_k
+from sasrec.kernels import COLUMNS, add_norm, attend, gelu_, top_k
+from sasrec.model import LAYER_NORM_EPS, rotate, rotation_table
 
 ROUNDING = {torch.float64: 1e-15, torch.float32: 1e-6, torch.float16: 1e-6}
 
@@ -30,47 +31,85 @@ def attended(query: Tensor, held: Tensor, length: int) -> Tensor:
     return F.scaled_dot_product_attention(query.double()[:, None], keys, values)[:, 0]
 
 
+def held_bits(held: Tensor) -> Tensor:
+    return held.view(torch.uint16) if held.dtype == torch.float16 else held
+
+
 @settings(deadline=None, max_examples=60)
 @given(
     st.sampled_from([torch.float64, torch.float32, torch.float16]),
-    st.integers(1, 3), st.integers(1, 9), st.lists(st.integers(1, 7), min_size=1, max_size=5), st.booleans(),
+    st.integers(1, 3), st.integers(1, 5), st.lists(st.integers(1, 7), min_size=1, max_size=5), st.booleans(),
     st.integers(0, 2**16), st.sampled_from([0.01, 1.0, 30.0]),
 )  # fmt: skip
 def test_attention_is_pytorchs_over_what_is_held(
-    stored: torch.dtype, heads: int, units: int, new: list[int], newest_alone: bool, seed: int, scale: float
+    stored: torch.dtype, heads: int, half_units: int, new: list[int], newest_alone: bool, seed: int, scale: float
 ) -> None:
     precision = torch.float32 if stored == torch.float16 else stored
     random = np.random.default_rng(seed)
-    max_len = 24
+    max_len, units = 24, 2 * half_units
     held = draw(seed, 8, heads, 2, max_len, units).to(stored)
     slots = random.permutation(8)[: len(new)]
     past = random.integers(0, max_len - 7, len(new))
     of = np.repeat(slots, new)
     places = np.concatenate([np.arange(p, p + n) for p, n in zip(past, new, strict=True)])
-    # as the model gives them, parts of one tensor
-    query, key, value = (scale * draw(seed + 1, len(of), 3 * heads, units)).to(precision).split(heads, dim=1)
+    tokens = (scale * draw(seed + 1, len(of), 3, heads, units)).to(precision)
     asking = np.cumsum(new) - 1 if newest_alone else np.arange(len(of))
+    cos, sin = (table.to(precision) for table in rotation_table(max_len, units))
 
-    expected = held.clone()
+    query, key, value = tokens.unbind(1)
+    query, key = (rotate(x, cos[places, None], sin[places, None]) for x in (query, key))
+    ours = held.clone()
+    out = torch.from_numpy(
+        attend(tokens.numpy(), cos.numpy(), sin.numpy(), held_bits(ours).numpy(), of, places, asking)
+    ).view(-1, heads, units)
+
     for token in range(len(of)):
-        expected[of[token], :, 0, places[token]] = key[token].to(stored)
-        expected[of[token], :, 1, places[token]] = value[token].to(stored)
-    out = attend(query, key, value, held, of, places, asking)
-
-    assert torch.equal(held, expected)
-    wanted = torch.stack([attended(query[t], expected[of[t]], int(places[t]) + 1) for t in asking])
+        # turned keys are rounded differently, and to float16 from either side of what is between two
+        kept, largest = ours[of[token], :, 0, places[token]].double(), float(key.abs().max())
+        assert (kept - key[token]).abs().max() <= largest * (1e-3 if stored == torch.float16 else ROUNDING[stored])
+        held[of[token], :, 0, places[token]] = ours[of[token], :, 0, places[token]]
+        held[of[token], :, 1, places[token]] = value[token].to(stored)
+    assert torch.equal(ours, held), "values are kept as they are, and nothing else changes"
+    wanted = torch.stack([attended(query[t], held[of[t]], int(places[t]) + 1) for t in asking])
     assert out.dtype == precision
     # what is rounded off a product counts as much more as the products are large, and then times the values
-    products = query.abs().max() * expected.abs().max().double() * units
-    assert (out - wanted).abs().max() <= ROUNDING[stored] * (1 + products) * expected.abs().max()
+    products = query.abs().max() * held.abs().max().double() * units
+    assert (out - wanted).abs().max() <= ROUNDING[stored] * (1 + products) * held.abs().max()
 
 
-@pytest.mark.parametrize("largest", [65504.0, 6.2e-5, 6e-8, 0.0])
-def test_float16_is_read_exactly(largest: float) -> None:
-    held = torch.zeros(1, 1, 2, 1, 8, dtype=torch.float16)
-    value = torch.linspace(-1, 1, 8)[None, None] * largest
-    out = attend(torch.zeros(1, 1, 8), torch.zeros(1, 1, 8), value, held, np.array([0]), np.array([0]), np.array([0]))
-    assert torch.equal(out, value.half().float())
+@pytest.mark.parametrize("largest", [65504.0, 70_000.0, 1.0, 6.2e-5, 5.9e-5, 3e-6, 6e-8, 2e-8, 0.0])
+def test_float16_is_kept_and_read_as_pytorch_does(largest: float) -> None:
+    value = torch.linspace(-1, 1, 1000) * largest
+    new = torch.zeros(1, 3, 1, 1000)
+    new[0, 2, 0] = value
+    held, table = torch.zeros(1, 1, 2, 1, 1000, dtype=torch.float16), np.zeros((1, 1000), np.float32)
+    zero = np.array([0])
+    out = attend(new.numpy(), table, table, held_bits(held).numpy(), zero, zero, zero)
+    expected = value.half().clamp(-65504, 65504)  # not infinite
+    assert torch.equal(held[0, 0, 1, 0], expected)
+    assert torch.equal(torch.from_numpy(out)[0], expected.float())
+
+
+@pytest.mark.parametrize(("dtype", "rounding"), [(torch.float32, 3e-6), (torch.float64, 1e-14)])
+@pytest.mark.parametrize("added", [True, False])
+def test_sums_and_their_layer_norm_are_pytorchs(dtype: torch.dtype, rounding: float, added: bool) -> None:
+    x, more, (weight, bias) = (draw(i, *shape).to(dtype) for i, shape in enumerate([(5, 9), (3, 9), (2, 9)]))
+    rows = np.array([4, 0, 4])
+    sums, norms = add_norm(
+        x.numpy(), rows, 3.0, (more if added else more[:0]).numpy(), weight.numpy(), bias.numpy(), LAYER_NORM_EPS
+    )
+    wanted = 3 * x[rows] + (more if added else 0)
+    assert (torch.from_numpy(sums) - wanted).abs().max() <= rounding
+    assert (torch.from_numpy(norms) - F.layer_norm(wanted, (9,), weight, bias, LAYER_NORM_EPS)).abs().max() <= rounding
+
+
+@pytest.mark.parametrize(("dtype", "rounding"), [(torch.float32, 3e-7), (torch.float64, 1e-15)])
+def test_gelu_is_pytorchs(dtype: torch.dtype, rounding: float) -> None:
+    x = torch.linspace(-12, 12, 10_001, dtype=dtype)[None]
+    wanted = F.gelu(x.double())
+    found = torch.from_numpy(gelu_(x.clone().numpy()))
+    assert found.dtype == dtype
+    assert ((found - wanted).abs() <= rounding * (1 + x.abs())).all()
 
 
 def best_of(scores: Tensor, k: int) -> tuple[list[list[float]], list[list[int]]]:

@@ -238,24 +238,27 @@ def test_a_row_longer_than_max_len_is_refused() -> None:
 class DroppingCache:
     """What DESIGN.md warns of: a cache that keeps the newest ``size`` rows and drops the oldest, one row a click."""
 
-    def __init__(self, num_blocks: int, size: int) -> None:
-        self.positions = torch.zeros(1, dtype=torch.int64)
-        self._size = size
-        self._rows: list[list[tuple[Tensor, Tensor]]] = [[] for _ in range(num_blocks)]
+    def __init__(self, model: SASRec, size: int) -> None:
+        self._model, self._size, self._clicks = model, size, 0
+        self._rows: list[list[tuple[Tensor, Tensor]]] = [[] for _ in model.blocks]
 
-    def attend(self, block: int, query: Tensor, key: Tensor, value: Tensor, newest_alone: bool) -> Tensor:
-        rows = [*self._rows[block], (key, value)][-self._size :]
-        self._rows[block] = rows
-        keys, values = (torch.stack(held, 1) for held in zip(*rows, strict=True))
-        return attention(query[:, None], keys, values, torch.ones(1, 1, len(rows), dtype=torch.bool))[:, 0]
-
-    def newest(self, x: Tensor) -> Tensor:
-        return x
-
-
-def test_a_cache_is_refused_by_learned_positions() -> None:
-    with pytest.raises(ValueError, match="learned positions shift on every click"):
-        make_model(position="learned").encode(torch.tensor([1]), DroppingCache(2, 7), newest_alone=True)
+    def click(self, item: int) -> Tensor:
+        """Hidden state of the new token, (D,)."""
+        model = self._model
+        cos, sin = (table[self._clicks] for table in model.rotation)
+        x = model.item_embedding(torch.tensor(item)) * model.item_scale
+        for rows, block in zip(self._rows, model.blocks, strict=True):
+            query, key, value = block.attention.qkv(block.attention_norm(x)).view(3, 1, -1)  # type: ignore[operator, union-attr]
+            rows.append((rotate(key, cos, sin), value))
+            del rows[: -self._size]
+            keys, values = (torch.stack(held)[None] for held in zip(*rows, strict=True))  # (1, L, 1, D)
+            seen = torch.ones(1, 1, len(rows), dtype=torch.bool)
+            attended = attention(rotate(query, cos, sin)[None, None], keys, values, seen).flatten()
+            x = x + block.attention.out(attended)  # type: ignore[operator, union-attr]
+            x = x + block.feed_forward(block.feed_forward_norm(x))  # type: ignore[operator]
+        self._clicks += 1
+        hidden: Tensor = model.final_norm(x)
+        return hidden
 
 
 @torch.no_grad()
@@ -266,10 +269,9 @@ def test_merely_dropping_old_cache_rows_is_not_the_shorter_window_once_there_are
     # Why windows are anchored: layer 2's cached rows have seen the item whose own row was dropped.
     model = make_model(max_len=20, num_blocks=num_blocks)
     row, size = random_row(20, seed=6), 6
-    cache = DroppingCache(num_blocks, size)
+    cache = DroppingCache(model, size)
     for n in range(1, 21):
-        cached = model.encode(torch.tensor([row[n - 1]]), cache, newest_alone=True)[0]
-        cache.positions += 1
+        cached = cache.click(row[n - 1])
         difference = (cached - model(padded([row[max(0, n - size) : n]]))[0, -1]).abs().max()
         if n <= size or agrees:
             assert difference < 1e-10

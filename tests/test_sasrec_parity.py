@@ -12,14 +12,17 @@ from itertools import pairwise
 from random import Random
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
-from torch import Tensor, nn
+from numpy.typing import NDArray
+from torch import Tensor
 
 from sasrec.engine import CacheStats, Engine
+from sasrec.kernels import Floats
 from sasrec.kv_cache import KVCache
 from sasrec.model import SASRec, SASRecConfig
 from sasrec.vocab import ItemVocab
@@ -66,12 +69,18 @@ def largest_difference(ours: Tensor, theirs: Tensor) -> float:
     return float((ours - theirs).abs().max())
 
 
-class TokenCounter:
-    """Counts what goes through the model: how many tokens, padding included, in every forward."""
+@pytest.fixture
+def forwards(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many tokens went through the model in each forward of a cache."""
+    tokens: list[int] = []
+    encode = KVCache.encode
 
-    def __init__(self, model: SASRec) -> None:
-        self.tokens: list[int] = []
-        model.item_embedding.register_forward_pre_hook(lambda _, given: self.tokens.append(given[0].numel()))
+    def counted(cache: KVCache, items: NDArray[np.int64], *rest: Any) -> Tensor:
+        tokens.append(len(items))
+        return encode(cache, items, *rest)
+
+    monkeypatch.setattr(KVCache, "encode", counted)
+    return tokens
 
 
 # --- one user, click by click
@@ -103,24 +112,23 @@ def test_three_hundred_clicks_from_the_cache_equal_re_encoding_and_the_plain_mod
     assert cached.take_stats() == CacheStats(hits=319 - jumps, misses=1 + jumps), "encoded whole at jumps only"
 
 
-def test_between_jumps_a_click_costs_one_token_and_at_a_jump_one_window() -> None:
-    model = make_model(8)
-    engine, counter = make_engine(model, slots=1, slack=3), TokenCounter(model)
+def test_between_jumps_a_click_costs_one_token_and_at_a_jump_one_window(forwards: list[int]) -> None:
+    engine = make_engine(make_model(8), slots=1, slack=3)
     history = [n % NUM_ITEMS + 1 for n in range(50)]
     for n in range(1, 51):
         engine.encode([engine.window(history[:n]).tolist()], ["user"])
     # anchors jump at 9, 12, 15, ... events, onto windows of 8 - 3 + 1 tokens
-    assert counter.tokens == [6 if n >= 9 and n % 3 == 0 else 1 for n in range(1, 51)]
+    assert forwards == [6 if n >= 9 and n % 3 == 0 else 1 for n in range(1, 51)]
 
 
-def test_a_batch_goes_through_the_model_at_once_and_pads_no_user_to_another() -> None:
+def test_a_batch_goes_through_the_model_at_once_and_pads_no_user_to_another(forwards: list[int]) -> None:
     model = make_model(8)
-    engine, counter = make_engine(model, slots=4), TokenCounter(model)
+    engine = make_engine(model, slots=4)
     engine.encode([[1, 2, 3], [4, 5, 6, 7, 8]], ["one", "three"])
     # one token, three tokens, a window of two that is new and one of seven
     windows = [[1, 2, 3, 4], [4, 5, 6, 7, 8, 9, 1, 2], [9, 8], [7, 6, 5, 4, 3, 2, 1]]
     states = engine.encode(windows, ["one", "three", "short", "long"])
-    assert counter.tokens == [3 + 5, 1 + 3 + 2 + 7]
+    assert forwards == [3 + 5, 1 + 3 + 2 + 7]
     assert largest_difference(states, torch.stack([plain(model, window) for window in windows])) < EXACT
 
 
@@ -364,25 +372,26 @@ class PowerCut(Exception):
     """Not a ValueError: nothing in the package expects it."""
 
 
-class FailingFeedForward(nn.Module):
+class FailingFeedForward:
     """A block's feed-forward that fails on demand, after the keys and values of the block were stored."""
 
-    def __init__(self, inner: nn.Module) -> None:
-        super().__init__()
+    def __init__(self, inner: Any) -> None:
         self.inner = inner
         self.calls_until_failure = -1
 
-    def forward(self, x: Tensor) -> Tensor:
+    def product(self, x: Floats) -> Floats:
         self.calls_until_failure -= 1
         if self.calls_until_failure == 0:
             raise PowerCut
-        result: Tensor = self.inner(x)
+        result: Floats = self.inner.product(x)
         return result
 
 
-def sabotage(model: SASRec, block: int) -> FailingFeedForward:
-    failing = FailingFeedForward(model.blocks[block].feed_forward)
-    model.blocks[block].feed_forward = failing
+def sabotage(engine: Engine, block: int) -> FailingFeedForward:
+    assert engine._cache is not None
+    blocks = engine._cache._blocks
+    failing = FailingFeedForward(blocks[block].feed_forward_in)
+    blocks[block] = blocks[block]._replace(feed_forward_in=failing)  # type: ignore[arg-type]
     return failing
 
 
@@ -390,7 +399,8 @@ def sabotage(model: SASRec, block: int) -> FailingFeedForward:
 @pytest.mark.parametrize("slots", [3, 8])
 def test_an_exception_in_the_middle_of_a_forward_leaves_the_engine_right(slots: int, block: int) -> None:
     model = make_model(7, num_blocks=3)
-    engine, failing = make_engine(model, slots, slack=3), sabotage(model, block)
+    engine = make_engine(model, slots, slack=3)
+    failing = sabotage(engine, block)
     clicks = Clicks(seed=block, users=8, most_events=12)
     failures = 0
     for step in range(90):
@@ -411,7 +421,8 @@ def test_an_exception_in_the_middle_of_a_forward_leaves_the_engine_right(slots: 
 
 def test_after_a_failure_neither_the_old_state_nor_half_written_rows_are_used() -> None:
     model = make_model(6)
-    engine, failing = make_engine(model, slots=2), sabotage(model, block=1)
+    engine = make_engine(model, slots=2)
+    failing = sabotage(engine, block=1)
     engine.encode([[1, 2]], ["user"])
     failing.calls_until_failure = 1
     with pytest.raises(PowerCut):
@@ -433,8 +444,8 @@ class EngineMachine(RuleBasedStateMachine):
     @initialize(slots=st.integers(1, 5), window=st.sampled_from([(1, 1), (4, 2), (5, 2), (6, 6)]))
     def start(self, slots: int, window: tuple[int, int]) -> None:
         model = make_model(window[0], num_heads=2)
-        self.failing = sabotage(model, block=1)
         self.engine = make_engine(model, slots, slack=window[1])
+        self.failing = sabotage(self.engine, block=1)
         self.histories: dict[int, list[int]] = {user: [] for user in range(5)}
 
     def check(self, users: list[int]) -> None:
