@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Collection, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import NamedTuple, TypeVar
@@ -32,15 +32,17 @@ from sasrec.index import IndexChoice, ItemIndex, open_index
 from sasrec.kernels import top_k
 from sasrec.kv_cache import KVCache
 from sasrec.model import SASRec
+from sasrec.packed import PackedForward
 from sasrec.vocab import PADDING, ItemVocab
 
 T = TypeVar("T")
 Indices = Sequence[int] | NDArray[np.int64]
 
 DEFAULT_CACHE_BYTES = 256 * 2**20
-# Tokens encoded in one forward, so that activations stay in the processor's cache, and in memory that the system need
-# not hand out anew: of 256 windows of 200 at once each takes twice as long.
-ENCODE_TOKENS = 4_096
+# Tokens encoded in one forward, so that activations stay in the processor's cache.
+PACKED_TOKENS, PADDED_TOKENS = 1_024, 4_096
+# Of so many threads the matrix products alone can use more than one; PyTorch's modules can of all that they do.
+PACKED_THREADS = 2
 # Embeddings of candidates gathered at once: they stay in a core's cache until scored, in a quarter of the time.
 RESCORED_BYTES = 600_000
 
@@ -138,8 +140,12 @@ class Engine:
         weight = model.item_embedding.weight
         self.index = open_index(weight, index)
         a_slot = KVCache.bytes_per_slot(config, weight, half_cache)
-        slots = cache_bytes // a_slot if KVCache.supports(config, weight) else 0
-        self._cache = KVCache(model, slots, half_cache) if slots else None
+        self._packed = PackedForward(model) if PackedForward.supports(model) else None
+        # a key stays valid while a window grows only where distances alone count
+        slots = cache_bytes // a_slot if self._packed and config.position == "rope" else 0
+        self._cache = KVCache(config, slots, weight, half_cache) if slots else None
+        if self._packed and self._cache:
+            self._packed.prepare(self._cache.held[0])  # now, and not while a click waits
         self._last_hidden = torch.empty((slots, config.hidden_units), dtype=weight.dtype, device=weight.device)
         self._free = list(range(slots))
         self._slots: OrderedDict[Hashable, _Slot] = OrderedDict()  # least recently used first
@@ -192,7 +198,7 @@ class Engine:
             if not 0 < len(window) <= self.max_len:
                 raise ValueError(f"a window of {len(window)} tokens; 1 to max_len={self.max_len} are possible")
         if users is None or self._cache is None:
-            parts = [self._prefill_uncached(part) for part in _chunks(list(windows), encode_rows(windows))]
+            parts = self._encode_windows([np.asarray(window, np.int64) for window in windows])
         else:
             if len(set(users)) != len(users):
                 raise ValueError("a user occurs twice in one batch; give one window a user, with all its events")
@@ -399,7 +405,8 @@ class Engine:
         """Encode the windows of at most ``slots`` users, from what is cached of them."""
         work = self._schedule(batch)
         slots = [row.slot.index for row in work]
-        for part in _forwards(row for row in work if row.past < len(row.window)):
+        unseen = (row for row in work if row.past < len(row.window))
+        for part in _parts(unseen, lambda row: len(row.window) - row.past, PACKED_TOKENS):
             self._forward(part)
         return self._last_hidden[slots]
 
@@ -429,17 +436,25 @@ class Engine:
         return slot
 
     def _forward(self, work: list[_Work]) -> None:
-        assert self._cache is not None
+        assert self._packed is not None and self._cache is not None
         slots = [row.slot.index for row in work]
         new = [row.window[row.past :] for row in work]
         for row in work:
             row.slot.tokens = b""  # nothing is trusted of a slot whose forward did not come back
         past, lengths = [row.past for row in work], [len(tail) for tail in new]
-        self._last_hidden[slots] = self._cache.encode(np.concatenate(new), slots, past, lengths)
+        self._last_hidden[slots] = self._packed.encode(np.concatenate(new), self._cache.held, slots, past, lengths)
         for row in work:
             row.slot.tokens = row.window.tobytes()
 
-    def _prefill_uncached(self, windows: Sequence[Indices]) -> Tensor:
+    def _encode_windows(self, windows: Sequence[NDArray[np.int64]]) -> list[Tensor]:
+        """Whole windows, nothing kept; parts (B, D) of all."""
+        few = torch.get_num_threads() <= PACKED_THREADS or sum(map(len, windows)) <= PACKED_TOKENS
+        if self._packed and few:
+            return [self._packed.encode_windows(part) for part in _parts(windows, len, PACKED_TOKENS)]
+        rows = max(1, PADDED_TOKENS // max(map(len, windows), default=1))
+        return [self._encode_padded(part) for part in _chunks(windows, rows)]
+
+    def _encode_padded(self, windows: Sequence[NDArray[np.int64]]) -> Tensor:
         last = torch.tensor([len(window) - 1 for window in windows], device=self._last_hidden.device)
         hidden: Tensor = self.model(self.padded(windows), last)
         return hidden
@@ -456,22 +471,17 @@ class Engine:
         return torch.from_numpy(items).to(self._last_hidden.device)
 
 
-def encode_rows(windows: Sequence[Indices]) -> int:
-    """How many of these windows are best encoded in one forward."""
-    return max(1, ENCODE_TOKENS // max(map(len, windows), default=1))
-
-
-def _forwards(work: Iterable[_Work]) -> Iterator[list[_Work]]:
+def _parts(rows: Iterable[T], tokens: Callable[[T], int], limit: int) -> Iterator[list[T]]:
     """What goes through the model at once."""
-    part: list[_Work] = []
-    tokens = 0
-    for row in work:
-        more = len(row.window) - row.past
-        if part and tokens + more > ENCODE_TOKENS:
+    part: list[T] = []
+    taken = 0
+    for row in rows:
+        more = tokens(row)
+        if part and taken + more > limit:
             yield part
-            part, tokens = [], 0
+            part, taken = [], 0
         part.append(row)
-        tokens += more
+        taken += more
     if part:
         yield part
 
@@ -483,7 +493,7 @@ def _among(items: Tensor, rows: Tensor) -> Tensor:
     return ordered.gather(1, places) == items
 
 
-def _chunks(rows: Sequence[T], size: int) -> Iterator[list[T]]:
+def _chunks(rows: Iterable[T], size: int) -> Iterator[list[T]]:
     iterator = iter(rows)
     while chunk := list(islice(iterator, size)):
         yield chunk

@@ -154,6 +154,8 @@ def _attend(new: Any, cos: Any, sin: Any, held: Any, slots: Any, places: Any, as
                 key[unit] = _kept(one * cos[place, unit] + two * sin[place, unit], key[unit])
                 turned = two * cos[place, half + unit] + one * sin[place, half + unit]
                 key[half + unit] = _kept(turned, key[unit])
+            for unit in range(2 * half, units):  # an odd one is not turned
+                key[unit] = _kept(own[unit], key[unit])
             own = new[token, 2, head]
             for unit in range(units):
                 value[unit] = _kept(own[unit], value[unit])
@@ -169,6 +171,8 @@ def _attend(new: Any, cos: Any, sin: Any, held: Any, slots: Any, places: Any, as
                 one, two = own[unit] * scale, own[half + unit] * scale
                 asked[unit] = one * cos[length - 1, unit] + two * sin[length - 1, unit]
                 asked[half + unit] = two * cos[length - 1, half + unit] + one * sin[length - 1, half + unit]
+            for unit in range(2 * half, units):
+                asked[unit] = own[unit] * scale
             for group in range(length // 4):  # four at once, or it waits for its sums
                 at = 4 * group
                 one, two, three, four = zero, zero, zero, zero

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sasrec import Engine, ItemVocab, SASRec, SASRecConfig
-from sasrec.engine import encode_rows
+from sasrec.engine import PACKED_TOKENS
 from sasrec.kv_cache import KVCache
 
 K = 10
@@ -48,14 +48,15 @@ def measure_engine(
     """Microseconds of one thread for a click and its list of the ten best, of three ways to the same answer.
 
     Users have full windows, each at another place between two jumps, and click in turn, so that ``cached_us`` holds
-    its share of windows that jumped and were encoded whole. ``reencode_us`` encodes windows of the same lengths, all of
-    a batch equally long so that nothing is padded, as many at once as is best, and in the last block the newest token
-    alone; ``full_us`` is the plain forward over all positions. The ways take turns; medians of the repeats.
+    its share of windows that jumped and were encoded whole. The others encode windows of the same lengths, all of a
+    batch equally long so that nothing is padded, as many at once as is best: ``torch_us`` by PyTorch's modules, in the
+    last block the newest token alone, ``reencode_us`` so or as the engine does it without a cache, what is faster,
+    ``full_us`` by modules over all positions. The ways take turns; medians of the repeats.
 
     Returns:
         A row for each model and batch: ``hidden``, ``blocks``, ``heads``, ``max_len``, ``items``, ``batch``,
-        ``cached_us``, ``reencode_us``, ``full_us``, ``ratio`` (``reencode_us`` by ``cached_us``) and ``spread``, the
-        largest of the ways' (most - least) by median.
+        ``cached_us``, ``reencode_us``, ``torch_us``, ``full_us``, ``ratio`` (``reencode_us`` by ``cached_us``) and
+        ``spread``, the largest of the ways' (most - least) by median.
     """
     rows = []
     with one_thread():
@@ -85,14 +86,16 @@ def _measure(subject: Subject, batch: int, repeats: int) -> dict[str, float]:
     config = subject.model.config
     clicks = _Clicks(subject, batch)
     times = [
-        (clicks.cached_us(), clicks.encoded_us(newest_alone=True), clicks.encoded_us(newest_alone=False))
+        (clicks.cached_us(), *(clicks.encoded_us(encode) for encode in (clicks.packed, clicks.newest, clicks.full)))
         for _ in range(repeats)
     ]
-    cached, reencoded, full = np.median(times, axis=0).tolist()
+    cached, packed, newest, full = np.median(times, axis=0).tolist()
+    reencoded = min(packed, newest)
     return {
         "hidden": config.hidden_units, "blocks": config.num_blocks, "heads": config.num_heads,
         "max_len": config.max_len, "items": config.num_items, "batch": batch,
-        "cached_us": cached, "reencode_us": reencoded, "full_us": full, "ratio": reencoded / cached,
+        "cached_us": cached, "reencode_us": reencoded, "torch_us": newest, "full_us": full,
+        "ratio": reencoded / cached,
         "spread": float((np.ptp(times, axis=0) / np.median(times, axis=0)).max()),
     }  # fmt: skip
 
@@ -135,23 +138,35 @@ class _Clicks:
                 clicks += len(group)
         return elapsed / clicks * 1e6
 
-    def encoded_us(self, newest_alone: bool) -> float:
+    def encoded_us(self, encode: Callable[[NDArray[np.int64]], Tensor]) -> float:
         """The same windows' lengths, all that stand between two jumps equally often."""
         found = []
         for length in np.linspace(self.max_len - self.slack + 1, self.max_len, LENGTHS).round().astype(int).tolist():
-            windows = list(self.items[: self.batch, :length])
-            items = torch.from_numpy(self.items[: self.batch, :length])
+            windows = self.items[: self.batch, :length]
             started = time.perf_counter()
-            parts = [self._hidden(part, newest_alone) for part in torch.split(items, encode_rows(windows))]
-            self.engine.top_k(torch.cat(parts), K, windows=windows)
+            self.engine.top_k(encode(windows), K, windows=list(windows))
             found.append((time.perf_counter() - started) / self.batch * 1e6)
         return float(np.mean(found))
 
+    def packed(self, windows: NDArray[np.int64]) -> Tensor:
+        """Hidden states (B, D) of windows (B, T) as an engine without a cache encodes them."""
+        return self.engine.encode(list(windows))
+
     @torch.inference_mode()
-    def _hidden(self, items: Tensor, newest_alone: bool) -> Tensor:
-        last = torch.full((len(items),), items.shape[1] - 1) if newest_alone else None
-        hidden: Tensor = self.model(items, last)
-        return hidden if newest_alone else hidden[:, -1]
+    def newest(self, windows: NDArray[np.int64]) -> Tensor:
+        """By PyTorch's modules, of the last block each newest token alone."""
+        last = torch.full((len(windows),), windows.shape[1] - 1)
+        return torch.cat([self.model(part, last[: len(part)]) for part in _at_once(windows)])
+
+    @torch.inference_mode()
+    def full(self, windows: NDArray[np.int64]) -> Tensor:
+        """By PyTorch's modules, of all positions."""
+        return torch.cat([self.model(part)[:, -1] for part in _at_once(windows)])
+
+
+def _at_once(windows: NDArray[np.int64]) -> Sequence[Tensor]:
+    """As many as stay in the processor's cache."""
+    return torch.split(torch.from_numpy(windows), max(1, PACKED_TOKENS // windows.shape[1]))
 
 
 def measure_half_cache(subject: Subject, users: int) -> dict[str, float]:

@@ -21,10 +21,11 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sasrec.engine import CacheStats, Engine
+from sasrec.engine import PACKED_THREADS, PACKED_TOKENS, CacheStats, Engine
 from sasrec.kernels import Floats
 from sasrec.kv_cache import KVCache
 from sasrec.model import SASRec, SASRecConfig
+from sasrec.packed import PackedForward
 from sasrec.vocab import ItemVocab
 
 NUM_ITEMS = 40
@@ -71,15 +72,15 @@ def largest_difference(ours: Tensor, theirs: Tensor) -> float:
 
 @pytest.fixture
 def forwards(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many tokens went through the model in each forward of a cache."""
+    """How many tokens went through the model in each forward."""
     tokens: list[int] = []
-    encode = KVCache.encode
+    encode = PackedForward.encode
 
-    def counted(cache: KVCache, items: NDArray[np.int64], *rest: Any) -> Tensor:
+    def counted(forward: PackedForward, items: NDArray[np.int64], *rest: Any) -> Tensor:
         tokens.append(len(items))
-        return encode(cache, items, *rest)
+        return encode(forward, items, *rest)
 
-    monkeypatch.setattr(KVCache, "encode", counted)
+    monkeypatch.setattr(PackedForward, "encode", counted)
     return tokens
 
 
@@ -251,7 +252,7 @@ def test_random_batches_in_float32() -> None:
 
 @pytest.mark.parametrize("tokens", [1, 3, 12])
 def test_a_batch_that_goes_through_the_model_in_parts(monkeypatch: pytest.MonkeyPatch, tokens: int) -> None:
-    monkeypatch.setattr("sasrec.engine.ENCODE_TOKENS", tokens)
+    monkeypatch.setattr("sasrec.engine.PACKED_TOKENS", tokens)
     engine = make_engine(make_model(7), slots=8, slack=3)
     clicks = Clicks(seed=tokens, users=8, most_events=9)
     for _ in range(60):
@@ -266,6 +267,29 @@ def test_a_batch_larger_than_the_cache_comes_back_in_order() -> None:
     states = engine.encode(windows, list(range(11)))
     assert largest_difference(states, torch.stack([plain(model, window) for window in windows])) < EXACT
     assert engine.cached_users == 3
+
+
+SHAPES = st.tuples(st.sampled_from(["learned", "rope"]), st.integers(1, 3), st.integers(1, 5), st.integers(1, 3))
+
+
+@settings(deadline=None, max_examples=40)
+@given(SHAPES, st.lists(st.lists(st.integers(1, NUM_ITEMS), min_size=1, max_size=9), min_size=1, max_size=6), st.data())
+def test_windows_encoded_at_once_are_the_models_whatever_its_shape_packed_or_padded(
+    shape: tuple[str, int, int, int], windows: list[list[int]], data: st.DataObject
+) -> None:
+    position, heads, units, blocks = shape
+    units *= 1 + (position == "rope")  # which turns pairs; learned positions may have an odd number a head
+    scaled = data.draw(st.booleans())
+    options: dict[str, Any] = {"position": position, "num_heads": heads, "num_blocks": blocks}
+    model = make_model(9, hidden_units=heads * units, scale_embeddings=scaled, **options)
+    engine = make_engine(model, slots=0)
+    expected = torch.stack([plain(model, window) for window in windows])
+    for threads in (0, PACKED_THREADS):  # with more, many tokens at once go through PyTorch's modules
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("sasrec.engine.PACKED_THREADS", threads)
+            patch.setattr("sasrec.engine.PACKED_TOKENS", threads and PACKED_TOKENS)
+            patch.setattr(torch, "get_num_threads", lambda: PACKED_THREADS)
+            assert largest_difference(engine.encode(windows), expected) < EXACT
 
 
 def test_more_rows_than_one_forward_takes_come_back_in_order_without_a_cache() -> None:
@@ -388,8 +412,8 @@ class FailingFeedForward:
 
 
 def sabotage(engine: Engine, block: int) -> FailingFeedForward:
-    assert engine._cache is not None
-    blocks = engine._cache._blocks
+    assert engine._packed is not None
+    blocks = engine._packed._blocks
     failing = FailingFeedForward(blocks[block].feed_forward_in)
     blocks[block] = blocks[block]._replace(feed_forward_in=failing)  # type: ignore[arg-type]
     return failing
