@@ -87,7 +87,9 @@ class ItemIndex:
         self._wide = width >= WIDE_UNITS and width % 2 == 0
         parts = width // 2 if self._wide else width
         # rotated at random, so that no dimension holds more than its share of 4 bits can tell
-        self._index = _fast(faiss.index_factory(width, f"RR{width},PQ{parts}x4fs", faiss.METRIC_INNER_PRODUCT))
+        library: Any = faiss  # whose types know less than it does
+        self._index = library.index_factory(width, f"RR{width},PQ{parts}x4fs", faiss.METRIC_INNER_PRODUCT)
+        library.downcast_index(self._index.index).qbs = QUERIES_AT_ONCE
         self._index.train(vectors)
         for start in range(0, len(vectors), ADD_ROWS):
             self._index.add(vectors[start : start + ADD_ROWS])
@@ -110,14 +112,6 @@ class ItemIndex:
         self._faiss.omp_set_num_threads(torch.get_num_threads())  # it holds for the calling thread alone
         _, found = self._index.search(_finite(hidden), count)  # counted from 0; -1 where no more were found
         return torch.from_numpy(found + 1).to(hidden.device)
-
-
-def _fast(index: Any) -> Any:
-    import faiss
-
-    compared: Any = faiss.downcast_index(index.index)
-    compared.qbs = QUERIES_AT_ONCE
-    return index
 
 
 def _finite(vectors: Tensor) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:

@@ -106,6 +106,7 @@ async def serve(settings: Settings, burst: bool = False, page: type[LivePage] = 
             log.info("topic created", extra={"topic": topic, "partitions": settings.kafka_partitions})
         predictor = Predictor(engine, lists, settings, metrics)
         predictor.warm_up(engine)
+        gc.collect()
         gc.freeze()  # what is there by now stays: to look through all of it for garbage would stop clicks for 0.1 s
         health.model_warm = True
         history, explainer = History(metrics, health), Explainer(predictor)
