@@ -1,5 +1,5 @@
-"""What PyTorch has no fast operation for on a processor, compiled by numba: attention over cached keys and values,
-and the few best of many scores.
+"""What PyTorch has no fast operation for on a processor, compiled by numba: what packed.py does between matrix
+products, and the few best of many scores.
 
 A kernel is compiled when it is first wanted, once for each precision, and kept on disk where numba may write (beside
 this file or in the user's cache folder), so that the next process need not wait a second for each.
