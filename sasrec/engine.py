@@ -493,7 +493,7 @@ def _among(items: Tensor, rows: Tensor) -> Tensor:
     return ordered.gather(1, places) == items
 
 
-def _chunks(rows: Iterable[T], size: int) -> Iterator[list[T]]:
+def _chunks(rows: Sequence[T], size: int) -> Iterator[list[T]]:
     iterator = iter(rows)
     while chunk := list(islice(iterator, size)):
         yield chunk

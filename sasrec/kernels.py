@@ -141,52 +141,40 @@ def _compiled(function: Callable[..., None], signature: Any, **options: Any) -> 
 
 def _attend(new: Any, cos: Any, sin: Any, held: Any, slots: Any, places: Any, asking: Any, out: Any) -> None:
     heads, units = new.shape[2:]
-    half = units // 2
-    zero = out.dtype.type(0)
+    zero, one = out.dtype.type(0), out.dtype.type(1)
     scale = out.dtype.type(1 / math.sqrt(units))
+    turned, mixed = np.empty(units, out.dtype), np.empty(units, out.dtype)
     for token in range(len(slots)):
         place = places[token]
         for head in range(heads):
             key, value = held[slots[token], head, 0, place], held[slots[token], head, 1, place]
-            own = new[token, 1, head]
-            for unit in range(half):
-                one, two = own[unit], own[half + unit]
-                key[unit] = _kept(one * cos[place, unit] + two * sin[place, unit], key[unit])
-                turned = two * cos[place, half + unit] + one * sin[place, half + unit]
-                key[half + unit] = _kept(turned, key[unit])
-            for unit in range(2 * half, units):  # an odd one is not turned
-                key[unit] = _kept(own[unit], key[unit])
+            _turn(new[token, 1, head], cos[place], sin[place], one, turned)
+            for unit in range(units):
+                key[unit] = _kept(turned[unit], key[unit])
             own = new[token, 2, head]
             for unit in range(units):
                 value[unit] = _kept(own[unit], value[unit])
     weights = np.empty(held.shape[3], out.dtype)
-    asked, mixed = np.empty(units, out.dtype), np.empty(units, out.dtype)
     for row in range(len(asking)):
         token = asking[row]
         length = places[token] + 1
         for head in range(heads):
             keys, values = held[slots[token], head, 0], held[slots[token], head, 1]
-            own = new[token, 0, head]
-            for unit in range(half):
-                one, two = own[unit] * scale, own[half + unit] * scale
-                asked[unit] = one * cos[length - 1, unit] + two * sin[length - 1, unit]
-                asked[half + unit] = two * cos[length - 1, half + unit] + one * sin[length - 1, half + unit]
-            for unit in range(2 * half, units):
-                asked[unit] = own[unit] * scale
+            _turn(new[token, 0, head], cos[length - 1], sin[length - 1], scale, turned)
             for group in range(length // 4):  # four at once, or it waits for its sums
                 at = 4 * group
-                one, two, three, four = zero, zero, zero, zero
+                first, second, third, fourth = zero, zero, zero, zero
                 for unit in range(units):
-                    one += asked[unit] * _number(keys[at, unit])
-                    two += asked[unit] * _number(keys[at + 1, unit])
-                    three += asked[unit] * _number(keys[at + 2, unit])
-                    four += asked[unit] * _number(keys[at + 3, unit])
-                weights[at], weights[at + 1], weights[at + 2], weights[at + 3] = one, two, three, four
+                    first += turned[unit] * _number(keys[at, unit])
+                    second += turned[unit] * _number(keys[at + 1, unit])
+                    third += turned[unit] * _number(keys[at + 2, unit])
+                    fourth += turned[unit] * _number(keys[at + 3, unit])
+                weights[at], weights[at + 1], weights[at + 2], weights[at + 3] = first, second, third, fourth
             for at in range(length // 4 * 4, length):
-                one = zero
+                first = zero
                 for unit in range(units):
-                    one += asked[unit] * _number(keys[at, unit])
-                weights[at] = one
+                    first += turned[unit] * _number(keys[at, unit])
+                weights[at] = first
             largest = weights[0]
             for at in range(length):
                 largest = max(largest, weights[at])
@@ -199,20 +187,32 @@ def _attend(new: Any, cos: Any, sin: Any, held: Any, slots: Any, places: Any, as
                 mixed[unit] = zero
             for group in range(length // 4):
                 at = 4 * group
-                one, two, three, four = weights[at], weights[at + 1], weights[at + 2], weights[at + 3]
+                first, second, third, fourth = weights[at], weights[at + 1], weights[at + 2], weights[at + 3]
                 for unit in range(units):
                     mixed[unit] += (
-                        one * _number(values[at, unit])
-                        + two * _number(values[at + 1, unit])
-                        + three * _number(values[at + 2, unit])
-                        + four * _number(values[at + 3, unit])
+                        first * _number(values[at, unit])
+                        + second * _number(values[at + 1, unit])
+                        + third * _number(values[at + 2, unit])
+                        + fourth * _number(values[at + 3, unit])
                     )
             for at in range(length // 4 * 4, length):
-                one = weights[at]
+                first = weights[at]
                 for unit in range(units):
-                    mixed[unit] += one * _number(values[at, unit])
+                    mixed[unit] += first * _number(values[at, unit])
             for unit in range(units):
                 out[row, head * units + unit] = mixed[unit] / total
+
+
+@register_jitable
+def _turn(own: Any, cos: Any, sin: Any, scale: Any, turned: Any) -> None:
+    """``sasrec.model.rotate`` of one token in a head, times scale; an odd unit is not turned."""
+    half = len(own) // 2
+    for unit in range(half):
+        one, two = own[unit] * scale, own[half + unit] * scale
+        turned[unit] = one * cos[unit] + two * sin[unit]
+        turned[half + unit] = two * cos[half + unit] + one * sin[half + unit]
+    for unit in range(2 * half, len(own)):
+        turned[unit] = own[unit] * scale
 
 
 def _add_norm(

@@ -1,5 +1,5 @@
 """SASRec (Kang & McAuley, "Self-Attentive Sequential Recommendation", ICDM 2018), for training and for whole windows;
-kv_cache.py puts single tokens behind cached ones through the same weights.
+packed.py puts tokens through the same weights for serving, behind cached ones too.
 
 The module knows tensors only: nothing of item ids, files, users or slots.
 
