@@ -29,10 +29,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sasrec.index import IndexChoice, ItemIndex, open_index
-from sasrec.kernels import top_k
+from sasrec.kernels import COLUMNS, Floats, top_k
 from sasrec.kv_cache import KVCache
 from sasrec.model import SASRec
-from sasrec.packed import PackedForward
+from sasrec.packed import PackedForward, PackedItems, one_behind_another
 from sasrec.vocab import PADDING, ItemVocab
 
 T = TypeVar("T")
@@ -41,8 +41,10 @@ Indices = Sequence[int] | NDArray[np.int64]
 DEFAULT_CACHE_BYTES = 256 * 2**20
 # Tokens encoded in one forward, so that activations stay in the processor's cache.
 PACKED_TOKENS, PADDED_TOKENS = 1_024, 4_096
-# Of so many threads the matrix products alone can use more than one; PyTorch's modules can of all that they do.
-PACKED_THREADS = 2
+# Kernels use one thread. With more than so many PyTorch is faster, unless there are few tokens, or rows to rank.
+PACKED_THREADS, PACKED_ROWS = 2, 64
+# Of so many items a copy is kept as the kernel reads them.
+PACKED_ITEMS = 100_000
 # Embeddings of candidates gathered at once: they stay in a core's cache until scored, in a quarter of the time.
 RESCORED_BYTES = 600_000
 
@@ -145,8 +147,9 @@ class Engine:
         slots = cache_bytes // a_slot if self._packed and config.position == "rope" else 0
         self._cache = KVCache(config, slots, weight, half_cache) if slots else None
         if self._packed and self._cache:
-            self._packed.prepare(self._cache.held[0])  # now, and not while a click waits
-        self._last_hidden = torch.empty((slots, config.hidden_units), dtype=weight.dtype, device=weight.device)
+            self._packed.prepare(self._cache.held)  # now, and not while a click waits
+        small = self._packed is not None and config.num_items <= PACKED_ITEMS
+        self._items = PackedItems(weight) if small and not config.reminder else None
         self._free = list(range(slots))
         self._slots: OrderedDict[Hashable, _Slot] = OrderedDict()  # least recently used first
 
@@ -182,7 +185,6 @@ class Engine:
         newest = np.asarray(tokens[start:], np.int64)
         return newest if newest.all() else newest[newest != PADDING]
 
-    @torch.inference_mode()
     def encode(self, windows: Sequence[Indices], users: Sequence[Hashable] | None = None) -> Tensor:
         """Hidden state of each window's newest token, (B, D).
 
@@ -197,14 +199,14 @@ class Engine:
         for window in windows:
             if not 0 < len(window) <= self.max_len:
                 raise ValueError(f"a window of {len(window)} tokens; 1 to max_len={self.max_len} are possible")
+        if not len(windows):
+            return self.model.item_embedding.weight.detach()[:0]
         if users is None or self._cache is None:
-            parts = self._encode_windows([np.asarray(window, np.int64) for window in windows])
-        else:
-            if len(set(users)) != len(users):
-                raise ValueError("a user occurs twice in one batch; give one window a user, with all its events")
-            rows = list(zip(users, windows, strict=True))
-            parts = [self._step(part) for part in _chunks(rows, self.slots)]
-        return torch.cat(parts) if parts else self._last_hidden.new_empty(0, self.model.config.hidden_units)
+            return self._encode_windows([np.asarray(window, np.int64) for window in windows])
+        if len(set(users)) != len(users):
+            raise ValueError("a user occurs twice in one batch; give one window a user, with all its events")
+        rows = list(zip(users, windows, strict=True))
+        return torch.from_numpy(np.concatenate([self._step(part) for part in _chunks(rows, self.slots)]))
 
     @torch.inference_mode()
     def scores(self, histories: Sequence[NDArray[np.int64]]) -> Tensor:
@@ -214,13 +216,13 @@ class Engine:
         """
         windows = [self.window(history) for history in histories]
         known = [i for i, window in enumerate(windows) if len(window)]
-        scores = self._last_hidden.new_full((len(windows), len(self.vocab) + 1), -torch.inf)
+        weight = self.model.item_embedding.weight
+        scores = weight.new_full((len(windows), len(self.vocab) + 1), -torch.inf)
         of_known = [windows[i] for i in known]
         scores[known] = self._logits(self.encode(of_known), of_known)
         scores[:, PADDING] = -torch.inf
         return scores
 
-    @torch.inference_mode()
     def top_k(
         self,
         hidden: Tensor,
@@ -258,6 +260,7 @@ class Engine:
                 found[i] = ranking
         return [ranking for ranking in found if ranking is not None]
 
+    @torch.inference_mode()
     def _rank_all(
         self,
         hidden: Tensor,
@@ -268,6 +271,9 @@ class Engine:
         windows: Sequence[Indices],
     ) -> list[Ranking]:
         """The best of the whole catalogue."""
+        if self._items and k <= COLUMNS and (_few_threads() or len(hidden) <= PACKED_ROWS):
+            best = self._items.top_k(hidden.detach().numpy(), min(k, len(self.vocab)), exclude, blocked, allowed)
+            return self._rankings(*best)
         scores = self._logits(hidden, windows)  # (B, num_items + 1)
         scores[:, PADDING] = -torch.inf
         if allowed is not None:
@@ -280,6 +286,7 @@ class Engine:
             scores.scatter_(1, self.padded(exclude), -torch.inf)  # of shorter rows padding once more
         return self._rankings(*top_k(scores, min(k, len(self.vocab))))
 
+    @torch.inference_mode()
     def _rank_candidates(
         self,
         index: ItemIndex,
@@ -318,7 +325,7 @@ class Engine:
             parts.append(torch.bmm(embedding.view(*of_part.shape, -1), states[:, :, None])[:, :, 0])
         return torch.cat(parts)
 
-    def _rankings(self, best: Tensor, indices: Tensor) -> list[Ranking]:
+    def _rankings(self, best: Tensor | Floats, indices: Tensor | NDArray[np.int64]) -> list[Ranking]:
         """Of scores and indices (B, k), best first; what is not finite was filtered."""
         items, k = self.vocab.decode(indices.flatten().tolist()), best.shape[1]
         rankings = []
@@ -401,14 +408,15 @@ class Engine:
             raise ValueError(f"{len(hidden)} rows, {len(windows)} windows: a reminder needs the window of each row")
         return [set(np.asarray(window).tolist()) for window in windows]
 
-    def _step(self, batch: Sequence[tuple[Hashable, Indices]]) -> Tensor:
+    def _step(self, batch: Sequence[tuple[Hashable, Indices]]) -> Floats:
         """Encode the windows of at most ``slots`` users, from what is cached of them."""
         work = self._schedule(batch)
-        slots = [row.slot.index for row in work]
         unseen = (row for row in work if row.past < len(row.window))
         for part in _parts(unseen, lambda row: len(row.window) - row.past, PACKED_TOKENS):
             self._forward(part)
-        return self._last_hidden[slots]
+        assert self._cache is not None
+        hidden: Floats = self._cache.hidden[[row.slot.index for row in work]]
+        return hidden
 
     def _schedule(self, rows: Sequence[tuple[Hashable, Indices]]) -> list[_Work]:
         """For each row its slot, and how much of the window is cached there."""
@@ -442,21 +450,23 @@ class Engine:
         for row in work:
             row.slot.tokens = b""  # nothing is trusted of a slot whose forward did not come back
         past, lengths = [row.past for row in work], [len(tail) for tail in new]
-        self._last_hidden[slots] = self._packed.encode(np.concatenate(new), self._cache.held, slots, past, lengths)
+        self._cache.hidden[slots] = self._packed.encode(np.concatenate(new), self._cache.held, slots, past, lengths)
         for row in work:
             row.slot.tokens = row.window.tobytes()
 
-    def _encode_windows(self, windows: Sequence[NDArray[np.int64]]) -> list[Tensor]:
-        """Whole windows, nothing kept; parts (B, D) of all."""
-        few = torch.get_num_threads() <= PACKED_THREADS or sum(map(len, windows)) <= PACKED_TOKENS
-        if self._packed and few:
-            return [self._packed.encode_windows(part) for part in _parts(windows, len, PACKED_TOKENS)]
-        rows = max(1, PADDED_TOKENS // max(map(len, windows), default=1))
-        return [self._encode_padded(part) for part in _chunks(windows, rows)]
+    def _encode_windows(self, windows: Sequence[NDArray[np.int64]]) -> Tensor:
+        """Whole windows, nothing kept, (B, D)."""
+        if self._packed and (_few_threads() or sum(map(len, windows)) <= PACKED_TOKENS):
+            parts = [self._packed.encode_windows(part) for part in _parts(windows, len, PACKED_TOKENS)]
+            return torch.from_numpy(np.concatenate(parts))
+        rows = max(1, PADDED_TOKENS // max(map(len, windows)))
+        return torch.cat([self._encode_padded(part) for part in _chunks(windows, rows)])
 
+    @torch.inference_mode()
     def _encode_padded(self, windows: Sequence[NDArray[np.int64]]) -> Tensor:
-        last = torch.tensor([len(window) - 1 for window in windows], device=self._last_hidden.device)
-        hidden: Tensor = self.model(self.padded(windows), last)
+        items = self.padded(windows)
+        last = torch.tensor([len(window) - 1 for window in windows], device=items.device)
+        hidden: Tensor = self.model(items, last)
         return hidden
 
     def padded(self, rows: Sequence[Indices | Collection[int]]) -> Tensor:
@@ -465,10 +475,12 @@ class Engine:
         items = np.full((len(rows), max(lengths, default=0)), PADDING, np.int64)
         real = np.arange(items.shape[1]) < np.array(lengths)[:, None]  # (B, T)
         if items.size:
-            items[real] = np.concatenate(
-                [row if isinstance(row, np.ndarray) else np.fromiter(row, np.int64, len(row)) for row in rows]
-            )
-        return torch.from_numpy(items).to(self._last_hidden.device)
+            items[real] = one_behind_another(rows)
+        return torch.from_numpy(items).to(self.model.item_embedding.weight.device)
+
+
+def _few_threads() -> bool:
+    return torch.get_num_threads() <= PACKED_THREADS
 
 
 def _parts(rows: Iterable[T], tokens: Callable[[T], int], limit: int) -> Iterator[list[T]]:

@@ -1,8 +1,11 @@
-"""What PyTorch has no fast operation for on a processor, compiled by numba: what packed.py does between matrix
-products, and the few best of many scores.
+"""Serving on a processor, compiled by numba: a whole forward over packed tokens, and the few best of many scores.
+
+PyTorch would do it in dozens of calls. Each costs microseconds, and the first of them a tenth of a millisecond when
+something else ran in between, until the processor has its code at hand again; here there is one call, of little code.
 
 A kernel is compiled when it is first wanted, once for each precision, and kept on disk where numba may write (beside
-this file or in the user's cache folder), so that the next process need not wait a second for each.
+this file or in the user's cache folder), so that the next process need not wait seconds for each. All of them are in
+this file, since numba compiles anew when the file of a kernel changes, but not when that of a function in it does.
 """
 
 from __future__ import annotations
@@ -10,15 +13,19 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
 import torch
+from llvmlite import ir
 from numba import types
-from numba.extending import overload, register_jitable
+from numba.core import cgutils
+from numba.extending import intrinsic, overload, register_jitable
 from numpy.typing import NDArray
 from torch import Tensor
+
+from sasrec.model import LAYER_NORM_EPS
 
 Floats = NDArray[np.floating[Any]]
 Held = NDArray[np.number[Any]]
@@ -28,63 +35,87 @@ Indices = NDArray[np.int64]
 FAST_SUMS = {"reassoc", "contract", "arcp", "nsz", "nnan"}
 PRECISIONS: dict[torch.dtype, Any] = {torch.float32: types.float32, torch.float64: types.float64}
 
+# A product is done in tiles of so many rows and columns, what a processor has vector registers for; of fewer rows one
+# by one, in tiles of so many times as many columns.
+ROWS, LANES, WIDE = 8, 16, 4
+# So many items are scored for all users, and the best of them kept, before the next ones: they stay in a core's cache.
+ITEMS_AT_ONCE = 512
 # Rows of scores are looked through in so many columns, and then in so many neighbours at once.
 COLUMNS, NEIGHBOURS = 64, 16
 
 
-def attend(
-    new: Floats, cos: Floats, sin: Floats, held: Held, slots: Indices, places: Indices, asking: Indices
+class Weights(NamedTuple):
+    """Of L blocks of width D: weights (inputs, outputs) and biases of their products, all in one piece."""
+
+    norms: Floats  # (2 L + 1, 2, D), weight and bias: before attention, before the feed-forward, ..., the final one
+    query_key_value: Floats  # (L, D, 3 D)
+    query_key_value_bias: Floats  # (L, 3 D)
+    attention_out: Floats  # (L, D, D)
+    attention_out_bias: Floats  # (L, D)
+    feed_forward_in: Floats  # (L, D, F)
+    feed_forward_in_bias: Floats  # (L, F)
+    feed_forward_out: Floats  # (L, F, D)
+    feed_forward_out_bias: Floats  # (L, D)
+
+
+def encode(
+    items: Indices,
+    embedding: Floats,
+    scale: float,
+    positions: Floats,
+    rotation: tuple[Floats, Floats],
+    weights: Weights,
+    held: Held,
+    slots: Indices,
+    past: Indices,
+    new: Indices,
 ) -> Floats:
-    """Turn queries and keys of new tokens by their places, keep keys and values, then attend from some of the tokens to
-    all that their slots hold up to them.
+    """Keep the keys and values of new tokens, and give the hidden state of each user's newest, (B, D).
 
     Args:
-        new: (M, 3, H, Dh), queries, keys and values, float32 or float64, all in one piece.
-        cos, sin: (max_len, Dh) as ``sasrec.model.rotation_table`` gives them, of the same precision.
-        held: (slots, H, 2, max_len, Dh), of the same precision, or uint16 for the bits of float16.
-        slots: (M,) whose token each is.
-        places: (M,) where in its slot it stands; what is before it has been kept, or is among these tokens.
-        asking: (B,) which tokens attend.
-
-    Returns:
-        (B, H * Dh).
+        items: (M,) rows of the embedding, those of a user behind those of the one before him.
+        embedding: (num_items + 1, D), of one precision with all that follows, float32 or float64.
+        scale: what they are multiplied by.
+        positions: (max_len, D) what is added to them, the last row to a user's newest; (0, D) for nothing.
+        rotation: cosines and sines (max_len, Dh) as ``sasrec.model.rotation_table`` gives them.
+        held: (L, slots, H, 2, max_len, Dh), keys and values of each block; of the same precision, or uint16 for the
+            bits of float16. Where nothing is kept for later, (1, ...) stands for all blocks.
+        slots: (B,) where each user's window lies.
+        past: (B,) how many of his tokens lie there.
+        new: (B,) how many of the items follow them, at least one.
     """
-    out = np.empty((len(asking), new.shape[2] * new.shape[3]), new.dtype)
-    _attention_kernel(new.dtype, held.dtype)(new, cos, sin, held, slots, places, asking, out)
-    return out
+    hidden = np.empty((len(slots), embedding.shape[1]), embedding.dtype)
+    kernel = _encode_kernel(embedding.dtype, held.dtype)
+    kernel(items, embedding, scale, positions, *rotation, *weights, held, slots, past, new, hidden)
+    return hidden
 
 
-def add_norm(
-    x: Floats, rows: Indices, scale: float, added: Floats, weight: Floats, bias: Floats, eps: float
-) -> tuple[Floats, Floats]:
-    """Rows of x times scale, plus what is added, and the layer norm (Ba, Kiros & Hinton 2016) of these sums.
+def rank(
+    hidden: Floats, items: Floats, bias: Floats, excluded: Indices, ends: Indices, k: int
+) -> tuple[Floats, Indices]:
+    """The k best scores of each row and their items, (B, k) each, best first; of equal ones the first.
+
+    What is not a number is not among them; where fewer than k are above -inf, the rest is -inf.
 
     Args:
-        x: (N, D), as everything float32 or float64, in one piece.
-        rows: (M,) of x.
-        added: (M, D), or (0, D) for nothing.
-        weight, bias: (D,) of the norm.
-        eps: added to the variances.
-
-    Returns:
-        Sums and norms, (M, D) each.
+        hidden: (B, D).
+        items: (N / ITEMS_AT_ONCE, D, ITEMS_AT_ONCE), as ``sideways`` gives them.
+        bias: (N,) added to the scores; -inf for items that nobody is to see.
+        excluded: items that are not to be found, of all rows one behind another.
+        ends: (B,) where those of each row end.
+        k: at most COLUMNS.
     """
-    sums, norms = np.empty((len(rows), x.shape[1]), x.dtype), np.empty((len(rows), x.shape[1]), x.dtype)
-    _add_norm_kernel(x.dtype)(x, rows, scale, added, weight, bias, eps, sums, norms)
-    return sums, norms
+    values, indices = np.full((len(hidden), k), -np.inf, hidden.dtype), np.zeros((len(hidden), k), np.int64)
+    _rank_kernel(hidden.dtype)(hidden, items, bias, excluded, ends, values, indices)
+    return values, indices
 
 
-def gelu_(x: Floats) -> Floats:
-    """What ``torch.nn.functional.gelu`` gives of x (M, N), float32 or float64, in its place."""
-    _gelu_kernel(x.dtype)(x)
-    return x
-
-
-def prepare(precision: Any, held: Any) -> None:
-    """Compile, or read, what these three run for numbers of numpy's types, so that no click waits for it."""
-    _attention_kernel(precision, held)
-    _add_norm_kernel(precision)
-    _gelu_kernel(precision)
+def sideways(embedding: Floats) -> Floats:
+    """Of items (N, D), filled up with zeros, the dimensions one below another, as ``rank`` reads them."""
+    rows, width = embedding.shape
+    filled = np.zeros((-(-rows // ITEMS_AT_ONCE) * ITEMS_AT_ONCE, width), embedding.dtype)
+    filled[:rows] = embedding
+    return np.ascontiguousarray(filled.reshape(-1, ITEMS_AT_ONCE, width).transpose(0, 2, 1))
 
 
 def top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -95,36 +126,38 @@ def top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     if k > COLUMNS or scores.dtype not in PRECISIONS or scores.device.type != "cpu":
         best = scores.topk(k)
         return best.values, best.indices
-    values = scores.new_empty(len(scores), k)
-    indices = torch.empty(len(scores), k, dtype=torch.int64)
-    _top_k_kernel(scores.dtype)(scores.contiguous().numpy(), values.numpy(), indices.numpy())
+    values = scores.new_full((len(scores), k), -torch.inf)
+    indices = torch.zeros(len(scores), k, dtype=torch.int64)
+    _top_k_kernel(scores.numpy().dtype)(scores.contiguous().numpy(), values.numpy(), indices.numpy())
     return values, indices
 
 
+def prepare(precision: Any, held: Any) -> None:
+    """Compile, or read, what ``encode`` and ``rank`` run on numbers of numpy's types, so that no click waits for it."""
+    _encode_kernel(precision, held)
+    _rank_kernel(precision)
+
+
 @functools.cache
-def _attention_kernel(precision: Any, stored: Any) -> Callable[..., None]:
+def _encode_kernel(precision: Any, stored: Any) -> Callable[..., None]:
     number, kept = numba.from_dtype(precision), numba.from_dtype(stored)
-    table, whole, held, out = number[:, ::1], types.int64[::1], kept[:, :, :, :, ::1], number[:, ::1]
-    signature = types.void(number[:, :, :, ::1], table, table, held, whole, whole, whole, out)
-    return _compiled(_attend, signature, fastmath=FAST_SUMS)
+    rows, stack, whole = number[:, ::1], number[:, :, ::1], types.int64[::1]
+    weights = (stack, *4 * (stack, rows))
+    held = kept[:, :, :, :, :, ::1]
+    signature = types.void(whole, rows, number, rows, rows, rows, *weights, held, whole, whole, whole, rows)
+    return _compiled(_encode, signature, fastmath=FAST_SUMS)
 
 
 @functools.cache
-def _add_norm_kernel(precision: Any) -> Callable[..., None]:
+def _rank_kernel(precision: Any) -> Callable[..., None]:
+    number, whole = numba.from_dtype(precision), types.int64
+    rows, items = number[:, ::1], number[:, :, ::1]
+    return _compiled(_rank, types.void(rows, items, number[::1], whole[::1], whole[::1], rows, whole[:, ::1]))
+
+
+@functools.cache
+def _top_k_kernel(precision: Any) -> Callable[..., None]:
     number = numba.from_dtype(precision)
-    rows, vector = number[:, ::1], number[::1]
-    signature = types.void(rows, types.int64[::1], number, rows, vector, vector, number, rows, rows)
-    return _compiled(_add_norm, signature, fastmath=FAST_SUMS)
-
-
-@functools.cache
-def _gelu_kernel(precision: Any) -> Callable[..., None]:
-    return _compiled(_gelu, types.void(numba.from_dtype(precision)[:, ::1]), fastmath=FAST_SUMS)
-
-
-@functools.cache
-def _top_k_kernel(precision: torch.dtype) -> Callable[..., None]:
-    number = PRECISIONS[precision]
     return _compiled(_top_k, types.void(number[:, ::1], number[:, ::1], types.int64[:, ::1]))
 
 
@@ -139,6 +172,157 @@ def _compiled(function: Callable[..., None], signature: Any, **options: Any) -> 
     return kernel
 
 
+def _encode(
+    items: Any, embedding: Any, scale: Any, positions: Any, cos: Any, sin: Any, norms: Any,
+    query_key_value: Any, query_key_value_bias: Any, attention_out: Any, attention_out_bias: Any,
+    feed_forward_in: Any, feed_forward_in_bias: Any, feed_forward_out: Any, feed_forward_out_bias: Any,
+    held: Any, slots: Any, past: Any, new: Any, hidden: Any,
+) -> None:  # fmt: skip
+    tokens, width, blocks = len(items), embedding.shape[1], len(query_key_value)
+    heads, units = held.shape[2], held.shape[5]
+    of, places, newest = np.empty(tokens, np.int64), np.empty(tokens, np.int64), np.empty(len(slots), np.int64)
+    x, normed = np.empty((tokens, width), hidden.dtype), np.empty((tokens, width), hidden.dtype)
+    token = 0
+    for user in range(len(slots)):
+        for step in range(new[user]):
+            of[token], places[token] = slots[user], past[user] + step
+            item = embedding[items[token]]
+            for unit in range(width):
+                x[token, unit] = item[unit] * scale
+            if len(positions):
+                position = positions[len(positions) - new[user] + step]
+                for unit in range(width):
+                    x[token, unit] += position[unit]
+            token += 1
+        newest[user] = token - 1
+    asking = np.arange(tokens)
+    for block in range(blocks):
+        _norm(x, norms[2 * block], normed)
+        qkv = np.empty((tokens, 3 * width), hidden.dtype)
+        _linear(normed, query_key_value[block], query_key_value_bias[block], qkv)
+        if block == blocks - 1:  # from here on each user's newest token alone
+            asking = newest
+            for user in range(len(slots)):
+                x[user] = x[newest[user]]
+            x, normed = x[: len(slots)], normed[: len(slots)]
+        attended, added = np.empty_like(x), np.empty_like(x)
+        own = held[min(block, len(held) - 1)]
+        _attend(qkv.reshape(tokens, 3, heads, units), cos, sin, own, of, places, asking, attended)
+        _linear(attended, attention_out[block], attention_out_bias[block], added)
+        x += added
+        _norm(x, norms[2 * block + 1], normed)
+        inner = np.empty((len(x), feed_forward_in.shape[2]), hidden.dtype)
+        _linear(normed, feed_forward_in[block], feed_forward_in_bias[block], inner)
+        _gelu(inner)
+        _linear(inner, feed_forward_out[block], feed_forward_out_bias[block], added)
+        x += added
+    _norm(x, norms[2 * blocks], hidden)
+
+
+@register_jitable
+def _linear(x: Any, weight: Any, bias: Any, out: Any) -> None:
+    """Rows times a weight (inputs, outputs), plus the bias; of few rows, as clicks are, in two thirds of the time of a
+    library's product. Where tiles do not fill rows or columns, the last one lies partly over the one before.
+    """
+    rows, outputs = len(x), len(bias)
+    wide = WIDE * LANES
+    if outputs < LANES:
+        for row in range(rows):
+            for column in range(outputs):
+                out[row, column] = bias[column]
+                for at in range(x.shape[1]):
+                    out[row, column] += x[row, at] * weight[at, column]
+    elif rows >= ROWS:
+        for column in range(0, outputs, LANES):
+            for row in range(0, rows, ROWS):
+                _multiply_tall(x, min(row, rows - ROWS), weight, min(column, outputs - LANES), bias, out)
+    elif outputs >= wide:
+        for row in range(rows):
+            for column in range(0, outputs, wide):
+                _multiply_wide(x, row, weight, min(column, outputs - wide), bias, out)
+    else:
+        for row in range(rows):
+            for column in range(0, outputs, LANES):
+                _multiply_one(x, row, weight, min(column, outputs - LANES), bias, out)
+
+
+def _multiply(rows: int, width: int) -> Any:
+    """The product of a tile: so many rows of x from ``row`` on, and ``width`` times LANES columns from ``column`` on.
+
+    Written for LLVM, which keeps the sums in vector registers then. Loops over arrays it turns into vector operations
+    too, but reads and writes the sums each time, in half as much again of the time.
+    """
+
+    @intrinsic
+    def multiply(_: Any, x: Any, row: Any, weight: Any, column: Any, bias: Any, out: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            def array(place: int) -> Any:
+                return context.make_array(signature.args[place])(context, builder, arguments[place])
+
+            x, weight, bias, out = map(array, (0, 2, 4, 5))
+            row, column = arguments[1], arguments[3]
+            number = context.get_data_type(signature.args[0].dtype)
+            vector, size = ir.VectorType(number, LANES), context.get_abi_sizeof(number)
+            inputs, outputs = (builder.extract_value(matrix.shape, 1) for matrix in (x, weight))
+            lines = [builder.add(row, row.type(line)) for line in range(rows)]
+            columns = [builder.add(column, column.type(LANES * part)) for part in range(width)]
+
+            def at(matrix: Any, line: Any, length: Any, place: Any) -> Any:
+                return builder.gep(matrix.data, [builder.add(builder.mul(line, length), place)])
+
+            def vector_at(pointer: Any) -> Any:
+                return builder.bitcast(pointer, vector.as_pointer())
+
+            def load(pointer: Any) -> Any:
+                return builder.load(vector_at(pointer), align=size)
+
+            biases = [load(builder.gep(bias.data, [place])) for place in columns]
+            sums = [[cgutils.alloca_once(builder, vector) for _ in columns] for _ in lines]  # type: ignore[no-untyped-call]
+            for own in sums:
+                for total, value in zip(own, biases, strict=True):
+                    builder.store(value, total)
+            with cgutils.for_range(builder, inputs) as loop:
+                weights = [load(at(weight, loop.index, outputs, place)) for place in columns]
+                for line, own in zip(lines, sums, strict=True):
+                    value = builder.load(at(x, line, inputs, loop.index))
+                    one = builder.insert_element(vector(ir.Undefined), value, ir.IntType(32)(0))
+                    each = builder.shuffle_vector(one, one, ir.VectorType(ir.IntType(32), LANES)([0] * LANES))
+                    for total, factor in zip(own, weights, strict=True):
+                        product = builder.fmul(each, factor, flags=("contract",))
+                        builder.store(builder.fadd(builder.load(total), product, flags=("contract",)), total)
+            for line, own in zip(lines, sums, strict=True):
+                for total, place in zip(own, columns, strict=True):
+                    builder.store(builder.load(total), vector_at(at(out, line, outputs, place)), align=size)
+            return context.get_dummy_value()
+
+        return types.void(x, row, weight, column, bias, out), generate
+
+    return multiply
+
+
+_multiply_tall, _multiply_wide, _multiply_one = _multiply(ROWS, 1), _multiply(1, WIDE), _multiply(1, 1)
+
+
+@register_jitable
+def _norm(x: Any, weights: Any, out: Any) -> None:
+    """Layer norm (Ba, Kiros & Hinton 2016) of rows, with weight and bias (2, D)."""
+    units = x.shape[1]
+    weight, bias = weights
+    for row in range(len(x)):
+        own, normed = x[row], out[row]
+        mean = x.dtype.type(0)
+        for unit in range(units):
+            mean += own[unit]
+        mean /= x.dtype.type(units)
+        square = x.dtype.type(0)
+        for unit in range(units):
+            square += (own[unit] - mean) * (own[unit] - mean)
+        factor = x.dtype.type(1) / np.sqrt(square / x.dtype.type(units) + x.dtype.type(LAYER_NORM_EPS))
+        for unit in range(units):
+            normed[unit] = (own[unit] - mean) * factor * weight[unit] + bias[unit]
+
+
+@register_jitable
 def _attend(new: Any, cos: Any, sin: Any, held: Any, slots: Any, places: Any, asking: Any, out: Any) -> None:
     heads, units = new.shape[2:]
     zero, one = out.dtype.type(0), out.dtype.type(1)
@@ -215,30 +399,7 @@ def _turn(own: Any, cos: Any, sin: Any, scale: Any, turned: Any) -> None:
         turned[unit] = own[unit] * scale
 
 
-def _add_norm(
-    x: Any, rows: Any, scale: Any, added: Any, weight: Any, bias: Any, eps: Any, sums: Any, norms: Any
-) -> None:
-    units = x.shape[1]
-    for row in range(len(rows)):
-        own, summed, out = x[rows[row]], sums[row], norms[row]
-        if len(added):
-            for unit in range(units):
-                summed[unit] = own[unit] * scale + added[row, unit]
-        else:
-            for unit in range(units):
-                summed[unit] = own[unit] * scale
-        mean = x.dtype.type(0)
-        for unit in range(units):
-            mean += summed[unit]
-        mean /= x.dtype.type(units)
-        square = x.dtype.type(0)
-        for unit in range(units):
-            square += (summed[unit] - mean) * (summed[unit] - mean)
-        factor = x.dtype.type(1) / np.sqrt(square / x.dtype.type(units) + eps)
-        for unit in range(units):
-            out[unit] = (summed[unit] - mean) * factor * weight[unit] + bias[unit]
-
-
+@register_jitable
 def _gelu(x: Any) -> None:
     for row in range(len(x)):
         own = x[row]
@@ -334,28 +495,51 @@ def _(x: Any) -> Any:
     return vectorised
 
 
+def _rank(hidden: Any, items: Any, bias: Any, excluded: Any, ends: Any, values: Any, indices: Any) -> None:
+    count = items.shape[2]
+    scores = np.empty((len(hidden), count), hidden.dtype)
+    for part in range(len(items)):
+        first = part * count
+        _linear(hidden, items[part], bias[first : first + count], scores)
+        at = 0
+        for row in range(len(hidden)):
+            while at < ends[row]:
+                place = excluded[at] - first
+                if 0 <= place < count:
+                    scores[row, place] = -np.inf
+                at += 1
+        _keep_best(scores, first, values, indices)
+
+
 def _top_k(scores: Any, values: Any, indices: Any) -> None:
-    """Any k columns' best are k scores: what is below the least of the best of them is not looked at twice."""
+    _keep_best(scores, 0, values, indices)
+
+
+@register_jitable
+def _keep_best(scores: Any, first: Any, values: Any, indices: Any) -> None:
+    """Put what is better of some more columns, which begin at ``first``, among the best of those before.
+
+    Any k columns' best are k scores: what is below the least of the best of them is not looked at twice.
+    """
     count, k = scores.shape[1], values.shape[1]
-    least = scores.dtype.type(-np.inf)
     best_of = np.empty(COLUMNS, scores.dtype)
     promising = np.empty(count // NEIGHBOURS + 1, np.int64)  # where neighbours begin of which one is large enough
     for row in range(len(scores)):
         own, best, where = scores[row], values[row], indices[row]
-        enough = least
-        if count >= COLUMNS:
+        enough = best[k - 1]
+        if first == 0 and count >= COLUMNS:
             for column in range(COLUMNS):
                 best_of[column] = own[column]
             for line in range(1, count // COLUMNS):
                 for column in range(COLUMNS):
                     score = own[line * COLUMNS + column]
                     best_of[column] = score if score > best_of[column] else best_of[column]
-            _clear(best, where, least)
             for column in range(COLUMNS):
                 if best_of[column] > best[k - 1]:
                     _insert(best, where, best_of[column], column)
             enough = best[k - 1]
-        _clear(best, where, least)
+            for place in range(k):
+                best[place], where[place] = -np.inf, 0
         found = 0
         for block in range(count // NEIGHBOURS):
             large = False
@@ -366,16 +550,10 @@ def _top_k(scores: Any, values: Any, indices: Any) -> None:
         for block in promising[:found]:
             for at in range(block * NEIGHBOURS, (block + 1) * NEIGHBOURS):
                 if own[at] > best[k - 1]:
-                    _insert(best, where, own[at], at)
+                    _insert(best, where, own[at], first + at)
         for at in range(count // NEIGHBOURS * NEIGHBOURS, count):
             if own[at] > best[k - 1]:
-                _insert(best, where, own[at], at)
-
-
-@register_jitable
-def _clear(best: Any, where: Any, least: Any) -> None:
-    for place in range(len(best)):
-        best[place], where[place] = least, 0
+                _insert(best, where, own[at], first + at)
 
 
 @register_jitable

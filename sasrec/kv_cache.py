@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sasrec.kernels import Held
+from sasrec.kernels import Floats, Held
 from sasrec.model import SASRecConfig
 
 
@@ -25,7 +25,10 @@ class KVCache:
         # empty, not zeros: the system commits memory only as slots are used
         slab = torch.empty(shape, dtype=torch.float16 if half else like.dtype)
         self.slots = slots
-        self.held: list[Held] = list((slab.view(torch.uint16) if half else slab).numpy())  # of each block
+        self.hidden: Floats = torch.empty(
+            (slots, config.hidden_units), dtype=like.dtype
+        ).numpy()  # newest tokens' states
+        self.held: Held = (slab.view(torch.uint16) if half else slab).numpy()
 
     @staticmethod
     def bytes_per_slot(config: SASRecConfig, like: Tensor, half: bool = False) -> int:

@@ -191,8 +191,6 @@ def _read_file(path: Path, names: list[str], needed: Collection[str]) -> pa.Tabl
             return _read_csv(path, names, needed)
         with path.open("rb") as raw, parquet.ParquetFile(raw) as file:
             return _plain(file.read(columns=_present(path, file.schema_arrow.names, names, needed)))
-    except UnicodeDecodeError as error:
-        raise DataFileError(f"{path} is not UTF-8 text: {error}") from error
     except (OSError, EOFError, zlib.error, pa.ArrowException) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else one_line(error)
         raise DataFileError(f"cannot read {path}: {reason}") from error
@@ -225,6 +223,8 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
                 line = reader.line_num + 1
         except csv.Error as error:
             raise DataFileError(f"{path}:{line}: {error}") from error
+        except UnicodeDecodeError as error:
+            raise DataFileError(f"{path} is not UTF-8 text: {error}") from error
 
 
 def _read_csv(path: Path, names: list[str], needed: Collection[str]) -> pa.Table:

@@ -20,7 +20,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from sasrec.datasets import (
@@ -582,6 +582,7 @@ def test_every_damaged_parquet_file_is_a_data_file_error(tmp_path: Path) -> None
 
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@example(junk=b",\xc2\x80\xc2", prefix=b"ITEM_ID,A\n1,2\n")  # the column that is not read is no text
 @given(junk=st.binary(max_size=300), prefix=st.sampled_from([b"", b"ITEM_ID\n", b"ITEM_ID,A\n1,2\n", b"PAR1"]))
 def test_junk_gives_items_or_a_data_file_error_and_nothing_else(tmp_path: Path, junk: bytes, prefix: bytes) -> None:
     for name in ("junk.csv", "junk.csv.gz", "junk.parquet"):

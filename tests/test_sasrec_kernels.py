@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
+import numba
 import numpy as np
 import pytest
 import torch
@@ -14,8 +16,40 @@ from numba.core.caching import CompileResultCacheImpl
 from torch import Tensor
 
 from sasrec import kernels
-from sasrec.kernels import COLUMNS, add_norm, attend, gelu_, top_k
+from sasrec.kernels import COLUMNS, FAST_SUMS, ITEMS_AT_ONCE, Floats, Held, Indices, rank, sideways, top_k
 from sasrec.model import LAYER_NORM_EPS, rotate, rotation_table
+
+compiled = numba.njit(fastmath=FAST_SUMS, error_model="numpy")
+
+
+# What numba can compile as a part of a kernel alone, compiled by itself.
+@compiled
+def _attend(*arguments: Any) -> None:
+    kernels._attend(*arguments)
+
+
+@compiled
+def _linear(x: Floats, weight: Floats, bias: Floats, out: Floats) -> None:
+    kernels._linear(x, weight, bias, out)
+
+
+@compiled
+def _norm(x: Floats, weights: Floats, out: Floats) -> None:
+    kernels._norm(x, weights, out)
+
+
+@compiled
+def _gelu(x: Floats) -> None:
+    kernels._gelu(x)
+
+
+def attend(
+    new: Floats, cos: Floats, sin: Floats, held: Held, slots: Indices, places: Indices, asking: Indices
+) -> Floats:
+    out = np.empty((len(asking), new.shape[2] * new.shape[3]), new.dtype)
+    _attend(new, cos, sin, held, slots, places, asking, out)
+    return out
+
 
 ROUNDING = {torch.float64: 1e-15, torch.float32: 1e-6, torch.float16: 1e-6}
 
@@ -89,26 +123,35 @@ def test_float16_is_kept_and_read_as_pytorch_does(largest: float) -> None:
     assert torch.equal(torch.from_numpy(out)[0], expected.float())
 
 
+@settings(deadline=None, max_examples=150)
+@given(
+    st.sampled_from([torch.float64, torch.float32]), st.integers(1, 20), st.integers(1, 70), st.integers(1, 150),
+    st.integers(0, 2**16),
+)  # fmt: skip
+def test_products_are_pytorchs(dtype: torch.dtype, rows: int, inputs: int, outputs: int, seed: int) -> None:
+    shapes = (rows, inputs), (inputs, outputs), (outputs,)
+    x, weight, bias = (draw(seed + i, *shape) for i, shape in enumerate(shapes))
+    out = np.full((rows + 1, outputs), 7.0, str(dtype).removeprefix("torch."))
+    _linear(x.to(dtype).numpy(), weight.to(dtype).numpy(), bias.to(dtype).numpy(), out[:rows])
+    wanted = torch.addmm(bias, x, weight)
+    assert (torch.from_numpy(out[:rows]) - wanted).abs().max() <= ROUNDING[dtype] * (1 + inputs) * 8
+    assert (out[rows] == 7).all(), "nothing is written behind the last row"
+
+
 @pytest.mark.parametrize(("dtype", "rounding"), [(torch.float32, 3e-6), (torch.float64, 1e-14)])
-@pytest.mark.parametrize("added", [True, False])
-def test_sums_and_their_layer_norm_are_pytorchs(dtype: torch.dtype, rounding: float, added: bool) -> None:
-    x, more, (weight, bias) = (draw(i, *shape).to(dtype) for i, shape in enumerate([(5, 9), (3, 9), (2, 9)]))
-    rows = np.array([4, 0, 4])
-    sums, norms = add_norm(
-        x.numpy(), rows, 3.0, (more if added else more[:0]).numpy(), weight.numpy(), bias.numpy(), LAYER_NORM_EPS
-    )
-    wanted = 3 * x[rows] + (more if added else 0)
-    assert (torch.from_numpy(sums) - wanted).abs().max() <= rounding
-    assert (torch.from_numpy(norms) - F.layer_norm(wanted, (9,), weight, bias, LAYER_NORM_EPS)).abs().max() <= rounding
+def test_the_layer_norm_is_pytorchs(dtype: torch.dtype, rounding: float) -> None:
+    x, weights = (draw(i, *shape).to(dtype) for i, shape in enumerate([(5, 9), (2, 9)]))
+    out = np.empty_like(x.numpy())
+    _norm(x.numpy(), weights.numpy(), out)
+    assert (torch.from_numpy(out) - F.layer_norm(x, (9,), *weights, LAYER_NORM_EPS)).abs().max() <= rounding
 
 
 @pytest.mark.parametrize(("dtype", "rounding"), [(torch.float32, 3e-7), (torch.float64, 1e-15)])
 def test_gelu_is_pytorchs(dtype: torch.dtype, rounding: float) -> None:
     x = torch.linspace(-12, 12, 10_001, dtype=dtype)[None]
-    wanted = F.gelu(x.double())
-    found = torch.from_numpy(gelu_(x.clone().numpy()))
-    assert found.dtype == dtype
-    assert ((found - wanted).abs() <= rounding * (1 + x.abs())).all()
+    found = x.clone()
+    _gelu(found.numpy())
+    assert ((found - F.gelu(x.double())).abs() <= rounding * (1 + x.abs())).all()
 
 
 def best_of(scores: Tensor, k: int) -> tuple[list[list[float]], list[list[int]]]:
@@ -145,6 +188,34 @@ def test_top_k_of_many_is_what_pytorch_finds(dtype: torch.dtype, k: int) -> None
         best = scores.topk(k)
         assert torch.equal(values, best.values)
         assert torch.equal(indices, best.indices)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.sampled_from([torch.float32, torch.float64]), st.integers(1, 12),
+    st.sampled_from([1, 63, 64, ITEMS_AT_ONCE - 1, ITEMS_AT_ONCE, ITEMS_AT_ONCE + 1, 3 * ITEMS_AT_ONCE + 100]),
+    st.integers(1, 40), st.integers(1, COLUMNS), st.integers(0, 2**16),
+)  # fmt: skip
+def test_ranks_are_those_of_all_scores(
+    dtype: torch.dtype, rows: int, count: int, width: int, k: int, seed: int
+) -> None:
+    random, k = np.random.default_rng(seed), min(k, count)
+    # small whole numbers: products are exact, and many scores equal
+    hidden, embedding = (random.integers(-2, 3, (n, width)).astype(str(dtype)[6:]) for n in (rows, count))
+    bias = np.full(-(-count // ITEMS_AT_ONCE) * ITEMS_AT_ONCE, -np.inf, hidden.dtype)
+    bias[:count] = np.where(random.random(count) < 0.1, -np.inf, 0)
+    left_out = [random.integers(0, count, random.integers(0, 9)) for _ in range(rows)]
+    ends = np.cumsum([len(row) for row in left_out])
+    values, indices = rank(hidden, sideways(embedding), bias, np.concatenate(left_out), ends, k)
+    scores = hidden @ embedding.T + bias[:count]
+    for row, items in enumerate(left_out):
+        scores[row, items] = -np.inf
+    wanted, places = best_of(torch.from_numpy(scores), k)
+    for row in range(rows):
+        kept = len(wanted[row])
+        assert values[row, :kept].tolist() == wanted[row]
+        assert indices[row, :kept].tolist() == places[row]
+        assert (values[row, kept:] == -math.inf).all()
 
 
 def test_kernels_work_where_no_folder_can_keep_them(monkeypatch: pytest.MonkeyPatch) -> None:

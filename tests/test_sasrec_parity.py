@@ -6,7 +6,7 @@ cache, an Engine without a cache, and the bare model on the window.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from itertools import pairwise
 from random import Random
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sasrec.engine import PACKED_THREADS, PACKED_TOKENS, CacheStats, Engine
-from sasrec.kernels import Floats
+from sasrec.kernels import Floats, Held
 from sasrec.kv_cache import KVCache
 from sasrec.model import SASRec, SASRecConfig
 from sasrec.packed import PackedForward
@@ -76,7 +76,7 @@ def forwards(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     tokens: list[int] = []
     encode = PackedForward.encode
 
-    def counted(forward: PackedForward, items: NDArray[np.int64], *rest: Any) -> Tensor:
+    def counted(forward: PackedForward, items: NDArray[np.int64], *rest: Any) -> Floats:
         tokens.append(len(items))
         return encode(forward, items, *rest)
 
@@ -396,26 +396,29 @@ class PowerCut(Exception):
     """Not a ValueError: nothing in the package expects it."""
 
 
-class FailingFeedForward:
-    """A block's feed-forward that fails on demand, after the keys and values of the block were stored."""
+class FailingForward:
+    """A forward that fails on demand, when it has left garbage where keys and values of a block and those above go."""
 
-    def __init__(self, inner: Any) -> None:
-        self.inner = inner
+    def __init__(self, forward: PackedForward, block: int) -> None:
+        self.forward, self.block = forward, block
         self.calls_until_failure = -1
 
-    def product(self, x: Floats) -> Floats:
+    def encode(
+        self, items: NDArray[np.int64], held: Held, slots: Sequence[int], past: Sequence[int], new: Sequence[int]
+    ) -> Floats:
+        hidden = self.forward.encode(items, held, slots, past, new)
         self.calls_until_failure -= 1
         if self.calls_until_failure == 0:
+            for slot, place, count in zip(slots, past, new, strict=True):
+                held[self.block :, slot, :, :, place : place + count] = np.nan
             raise PowerCut
-        result: Floats = self.inner.product(x)
-        return result
+        return hidden
 
 
-def sabotage(engine: Engine, block: int) -> FailingFeedForward:
+def sabotage(engine: Engine, block: int) -> FailingForward:
     assert engine._packed is not None
-    blocks = engine._packed._blocks
-    failing = FailingFeedForward(blocks[block].feed_forward_in)
-    blocks[block] = blocks[block]._replace(feed_forward_in=failing)  # type: ignore[arg-type]
+    failing = FailingForward(engine._packed, block)
+    engine._packed = failing  # type: ignore[assignment]
     return failing
 
 
