@@ -15,7 +15,6 @@ all that correctness needs: whatever crashed, moved or was lost, cached and re-e
 
 from __future__ import annotations
 
-import math
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -272,8 +271,8 @@ class Engine:
     ) -> list[Ranking]:
         """The best of the whole catalogue."""
         if self._items and k <= COLUMNS and (_few_threads() or len(hidden) <= PACKED_ROWS):
-            best = self._items.top_k(hidden.detach().numpy(), min(k, len(self.vocab)), exclude, blocked, allowed)
-            return self._rankings(*best)
+            states = hidden.detach().numpy()
+            return self._rankings(*self._items.top_k(states, min(k, len(self.vocab)), exclude, blocked, allowed))
         scores = self._logits(hidden, windows)  # (B, num_items + 1)
         scores[:, PADDING] = -torch.inf
         if allowed is not None:
@@ -284,7 +283,8 @@ class Engine:
             scores[:, list(blocked)] = -torch.inf
         if exclude is not None:
             scores.scatter_(1, self.padded(exclude), -torch.inf)  # of shorter rows padding once more
-        return self._rankings(*top_k(scores, min(k, len(self.vocab))))
+        best, indices = top_k(scores, min(k, len(self.vocab)))
+        return self._rankings(best.double().cpu().numpy(), indices.cpu().numpy())
 
     @torch.inference_mode()
     def _rank_candidates(
@@ -310,7 +310,7 @@ class Engine:
         scores[banned[candidates] | _among(candidates, excluded)] = -torch.inf
         best, places = top_k(scores, min(k, scores.shape[1]))  # (B, k)
         enough = (scores.isfinite().sum(1) >= depth).tolist()
-        rankings = self._rankings(best, candidates.gather(1, places))
+        rankings = self._rankings(best.double().cpu().numpy(), candidates.gather(1, places).cpu().numpy())
         return [ranking if whole else None for ranking, whole in zip(rankings, enough, strict=True)]
 
     def _scores_of(self, items: Tensor, hidden: Tensor) -> Tensor:
@@ -325,14 +325,13 @@ class Engine:
             parts.append(torch.bmm(embedding.view(*of_part.shape, -1), states[:, :, None])[:, :, 0])
         return torch.cat(parts)
 
-    def _rankings(self, best: Tensor | Floats, indices: Tensor | NDArray[np.int64]) -> list[Ranking]:
-        """Of scores and indices (B, k), best first; what is not finite was filtered."""
-        items, k = self.vocab.decode(indices.flatten().tolist()), best.shape[1]
-        rankings = []
-        for row, scores in enumerate(best.tolist()):
-            if not math.isfinite(scores[-1]):
-                scores = list(filter(math.isfinite, scores))
-            rankings.append(Ranking(items[k * row : k * row + len(scores)], scores))
+    def _rankings(self, best: Floats, indices: NDArray[np.int64]) -> list[Ranking]:
+        """Of scores and indices (B, k), best first; what is -inf was filtered."""
+        items, scores = self.vocab.decode(indices), best.tolist()
+        rankings = list(map(Ranking, items, scores))
+        for row in np.flatnonzero(best[:, -1] == -np.inf).tolist():
+            count = int(np.isfinite(best[row]).sum())
+            rankings[row] = Ranking(items[row][:count], scores[row][:count])
         return rankings
 
     def recommend(

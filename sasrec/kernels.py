@@ -38,24 +38,36 @@ PRECISIONS: dict[torch.dtype, Any] = {torch.float32: types.float32, torch.float6
 # A product is done in tiles of so many rows and columns, what a processor has vector registers for; of fewer rows one
 # by one, in tiles of so many times as many columns.
 ROWS, LANES, WIDE = 8, 16, 4
-# So many items are scored for all users, and the best of them kept, before the next ones: they stay in a core's cache.
-ITEMS_AT_ONCE = 512
+# So many users' scores are there at once: of small catalogues they stay in a core's cache.
+RANKED_AT_ONCE = 32
 # Rows of scores are looked through in so many columns, and then in so many neighbours at once.
 COLUMNS, NEIGHBOURS = 64, 16
 
 
 class Weights(NamedTuple):
-    """Of L blocks of width D: weights (inputs, outputs) and biases of their products, all in one piece."""
+    """Of L blocks of width D: ``panels`` and biases of their products, all in one piece."""
 
     norms: Floats  # (2 L + 1, 2, D), weight and bias: before attention, before the feed-forward, ..., the final one
-    query_key_value: Floats  # (L, D, 3 D)
+    query_key_value: Floats  # of (D, 3 D)
     query_key_value_bias: Floats  # (L, 3 D)
-    attention_out: Floats  # (L, D, D)
+    attention_out: Floats  # of (D, D)
     attention_out_bias: Floats  # (L, D)
-    feed_forward_in: Floats  # (L, D, F)
+    feed_forward_in: Floats  # of (D, F)
     feed_forward_in_bias: Floats  # (L, F)
-    feed_forward_out: Floats  # (L, F, D)
+    feed_forward_out: Floats  # of (F, D)
     feed_forward_out_bias: Floats  # (L, D)
+
+
+def panels(weight: Floats) -> Floats:
+    """Weights (..., inputs, outputs) as kernels read them, (..., P, inputs, LANES): columns that one tile of a product
+    needs in one piece. Where LANES does not divide the outputs, the last panel lies partly over the one before; fewer
+    outputs than LANES are filled up.
+    """
+    if weight.shape[-1] < LANES:
+        weight = np.concatenate((weight, np.zeros((*weight.shape[:-1], LANES - weight.shape[-1]), weight.dtype)), -1)
+    last = weight.shape[-1] - LANES
+    starts = [min(start, last) for start in range(0, weight.shape[-1], LANES)]
+    return np.ascontiguousarray(np.stack([weight[..., start : start + LANES] for start in starts], -3))
 
 
 def encode(
@@ -99,23 +111,15 @@ def rank(
 
     Args:
         hidden: (B, D).
-        items: (N / ITEMS_AT_ONCE, D, ITEMS_AT_ONCE), as ``sideways`` gives them.
+        items: ``panels`` of the embedding on its side, (D, N).
         bias: (N,) added to the scores; -inf for items that nobody is to see.
         excluded: items that are not to be found, of all rows one behind another.
         ends: (B,) where those of each row end.
         k: at most COLUMNS.
     """
-    values, indices = np.full((len(hidden), k), -np.inf, hidden.dtype), np.zeros((len(hidden), k), np.int64)
+    values, indices = np.empty((len(hidden), k), hidden.dtype), np.empty((len(hidden), k), np.int64)
     _rank_kernel(hidden.dtype)(hidden, items, bias, excluded, ends, values, indices)
     return values, indices
-
-
-def sideways(embedding: Floats) -> Floats:
-    """Of items (N, D), filled up with zeros, the dimensions one below another, as ``rank`` reads them."""
-    rows, width = embedding.shape
-    filled = np.zeros((-(-rows // ITEMS_AT_ONCE) * ITEMS_AT_ONCE, width), embedding.dtype)
-    filled[:rows] = embedding
-    return np.ascontiguousarray(filled.reshape(-1, ITEMS_AT_ONCE, width).transpose(0, 2, 1))
 
 
 def top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -126,8 +130,8 @@ def top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     if k > COLUMNS or scores.dtype not in PRECISIONS or scores.device.type != "cpu":
         best = scores.topk(k)
         return best.values, best.indices
-    values = scores.new_full((len(scores), k), -torch.inf)
-    indices = torch.zeros(len(scores), k, dtype=torch.int64)
+    values = scores.new_empty(len(scores), k)
+    indices = torch.empty(len(scores), k, dtype=torch.int64)
     _top_k_kernel(scores.numpy().dtype)(scores.contiguous().numpy(), values.numpy(), indices.numpy())
     return values, indices
 
@@ -141,8 +145,8 @@ def prepare(precision: Any, held: Any) -> None:
 @functools.cache
 def _encode_kernel(precision: Any, stored: Any) -> Callable[..., None]:
     number, kept = numba.from_dtype(precision), numba.from_dtype(stored)
-    rows, stack, whole = number[:, ::1], number[:, :, ::1], types.int64[::1]
-    weights = (stack, *4 * (stack, rows))
+    rows, whole = number[:, ::1], types.int64[::1]
+    weights = (number[:, :, ::1], *4 * (number[:, :, :, ::1], rows))
     held = kept[:, :, :, :, :, ::1]
     signature = types.void(whole, rows, number, rows, rows, rows, *weights, held, whole, whole, whole, rows)
     return _compiled(_encode, signature, fastmath=FAST_SUMS)
@@ -211,7 +215,7 @@ def _encode(
         _linear(attended, attention_out[block], attention_out_bias[block], added)
         x += added
         _norm(x, norms[2 * block + 1], normed)
-        inner = np.empty((len(x), feed_forward_in.shape[2]), hidden.dtype)
+        inner = np.empty((len(x), feed_forward_in_bias.shape[1]), hidden.dtype)
         _linear(normed, feed_forward_in[block], feed_forward_in_bias[block], inner)
         _gelu(inner)
         _linear(inner, feed_forward_out[block], feed_forward_out_bias[block], added)
@@ -221,51 +225,44 @@ def _encode(
 
 @register_jitable
 def _linear(x: Any, weight: Any, bias: Any, out: Any) -> None:
-    """Rows times a weight (inputs, outputs), plus the bias; of few rows, as clicks are, in two thirds of the time of a
-    library's product. Where tiles do not fill rows or columns, the last one lies partly over the one before.
+    """Rows times a weight, in panels, plus the bias; of few rows, as clicks are, in two thirds of the time of a
+    library's product. Where tiles do not fill the rows, the last one lies partly over the one before.
     """
     rows, outputs = len(x), len(bias)
-    wide = WIDE * LANES
-    if outputs < LANES:
+    last = outputs - LANES
+    if last < 0:
         for row in range(rows):
             for column in range(outputs):
                 out[row, column] = bias[column]
                 for at in range(x.shape[1]):
-                    out[row, column] += x[row, at] * weight[at, column]
+                    out[row, column] += x[row, at] * weight[0, at, column]
     elif rows >= ROWS:
-        for column in range(0, outputs, LANES):
+        for panel in range(len(weight)):
             for row in range(0, rows, ROWS):
-                _multiply_tall(x, min(row, rows - ROWS), weight, min(column, outputs - LANES), bias, out)
-    elif outputs >= wide:
+                _multiply_tall(x, min(row, rows - ROWS), weight, panel, last, bias, out)
+    elif len(weight) >= WIDE:
         for row in range(rows):
-            for column in range(0, outputs, wide):
-                _multiply_wide(x, row, weight, min(column, outputs - wide), bias, out)
+            for panel in range(0, len(weight), WIDE):
+                _multiply_wide(x, row, weight, min(panel, len(weight) - WIDE), last, bias, out)
     else:
         for row in range(rows):
-            for column in range(0, outputs, LANES):
-                _multiply_one(x, row, weight, min(column, outputs - LANES), bias, out)
+            for panel in range(len(weight)):
+                _multiply_one(x, row, weight, panel, last, bias, out)
 
 
 def _multiply(rows: int, width: int) -> Any:
-    """The product of a tile: so many rows of x from ``row`` on, and ``width`` times LANES columns from ``column`` on.
+    """The product of a tile: so many rows of x from ``row`` on, and so many panels from ``panel`` on, of which none
+    begins behind the column ``last``.
 
     Written for LLVM, which keeps the sums in vector registers then. Loops over arrays it turns into vector operations
     too, but reads and writes the sums each time, in half as much again of the time.
     """
 
     @intrinsic
-    def multiply(_: Any, x: Any, row: Any, weight: Any, column: Any, bias: Any, out: Any) -> Any:
+    def multiply(_: Any, x: Any, row: Any, weight: Any, panel: Any, last: Any, bias: Any, out: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             def array(place: int) -> Any:
                 return context.make_array(signature.args[place])(context, builder, arguments[place])
-
-            x, weight, bias, out = map(array, (0, 2, 4, 5))
-            row, column = arguments[1], arguments[3]
-            number = context.get_data_type(signature.args[0].dtype)
-            vector, size = ir.VectorType(number, LANES), context.get_abi_sizeof(number)
-            inputs, outputs = (builder.extract_value(matrix.shape, 1) for matrix in (x, weight))
-            lines = [builder.add(row, row.type(line)) for line in range(rows)]
-            columns = [builder.add(column, column.type(LANES * part)) for part in range(width)]
 
             def at(matrix: Any, line: Any, length: Any, place: Any) -> Any:
                 return builder.gep(matrix.data, [builder.add(builder.mul(line, length), place)])
@@ -276,18 +273,27 @@ def _multiply(rows: int, width: int) -> Any:
             def load(pointer: Any) -> Any:
                 return builder.load(vector_at(pointer), align=size)
 
-            biases = [load(builder.gep(bias.data, [place])) for place in columns]
+            x, weight, bias, out = map(array, (0, 2, 5, 6))
+            _, row, _, panel, last, *_ = arguments
+            number = context.get_data_type(signature.args[0].dtype)
+            vector, size, whole = ir.VectorType(number, LANES), context.get_abi_sizeof(number), row.type
+            inputs, outputs = (builder.extract_value(matrix.shape, 1) for matrix in (x, out))
+            lines = [builder.add(row, whole(line)) for line in range(rows)]
+            parts = [builder.add(panel, whole(part)) for part in range(width)]
+            usual = [builder.mul(part, whole(LANES)) for part in parts]
+            columns = [builder.select(builder.icmp_signed("<", place, last), place, last) for place in usual]
+            begins = [at(weight, part, builder.mul(inputs, whole(LANES)), whole(0)) for part in parts]
             sums = [[cgutils.alloca_once(builder, vector) for _ in columns] for _ in lines]  # type: ignore[no-untyped-call]
             for own in sums:
-                for total, value in zip(own, biases, strict=True):
-                    builder.store(value, total)
+                for total, place in zip(own, columns, strict=True):
+                    builder.store(load(builder.gep(bias.data, [place])), total)
             with cgutils.for_range(builder, inputs) as loop:
-                weights = [load(at(weight, loop.index, outputs, place)) for place in columns]
+                factors = [load(builder.gep(begin, [builder.mul(loop.index, whole(LANES))])) for begin in begins]
                 for line, own in zip(lines, sums, strict=True):
                     value = builder.load(at(x, line, inputs, loop.index))
                     one = builder.insert_element(vector(ir.Undefined), value, ir.IntType(32)(0))
                     each = builder.shuffle_vector(one, one, ir.VectorType(ir.IntType(32), LANES)([0] * LANES))
-                    for total, factor in zip(own, weights, strict=True):
+                    for total, factor in zip(own, factors, strict=True):
                         product = builder.fmul(each, factor, flags=("contract",))
                         builder.store(builder.fadd(builder.load(total), product, flags=("contract",)), total)
             for line, own in zip(lines, sums, strict=True):
@@ -295,7 +301,7 @@ def _multiply(rows: int, width: int) -> Any:
                     builder.store(builder.load(total), vector_at(at(out, line, outputs, place)), align=size)
             return context.get_dummy_value()
 
-        return types.void(x, row, weight, column, bias, out), generate
+        return types.void(x, row, weight, panel, last, bias, out), generate
 
     return multiply
 
@@ -496,50 +502,42 @@ def _(x: Any) -> Any:
 
 
 def _rank(hidden: Any, items: Any, bias: Any, excluded: Any, ends: Any, values: Any, indices: Any) -> None:
-    count = items.shape[2]
-    scores = np.empty((len(hidden), count), hidden.dtype)
-    for part in range(len(items)):
-        first = part * count
-        _linear(hidden, items[part], bias[first : first + count], scores)
-        at = 0
-        for row in range(len(hidden)):
+    scores = np.empty((min(len(hidden), RANKED_AT_ONCE), len(bias)), hidden.dtype)
+    at = 0
+    for begin in range(0, len(hidden), RANKED_AT_ONCE):
+        end = min(begin + RANKED_AT_ONCE, len(hidden))
+        part = scores[: end - begin]
+        _linear(hidden[begin:end], items, bias, part)
+        for row in range(begin, end):
             while at < ends[row]:
-                place = excluded[at] - first
-                if 0 <= place < count:
-                    scores[row, place] = -np.inf
+                part[row - begin, excluded[at]] = -np.inf
                 at += 1
-        _keep_best(scores, first, values, indices)
-
-
-def _top_k(scores: Any, values: Any, indices: Any) -> None:
-    _keep_best(scores, 0, values, indices)
+        _top_k(part, values[begin:end], indices[begin:end])
 
 
 @register_jitable
-def _keep_best(scores: Any, first: Any, values: Any, indices: Any) -> None:
-    """Put what is better of some more columns, which begin at ``first``, among the best of those before.
-
-    Any k columns' best are k scores: what is below the least of the best of them is not looked at twice.
-    """
+def _top_k(scores: Any, values: Any, indices: Any) -> None:
+    """Any k columns' best are k scores: what is below the least of the best of them is not looked at twice."""
     count, k = scores.shape[1], values.shape[1]
+    least = scores.dtype.type(-np.inf)
     best_of = np.empty(COLUMNS, scores.dtype)
     promising = np.empty(count // NEIGHBOURS + 1, np.int64)  # where neighbours begin of which one is large enough
     for row in range(len(scores)):
         own, best, where = scores[row], values[row], indices[row]
-        enough = best[k - 1]
-        if first == 0 and count >= COLUMNS:
+        enough = least
+        if count >= COLUMNS:
             for column in range(COLUMNS):
                 best_of[column] = own[column]
             for line in range(1, count // COLUMNS):
                 for column in range(COLUMNS):
                     score = own[line * COLUMNS + column]
                     best_of[column] = score if score > best_of[column] else best_of[column]
+            _clear(best, where, least)
             for column in range(COLUMNS):
                 if best_of[column] > best[k - 1]:
                     _insert(best, where, best_of[column], column)
             enough = best[k - 1]
-            for place in range(k):
-                best[place], where[place] = -np.inf, 0
+        _clear(best, where, least)
         found = 0
         for block in range(count // NEIGHBOURS):
             large = False
@@ -550,10 +548,16 @@ def _keep_best(scores: Any, first: Any, values: Any, indices: Any) -> None:
         for block in promising[:found]:
             for at in range(block * NEIGHBOURS, (block + 1) * NEIGHBOURS):
                 if own[at] > best[k - 1]:
-                    _insert(best, where, own[at], first + at)
+                    _insert(best, where, own[at], at)
         for at in range(count // NEIGHBOURS * NEIGHBOURS, count):
             if own[at] > best[k - 1]:
-                _insert(best, where, own[at], first + at)
+                _insert(best, where, own[at], at)
+
+
+@register_jitable
+def _clear(best: Any, where: Any, least: Any) -> None:
+    for place in range(len(best)):
+        best[place], where[place] = least, 0
 
 
 @register_jitable

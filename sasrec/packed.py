@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from sasrec.kernels import ITEMS_AT_ONCE, PRECISIONS, Floats, Held, Weights, encode, prepare, rank, sideways
+from sasrec.kernels import PRECISIONS, Floats, Held, Weights, encode, panels, prepare, rank
 from sasrec.model import Block, SASRec
 from sasrec.vocab import PADDING
 
@@ -94,7 +94,7 @@ def _weights(model: SASRec) -> Weights:
     def products(layers: Sequence[nn.Module]) -> tuple[Floats, Floats]:
         linear = [layer for layer in layers if isinstance(layer, nn.Linear)]
         weights, biases = ([getattr(layer, name).detach() for layer in linear] for name in ("weight", "bias"))
-        return torch.stack(weights).mT.contiguous().numpy(), torch.stack(biases).numpy()
+        return panels(torch.stack(weights).mT.numpy()), torch.stack(biases).numpy()
 
     return Weights(
         torch.stack([torch.stack((norm.weight, norm.bias)) for norm in norms]).detach().numpy(),
@@ -113,7 +113,7 @@ class PackedItems:
     """
 
     def __init__(self, embedding: Tensor) -> None:
-        self._count, self._items = len(embedding), sideways(embedding.detach().numpy())
+        self._count, self._items = len(embedding), panels(embedding.detach().numpy().T)
 
     def top_k(
         self, hidden: Floats, k: int, exclude: Rows | None, blocked: Collection[int], allowed: Collection[int] | None
@@ -130,13 +130,10 @@ class PackedItems:
         Raises:
             IndexError: an index is not the model's.
         """
-        bias = np.full(len(self._items) * ITEMS_AT_ONCE, -np.inf, self._items.dtype)
-        own = bias[: self._count]
-        if allowed is None:
-            own.fill(0)
-        else:
-            own[list(allowed)] = 0
-        own[[PADDING, *blocked]] = -np.inf
+        bias = np.full(self._count, 0 if allowed is None else -np.inf, self._items.dtype)
+        if allowed is not None:
+            bias[list(allowed)] = 0
+        bias[[PADDING, *blocked]] = -np.inf
         ends = np.zeros(len(hidden), np.int64)
         excluded = np.zeros(0, np.int64)
         if exclude is not None and len(hidden):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,7 @@ class ItemVocab:
 
     def __init__(self, ids: Iterable[str], counts: Sequence[int] | NDArray[np.int64] | None = None) -> None:
         self.ids: tuple[str, ...] = tuple(ids)
+        self._ids = np.array(self.ids, dtype=object)
         self._index = {item_id: index for index, item_id in enumerate(self.ids, start=1)}
         if len(self._index) != len(self.ids):
             seen: set[str] = set()
@@ -61,7 +63,7 @@ class ItemVocab:
         get = self._index.get
         return [get(item_id, PADDING) for item_id in item_ids]
 
-    def decode(self, indices: Iterable[int]) -> list[str]:
-        """Item ids of indices >= 1."""
-        ids = self.ids
-        return [ids[index - 1] for index in indices]
+    def decode(self, indices: Sequence[int] | NDArray[np.int64]) -> list[Any]:
+        """Item ids of indices >= 1, in lists nested as these are."""
+        ids: list[Any] = self._ids[np.asarray(indices, np.int64) - 1].tolist()
+        return ids
