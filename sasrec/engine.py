@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sasrec.index import IndexChoice, ItemIndex, open_index
+from sasrec.index import AUTO_ITEMS, IndexChoice, ItemIndex, open_index
 from sasrec.kernels import COLUMNS, Floats, top_k
 from sasrec.kv_cache import KVCache
 from sasrec.model import SASRec
@@ -38,12 +38,12 @@ T = TypeVar("T")
 Indices = Sequence[int] | NDArray[np.int64]
 
 DEFAULT_CACHE_BYTES = 256 * 2**20
-# Tokens encoded in one forward, so that activations stay in the processor's cache.
-PACKED_TOKENS, PADDED_TOKENS = 1_024, 4_096
+# Tokens encoded in one forward, so that activations stay in the processor's cache: by the kernel, by PyTorch.
+PACKED_TOKENS, PADDED_TOKENS = 512, 4_096
 # Kernels use one thread. With more than so many PyTorch is faster, unless there are few tokens, or rows to rank.
 PACKED_THREADS, PACKED_ROWS = 2, 64
-# Of so many items a copy is kept as the kernel reads them.
-PACKED_ITEMS = 100_000
+# Of up to so many items a copy of the embedding is kept as the kernel reads it; of more an index names candidates.
+PACKED_ITEMS = AUTO_ITEMS
 # Embeddings of candidates gathered at once: they stay in a core's cache until scored, in a quarter of the time.
 RESCORED_BYTES = 600_000
 

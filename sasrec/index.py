@@ -23,8 +23,8 @@ log = logging.getLogger(__name__)
 IndexChoice = Literal["auto", "exact", "approximate"]
 
 # Exact time by approximate, measured with streamrec/bench_catalogue.py, 64 and 128 dimensions, batches of 1 and 64:
-# 0.3 to 1.1 at 10,000 items, 0.8 to 2.9 at 30,000, 1.1 to 3.9 at 50,000, 1.8 to 4.8 at 100,000; of 64 at a million 6.2
-# and 6.3.
+# 0.2 to 0.3 at 10,000 items, 0.4 to 1.0 at 30,000, 1.0 to 1.8 at 100,000, where exact scores come from the kernel; of
+# 64 at a million 3.2 and, without it, 6.6. (It takes the smaller catalogues: engine.PACKED_ITEMS.)
 AUTO_ITEMS = 100_000
 # Candidates for k places: of a million items at least .999 of the ten best are among so many, .98 of the ten behind
 # fifty that a user has seen. From WIDE_UNITS dimensions on half the bits do, with four times as many, in less time.

@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sasrec import Engine, ItemVocab, SASRec, SASRecConfig
-from sasrec.engine import PACKED_TOKENS
 from sasrec.kv_cache import KVCache
 
 K = 10
 BATCHES = (1, 16, 64, 256)
+MODULE_TOKENS = 1_024  # that go through modules at once, so that they stay in the processor's cache
 LENGTHS = 5  # of windows that are re-encoded, evenly from the shortest to the longest
 SHAPES = tuple(
     SASRecConfig(3_416, max_len, hidden, blocks)
@@ -165,8 +165,8 @@ class _Clicks:
 
 
 def _at_once(windows: NDArray[np.int64]) -> Sequence[Tensor]:
-    """As many as stay in the processor's cache."""
-    return torch.split(torch.from_numpy(windows), max(1, PACKED_TOKENS // windows.shape[1]))
+    """Parts of MODULE_TOKENS."""
+    return torch.split(torch.from_numpy(windows), max(1, MODULE_TOKENS // windows.shape[1]))
 
 
 def measure_half_cache(subject: Subject, users: int) -> dict[str, float]:
