@@ -22,7 +22,7 @@ from sasrec.data import Holdout, Indices, Interactions, Sequences
 from sasrec.datasets import InteractionRows, read_interactions, read_items
 from sasrec.engine import Engine, Ranking
 from sasrec.model import SASRec, SASRecConfig
-from sasrec.train import Loss, TrainConfig, TrainResult, Windows, grown, train
+from sasrec.train import OF_NUMBERS, Loss, TrainConfig, TrainResult, Windows, grown, train
 from sasrec.vocab import PADDING, ItemVocab
 
 log = logging.getLogger(__name__)
@@ -62,7 +62,8 @@ class _SASRecEstimator:
     """What both estimators share; every field of the constructor is a hyper-parameter.
 
     Args:
-        num_negatives: a position, for "bce", "mse", "gbce" and "info_nce"; a batch, for "sampled_softmax".
+        num_negatives: a position, for "bce", "mse", "gbce" and "info_nce"; a batch, for "sampled_softmax"; for
+            "full_mse" as many as all other items weigh.
         early_stopping_patience: epochs without a better NDCG@10 on held-out targets; None never stops early,
             and any number needs validation data.
         restore_best_weights: keep those of the best epoch on validation data, whether stopped early or not.
@@ -281,7 +282,7 @@ class _SASRecEstimator:
 
     def _read(self, interactions: Any) -> InteractionRows:
         rows = read_interactions(interactions)
-        if rows.outcomes is not None and self.loss != "mse":
+        if rows.outcomes is not None and self.loss not in OF_NUMBERS:
             outside = np.flatnonzero((rows.outcomes < 0) | (rows.outcomes > 1))
             if len(outside):
                 row = int(outside[0])

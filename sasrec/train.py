@@ -28,11 +28,11 @@ from sasrec.vocab import PADDING
 
 log = logging.getLogger(__name__)
 
-Loss = Literal["bce", "mse", "gbce", "info_nce", "cross_entropy", "sampled_softmax"]
+Loss = Literal["bce", "mse", "full_mse", "gbce", "info_nce", "cross_entropy", "sampled_softmax"]
 Schedule = Literal["constant", "cosine"]
 Windows = Literal["all", "newest"]
 DEFAULT_NEGATIVES: dict[Loss, int] = {
-    "bce": 1, "mse": 1, "gbce": 256, "info_nce": 4, "cross_entropy": 0, "sampled_softmax": 1024,
+    "bce": 1, "mse": 1, "full_mse": 10, "gbce": 256, "info_nce": 4, "cross_entropy": 0, "sampled_softmax": 1024,
 }  # fmt: skip
 # The paper's implementation has 0.98. It forgets a rare item's gradients between two of its batches, so that each
 # of them, however small, then moves the item by a whole step: R@20 .453 against .471 on Diginetica's week 4.
@@ -41,7 +41,12 @@ COSINE_FLOOR = 0.05
 NEIGHBOURS = 3
 REDRAWS = 5
 NEED_NO_NEGATIVES: tuple[Loss, ...] = ("bce", "mse", "cross_entropy", "sampled_softmax")
-RANK_MANY: tuple[Loss, ...] = ("cross_entropy", "sampled_softmax")  # their time goes into products of matrices
+OF_NUMBERS: tuple[Loss, ...] = ("mse", "full_mse")  # their outcomes may be any number
+RANK_MANY: tuple[Loss, ...] = (
+    "full_mse",
+    "cross_entropy",
+    "sampled_softmax",
+)  # their time goes into products of matrices
 VALIDATION_K = 10
 VALIDATION_CASES = 5_000
 VALIDATION_LOSS_CASES = 1_000
@@ -57,7 +62,8 @@ class TrainConfig:
 
     ``num_negatives`` is by default 1 for ``bce`` and ``mse``, 256 for ``gbce``, and 4 for ``info_nce``. ``bce`` and
     ``mse`` can do without any where outcomes tell good events from bad. ``sampled_softmax`` ranks against the targets
-    of the whole batch, and against so many random items beside them, by default 1,024.
+    of the whole batch, and against so many random items beside them, by default 1,024. ``full_mse`` draws none: all
+    items but the target weigh as much as so many, by default 10.
 
     Raises:
         ValueError: a value is out of range.
@@ -72,9 +78,9 @@ class TrainConfig:
     )
     schedule: Schedule = option("constant", "cosine lowers the learning rate over all epochs, stopped early or not")
     warmup_steps: int = option(0, "batches over which the learning rate rises to its full height")
-    loss: Loss = option("cross_entropy", "cross_entropy ranks all items, the others against negatives")
+    loss: Loss = option("cross_entropy", "cross_entropy and full_mse are of all items, the others of negatives")
     num_negatives: int | None = option(
-        None, "a position [bce, mse: 1; gbce: 256; info_nce: 4; sampled_softmax, a batch: 1024]"
+        None, "a position [bce, mse: 1; full_mse: 10; gbce: 256; info_nce: 4; sampled_softmax, a batch: 1024]"
     )
     skip_seen: bool = option(
         False, "the other items of a window are no negatives of a target; pays where lists leave seen items out"
@@ -269,7 +275,7 @@ def _check_outcomes(sequences: Sequences, how: TrainConfig) -> None:
         return
     if how.loss == "gbce":
         raise TrainingError("loss='gbce' knows no outcomes; use 'bce' or 'mse', or leave them out")
-    if how.loss != "mse" and not (outcomes.min() >= 0 and outcomes.max() <= 1):
+    if how.loss not in OF_NUMBERS and not (outcomes.min() >= 0 and outcomes.max() <= 1):
         raise TrainingError(
             f"outcomes from {outcomes.min():g} to {outcomes.max():g}: loss='{how.loss}' takes 0 to 1; "
             "divide them by their largest value, or use loss='mse'"
@@ -396,6 +402,8 @@ class _Trainer:
         embedding = self.model.item_embedding.weight
         if self.how.loss in RANK_MANY:  # sampled softmax estimates cross-entropy
             left_out = None if seen is None else _filled(seen, targets)
+            if self.how.loss == "full_mse":
+                return losses.full_mse(hidden, embedding, targets, self.how.negatives, outcomes, left_out)
             return losses.cross_entropy(hidden, embedding, targets, outcomes, left_out)
         negatives = self.negatives(targets, seen)
         if self.how.loss == "gbce":

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sasrec.losses import CHUNK_SCORES, bce, cross_entropy, gbce, inclusion, info_nce, mse, sampled_softmax
+from sasrec.losses import CHUNK_SCORES, bce, cross_entropy, full_mse, gbce, inclusion, info_nce, mse, sampled_softmax
 
 NUM_ITEMS = 9
 
@@ -236,6 +236,28 @@ def test_the_gradient_of_cross_entropy_is_that_of_the_whole_matrix(
         torch.testing.assert_close(ours, theirs, atol=1e-12, rtol=0)
     with torch.no_grad():
         assert cross_entropy(hidden, embedding, targets, outcomes).item() == pytest.approx(plain.item(), abs=1e-12)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_squared_error_of_all_items_and_its_gradient_are_those_of_the_whole_matrix(
+    weighted: bool, masked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(CHUNK_SCORES, "cpu", 1)  # so 16 rows a chunk
+    hidden, embedding, targets = case(3, 50)
+    outcomes = labels(targets) if weighted else None
+    left_out = torch.stack((targets, targets % NUM_ITEMS + 1), 1) if masked else None
+    scores = hidden @ embedding[1:].T
+    asked = torch.ones_like(scores, dtype=torch.bool).scatter(1, targets[:, None] - 1, False)
+    if left_out is not None:
+        asked = asked.scatter(1, left_out - 1, False)
+    wanted = scores.gather(1, targets[:, None] - 1)[:, 0] - (1 if outcomes is None else outcomes)
+    plain = (wanted**2 + 7 * (scores * asked).square().mean(1)).mean()
+    loss = full_mse(hidden, embedding, targets, 7, outcomes, left_out)
+    assert loss.item() == pytest.approx(plain.item(), abs=1e-12)
+    expected = torch.autograd.grad(plain, (hidden, embedding))
+    for ours, theirs in zip(torch.autograd.grad(loss, (hidden, embedding)), expected, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-12, rtol=0)
 
 
 def test_under_autocast_the_products_are_rounded_and_nothing_else_is() -> None:

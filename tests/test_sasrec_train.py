@@ -363,7 +363,10 @@ def test_who_has_seen_everything_still_gets_negatives() -> None:
         ({"learning_rate": math.nan}, "learning_rate=nan"),
         ({"weight_decay": -0.1}, "weight_decay=-0.1"),
         ({"ema_decay": 1.0}, "ema_decay=1.0: must be at least 0 and below 1"),
-        ({"loss": "hinge"}, "loss='hinge': must be one of bce, mse, gbce, info_nce, cross_entropy, sampled_softmax"),
+        (
+            {"loss": "hinge"},
+            "loss='hinge': must be one of bce, mse, full_mse, gbce, info_nce, cross_entropy, sampled_softmax",
+        ),
         ({"loss": "bce", "num_negatives": -1}, "num_negatives=-1: bce needs at least 0"),
         ({"windows": "old"}, "windows='old': must be one of all, newest"),
         ({"schedule": "linear"}, "schedule='linear': must be one of constant, cosine"),
@@ -396,6 +399,18 @@ def test_what_was_liked_is_recommended_before_what_was_not(loss: Loss) -> None:
     model, _ = train(config, rated(), TrainConfig(epochs=40, batch_size=16, learning_rate=1e-2, loss=loss))
     scores = Engine(model, ItemVocab("123")).scores([np.array([1])])[0]
     assert scores[2] > scores[3] + 0.5
+
+
+@pytest.mark.parametrize("weight", [1, 3, 30])
+def test_what_all_other_items_weigh_says_how_far_scores_fall_short_of_outcomes(weight: int) -> None:
+    config = SASRecConfig(3, max_len=4, hidden_units=16, num_blocks=1, dropout_rate=0.0)
+    how = TrainConfig(
+        epochs=80, batch_size=16, learning_rate=1e-2, schedule="cosine", loss="full_mse", num_negatives=weight
+    )
+    model, _ = train(config, rated(), how)
+    scores = Engine(model, ItemVocab("123")).scores([np.array([1])])[0]
+    # half of the time (s - 1)^2, half of the time a third of the weight times s^2
+    assert scores[2:].tolist() == pytest.approx([1 / (1 + weight / 3), 0], abs=0.05)
 
 
 def test_without_negatives_soft_labels_become_the_probabilities_and_ratings_the_scores() -> None:
