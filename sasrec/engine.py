@@ -84,6 +84,7 @@ class _Work(NamedTuple):
     slot: _Slot
     past: int
     window: NDArray[np.int64]
+    tokens: bytes  # of the window
 
 
 class Engine:
@@ -195,11 +196,12 @@ class Engine:
             ValueError: a window is empty or too long, or a user occurs twice.
             IndexError: an item of a window is not in the vocabulary.
         """
-        for window in windows:
-            if not 0 < len(window) <= self.max_len:
-                raise ValueError(f"a window of {len(window)} tokens; 1 to max_len={self.max_len} are possible")
         if not len(windows):
             return self.model.item_embedding.weight.detach()[:0]
+        lengths = list(map(len, windows))
+        for length in (min(lengths), max(lengths)):
+            if not 0 < length <= self.max_len:
+                raise ValueError(f"a window of {length} tokens; 1 to max_len={self.max_len} are possible")
         if users is None or self._cache is None:
             return self._encode_windows([np.asarray(window, np.int64) for window in windows])
         if len(set(users)) != len(users):
@@ -423,13 +425,16 @@ class Engine:
             if user in self._slots:
                 self._slots.move_to_end(user)
         work = []
-        for user, tokens in rows:
-            window = np.asarray(tokens, np.int64)
+        hits = 0
+        for user, indices in rows:
+            window = np.asarray(indices, np.int64)
+            tokens = window.tobytes()
             slot = self._slots.get(user) or self._lend(user)
-            past = len(slot.tokens) // window.itemsize if window.tobytes().startswith(slot.tokens) else 0
-            self._stats.hits += past > 0
-            self._stats.misses += past == 0
-            work.append(_Work(slot, past, window))
+            past = len(slot.tokens) // window.itemsize if tokens.startswith(slot.tokens) else 0
+            hits += past > 0
+            work.append(_Work(slot, past, window, tokens))
+        self._stats.hits += hits
+        self._stats.misses += len(work) - hits
         return work
 
     def _lend(self, user: Hashable) -> _Slot:
@@ -444,14 +449,13 @@ class Engine:
 
     def _forward(self, work: list[_Work]) -> None:
         assert self._packed is not None and self._cache is not None
-        slots = [row.slot.index for row in work]
-        new = [row.window[row.past :] for row in work]
         for row in work:
             row.slot.tokens = b""  # nothing is trusted of a slot whose forward did not come back
-        past, lengths = [row.past for row in work], [len(tail) for tail in new]
-        self._cache.hidden[slots] = self._packed.encode(np.concatenate(new), self._cache.held, slots, past, lengths)
+        items = np.concatenate([row.window[row.past :] for row in work])
+        slots, past, new = np.array([(row.slot.index, row.past, len(row.window) - row.past) for row in work]).T.copy()
+        self._cache.hidden[slots] = self._packed.encode(items, self._cache.held, slots, past, new)
         for row in work:
-            row.slot.tokens = row.window.tobytes()
+            row.slot.tokens = row.tokens
 
     def _encode_windows(self, windows: Sequence[NDArray[np.int64]]) -> Tensor:
         """Whole windows, nothing kept, (B, D)."""

@@ -9,14 +9,13 @@ from collections.abc import Collection, Sequence
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from sasrec.kernels import PRECISIONS, Floats, Held, Weights, encode, panels, prepare, rank
+from sasrec.kernels import PRECISIONS, Floats, Held, Indices, Weights, encode, panels, prepare, rank
 from sasrec.model import Block, SASRec
 from sasrec.vocab import PADDING
 
-Rows = Sequence[NDArray[np.int64] | Collection[int]]
+Rows = Sequence[Indices | Collection[int]]
 
 
 class PackedForward:
@@ -50,9 +49,7 @@ class PackedForward:
         """Compile what ``encode`` runs, or read it, before something waits for it."""
         prepare(self._items.dtype, held.dtype)
 
-    def encode(
-        self, items: NDArray[np.int64], held: Held, slots: Sequence[int], past: Sequence[int], new: Sequence[int]
-    ) -> Floats:
+    def encode(self, items: Indices, held: Held, slots: Indices, past: Indices, new: Indices) -> Floats:
         """Keep the keys and values of new tokens, and give the hidden state of each user's newest, (B, D).
 
         Args:
@@ -68,10 +65,11 @@ class PackedForward:
         """
         if items.view(np.uint64).max() >= len(self._items):  # the kernel would read on; what is below 0 is large here
             raise IndexError(f"items must be indices of at most {len(self._items) - 1}, and not negative")
-        where = (np.array(numbers, np.int64) for numbers in (slots, past, new))
-        return encode(items, self._items, self._scale, self._positions, self._rotation, self._weights, held, *where)
+        return encode(
+            items, self._items, self._scale, self._positions, self._rotation, self._weights, held, slots, past, new
+        )
 
-    def encode_windows(self, windows: Sequence[NDArray[np.int64]]) -> Floats:
+    def encode_windows(self, windows: Sequence[Indices]) -> Floats:
         """Hidden state of each window's newest token, (B, D), with nothing kept.
 
         Args:
@@ -80,11 +78,11 @@ class PackedForward:
         Raises:
             IndexError: an item is not the model's.
         """
-        lengths = [len(window) for window in windows]
+        lengths = np.array([len(window) for window in windows])
         heads = self.config.num_heads
-        shape = (1, len(windows), heads, 2, max(lengths), self.config.hidden_units // heads)
+        shape = (1, len(windows), heads, 2, lengths.max(), self.config.hidden_units // heads)
         held = np.empty(shape, self._items.dtype)
-        return self.encode(np.concatenate(windows), held, range(len(windows)), [0] * len(windows), lengths)
+        return self.encode(np.concatenate(windows), held, np.arange(len(windows)), np.zeros_like(lengths), lengths)
 
 
 def _weights(model: SASRec) -> Weights:
@@ -117,7 +115,7 @@ class PackedItems:
 
     def top_k(
         self, hidden: Floats, k: int, exclude: Rows | None, blocked: Collection[int], allowed: Collection[int] | None
-    ) -> tuple[Floats, NDArray[np.int64]]:
+    ) -> tuple[Floats, Indices]:
         """Scores and indices of the k best of each row, (B, k); -inf where fewer are left.
 
         Args:
@@ -144,7 +142,7 @@ class PackedItems:
         return rank(np.ascontiguousarray(hidden), self._items, bias, excluded, ends, k)
 
 
-def one_behind_another(rows: Rows) -> NDArray[np.int64]:
+def one_behind_another(rows: Rows) -> Indices:
     """The indices of at least one row in one array."""
     return np.concatenate(
         [row if isinstance(row, np.ndarray) else np.fromiter(row, np.int64, len(row)) for row in rows]

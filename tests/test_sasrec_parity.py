@@ -6,7 +6,7 @@ cache, an Engine without a cache, and the bare model on the window.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
 from itertools import pairwise
 from random import Random
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sasrec.engine import PACKED_THREADS, PACKED_TOKENS, CacheStats, Engine
-from sasrec.kernels import Floats, Held
+from sasrec.kernels import Floats, Held, Indices
 from sasrec.kv_cache import KVCache
 from sasrec.model import SASRec, SASRecConfig
 from sasrec.packed import PackedForward
@@ -403,9 +403,7 @@ class FailingForward:
         self.forward, self.block = forward, block
         self.calls_until_failure = -1
 
-    def encode(
-        self, items: NDArray[np.int64], held: Held, slots: Sequence[int], past: Sequence[int], new: Sequence[int]
-    ) -> Floats:
+    def encode(self, items: Indices, held: Held, slots: Indices, past: Indices, new: Indices) -> Floats:
         hidden = self.forward.encode(items, held, slots, past, new)
         self.calls_until_failure -= 1
         if self.calls_until_failure == 0:
