@@ -151,4 +151,5 @@ def quantile(cumulative: list[tuple[float, float]], q: float) -> float | None:
     lower, before = cumulative[place - 1] if place else (0.0, 0.0)
     if upper == float("inf") or count == before:
         return lower
-    return lower + (upper - lower) * (q * total - before) / (count - before)
+    # rounded up, it could lie above the bucket
+    return min(upper, lower + (upper - lower) * (q * total - before) / (count - before))

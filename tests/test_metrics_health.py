@@ -7,7 +7,7 @@ import math
 
 import pytest
 from harness import eventually
-from hypothesis import HealthCheck, given
+from hypothesis import HealthCheck, example, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
@@ -46,6 +46,7 @@ def test_quantiles_match_brute_force(observations: list[float], q: float) -> Non
 
 @whatever_the_load
 @given(st.lists(st.floats(0, 1.99), min_size=1, max_size=30), st.floats(0.01, 1))
+@example([0.0, 0.0, 0.0], 1.0)
 def test_a_quantile_lies_in_the_bucket_of_the_observation_of_that_rank(observations: list[float], q: float) -> None:
     found = quantile(cumulative(observations), q)
     assert found is not None
