@@ -139,11 +139,10 @@ class PackedItems:
             ends = np.cumsum([len(row) for row in exclude])
             if len(excluded) and excluded.view(np.uint64).max() >= self._count:
                 raise IndexError(f"exclude must hold indices of at most {self._count - 1}, and none below 0")
-        return rank(np.ascontiguousarray(hidden), self._items, bias, excluded, ends, k)
+        return rank(np.ascontiguousarray(hidden, self._items.dtype), self._items, bias, excluded, ends, k)
 
 
 def one_behind_another(rows: Rows) -> Indices:
     """The indices of at least one row in one array."""
-    return np.concatenate(
-        [row if isinstance(row, np.ndarray) else np.fromiter(row, np.int64, len(row)) for row in rows]
-    )
+    arrays = [row if isinstance(row, np.ndarray) else np.fromiter(row, np.int64, len(row)) for row in rows]
+    return np.concatenate(arrays, dtype=np.int64, casting="unsafe")  # an empty array may be one of floats

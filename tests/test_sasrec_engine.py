@@ -195,6 +195,24 @@ def test_everything_blocked_gives_an_empty_ranking() -> None:
     assert engine.recommend([IDS], 5, filter_seen=True) == [Ranking([], [])]
 
 
+def test_items_to_leave_out_may_come_as_any_collection_of_numbers() -> None:
+    engine = make_engine()
+    hidden = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))  # float32, the model is float64
+    left_out: list[Any] = [np.array([1, 2], np.int32), {1, 2}, [1, 2, 0], np.array([])]
+    rankings = engine.top_k(hidden[[0, 0, 0, 0]], 3, left_out)
+    assert rankings[0] == rankings[1] == rankings[2]
+    assert not {IDS[0], IDS[1]} & set(rankings[0].items)
+    assert rankings[3] == engine.top_k(hidden[:1], 3)[0]
+
+
+@pytest.mark.parametrize("index", [-1, NUM_ITEMS + 1, 2**40])
+def test_an_index_to_leave_out_that_is_no_items_is_refused(index: int) -> None:
+    engine = make_engine()
+    hidden = torch.zeros(1, 8, dtype=torch.float64)
+    with pytest.raises(IndexError, match=f"exclude must hold indices of at most {NUM_ITEMS}, and none below 0"):
+        engine.top_k(hidden, 3, [[1, index]])
+
+
 def test_no_rows_give_no_rankings() -> None:
     engine = make_engine()
     assert engine.top_k(torch.empty(0, 8, dtype=torch.float64), 3, [], [2]) == []
