@@ -150,6 +150,8 @@ class Engine:
             self._packed.prepare(self._cache.held)  # now, and not while a click waits
         small = self._packed is not None and config.num_items <= PACKED_ITEMS
         self._items = PackedItems(weight) if small and not config.reminder else None
+        if self._items and self._cache:
+            self._items.prepare()
         self._free = list(range(slots))
         self._slots: OrderedDict[Hashable, _Slot] = OrderedDict()  # least recently used first
 
@@ -196,10 +198,8 @@ class Engine:
             ValueError: a window is empty or too long, or a user occurs twice.
             IndexError: an item of a window is not in the vocabulary.
         """
-        if not len(windows):
-            return self.model.item_embedding.weight.detach()[:0]
         lengths = list(map(len, windows))
-        for length in (min(lengths), max(lengths)):
+        for length in (min(lengths, default=1), max(lengths, default=1)):
             if not 0 < length <= self.max_len:
                 raise ValueError(f"a window of {length} tokens; 1 to max_len={self.max_len} are possible")
         if users is None or self._cache is None:
@@ -207,7 +207,8 @@ class Engine:
         if len(set(users)) != len(users):
             raise ValueError("a user occurs twice in one batch; give one window a user, with all its events")
         rows = list(zip(users, windows, strict=True))
-        return torch.from_numpy(np.concatenate([self._step(part) for part in _chunks(rows, self.slots)]))
+        parts = [self._step(part) for part in _chunks(rows, self.slots)]
+        return torch.from_numpy(np.concatenate([self._cache.hidden[:0], *parts]))
 
     @torch.inference_mode()
     def scores(self, histories: Sequence[NDArray[np.int64]]) -> Tensor:
@@ -286,7 +287,7 @@ class Engine:
         if exclude is not None:
             scores.scatter_(1, self.padded(exclude), -torch.inf)  # of shorter rows padding once more
         best, indices = top_k(scores, min(k, len(self.vocab)))
-        return self._rankings(best.double().cpu().numpy(), indices.cpu().numpy())
+        return self._rankings(*_as_arrays(best, indices))
 
     @torch.inference_mode()
     def _rank_candidates(
@@ -312,7 +313,7 @@ class Engine:
         scores[banned[candidates] | _among(candidates, excluded)] = -torch.inf
         best, places = top_k(scores, min(k, scores.shape[1]))  # (B, k)
         enough = (scores.isfinite().sum(1) >= depth).tolist()
-        rankings = self._rankings(best.double().cpu().numpy(), candidates.gather(1, places).cpu().numpy())
+        rankings = self._rankings(*_as_arrays(best, candidates.gather(1, places)))
         return [ranking if whole else None for ranking, whole in zip(rankings, enough, strict=True)]
 
     def _scores_of(self, items: Tensor, hidden: Tensor) -> Tensor:
@@ -328,10 +329,10 @@ class Engine:
         return torch.cat(parts)
 
     def _rankings(self, best: Floats, indices: NDArray[np.int64]) -> list[Ranking]:
-        """Of scores and indices (B, k), best first; what is -inf was filtered."""
+        """Of scores and indices (B, k), best first; what is not finite was filtered."""
         items, scores = self.vocab.decode(indices), best.tolist()
         rankings = list(map(Ranking, items, scores))
-        for row in np.flatnonzero(best[:, -1] == -np.inf).tolist():
+        for row in np.flatnonzero(~np.isfinite(best[:, -1])).tolist():
             count = int(np.isfinite(best[row]).sum())
             rankings[row] = Ranking(items[row][:count], scores[row][:count])
         return rankings
@@ -459,6 +460,8 @@ class Engine:
 
     def _encode_windows(self, windows: Sequence[NDArray[np.int64]]) -> Tensor:
         """Whole windows, nothing kept, (B, D)."""
+        if not windows:
+            return self.model.item_embedding.weight.detach()[:0]
         if self._packed and (_few_threads() or sum(map(len, windows)) <= PACKED_TOKENS):
             parts = [self._packed.encode_windows(part) for part in _parts(windows, len, PACKED_TOKENS)]
             return torch.from_numpy(np.concatenate(parts))
@@ -480,6 +483,11 @@ class Engine:
         if items.size:
             items[real] = one_behind_another(rows)
         return torch.from_numpy(items).to(self.model.item_embedding.weight.device)
+
+
+def _as_arrays(best: Tensor, indices: Tensor) -> tuple[Floats, NDArray[np.int64]]:
+    """Scores and indices; of 16 bits numpy knows too little."""
+    return best.cpu().double().numpy(), indices.cpu().numpy()
 
 
 def _few_threads() -> bool:

@@ -136,9 +136,13 @@ def top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return values, indices
 
 
-def prepare(precision: Any, held: Any) -> None:
-    """Compile, or read, what ``encode`` and ``rank`` run on numbers of numpy's types, so that no click waits for it."""
+def prepare_encode(precision: Any, held: Any) -> None:
+    """Compile, or read, what ``encode`` runs on numbers of numpy's types, so that no click waits for it."""
     _encode_kernel(precision, held)
+
+
+def prepare_rank(precision: Any) -> None:
+    """The same of ``rank``."""
     _rank_kernel(precision)
 
 

@@ -11,7 +11,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sasrec.kernels import PRECISIONS, Floats, Held, Indices, Weights, encode, panels, prepare, rank
+from sasrec.kernels import (
+    PRECISIONS,
+    Floats,
+    Held,
+    Indices,
+    Weights,
+    encode,
+    panels,
+    prepare_encode,
+    prepare_rank,
+    rank,
+)
 from sasrec.model import Block, SASRec
 from sasrec.vocab import PADDING
 
@@ -47,7 +58,7 @@ class PackedForward:
 
     def prepare(self, held: Held) -> None:
         """Compile what ``encode`` runs, or read it, before something waits for it."""
-        prepare(self._items.dtype, held.dtype)
+        prepare_encode(self._items.dtype, held.dtype)
 
     def encode(self, items: Indices, held: Held, slots: Indices, past: Indices, new: Indices) -> Floats:
         """Keep the keys and values of new tokens, and give the hidden state of each user's newest, (B, D).
@@ -112,6 +123,10 @@ class PackedItems:
 
     def __init__(self, embedding: Tensor) -> None:
         self._count, self._items = len(embedding), panels(embedding.detach().numpy().T)
+
+    def prepare(self) -> None:
+        """Compile what ``top_k`` runs, or read it, before something waits for it."""
+        prepare_rank(self._items.dtype)
 
     def top_k(
         self, hidden: Floats, k: int, exclude: Rows | None, blocked: Collection[int], allowed: Collection[int] | None

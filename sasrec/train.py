@@ -42,11 +42,8 @@ NEIGHBOURS = 3
 REDRAWS = 5
 NEED_NO_NEGATIVES: tuple[Loss, ...] = ("bce", "mse", "cross_entropy", "sampled_softmax")
 OF_NUMBERS: tuple[Loss, ...] = ("mse", "full_mse")  # their outcomes may be any number
-RANK_MANY: tuple[Loss, ...] = (
-    "full_mse",
-    "cross_entropy",
-    "sampled_softmax",
-)  # their time goes into products of matrices
+# Their time goes into products of matrices.
+RANK_MANY: tuple[Loss, ...] = ("full_mse", "cross_entropy", "sampled_softmax")
 VALIDATION_K = 10
 VALIDATION_CASES = 5_000
 VALIDATION_LOSS_CASES = 1_000

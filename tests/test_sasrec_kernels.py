@@ -151,6 +151,7 @@ def test_gelu_is_pytorchs(dtype: torch.dtype, rounding: float) -> None:
     x = torch.linspace(-12, 12, 10_001, dtype=dtype)[None]
     found = x.clone()
     _gelu(found.numpy())
+    assert found.dtype == dtype
     assert ((found - F.gelu(x.double())).abs() <= rounding * (1 + x.abs())).all()
 
 
