@@ -15,10 +15,10 @@ test-long: $(VENV)/.test-installed
 	$(BIN)/python -m pytest -m long $(ARGS)
 
 drift: $(VENV)/.test-installed
-	DRIFT_PLOT=.github/drift.png $(BIN)/python -m pytest tests/study_drift.py --log-cli-level=INFO $(ARGS)
+	DRIFT_PLOT=.github/drift.png $(BIN)/python -m pytest tests/studies/study_drift.py --log-cli-level=INFO $(ARGS)
 
 viewers: $(VENV)/.test-installed
-	$(BIN)/python -m pytest tests/study_page.py --log-cli-level=INFO $(ARGS)
+	$(BIN)/python -m pytest tests/studies/study_page.py --log-cli-level=INFO $(ARGS)
 
 bench: .venv-bench/.installed
 	@mkdir -p build

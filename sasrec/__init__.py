@@ -5,9 +5,10 @@ datasets, train, stream_eval, estimator, recommender.
 """
 
 from sasrec.checkpoint import ModelDirectoryError, SavedModel, load_model, read_metadata, save_model
-from sasrec.data import Holdout, Interactions, Sequences
-from sasrec.datasets import InteractionsDataset, ItemsDataset
-from sasrec.engine import Engine, Ranking, anchor
+from sasrec.data.datasets import InteractionsDataset, ItemsDataset
+from sasrec.data.readers import DataFileError, Event, read_events
+from sasrec.data.sequences import Holdout, Interactions, Sequences
+from sasrec.data.vocab import ItemVocab
 from sasrec.estimator import (
     Recommendations,
     SASRecClassifierEstimator,
@@ -15,13 +16,12 @@ from sasrec.estimator import (
     load_estimator,
     suggest_config,
 )
-from sasrec.evaluate import Metrics, evaluate
-from sasrec.index import ItemIndex
+from sasrec.evaluation.metrics import Metrics, evaluate
+from sasrec.inference.engine import Engine, Ranking, anchor
+from sasrec.inference.index import ItemIndex
 from sasrec.model import SASRec, SASRecConfig
-from sasrec.readers import DataFileError, Event, read_events
 from sasrec.recommender import SequentialRecommender, SequentialScorer
-from sasrec.train import TrainConfig, TrainingError, TrainResult, grown, train
-from sasrec.vocab import ItemVocab
+from sasrec.training.train import TrainConfig, TrainingError, TrainResult, grown, train
 
 __all__ = [
     "DataFileError",

@@ -12,16 +12,16 @@ from typing import Any, get_args
 
 import numpy as np
 
-from sasrec.baselines import all_baselines
 from sasrec.checkpoint import ModelDirectoryError, check_destination, load_model, save_model
-from sasrec.data import Holdout, Indices, Interactions, Sequences
-from sasrec.engine import Engine
-from sasrec.evaluate import Scorer, evaluate, metrics_from_ranks, sample_unseen, target_ranks
+from sasrec.data.readers import DataFileError, read_events
+from sasrec.data.sequences import Holdout, Indices, Interactions, Sequences
+from sasrec.data.vocab import ItemVocab
+from sasrec.evaluation.baselines import all_baselines
+from sasrec.evaluation.metrics import Scorer, evaluate, metrics_from_ranks, sample_unseen, target_ranks
+from sasrec.inference.engine import Engine
 from sasrec.model import SASRecConfig
-from sasrec.readers import DataFileError, read_events
 from sasrec.stream_eval import Rule, StreamEvaluation, plot, table
-from sasrec.train import Loss, Schedule, TrainConfig, TrainingError, Windows, train
-from sasrec.vocab import ItemVocab
+from sasrec.training.train import Loss, Schedule, TrainConfig, TrainingError, Windows, train
 
 FILE_HELP = "interactions: CSV or TSV with user_id, item_id, timestamp; JSON lines; MovieLens ratings; may be .gz"
 
@@ -202,7 +202,7 @@ def _train(options: argparse.Namespace) -> int:
         sequences, validation = sequences.leave_last_out()
     on_terminal = sys.stderr.isatty()
     if not on_terminal:  # a line an epoch in the log of a long training, instead of a bar
-        logging.getLogger("sasrec.train").setLevel(logging.INFO)
+        logging.getLogger("sasrec.training.train").setLevel(logging.INFO)
     model, result = train(config, sequences, how, validation, progress=on_terminal)
     metrics = {} if result.best.validation is None else result.best.validation.as_dict()
     metadata = {

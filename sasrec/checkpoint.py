@@ -26,8 +26,8 @@ import safetensors
 import safetensors.torch
 import torch
 
+from sasrec.data.vocab import ItemVocab
 from sasrec.model import SASRec, SASRecConfig
-from sasrec.vocab import ItemVocab
 
 FORMAT = 1
 MANIFEST = "manifest.json"

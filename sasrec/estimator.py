@@ -18,12 +18,12 @@ import torch
 from numpy.typing import NDArray
 
 from sasrec.checkpoint import ModelDirectoryError, load_model, read_metadata, save_model
-from sasrec.data import Holdout, Indices, Interactions, Sequences
-from sasrec.datasets import InteractionRows, read_interactions, read_items
-from sasrec.engine import Engine, Ranking
+from sasrec.data.datasets import InteractionRows, read_interactions, read_items
+from sasrec.data.sequences import Holdout, Indices, Interactions, Sequences
+from sasrec.data.vocab import PADDING, ItemVocab
+from sasrec.inference.engine import Engine, Ranking
 from sasrec.model import SASRec, SASRecConfig
-from sasrec.train import OF_NUMBERS, Loss, TrainConfig, TrainResult, Windows, grown, train
-from sasrec.vocab import PADDING, ItemVocab
+from sasrec.training.train import OF_NUMBERS, Loss, TrainConfig, TrainResult, Windows, grown, train
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ class _SASRecEstimator:
         random_state: same number, same data, same thread count: same weights. No global state is touched.
         device: "cpu", "cuda", ...; None takes a GPU where there is one.
         verbose: 1 draws a progress bar.
-        loss: see sasrec.losses.
+        loss: see sasrec.training.losses.
         position: "learned" is the paper's; "rope" can be served one token a click.
         scale_embeddings: items enter times sqrt(hidden_units), as in the paper's code; pays where items are rare.
         item_dropout_rate: share of a history's items hidden in training; pays in long training.

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from sasrec.datasets import InteractionRows, read_interactions
+from sasrec.data.datasets import InteractionRows, read_interactions
 from sasrec.estimator import (
     ItemId,
     Recommendations,

@@ -29,16 +29,16 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from sasrec.baselines import CountBaseline, MarkovChain, Popularity, SequentialRules
 from sasrec.checkpoint import load_model, save_model
-from sasrec.data import Interactions, Sequences
-from sasrec.engine import Engine
-from sasrec.evaluate import Scorer, evaluate
+from sasrec.data.readers import DataFileError
+from sasrec.data.sequences import Interactions, Sequences
+from sasrec.data.vocab import ItemVocab
+from sasrec.evaluation.baselines import CountBaseline, MarkovChain, Popularity, SequentialRules
+from sasrec.evaluation.metrics import Scorer, evaluate
+from sasrec.inference.engine import Engine
 from sasrec.model import SASRec, SASRecConfig
-from sasrec.plots import new_figure
-from sasrec.readers import DataFileError
-from sasrec.train import TrainConfig, grown, train
-from sasrec.vocab import ItemVocab
+from sasrec.training.plots import new_figure
+from sasrec.training.train import TrainConfig, grown, train
 
 Rule = Literal["full", "incremental", "baselines"]
 K = 20

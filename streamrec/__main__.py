@@ -2,6 +2,6 @@
 
 import sys
 
-from streamrec.cli import main
+from streamrec.commands.main import main
 
 sys.exit(main())

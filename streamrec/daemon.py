@@ -16,61 +16,35 @@ from typing import Any
 
 import torch
 
-from sasrec import ModelDirectoryError, SavedModel, load_model
-from streamrec.consumer import REBALANCE_MARGIN_S, ClickConsumer
-from streamrec.errors import RedisRefused, RedisUnavailable, SettingsError, StreamrecError
-from streamrec.explain import Explainer
-from streamrec.follower import ChampionFollower
+from streamrec.errors import RedisRefused, RedisUnavailable, StreamrecError
 from streamrec.health import Health
-from streamrec.history import History
-from streamrec.judge import OnlineJudge
-from streamrec.kafka import Producer, ensure_topics, ignore_abandoned_requests
-from streamrec.lists import SharedLists
-from streamrec.live_page import LivePage
+from streamrec.kafka.connection import Producer, ensure_topics, ignore_abandoned_requests
+from streamrec.kafka.consumer import REBALANCE_MARGIN_S, ClickConsumer
 from streamrec.metrics import Metrics, unix_s
-from streamrec.online import OnlineCounts
-from streamrec.predictor import Predictor, open_engine
-from streamrec.publisher import Publisher
-from streamrec.redis_client import RedisClient
+from streamrec.redis.client import RedisClient
 from streamrec.registry import Registry
-from streamrec.sequences import SequenceStore
+from streamrec.serving.follower import ChampionFollower
+from streamrec.serving.judge import OnlineJudge
+from streamrec.serving.lists import SharedLists
+from streamrec.serving.model import ServedModel
+from streamrec.serving.online import OnlineCounts
+from streamrec.serving.predictor import Predictor
+from streamrec.serving.publisher import Publisher
+from streamrec.serving.sequences import SequenceStore
+from streamrec.serving.shadow import Shadow
+from streamrec.serving.worker import Worker
 from streamrec.settings import Settings
-from streamrec.shadow import Shadow
 from streamrec.stop_signals import stop_signals
-from streamrec.titles import read_titles
-from streamrec.web import WebServer
-from streamrec.worker import Worker
+from streamrec.web.explain import Explainer
+from streamrec.web.history import History
+from streamrec.web.page import LivePage
+from streamrec.web.server import WebServer
+from streamrec.web.titles import read_titles
 
 log = logging.getLogger(__name__)
 
 PROBE_S = 2.0
 CLOSE_TIMEOUT_S = 4.0
-
-
-def open_model(settings: Settings) -> SavedModel:
-    """The model directory in force, or the champion of the registry.
-
-    Raises:
-        SettingsError: neither is set, the directory cannot be used, or there is no champion.
-        RegistryError: the registry cannot be read, or its champion is damaged.
-    """
-    if settings.registry_dir is not None:
-        registry = Registry(settings.registry_dir)
-        champion = registry.champion()
-        if champion is None:
-            raise SettingsError(
-                f"the registry {settings.registry_dir} has no champion; "
-                "make one with: streamrec models publish DIR --promote"
-            )
-        return registry.load(champion.version)
-    if settings.model_dir is None:
-        raise SettingsError(
-            "no model: set STREAMREC_MODEL_DIR or --model-dir to a directory made by: sasrec train FILE --out DIR"
-        )
-    try:
-        return load_model(settings.model_dir)
-    except ModelDirectoryError as error:
-        raise SettingsError(str(error)) from None
 
 
 async def serve(settings: Settings, burst: bool = False, page: type[LivePage] = LivePage) -> int:
@@ -85,27 +59,25 @@ async def serve(settings: Settings, burst: bool = False, page: type[LivePage] = 
     """
     torch.set_num_threads(settings.inference_threads)
     ignore_abandoned_requests(asyncio.get_running_loop())
-    saved = open_model(settings)
-    max_len = settings.max_len or saved.model.config.max_len
-    engine = open_engine(settings, saved)
+    served = ServedModel.open(settings)
     log.info(
         "model loaded",
-        extra={"model": saved.version, "items": len(saved.vocab), "dir": settings.registry_dir or settings.model_dir},
+        extra={"model": served.version, "items": len(served.vocab), "dir": settings.registry_dir or settings.model_dir},
     )
     titles = await asyncio.to_thread(read_titles, settings.items) if settings.items else {}
     metrics = Metrics()
-    metrics.model_created.set(unix_s(str(saved.metadata.get("created_at"))))
+    metrics.model_created.set(unix_s(str(served.metadata.get("created_at"))))
     health = Health(settings.liveness_timeout_s, settings.kafka_rebalance_timeout_s + REBALANCE_MARGIN_S)
     async with contextlib.AsyncExitStack() as parts:
         redis = await parts.enter_async_context(RedisClient(settings, metrics))
         await redis.ping()
         await redis.check_format()
-        lists = SharedLists(redis, settings, max_len, saved.vocab)
+        lists = SharedLists(redis, settings, served.max_len, served.vocab)
         await lists.refresh()
         for topic in await ensure_topics(settings, (settings.kafka_topic, settings.kafka_dead_letters)):
             log.info("topic created", extra={"topic": topic, "partitions": settings.kafka_partitions})
-        predictor = Predictor(engine, lists, settings, metrics)
-        predictor.warm_up(engine)
+        predictor = Predictor(served.engine, lists, settings, metrics)
+        predictor.warm_up(served.engine)
         gc.collect()
         gc.freeze()  # what is there by now stays: to look through all of it for garbage would stop clicks for 0.1 s
         health.model_warm = True
@@ -124,7 +96,7 @@ async def serve(settings: Settings, burst: bool = False, page: type[LivePage] = 
             "topic": settings.kafka_topic, "group": settings.kafka_group, "redis": settings.redis_address,
             "http": address, "pid": os.getpid(),
         })  # fmt: skip
-        store = SequenceStore(redis, settings, max_len, metrics)
+        store = SequenceStore(redis, settings, served.max_len, metrics)
         publisher = Publisher(redis, settings, metrics)
         counts = OnlineCounts(redis, settings, metrics)
         judge = OnlineJudge(lists, counts, settings.filter_seen)

@@ -13,14 +13,15 @@ from typing import Any
 
 import pytest
 import torch
-from fronts import Certificates
-from harness import Daemon, Servers, find_servers, own_servers
 
 from sasrec import Interactions, ItemVocab, SASRec, SASRecConfig, save_model
-from sasrec.readers import Event
-from streamrec.embedded import EmbeddedServers
-from streamrec.redis_client import RedisClient
+from sasrec.data.readers import Event
+from streamrec.local.servers import EmbeddedServers
+from streamrec.redis.client import RedisClient
 from streamrec.settings import ENV_PREFIX, Settings, load_settings
+
+from support.fronts import Certificates
+from support.harness import Daemon, Servers, find_servers, own_servers
 
 # what the person who runs the tests has set: addresses of servers, say; no test sees it
 GIVEN = dict(os.environ)
@@ -75,7 +76,7 @@ def logging_as_it_was() -> Iterator[None]:
     """Commands set up the logging of their process, on a stderr that is closed after the test."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
-    levels = {name: logging.getLogger(name).level for name in ("aiokafka", "kafka", "sasrec.train")}
+    levels = {name: logging.getLogger(name).level for name in ("aiokafka", "kafka", "sasrec.training.train")}
     yield
     root.handlers[:] = handlers
     root.setLevel(level)

@@ -9,19 +9,20 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from harness import Daemon, environment_of
-from redis_access import raw_redis
 
 from sasrec import Event, load_model
-from streamrec.archive import EventArchive
-from streamrec.archiver import Archiver
+from streamrec.archive.follow import Archiver
+from streamrec.archive.segments import EventArchive
 from streamrec.errors import ArchiveError, RegistryError, StreamrecError
-from streamrec.keys import Keys
-from streamrec.redis_client import RedisClient
+from streamrec.redis.client import RedisClient
+from streamrec.redis.keys import Keys
 from streamrec.registry import Registry
-from streamrec.retrain_worker import RetrainWorker
+from streamrec.retraining.worker import RetrainWorker
 from streamrec.schemas import ClickEvent
 from streamrec.settings import Settings
+
+from support.harness import Daemon, environment_of
+from support.redis_access import raw_redis
 
 MakeSettings = Callable[..., Settings]
 CLICK = ClickEvent("ann", "a", 5, 0, 0, 5)

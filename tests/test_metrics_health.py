@@ -6,7 +6,6 @@ import asyncio
 import math
 
 import pytest
-from harness import eventually
 from hypothesis import HealthCheck, example, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -15,7 +14,9 @@ from prometheus_client.parser import text_string_to_metric_families
 import streamrec.daemon
 from streamrec.health import Health
 from streamrec.metrics import Metrics, quantile
-from streamrec.redis_client import RedisClient
+from streamrec.redis.client import RedisClient
+
+from support.harness import eventually
 
 whatever_the_load = hypothesis_settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 BOUNDS = [0.1, 0.5, 1.0, 2.0, math.inf]

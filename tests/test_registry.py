@@ -14,10 +14,10 @@ import pytest
 import torch
 
 from sasrec import ItemVocab, SASRec, SASRecConfig, save_model
-from streamrec.cli import main
-from streamrec.daemon import open_model
+from streamrec.commands.main import main
 from streamrec.errors import RegistryError, SettingsError, StreamrecError
 from streamrec.registry import Registry
+from streamrec.serving.model import read_model
 from streamrec.settings import Settings, load_settings
 
 MakeSettings = Callable[..., Settings]
@@ -222,11 +222,11 @@ def test_the_champion_is_what_is_served(tmp_path: Path, make_settings: MakeSetti
     registry, (a, b) = filled(tmp_path, 2)
     settings = make_settings(registry_dir=registry.folder)
     with pytest.raises(SettingsError, match="has no champion; make one with: streamrec models publish DIR --promote"):
-        open_model(settings)
+        read_model(settings)
     registry.promote(b, "better")
-    assert open_model(settings).version == b
+    assert read_model(settings).version == b
     registry.promote(a, "better still")
-    assert open_model(settings).version == a
+    assert read_model(settings).version == a
     with pytest.raises(StreamrecError, match="model_dir and registry_dir are both set"):
         load_settings(flags={"model_dir": tmp_path, "registry_dir": tmp_path})
 

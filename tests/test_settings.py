@@ -14,9 +14,9 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from pydantic import SecretStr, ValidationError
 
-from streamrec.daemon_process import environment
 from streamrec.errors import SettingsError
-from streamrec.redis_client import RedisClient
+from streamrec.local.daemon import environment
+from streamrec.redis.client import RedisClient
 from streamrec.settings import ENV_PREFIX, MASK, Settings, load_settings, secret_variables, unknown_variables
 
 whatever_the_load = hypothesis_settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])

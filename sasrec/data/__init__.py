@@ -1,0 +1,1 @@
+"""Interactions: readers, tables, vocabularies, sequences and training windows."""

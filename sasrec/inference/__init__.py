@@ -1,0 +1,1 @@
+"""Inference: the engine, its key-value cache and compiled kernels."""

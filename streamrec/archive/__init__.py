@@ -1,0 +1,1 @@
+"""The click topic on disk, to train from."""

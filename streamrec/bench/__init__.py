@@ -1,0 +1,1 @@
+"""`streamrec bench`: what a click costs on this machine."""

@@ -1,0 +1,105 @@
+"""What users take: of the daemon's memory as they become more, and of Redis."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+import psutil
+
+from streamrec.bench.engine import Subject, random_model
+from streamrec.bench.users import fill_windows
+from streamrec.local.servers import EmbeddedServers
+from streamrec.metrics import Metrics
+from streamrec.redis.client import RedisClient
+from streamrec.schemas import Recommendation
+from streamrec.serving.publisher import Publisher
+from streamrec.settings import load_settings
+
+USERS = (1_000, 10_000, 100_000)
+# One process for all sizes, so that what users take is not hidden by what it takes to start.
+SCRIPT = "from streamrec.bench.memory import grow; grow()"
+BATCH = 256
+
+
+def measure_resident(
+    cache_bytes: int, users: Sequence[int] = USERS, progress: Callable[[str], None] = lambda _: None
+) -> list[dict[str, int]]:
+    """Resident size of a process that has served so many users with windows of 200, with a cache of that many bytes.
+
+    Returns:
+        A row for each number of ``users``: ``cached_users``, ``resident_bytes``, ``cache_bytes``; first one of 0 users,
+        which tells what the process takes before.
+    """
+    command = [sys.executable, "-c", SCRIPT, str(cache_bytes), *map(str, users)]
+    rows = []
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            count, cached, resident = map(int, line.split())
+            progress(f"memory: {count:,} users")
+            rows.append(
+                {"users": count, "cached_users": cached, "resident_bytes": resident, "cache_bytes": cache_bytes}
+            )
+    if process.returncode:
+        raise RuntimeError(f"the process that was measured ended with status {process.returncode}")
+    return rows
+
+
+def grow() -> None:
+    """What the measured process does: encode users, and say what it has come to."""
+    import numpy as np
+    import torch
+
+    from sasrec import Engine, SASRecConfig
+
+    torch.set_num_threads(1)
+    cache_bytes, *sizes = map(int, sys.argv[1:])
+    model, vocab = random_model(SASRecConfig(3_416, 200, 64, 2))
+    engine = Engine(model, vocab, cache_bytes=cache_bytes)
+    random = np.random.default_rng(0)
+    served = 0
+    for users in (0, *sizes):
+        while served < users:
+            count = min(BATCH, users - served)
+            windows = random.integers(1, len(vocab) + 1, (count, engine.max_len)).tolist()
+            engine.encode(windows, range(served, served + count))
+            served += count
+        sys.stdout.write(f"{served} {engine.cached_users} {psutil.Process().memory_info().rss}\n")
+        sys.stdout.flush()
+
+
+def measure_redis(subject: Subject, users: int = 2_000) -> dict[str, int]:
+    """Memory of a Redis by the user, all that belongs to his keys counted in.
+
+    Returns:
+        ``max_len``; ``sequence_bytes``, with a full window; ``list_bytes``, a published list of the default length.
+    """
+    servers = EmbeddedServers()
+    servers.redis.start()
+    try:
+        settings = load_settings(flags={"redis_url": servers.redis_url})
+
+        async def run() -> dict[str, int]:
+            async with RedisClient(settings) as redis:
+                used = [await redis.memory_bytes()]
+                sequences = await fill_windows(redis, settings, subject, users)
+                used.append(await redis.memory_bytes())
+                lists = [
+                    Recommendation(s.user_id, s.items[-settings.top_k :], scores, "0" * 12, s.last_event_ts_ms, s.n)
+                    for s in sequences
+                ]
+                await Publisher(redis, settings, Metrics()).publish(lists)
+                used.append(await redis.memory_bytes())
+            sequence, published = ((after - before) // users for before, after in pairwise(used))
+            return {
+                "max_len": subject.model.config.max_len, "sequence_bytes": sequence, "list_bytes": published
+            }  # fmt: skip
+
+        scores = [-12.34567] * settings.top_k
+        return asyncio.run(run())
+    finally:
+        servers.stop()

@@ -1,0 +1,154 @@
+"""What `streamrec models ACTION` says and does: each action takes a registry and gives lines of output."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from streamrec.errors import RegistryError
+
+if TYPE_CHECKING:  # torch takes seconds to import, and the command line must answer --help without it
+    from streamrec.registry import Registry, Version
+    from streamrec.serving.online import OnlineFigures
+
+
+HEADER = (
+    "", "version", "made, UTC", "offline on", "hr@10", "ndcg@10", "mrr@10",
+    "online hr@10", "online mrr@10", "popular hr@10", "clicks",
+)  # fmt: skip
+SHADOW_HEADER = ("as shadow hr@10", "champion on the same clicks", "same clicks")
+
+
+def list_versions(registry: Registry, options: argparse.Namespace) -> Iterator[str]:
+    """A line a version, champion and shadow marked: offline figures, and the online ones of ``options.figures``."""
+    champion, shadow = registry.champion(), registry.shadow()
+    marks = {alias.version: mark for mark, alias in (("shadow", shadow), ("champion", champion)) if alias}
+    with_shadows = any(figures.champion_judged for figures in options.figures.values())
+    rows: list[tuple[str, ...]] = [HEADER + SHADOW_HEADER if with_shadows else HEADER]
+    for version in registry.versions():
+        mark, figures = marks.get(version.version, ""), options.figures.get(version.version)
+        if options.json:
+            known = {"version": version.version, "champion": mark == "champion", "shadow": mark == "shadow",
+                     "problem": version.problem}  # fmt: skip
+            found = known | version.metadata | {"online": figures and figures.rates()}
+            yield json.dumps(found, ensure_ascii=False)
+        elif version.problem:
+            rows.append((mark, version.version, f"damaged: {version.problem}"))
+        else:
+            made = version.created_at[:19].replace("T", " ")
+            rows.append((mark, version.version, made, *_offline(version), *_online(figures, with_shadows)))
+    yield from _aligned(rows) if len(rows) > 1 else ()
+
+
+def show(registry: Registry, options: argparse.Namespace) -> Iterator[str]:
+    """All that is known of a version, a line a field."""
+    yield from json.dumps(_known(_find(registry, options.version)), indent=1, ensure_ascii=False).splitlines()
+
+
+def publish(registry: Registry, options: argparse.Namespace) -> Iterator[str]:
+    """Copy a model directory into the registry."""
+    from sasrec import ModelDirectoryError, load_model
+
+    try:
+        saved = load_model(options.directory)
+    except ModelDirectoryError as error:
+        raise RegistryError(str(error)) from None
+    version = registry.publish(saved.model, saved.vocab, saved.metadata)
+    yield f"version {version} is in {registry.folder}"
+    if options.promote:
+        registry.promote(version, "published by hand")
+        yield f"champion: {version}"
+
+
+def promote(registry: Registry, options: argparse.Namespace) -> Iterator[str]:
+    """Make a version the champion."""
+    yield f"champion: {registry.promote(_find(registry, options.version).version, options.reason).version}"
+
+
+def rollback(registry: Registry, options: argparse.Namespace) -> Iterator[str]:
+    """Make the champion before this one champion again."""
+    yield f"champion: {registry.rollback('rolled back by hand').version}"
+
+
+def shadow(registry: Registry, options: argparse.Namespace) -> Iterator[str]:
+    """Let a version score beside the champion, or none any longer."""
+    if options.off == bool(options.version):
+        raise RegistryError("name a version, or give --off")
+    if options.off:
+        registry.end_shadow()
+        yield "no shadow"
+    else:
+        yield f"shadow: {registry.set_shadow(_find(registry, options.version).version).version}"
+
+
+def diff(registry: Registry, options: argparse.Namespace) -> Iterator[str]:
+    """Fields in which two versions differ."""
+    one, other = (_flat(_known(_find(registry, name))) for name in (options.version, options.other))
+    for name in sorted(one.keys() | other.keys()):
+        if one.get(name) != other.get(name):
+            yield f"{name}: {one.get(name, '-')} -> {other.get(name, '-')}"
+
+
+def prune(registry: Registry, options: argparse.Namespace) -> Iterator[str]:
+    """Remove old versions."""
+    removed = registry.prune(options.keep)
+    yield from (f"removed {version}" for version in removed)
+    yield f"{len(registry.versions())} versions are left"
+
+
+def _offline(version: Version) -> Iterator[str]:
+    """Of a version that the gate judged what it found on the newest clicks, else what its training did."""
+    report = version.metadata.get("report")
+    judged = report.get("challenger") if isinstance(report, dict) else None
+    validation = version.metadata.get("validation")
+    for judged_on, found in (("newest clicks", judged), ("validation", validation), ("-", {})):
+        if isinstance(found, dict) and (found or judged_on == "-"):
+            yield judged_on
+            yield from (_rate(found, name) for name in ("hr@10", "ndcg@10", "mrr@10"))
+            return
+
+
+def _online(figures: OnlineFigures | None, with_shadows: bool) -> Iterator[str]:
+    rates = figures.rates() if figures else {}
+    yield from (_rate(rates, name) for name in ("hr@10", "mrr@10", "popularity_hr@10"))
+    yield f"{rates.get('judged', 0):,}"
+    if with_shadows:
+        yield from (_rate(rates, name) for name in ("shadow_hr@10", "champion_hr@10"))
+        yield f"{rates.get('champion_judged', 0):,}"
+
+
+def _rate(found: Mapping[str, Any], name: str) -> str:
+    value = found.get(name)
+    return f"{value:.4f}" if isinstance(value, (int, float)) else "-"
+
+
+def _aligned(rows: list[tuple[str, ...]]) -> Iterator[str]:
+    """Columns as wide as their longest cell; the last cell of a shorter row may be longer."""
+    width = len(rows[0])
+    widths = [max(len(row[at]) for row in rows if len(row) == width) for at in range(width)]
+    for row in rows:
+        yield "  ".join(f"{cell:{size}}" for cell, size in zip(row, widths, strict=False)).rstrip()
+
+
+def _find(registry: Registry, name: str) -> Version:
+    """The version of that name, or the only one whose name begins so."""
+    found = [version for version in registry.versions() if version.version.startswith(name)]
+    exact = [version for version in found if version.version == name]
+    if len(exact or found) != 1:
+        which = ", ".join(version.version for version in found)
+        problem = f"is not one version but several: {which}" if found else "is no version"
+        raise RegistryError(f"{name!r} {problem} of {registry.folder}; see: streamrec models list")
+    return (exact or found)[0]
+
+
+def _known(version: Version) -> dict[str, Any]:
+    return {"version": version.version} | ({"problem": version.problem} if version.problem else version.metadata)
+
+
+def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, inner in value.items():
+        flat |= _flat(inner, f"{prefix}{name}.") if isinstance(inner, dict) else {f"{prefix}{name}": inner}
+    return flat

@@ -1,0 +1,1 @@
+"""`streamrec demo`: train, serve and replay real clicks on one machine."""

@@ -1,0 +1,1 @@
+"""The Kafka side: only this package imports aiokafka."""

@@ -1,0 +1,120 @@
+"""Events -> Kafka, keyed by user, so that one user's clicks keep their order."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable, Iterable
+from itertools import islice
+from pathlib import Path
+
+import msgspec
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn
+
+from sasrec import DataFileError, Event, read_events
+from sasrec.data.readers import TimestampUnit
+from streamrec.errors import StreamrecError
+from streamrec.kafka.connection import Producer, ensure_topics
+from streamrec.settings import Settings
+
+# Unacknowledged records that may be in flight before sending waits.
+WINDOW = 5_000
+
+
+class ClickProducer:
+    """Produces click events under the configured field names."""
+
+    def __init__(self, producer: Producer, settings: Settings) -> None:
+        self._producer = producer
+        self._settings = settings
+        self._encoder = msgspec.json.Encoder()
+        self._in_flight: list[asyncio.Future[object]] = []
+
+    async def send(self, event: Event) -> None:
+        """Queue one event; waits where too many are unacknowledged."""
+        settings = self._settings
+        value: dict[str, object] = {settings.user_id_field: event.user_id, settings.item_id_field: event.item_id}
+        if event.timestamp_ms is not None:
+            value[settings.timestamp_field] = event.timestamp_ms
+        sent = await self._producer.send(settings.kafka_topic, event.user_id.encode(), self._encoder.encode(value))
+        self._in_flight.append(sent)
+        if len(self._in_flight) >= WINDOW:
+            await self.settle()
+
+    async def settle(self) -> None:
+        """Wait until everything sent is acknowledged."""
+        waiting, self._in_flight = self._in_flight, []
+        await self._producer.settle(waiting)
+
+
+@contextlib.asynccontextmanager
+async def click_producer(settings: Settings) -> AsyncIterator[ClickProducer]:
+    """A started ClickProducer; settles and closes at the end."""
+    producer = Producer(settings)
+    await producer.start()
+    try:
+        clicks = ClickProducer(producer, settings)
+        yield clicks
+        await clicks.settle()
+    finally:
+        await producer.stop()
+
+
+class Pacer:
+    """Lets events through at a rate.
+
+    Args:
+        rate_per_s: events a second; 0 is as fast as possible.
+    """
+
+    def __init__(self, rate_per_s: float, now_s: Callable[[], float] = time.monotonic) -> None:
+        self._rate_per_s = rate_per_s
+        self._now_s = now_s
+        self._start_s = now_s()
+        self._count = 0
+
+    async def wait(self) -> None:
+        """Return when the next event is due."""
+        if self._rate_per_s:
+            ahead_s = self._start_s + self._count / self._rate_per_s - self._now_s()
+            if ahead_s > 0:
+                await asyncio.sleep(ahead_s)
+        self._count += 1
+
+
+async def replay(
+    settings: Settings, path: Path, rate_per_s: float, unit: TimestampUnit | None, limit: int | None
+) -> int:
+    """Produce the events of a file; returns how many.
+
+    Raises:
+        KafkaUnavailable: no broker answers.
+        StreamrecError: the file cannot be read; what came before the bad row was sent.
+    """
+    if not path.exists():
+        raise StreamrecError(f"there is no file {path}")
+    console = Console(stderr=True)
+    for topic in await ensure_topics(settings, (settings.kafka_topic,)):
+        console.print(f"topic {topic} created with {settings.kafka_partitions} partitions", highlight=False)
+    sent = 0
+    pacer = Pacer(rate_per_s)
+    with Progress(
+        TextColumn("replay"), BarColumn(), DownloadColumn(), TextColumn("{task.fields[events]}"), TimeElapsedColumn(),
+        console=console, disable=not console.is_terminal,
+    ) as bar:  # fmt: skip
+        task = bar.add_task("replay", total=path.stat().st_size if path.is_file() else None, events="")
+        events: Iterable[Event] = read_events(path, unit, lambda at: bar.update(task, completed=at))
+        try:
+            async with click_producer(settings) as clicks:
+                for event in islice(events, limit):
+                    await pacer.wait()
+                    await clicks.send(event)
+                    sent += 1
+                    if sent % 100 == 0:
+                        bar.update(task, events=f"{sent:,} events")
+        except DataFileError as error:
+            raise StreamrecError(f"{error} ({sent:,} events before it were sent)") from error
+        bar.update(task, events=f"{sent:,} events")
+    return sent

@@ -1,0 +1,1 @@
+"""Servers, clusters and daemons as child processes, and sample data."""

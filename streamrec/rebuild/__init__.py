@@ -1,0 +1,1 @@
+"""`streamrec rebuild`: restore Redis from the archive and the topic."""

@@ -1,0 +1,151 @@
+"""All clicks of each user, of the archive and of the topic after it; and the sequence that they make.
+
+In the order in which the daemon applied them, as far as that can be told: imported ones by time, then those of the
+topic (of one that was created again after those before it), in a partition by offset. A user's clicks lie in several
+partitions where partitions were added, or producers do not key by user: these are merged by time.
+
+A click of the archive takes 36 bytes, and each user and item id once its text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from streamrec.archive.segments import EventArchive
+from streamrec.errors import ArchiveError
+from streamrec.schemas import ClickEvent
+from streamrec.serving.sequences import StoredSequence
+from streamrec.settings import Settings
+
+IMPORTED = -1  # stands where the topic epoch stands
+
+
+class PastClicks:
+    """Clicks by user.
+
+    Args:
+        archive: is read whole.
+        max_len: items kept of a user.
+
+    Raises:
+        ArchiveError: it cannot be read, or is empty.
+    """
+
+    def __init__(self, archive: EventArchive, settings: Settings, max_len: int) -> None:
+        self._epoch = settings.kafka_topic_epoch
+        self._gap_ms = int(settings.session_gap_s * 1000)
+        self._ttl_ms = settings.sequence_ttl_s * 1000
+        self._max_len = max_len
+        found = archive.tables()
+        self.next_offsets = {segment.partition: segment.next for segment, _ in found if segment.partition is not None}
+        parts = [(IMPORTED, 0, table) for segment, table in found if segment.partition is None]
+        followed = {epoch: earlier.tables(imported=False) for epoch, earlier in archive.before().items()}
+        for epoch, of_epoch in (followed | {self._epoch: found}).items():
+            parts += [(epoch, segment.partition, table) for segment, table in of_epoch if segment.partition is not None]
+        parts = [part for part in parts if part[2].num_rows]
+        if not parts:
+            raise ArchiveError(
+                f"the archive {archive.folder} is empty; fill it with: streamrec archive follow, or streamrec archive "
+                "import FILE"
+            )
+        sizes = [table.num_rows for _, _, table in parts]
+        table = pa.concat_tables([table.replace_schema_metadata() for _, _, table in parts])
+        users = table["user_id"].dictionary_encode().combine_chunks()
+        items = table["item_id"].dictionary_encode().combine_chunks()
+        epochs = np.repeat([epoch for epoch, _, _ in parts], sizes)
+        partitions = np.repeat([partition for _, partition, _ in parts], sizes)
+        columns = (epochs, partitions, table["offset"].to_numpy(), table["timestamp_ms"].to_numpy())
+        order = np.lexsort((np.where(epochs == IMPORTED, columns[3], 0), epochs, users.indices.to_numpy()))
+        self._columns = np.stack([column[order] for column in columns])  # (4, clicks), by user
+        self._items: list[str] = items.dictionary.to_pylist()
+        self._item_of: NDArray[np.int32] = items.indices.to_numpy()[order]
+        self._users: dict[str, int] = {user: place for place, user in enumerate(users.dictionary.to_pylist())}
+        counts = np.bincount(users.indices.to_numpy(), minlength=len(self._users))
+        self._begins = np.concatenate(([0], counts.cumsum()))
+        self._later: dict[str, list[ClickEvent]] = {}
+
+    def __len__(self) -> int:
+        return len(self._item_of) + sum(map(len, self._later.values()))
+
+    @property
+    def has_imported(self) -> bool:
+        """Whether any were never in the topic."""
+        return bool((self._columns[0] == IMPORTED).any())
+
+    @property
+    def first_ts_ms(self) -> int:
+        """When the first click of the archive came."""
+        return int(self._columns[3].min())
+
+    def add(self, events: Iterable[ClickEvent]) -> None:
+        """Clicks that the topic holds after those of the archive."""
+        for event in events:
+            self._later.setdefault(event.user_id, []).append(event)
+
+    def users(self) -> list[str]:
+        """Everybody, whoever clicked last first."""
+        last = dict(zip(self._users, np.maximum.reduceat(self._columns[3], self._begins[:-1]).tolist(), strict=True))
+        last |= {user: events[-1].timestamp_ms for user, events in self._later.items()}
+        return sorted(last, key=lambda user: -last[user])
+
+    def sequence_of(self, user_id: str) -> StoredSequence:
+        """What all of a user's clicks make, were nothing stored of him."""
+        place = self._users.get(user_id)
+        own = slice(0, 0) if place is None else slice(*self._begins[place : place + 2].tolist())
+        later = self._later.get(user_id, [])
+        rows = [(self._epoch, event.partition, event.offset, event.timestamp_ms) for event in later]
+        columns = np.concatenate((self._columns[:, own], np.array(rows, np.int64).reshape(-1, 4).T), axis=1)
+        order = _applied(*columns)
+        epochs, partitions, offsets, times_ms = columns[:, order]
+        pauses_ms = np.diff(times_ms)
+        begin = _after_last(pauses_ms > self._ttl_ms)  # what was forgotten stays so
+        session = max(begin, _after_last(pauses_ms > self._gap_ms)) if self._gap_ms else begin
+        archived = own.stop - own.start
+        items = [
+            self._items[self._item_of[own.start + row]] if row < archived else later[row - archived].item_id
+            for row in order[session:][-self._max_len :].tolist()
+        ]
+        current = epochs == self._epoch
+        guard = {int(p): int(offsets[current & (partitions == p)].max()) for p in np.unique(partitions[current])}
+        return StoredSequence(
+            b"".join(item.encode() + b"\0" for item in items),
+            len(order) - begin,
+            len(order) - session,
+            int(times_ms[-1]),
+            self._epoch,
+            guard,
+        )
+
+    def popularity(self, half_life_s: float) -> tuple[dict[str, float], int]:
+        """Clicks of each item, each halved every half-life; and as of when: the newest click."""
+        later = [event for events in self._later.values() for event in events]
+        newest_ms = max([int(self._columns[3].max()), *(event.timestamp_ms for event in later)])
+        weights = np.exp2((self._columns[3] - newest_ms) / 1000 / half_life_s)
+        counts = np.bincount(self._item_of, weights, len(self._items))
+        found = dict(zip(self._items, counts.tolist(), strict=True))
+        for event in later:
+            weight = 2.0 ** ((event.timestamp_ms - newest_ms) / 1000 / half_life_s)
+            found[event.item_id] = found.get(event.item_id, 0.0) + weight
+        return found, newest_ms
+
+
+def _applied(
+    epochs: NDArray[np.int64], partitions: NDArray[np.int64], offsets: NDArray[np.int64], times_ms: NDArray[np.int64]
+) -> NDArray[np.intp]:
+    """The order in which a user's clicks were applied: of several partitions merged by time, each in its own order."""
+    reached_ms = times_ms.copy()
+    places = epochs * 2**31 + partitions
+    for place in np.unique(places):
+        own = places == place
+        reached_ms[own] = np.maximum.accumulate(times_ms[own])
+    return np.lexsort((offsets, partitions, reached_ms, epochs))
+
+
+def _after_last(pauses: NDArray[np.bool_]) -> int:
+    """The row after the last pause; the first where there is none."""
+    found = np.flatnonzero(pauses)
+    return int(found[-1]) + 1 if len(found) else 0

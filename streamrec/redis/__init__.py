@@ -1,0 +1,1 @@
+"""The Redis side: only this package imports redis."""

@@ -1,0 +1,300 @@
+"""The connection to Redis: scripts, time-outs, and errors in the daemon's own words (redis_nodes.py: who is asked)."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+from redis.asyncio.connection import parse_url
+from redis.asyncio.retry import Retry
+from redis.backoff import ExponentialBackoff
+from redis.exceptions import (
+    AskError,
+    AuthenticationError,
+    ClusterCrossSlotError,
+    NoPermissionError,
+    RedisError,
+    ResponseError,
+)
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from streamrec.errors import RIGHTS_ARE_LISTED, RedisRefused, RedisUnavailable, SettingsError, StreamrecError
+from streamrec.formats import FORMAT, refusal
+from streamrec.metrics import Metrics
+from streamrec.redis.keys import Keys
+from streamrec.redis.nodes import Cluster, Command, NotReplicated, OneServer, Part, Wait
+from streamrec.redis.script import Script
+from streamrec.settings import Settings
+from streamrec.tls import hung_up_hint, tls_context, tls_problem
+
+MAX_CONNECTIONS = 6  # of a node: the loop, the refresh, the probe, the re-scoring, the listener, the page
+RETRIES = 2
+LISTEN_TIMEOUT_S = 0.5  # below any sensible time-out of the socket, which would end the listening
+SCAN_COUNT = 1000
+WAIT_SHARE = 0.8  # of the time-out: Redis is to give up waiting before the connection does
+REFUSAL = "STREAMREC "  # what errors of the scripts themselves begin with
+
+
+class RedisClient:
+    """A small pool of connections.
+
+    The default of redis-py waits up to a minute and applies a command twice when the answer is lost. Here
+    time-outs are short; applying a script twice is harmless, since the guard knows the offsets.
+
+    Raises:
+        SettingsError: the URL has an option that redis-py does not know, or a wrong value for one; a TLS file is wrong.
+    """
+
+    def __init__(self, settings: Settings, metrics: Metrics | None = None) -> None:
+        identity = _identity(settings)
+        try:
+            options = {
+                "max_connections": MAX_CONNECTIONS,
+                "timeout": settings.redis_timeout_s * (RETRIES + 2),
+                "socket_timeout": settings.redis_timeout_s,
+                "socket_connect_timeout": settings.redis_timeout_s,
+                "retry": Retry(ExponentialBackoff(cap=0.2, base=0.02), RETRIES),
+                **identity,
+                **parse_url(settings.redis_url.get_secret_value()),
+            }
+            self._nodes = Cluster(options) if settings.redis_cluster else OneServer(options)
+        except (ValueError, TypeError, RedisError) as error:
+            raise SettingsError(f"redis_url: an option after the ? is unknown or wrong: {error}") from None
+        self._settings = settings
+        self._cluster = settings.redis_cluster
+        keys = Keys(settings.redis_key_prefix)
+        self._format_key = keys.format
+        self._probed = (keys.popular, keys.popularity)
+        replicas, timeout_ms = settings.redis_wait_replicas, max(1, int(settings.redis_timeout_s * WAIT_SHARE * 1000))
+        self._wait = Wait(replicas, timeout_ms) if replicas else None
+        self._metrics = metrics
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._nodes.aclose()
+
+    async def run(self, script: Script, keys: list[str], args: Iterable[Part]) -> Any:
+        """Run a Lua script: one round trip, atomic. On a cluster the keys are of one slot.
+
+        Raises:
+            RedisUnavailable: it could not be run, its answer was lost, or too few replicas have what it wrote.
+            StreamrecError: the script itself refused, so that waiting would not help.
+        """
+        return (await self._run(script, [(keys, args)]))[0]
+
+    async def run_each(
+        self, script: Script, shared: Sequence[Part], calls: Sequence[tuple[list[str], list[Part]]]
+    ) -> list[list[Any]]:
+        """Run a script for many users, each with keys and arguments of his own; returns what it says of each.
+
+        One call for all, or on a cluster one each, and a round trip to each node. Raises what ``run`` does; some users
+        may be done then.
+        """
+        if self._cluster:
+            return await self._run(script, [(keys, [*shared, *args]) for keys, args in calls])
+        args = [*shared, *(arg for _, args in calls for arg in args)]
+        reply = await self.run(script, [key for keys, _ in calls for key in keys], args)
+        size = len(reply) // len(calls)
+        return [reply[start : start + size] for start in range(0, len(reply), size)]
+
+    async def _run(self, script: Script, calls: Sequence[tuple[list[str], Iterable[Part]]]) -> list[Any]:
+        commands = [
+            Command(keys[0] if keys else "", ("EVALSHA", script.sha, len(keys), *keys, *args)) for keys, args in calls
+        ]
+        started = time.perf_counter()
+        try:
+            return await self._send(commands, script, self._wait if script.replicated else None)
+        finally:
+            if self._metrics is not None:
+                self._metrics.redis_seconds.labels(script.name).observe(time.perf_counter() - started)
+
+    async def ping(self) -> None:
+        """Raises RedisUnavailable unless each server that has keys answers, and has the replicas to be waited for."""
+        if self._wait is not None:
+            fewest = min(await self._everywhere("WAIT", *self._wait))
+            if fewest < self._wait.replicas:
+                raise self._unavailable(NotReplicated(fewest, self._wait))
+        if self._cluster:
+            await self._everywhere("PING")
+            await self._call("EXISTS", self._probed[0])  # nodes of a cluster that is down answer, but not on keys
+        else:
+            await self._call("EXISTS", *self._probed)  # keys of two slots: a cluster refuses, and is found out
+
+    async def check_format(self, claim: bool = True) -> None:
+        """Refuse a prefix under which another version has stored; none is said where nobody has yet, or all was lost.
+
+        Args:
+            claim: write our version down where there is none: we are about to store something.
+
+        Raises:
+            RedisUnavailable: Redis does not answer.
+            StreamrecError: what is stored has a format that is unknown.
+        """
+        if claim:
+            await self._call("SET", self._format_key, FORMAT, "NX")
+        (found,) = await self.get_many([self._format_key])
+        if found != FORMAT.encode() and (found is not None or claim):
+            where = f"key {self._format_key} of Redis at {self._settings.redis_address}"
+            text = "another type" if found is None else found.decode(errors="replace")
+            raise StreamrecError(refusal(where, text, "set another STREAMREC_REDIS_KEY_PREFIX"))
+
+    async def get_many(self, keys: list[str]) -> list[bytes | None]:
+        """Values of string keys, None where there is none."""
+        if self._cluster:
+            return await self._send([Command(key, ("GET", key)) for key in keys])
+        values: list[bytes | None] = await self._call("MGET", *keys) if keys else []
+        return values
+
+    async def members(self, key: str) -> set[str]:
+        """Members of a set."""
+        return {member.decode(errors="replace") for member in await self._call("SMEMBERS", key)}
+
+    async def hash(self, key: str) -> dict[str, str]:
+        """Fields of a hash; none where there is no such key."""
+        found = await self._call("HGETALL", key)
+        return {name.decode(errors="replace"): value.decode(errors="replace") for name, value in found.items()}
+
+    async def set(self, key: str, value: bytes, ttl_s: int) -> None:
+        """Write a string key."""
+        await self._call("SET", key, value, "EX", ttl_s)
+
+    async def delete(self, key: str) -> None:
+        """Remove a key."""
+        await self._call("DEL", key)
+
+    async def memory_bytes(self) -> int:
+        """Memory that the data take, on all nodes that have keys."""
+        return sum(int(info["used_memory"]) for info in await self._everywhere("INFO", "memory"))
+
+    async def notify(self, channel: str, message: str) -> None:
+        """Send a message to whoever listens now."""
+        await self._call("PUBLISH", channel, message)
+
+    async def listen(self, channel: str) -> AsyncIterator[str]:
+        """Messages of a channel, for ever.
+
+        Raises:
+            RedisUnavailable: the connection was lost.
+        """
+        try:
+            node = await self._nodes.client_of(channel)  # any would do: each hands on what is told to another
+            async with node.pubsub(ignore_subscribe_messages=True) as subscription:
+                await subscription.subscribe(channel)
+                while True:
+                    message = await subscription.get_message(timeout=LISTEN_TIMEOUT_S)
+                    if message is not None:
+                        yield message["data"].decode(errors="replace")
+        except (RedisError, OSError) as error:
+            raise self._unavailable(error) from error
+
+    async def scan(self, prefix: str) -> AsyncIterator[str]:
+        """Names of the keys that begin with a prefix; each once."""
+        pattern = "".join(f"[{c}]" if c in "*?[" else c for c in prefix) + "*"
+        seen = set()
+        try:
+            for node in await self._nodes.primaries():
+                async for key in node.scan_iter(match=pattern, count=SCAN_COUNT):
+                    if key not in seen:
+                        seen.add(key)
+                        yield key.decode(errors="replace")
+        except (RedisError, OSError) as error:
+            raise self._unavailable(error) from error
+
+    async def _call(self, name: str, key: str, *more: Part) -> Any:
+        return (await self._send([Command(key, (name, key, *more))]))[0]
+
+    async def _send(
+        self, commands: Sequence[Command], script: Script | None = None, wait: Wait | None = None
+    ) -> list[Any]:
+        try:
+            with _cancellation_kept():
+                answers = await self._nodes.send(commands, script, wait)
+        except (RedisError, OSError) as error:
+            raise self._unavailable(error) from error
+        failed = next((answer for answer in answers if isinstance(answer, Exception)), None)
+        if isinstance(failed, ResponseError) and str(failed).startswith(REFUSAL):
+            raise StreamrecError(str(failed).removeprefix(REFUSAL))
+        if failed is not None:
+            raise self._unavailable(failed) from failed
+        return answers
+
+    async def _everywhere(self, *parts: Part) -> list[Any]:
+        try:
+            with _cancellation_kept():
+                nodes = await self._nodes.primaries()
+                commands = [node.execute_command(*parts) for node in nodes]  # type: ignore[no-untyped-call]
+                # all are waited for: one that went on alone might connect once more after the others were closed
+                answers = await asyncio.gather(*commands, return_exceptions=True)
+            for error in (answer for answer in answers if isinstance(answer, BaseException)):
+                raise error
+            return answers
+        except (RedisError, OSError) as error:
+            raise self._unavailable(error) from error
+
+    def _unavailable(self, error: Exception) -> RedisUnavailable:
+        self._nodes.doubt()
+        kind, detail = _explained(error, self._settings)
+        return kind(f"Redis at {self._settings.redis_address}: {detail}")
+
+
+def _identity(settings: Settings) -> dict[str, Any]:
+    """Who we are to the server, and who it must be to us."""
+    password = settings.redis_password
+    given: dict[str, Any] = {"username": settings.redis_username}
+    given["password"] = password.get_secret_value() if password else None
+    if settings.redis_uses_tls:
+        tls_context(settings, "redis")  # the client would read the files later, and not say which one is wrong
+        files = {"ca_certs": settings.redis_tls_ca_file, "certfile": settings.redis_tls_cert_file}
+        files["keyfile"] = settings.redis_tls_key_file
+        given |= {f"ssl_{name}": str(path) if path else None for name, path in files.items()}
+        given["ssl_check_hostname"] = True  # the default of newer clients alone
+    return {name: value for name, value in given.items() if value}
+
+
+def _explained(error: Exception, settings: Settings) -> tuple[type[RedisUnavailable], str]:
+    """An error of Redis in words for the operator."""
+    detail = (str(error) or type(error).__name__).rstrip(".")
+    if not settings.redis_cluster and isinstance(error, (AskError, ClusterCrossSlotError)):
+        return RedisUnavailable, "it is a node of a Redis Cluster; set STREAMREC_REDIS_CLUSTER=true"
+    if isinstance(error, AskError):
+        return RedisUnavailable, f"its nodes do not agree on which of them has slot {error.slot_id}"
+    if settings.redis_cluster and "cluster support disabled" in detail:
+        return RedisUnavailable, "it is a single server, no Redis Cluster; set STREAMREC_REDIS_CLUSTER=false"
+    problem = tls_problem(error, "redis")
+    if problem:
+        return RedisUnavailable, problem
+    if isinstance(error, AuthenticationError):
+        return (
+            RedisRefused,
+            f"{detail}; set STREAMREC_REDIS_USERNAME and STREAMREC_REDIS_PASSWORD, or ..._PASSWORD_FILE",
+        )
+    if isinstance(error, NoPermissionError) or "ACL failure" in detail or "The user executing the script" in detail:
+        return RedisRefused, f"{detail}; {RIGHTS_ARE_LISTED}"
+    if isinstance(error, (RedisConnectionError, RedisTimeoutError, OSError)):
+        detail += hung_up_hint(error, settings, "redis") or "; is STREAMREC_REDIS_URL right, and the server up?"
+    return RedisUnavailable, detail
+
+
+@contextlib.contextmanager
+def _cancellation_kept() -> Iterator[None]:
+    """redis-py sends within asyncio.wait_for, which loses a cancellation now and then before Python 3.12."""
+    task = asyncio.current_task()
+    before = task.cancelling() if task else 0
+    try:
+        yield
+    finally:
+        if task and task.cancelling() > before:
+            raise asyncio.CancelledError

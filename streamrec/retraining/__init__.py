@@ -1,0 +1,1 @@
+"""`streamrec retrain`: train on new clicks, judge, promote."""

@@ -1,0 +1,1 @@
+"""The way of a click: append, predict, publish, judge; worker.py spells it out."""

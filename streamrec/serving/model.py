@@ -1,0 +1,90 @@
+"""The model in force: where it is read from, and the engine that serves it under these settings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Self
+
+from sasrec import Engine, ItemVocab, ModelDirectoryError, SavedModel, load_model
+from streamrec.errors import SettingsError
+from streamrec.registry import Registry
+from streamrec.settings import Settings
+
+
+def read_model(settings: Settings) -> SavedModel:
+    """Read the configured model directory, or the champion of the registry.
+
+    Raises:
+        SettingsError: neither is set, the directory cannot be used, or there is no champion.
+        RegistryError: the registry cannot be read, or its champion is damaged.
+    """
+    if settings.registry_dir is not None:
+        registry = Registry(settings.registry_dir)
+        champion = registry.champion()
+        if champion is None:
+            raise SettingsError(
+                f"the registry {settings.registry_dir} has no champion; "
+                "make one with: streamrec models publish DIR --promote"
+            )
+        return registry.load(champion.version)
+    if settings.model_dir is None:
+        raise SettingsError(
+            "no model: set STREAMREC_MODEL_DIR or --model-dir to a directory made by: sasrec train FILE --out DIR"
+        )
+    try:
+        return load_model(settings.model_dir)
+    except ModelDirectoryError as error:
+        raise SettingsError(str(error)) from None
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """A model with the engine that serves it.
+
+    ``max_len`` is how many items of a user Redis stores; the engine's window may be shorter.
+    """
+
+    engine: Engine
+    max_len: int
+    metadata: dict[str, Any]
+
+    @classmethod
+    def open(cls, settings: Settings) -> Self:
+        """Read the model in force and make its engine. Raises what ``read_model`` and ``of`` raise."""
+        return cls.of(read_model(settings), settings)
+
+    @classmethod
+    def of(cls, saved: SavedModel, settings: Settings, cache_bytes: int | None = None) -> Self:
+        """Make the engine that serves a model under these settings.
+
+        Args:
+            cache_bytes: memory for cached keys and values [``settings.cache_bytes``].
+
+        Raises:
+            SettingsError: ``top_k_index`` needs a package that is not installed.
+        """
+        own_len = saved.model.config.max_len
+        max_len = settings.max_len or own_len
+        try:
+            engine = Engine(
+                saved.model,
+                saved.vocab,
+                version=saved.version,
+                cache_bytes=settings.cache_bytes if cache_bytes is None else cache_bytes,
+                half_cache=settings.cache_half,
+                max_len=min(max_len, own_len),
+                index=settings.top_k_index,
+            )
+        except ImportError as error:
+            raise SettingsError(f"top_k_index={settings.top_k_index}: {error}") from None
+        return cls(engine, max_len, saved.metadata)
+
+    @property
+    def version(self) -> str:
+        """The version of the model."""
+        return self.engine.version
+
+    @property
+    def vocab(self) -> ItemVocab:
+        """The items that the model knows."""
+        return self.engine.vocab

@@ -1,0 +1,135 @@
+"""Online figures: how the clicks judged the lists of each model version, added up over daemons and restarts.
+
+They are counted in memory and written to Redis every ``refresh_s``, so that the path of a click pays nothing: a
+crash can lose that long of counts, and an answer of Redis that was lost makes them count twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+
+from prometheus_client import Counter
+
+from streamrec.errors import StreamrecError
+from streamrec.metrics import Metrics
+from streamrec.redis.client import RedisClient
+from streamrec.redis.keys import Keys
+from streamrec.redis.script import Script
+from streamrec.settings import DAY_S, Settings
+
+ONLINE = Script(__package__, "online")
+TTL_S = 90 * DAY_S
+
+
+@dataclass(frozen=True)
+class OnlineFigures:
+    """The fields of a version's hash.
+
+    The last three are of clicks that judged the version while it was the shadow: its hits, and on the same clicks
+    the hits of what was published.
+    """
+
+    judged: float = 0.0
+    hits: float = 0.0
+    reciprocal_ranks: float = 0.0
+    popularity_hits: float = 0.0
+    shadow_hits: float = 0.0
+    champion_judged: float = 0.0
+    champion_hits: float = 0.0
+
+    def rates(self) -> dict[str, float]:
+        """What a person wants to know; only what was judged is there."""
+        rates: dict[str, float] = {"judged": round(self.judged)}
+        if self.judged:
+            rates |= {
+                "hr@10": self.hits / self.judged,
+                "mrr@10": self.reciprocal_ranks / self.judged,
+                "popularity_hr@10": self.popularity_hits / self.judged,
+            }
+        if self.champion_judged:
+            rates |= {
+                "shadow_hr@10": self.shadow_hits / self.champion_judged,
+                "champion_hr@10": self.champion_hits / self.champion_judged,
+                "champion_judged": round(self.champion_judged),
+            }
+        return rates
+
+
+class OnlineCounts:
+    """Counts by model version: for Prometheus at once, for Redis at every flush."""
+
+    def __init__(self, redis: RedisClient, settings: Settings, metrics: Metrics) -> None:
+        self._redis = redis
+        self._keys = Keys(settings.redis_key_prefix)
+        self._metrics = metrics
+        self._pending: dict[str, dict[str, float]] = {}
+        self._counters: dict[str, dict[str, Counter]] = {}
+        self._flushing = asyncio.Lock()
+
+    def count(self, version: str, clicks: Sequence[str], items: Sequence[str], popular_hits: int) -> None:
+        """Count clicks of a user who could see ``items``, listed by that version; so many hit the popular list."""
+        counted = {
+            "judged": len(clicks),
+            "hits": sum(click in items for click in clicks),
+            "reciprocal_ranks": sum(1 / (items.index(click) + 1) for click in clicks if click in items),
+            "popularity_hits": popular_hits,
+        }
+        if version not in self._counters:  # a label is looked up once, not four times a click
+            self._counters[version] = {name: getattr(self._metrics, name).labels(version) for name in counted}
+        for name, counter in self._counters[version].items():
+            counter.inc(counted[name])
+        self._add(version, counted)
+
+    def compare(self, shadow: str, clicks: Sequence[str], items: Sequence[str], published: Sequence[str]) -> None:
+        """Count clicks of a user for whom the shadow had ``items`` where he could see those ``published``."""
+        counted = {
+            "shadow_hits": sum(click in items for click in clicks),
+            "champion_judged": len(clicks),
+            "champion_hits": sum(click in published for click in clicks),
+        }
+        self._add(shadow, counted)
+
+    async def flush(self) -> None:
+        """Add what was counted since the last flush to the figures in Redis.
+
+        Raises:
+            RedisUnavailable: Redis does not answer; what was not written is kept for the next time.
+        """
+        async with self._flushing:  # the last flush, at shutdown, waits for one that is under way
+            for version in list(self._pending):
+                counted = self._pending.pop(version)
+                args: list[str | int | float] = [TTL_S]
+                for name, amount in counted.items():
+                    args += (name, amount)
+                try:
+                    await self._redis.run(ONLINE, [self._keys.online(version)], args)
+                except BaseException:
+                    self._add(version, counted)
+                    raise
+
+    def _add(self, version: str, counted: Mapping[str, float]) -> None:
+        pending = self._pending.setdefault(version, {})
+        for name, amount in counted.items():
+            pending[name] = pending.get(name, 0.0) + amount
+
+
+async def read_figures(redis: RedisClient, keys: Keys, versions: Sequence[str]) -> dict[str, OnlineFigures]:
+    """The figures of those versions of which there are any.
+
+    Raises:
+        RedisUnavailable: Redis does not answer.
+        StreamrecError: a value is no number.
+    """
+    names = {field.name for field in fields(OnlineFigures)}
+    figures = {}
+    for version in versions:
+        stored = await redis.hash(keys.online(version))
+        try:
+            values = {name: float(value) for name, value in stored.items() if name in names}
+        except ValueError as error:
+            raise StreamrecError(f"the online figures of version {version} cannot be read: {error}") from None
+        if values:
+            figures[version] = OnlineFigures(**values)
+    return figures

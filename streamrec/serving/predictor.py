@@ -1,0 +1,146 @@
+"""[UserSequence] -> [Recommendation] on the live Engine.
+
+The model runs on the event loop, a part of a batch at a time, and heartbeats, probes and fetches have their turn in
+between. A thread of its own would have to win the interpreter lock back after each of its hundreds of operations,
+while the loop decodes what Kafka sends (measured: README, "Where the time went").
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import OrderedDict, deque
+from collections.abc import Sequence
+from itertools import islice
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sasrec import Engine, Ranking
+from streamrec.metrics import Metrics
+from streamrec.schemas import Recommendation, UserSequence
+from streamrec.serving.lists import POPULAR, SharedLists
+from streamrec.serving.tokens import TokenCache
+from streamrec.settings import Settings
+
+AT_ONCE = 256  # users whom the event loop waits for: where nothing is cached, tenths of a second
+WARM_UP_SEQUENCES = 64
+SCORE_DIGITS = 5
+
+
+def rank(
+    engine: Engine,
+    sequences: Sequence[UserSequence],
+    histories: Sequence[Sequence[str] | NDArray[np.int64]],
+    k: int,
+    settings: Settings,
+    lists: SharedLists,
+) -> list[tuple[Ranking, str]]:
+    """What each user is to see, and whose list it is: the engine's, or the popular one where it knows no item.
+
+    Args:
+        histories: the items of each sequence, or their indices.
+    """
+    rankings = engine.recommend(
+        histories,
+        k,
+        users=[sequence.user_id for sequence in sequences],
+        counts=[sequence.session_n for sequence in sequences],
+        filter_seen=settings.filter_seen,
+        blocked=lists.blocked,
+    )
+    return [
+        (lists.popular_for(sequence.stored if settings.filter_seen else b"", k), POPULAR)
+        if ranking is None
+        else (ranking, engine.version)
+        for sequence, ranking in zip(sequences, rankings, strict=True)
+    ]
+
+
+class Predictor:
+    """Scores sequences on the live Engine; users without a known item get the popular list."""
+
+    def __init__(self, engine: Engine, lists: SharedLists, settings: Settings, metrics: Metrics) -> None:
+        self._engine = engine
+        self._tokens = TokenCache(engine.vocab, settings.rescore_users)
+        self._lists = lists
+        self._settings = settings
+        self._metrics = metrics
+        metrics.model.labels(engine.version).set(1)
+        self._recent: OrderedDict[str, None] = OrderedDict()  # users who clicked, the latest last
+        self._latest: deque[UserSequence] = deque(maxlen=WARM_UP_SEQUENCES)
+
+    @property
+    def engine(self) -> Engine:
+        """The engine that scores now; only the event loop may call it."""
+        return self._engine
+
+    @property
+    def version(self) -> str:
+        """The model version that scores now."""
+        return self._engine.version
+
+    def recent_users(self) -> list[str]:
+        """The users who clicked lately, the latest first."""
+        return list(reversed(self._recent))
+
+    def warm_up(self, engine: Engine) -> None:
+        """Run an engine once, so that the first click does not pay for what is done only once.
+
+        On the latest sequences, and on a full window. Another thread may do so with an engine that does not serve yet.
+        """
+        full = [engine.vocab.ids[i % len(engine.vocab)] for i in range(engine.max_len)]
+        engine.recommend([full, *(sequence.items for sequence in list(self._latest))], self._settings.top_k)
+
+    def swap(self, engine: Engine) -> None:
+        """Put another engine in the place of the live one; a batch in flight keeps its own."""
+        self._engine = engine
+        self._tokens = TokenCache(engine.vocab, self._settings.rescore_users)
+        self._metrics.model.clear()
+        self._metrics.model.labels(engine.version).set(1)
+
+    async def predict(self, sequences: list[UserSequence]) -> list[Recommendation]:
+        """A list for each sequence, in order."""
+        for sequence in sequences:
+            if sequence.record_ts_ms:  # it clicked; it is not only scored again
+                self._recent[sequence.user_id] = None
+                self._recent.move_to_end(sequence.user_id)
+                self._latest.append(sequence)
+        while len(self._recent) > self._settings.rescore_users:
+            self._recent.popitem(last=False)
+        engine, tokens = self._engine, self._tokens
+        recommendations = []
+        for start in range(0, len(sequences), AT_ONCE):
+            recommendations += self._predict(engine, tokens, sequences[start : start + AT_ONCE])
+            await asyncio.sleep(0)
+        return recommendations
+
+    def _predict(self, engine: Engine, tokens: TokenCache, sequences: list[UserSequence]) -> list[Recommendation]:
+        started = time.perf_counter()
+        histories = [tokens.encode(sequence) for sequence in sequences]
+        ranked = rank(engine, sequences, histories, self._settings.top_k, self._settings, self._lists)
+        scores = iter(np.round([score for ranking, _ in ranked for score in ranking.scores], SCORE_DIGITS).tolist())
+        recommendations = [
+            Recommendation(
+                sequence.user_id,
+                ranking.items,
+                list(islice(scores, len(ranking.items))),
+                model,
+                sequence.last_event_ts_ms,
+                sequence.n,
+                sequence.record_ts_ms,
+            )
+            for sequence, (ranking, model) in zip(sequences, ranked, strict=True)
+        ]
+        self._metrics.inference_seconds.observe(time.perf_counter() - started)
+        self._count(engine, sequences)
+        return recommendations
+
+    def _count(self, engine: Engine, sequences: list[UserSequence]) -> None:
+        new = (item for sequence in sequences for item in sequence.clicks)
+        self._metrics.unknown_items.inc(sum(item not in engine.vocab for item in new))
+        stats = engine.take_stats()
+        self._metrics.cache_hits.inc(stats.hits)
+        self._metrics.cache_misses.inc(stats.misses)
+        self._metrics.cache_evictions.inc(stats.evictions)
+        self._metrics.cached_users.set(engine.cached_users)

@@ -1,0 +1,206 @@
+"""The live page of a daemon, and the API under it. It reads, and writes nothing.
+
+/                  the page; /page/... its parts
+/api/live          server-sent events: the past once, then every TICK_S what is new
+/api/user?id=      a user's last clicks and the list that is published for him
+/api/why?id=&item= how far the score of an item of that list falls without each of his last clicks
+/api/users?like=   users who clicked lately
+/api/dead-letters  the last of them, and the reasons
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from streamrec.errors import BadRecord, StreamrecError
+from streamrec.kafka import decode
+from streamrec.redis.client import RedisClient
+from streamrec.redis.keys import Keys
+from streamrec.schemas import PublishedList, UserSequence, parse_published
+from streamrec.serving.predictor import Predictor
+from streamrec.serving.sequences import parse_sequence
+from streamrec.settings import Settings
+from streamrec.web.access import PAGE
+from streamrec.web.explain import CLICKS, Explainer
+from streamrec.web.history import History
+
+VIEWERS = 32
+STUCK_S = 10.0  # a viewer who takes nothing for so long is given up
+SHOWN_USERS = 12
+Answer = Callable[[web.Request], Awaitable[object]]
+
+
+class LivePage:
+    """Handlers over parts of the daemon.
+
+    Args:
+        titles: of items, by id, as far as they are known.
+    """
+
+    demo = False
+
+    def __init__(
+        self,
+        settings: Settings,
+        redis: RedisClient,
+        predictor: Predictor,
+        history: History,
+        explainer: Explainer,
+        titles: Mapping[str, str],
+    ) -> None:
+        self._settings = settings
+        self._keys = Keys(settings.redis_key_prefix)
+        self._redis = redis
+        self._predictor = predictor
+        self._history = history
+        self._explainer = explainer
+        self._titles = titles
+        self._one_at_a_time = asyncio.Lock()  # Redis's connections are the stream's
+        self._viewers = 0
+        self._closing = False
+        self._encoder = msgspec.json.Encoder()
+
+    def register(self, app: web.Application) -> None:
+        """Add the routes."""
+        files = {file.name: file for file in PAGE.iterdir() if file.suffix in (".js", ".css", ".svg")}
+
+        async def file(request: web.Request) -> web.StreamResponse:
+            path = files.get(request.match_info["name"])
+            if path is None:
+                raise web.HTTPNotFound
+            return web.FileResponse(path)
+
+        async def page(_: web.Request) -> web.StreamResponse:
+            return web.FileResponse(PAGE / "index.html")
+
+        app.router.add_get("/", page)
+        app.router.add_get("/page/{name}", file)
+        app.router.add_get("/api/live", self._live)
+        self.add_api(app, "/api/user", self._user)
+        self.add_api(app, "/api/why", self._why)
+        self.add_api(app, "/api/users", self._users)
+        self.add_api(app, "/api/dead-letters", self._dead_letters)
+        app.on_shutdown.append(self._shut_down)
+
+    def add_api(self, app: web.Application, path: str, answer: Answer) -> None:
+        """Answer a GET with what is returned, as JSON."""
+
+        async def handler(request: web.Request) -> web.Response:
+            try:
+                return self.as_json(await answer(request))
+            except StreamrecError as error:
+                raise web.HTTPServiceUnavailable(text=f"{error}\n") from None
+
+        app.router.add_get(path, handler)
+
+    def as_json(self, value: object) -> web.Response:
+        """A response that nobody keeps."""
+        return web.Response(
+            body=self._encoder.encode(value), content_type="application/json", headers={"Cache-Control": "no-store"}
+        )
+
+    async def _live(self, request: web.Request) -> web.StreamResponse:
+        if self._viewers >= VIEWERS:
+            raise web.HTTPServiceUnavailable(text=f"{VIEWERS} pages are open already; close one\n")
+        response = web.StreamResponse(
+            headers={"Content-Type": "text/event-stream", "Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        )
+        self._viewers += 1
+        try:
+            await response.prepare(request)
+            await self._send(response, "about", self._about())
+            seen = 0
+            while not self._closing:
+                points, seen = self._history.points_since(seen)
+                live = {"now": self._history.now(), "points": points, "swaps": list(self._history.swaps)}
+                await self._send(response, "live", live)
+                await self._history.ticked()
+        except (ConnectionError, TimeoutError):  # it has gone, or is stuck
+            pass
+        finally:
+            self._viewers -= 1
+        return response
+
+    async def _send(self, response: web.StreamResponse, event: str, value: object) -> None:
+        async with asyncio.timeout(STUCK_S):
+            await response.write(b"event: %s\ndata: %s\n\n" % (event.encode(), self._encoder.encode(value)))
+
+    def _about(self) -> dict[str, object]:
+        return {
+            "topic": self._settings.kafka_topic,
+            "group": self._settings.kafka_group,
+            "demo": self.demo,
+            "titles": len(self._titles),
+        }
+
+    async def _user(self, request: web.Request) -> object:
+        user = identifier(request.query.get("id", ""))
+        sequence, published = await self._read(user)
+        return {
+            "user_id": user,
+            "now_ms": int(time.time() * 1000),
+            "clicks": [self.named(item) for item in reversed(sequence.items[-CLICKS:])] if sequence else [],
+            "n": sequence.n if sequence else 0,
+            "last_event_ts_ms": sequence.last_event_ts_ms if sequence else None,
+            "list": None if published is None else {
+                "items": [
+                    self.named(item) | {"score": score}
+                    for item, score in zip(published.items, published.scores, strict=False)
+                ],
+                "model": published.model,
+                "n": published.n,
+                "published_ts_ms": published.published_ts_ms,
+            },
+        }  # fmt: skip
+
+    async def _why(self, request: web.Request) -> object:
+        sequence, published = await self._read(identifier(request.query.get("id", "")))
+        item = request.query.get("item") or (published.items[0] if published and published.items else "")
+        if sequence is None or published is None or item not in published.items:
+            raise web.HTTPNotFound(text="no list with this item is published for this user\n")
+        why = await self._explainer.ask(sequence, item)
+        clicks = [self.named(click.item_id) | {"fall": click.fall} for click in why.clicks]
+        return self.named(why.item_id) | {"score": why.score, "model": why.model, "clicks": clicks}
+
+    async def _users(self, request: web.Request) -> object:
+        like = request.query.get("like", "").lower()
+        found = (user for user in self._predictor.recent_users() if like in user.lower())
+        return [user for user, _ in zip(found, range(SHOWN_USERS), strict=False)]
+
+    async def _dead_letters(self, _: web.Request) -> object:
+        return list(reversed(self._history.dead_letters))
+
+    async def _read(self, user: str) -> tuple[UserSequence | None, PublishedList | None]:
+        keys = [self._keys.sequence(user), self._keys.recommendation(user)]
+        async with self._one_at_a_time:
+            stored, published = await self._redis.get_many(keys)
+        return (
+            None if stored is None else parse_sequence(user, stored),
+            None if published is None else parse_published(user, published),
+        )
+
+    def named(self, item_id: str) -> dict[str, Any]:
+        """An item, with its title where there is one."""
+        return {"id": item_id, "title": self._titles.get(item_id)}
+
+    async def _shut_down(self, _: web.Application) -> None:
+        self._closing = True
+        self._history.wake()
+
+
+def identifier(text: str) -> str:
+    """A user or item id as events may hold it.
+
+    Raises:
+        HTTPBadRequest: it is none.
+    """
+    try:
+        return decode.identifier("id", text)
+    except BadRecord:
+        raise web.HTTPBadRequest(text=f"an id is 1 to {decode.MAX_ID_BYTES} bytes of UTF-8, without NUL\n") from None

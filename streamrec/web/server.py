@@ -1,0 +1,115 @@
+"""The HTTP port: the live page, /metrics for Prometheus, /livez and /readyz for whoever starts daemons."""
+
+from __future__ import annotations
+
+import errno
+import logging
+from typing import Literal, Protocol
+
+from aiohttp import web
+from prometheus_client import CONTENT_TYPE_LATEST
+
+from streamrec.errors import SettingsError
+from streamrec.health import Health
+from streamrec.settings import ENV_PREFIX, Settings
+from streamrec.web.access import Access, is_loopback
+
+log = logging.getLogger(__name__)
+
+CLOSE_TIMEOUT_S = 2.0  # for requests that are being answered
+MAX_BODY_BYTES = 16 * 1024
+
+
+class Exposed(Protocol):
+    """The metrics of a process."""
+
+    def exposition(self) -> bytes:
+        """The text that /metrics answers with."""
+
+
+class Routes(Protocol):
+    """Routes of a process besides /metrics, /livez and /readyz."""
+
+    def register(self, app: web.Application) -> None:
+        """Add the routes to an application."""
+
+
+class WebServer:
+    """The HTTP endpoint of a process; with ``http_token`` set, it asks for it (access.py).
+
+    Args:
+        health: whether it is alive and ready; None: it is, while it answers.
+        routes: what else the port serves, and tells of users.
+        port: the setting that holds the port.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        metrics: Exposed,
+        health: Health | None,
+        routes: Routes | None = None,
+        port: Literal["http_port", "retrain_http_port"] = "http_port",
+    ) -> None:
+        self._settings = settings
+        self._port = port
+        self._metrics = metrics
+        self._health = health
+        app = web.Application(client_max_size=MAX_BODY_BYTES)
+        Access(settings).register(app)
+        app.router.add_get("/metrics", self._get_metrics)
+        app.router.add_get("/livez", self._get_livez)
+        app.router.add_get("/readyz", self._get_readyz)
+        self._tells_of_users = routes is not None
+        if routes is not None:
+            routes.register(app)
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=CLOSE_TIMEOUT_S)
+
+    async def start(self) -> str:
+        """Listen; returns the address.
+
+        A default port that is taken, by another daemon on this machine say, is replaced by a free one.
+
+        Raises:
+            SettingsError: the address or port that was asked for cannot be had.
+        """
+        await self._runner.setup()
+        host, port = self._settings.http_host, int(getattr(self._settings, self._port))
+        variable = ENV_PREFIX + self._port.upper()
+        try:
+            await self._listen(host, port)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE or self._port in self._settings.model_fields_set:
+                await self._runner.cleanup()
+                remedy = f"set {variable} (0: any free port)"
+                if error.errno not in (errno.EADDRINUSE, errno.EACCES):
+                    remedy = "set STREAMREC_HTTP_HOST to an address of this machine"
+                raise SettingsError(f"cannot listen on {host}:{port}: {error.strerror}; {remedy}") from None
+            log.info("port is taken, using a free one; set %s to choose", variable, extra={"port": port})
+            await self._listen(host, 0)
+        if self._tells_of_users and not self._settings.http_token and not is_loopback(host):
+            log.warning("whoever reaches this port can read what users click: set STREAMREC_HTTP_TOKEN", extra={
+                "host": host, "port": port
+            })  # fmt: skip
+        host, port = self._runner.addresses[0][:2]
+        return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+    async def stop(self) -> None:
+        """Stop listening."""
+        await self._runner.cleanup()
+
+    async def _listen(self, host: str, port: int) -> None:
+        await web.TCPSite(self._runner, host, port).start()
+
+    async def _get_metrics(self, _: web.Request) -> web.Response:
+        return web.Response(body=self._metrics.exposition(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+    async def _get_livez(self, _: web.Request) -> web.Response:
+        return _verdict(self._health.not_alive() if self._health else None)
+
+    async def _get_readyz(self, _: web.Request) -> web.Response:
+        return _verdict(self._health.not_ready() if self._health else None)
+
+
+def _verdict(problem: str | None) -> web.Response:
+    return web.Response(text=f"{problem or 'ok'}\n", status=503 if problem else 200)

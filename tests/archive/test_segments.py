@@ -1,0 +1,232 @@
+"""The event archive holds each event of the topic once, whatever was killed when."""
+
+from __future__ import annotations
+
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from sasrec import Event
+from streamrec.archive.segments import EventArchive
+from streamrec.errors import ArchiveError
+from streamrec.schemas import ClickEvent
+
+from support.archives import click
+
+BASE_MS = 1_700_000_000_000
+
+
+def rows(archive: EventArchive) -> list[tuple[str, str, int]]:
+    found = archive.read()
+    return list(zip(found.user_ids, found.item_ids, found.timestamps_ms.tolist(), strict=True))
+
+
+def expected(*events: ClickEvent) -> list[tuple[str, str, int]]:
+    return [(event.user_id, event.item_id, event.timestamp_ms) for event in events]
+
+
+def test_an_empty_archive_is_empty(tmp_path: Path) -> None:
+    archive = EventArchive(tmp_path / "archive")
+    assert (rows(archive), archive.next_offsets(), archive.segments()) == ([], {}, [])
+    stats = archive.stats()
+    assert (stats.events, stats.first_ts_ms, stats.last_ts_ms, stats.bytes) == (0, None, None, 0)
+    assert archive.prune(BASE_MS) == 0
+
+
+# an event at each offset or not (a dead letter, a compacted record), cut into segments anywhere
+STREAMS = st.dictionaries(
+    st.integers(0, 3), st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=30), min_size=1
+)
+
+
+@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(STREAMS, st.integers(0, 5), st.integers(2, 9))
+def test_what_is_appended_comes_back_in_the_order_of_partitions_and_offsets_merged_or_not(
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+    streams: dict[int, list[tuple[bool, bool]]],
+    base: int,
+    merged_at: int,
+) -> None:
+    monkeypatch.setattr("streamrec.archive.segments.MERGED_AT", merged_at)
+    archive = EventArchive(tmp_path_factory.mktemp("archive"))
+    wanted = []
+    for partition, offsets in sorted(streams.items()):
+        first, pending = base, []
+        for offset, (is_event, ends_segment) in enumerate(offsets, start=base):
+            pending += [click(partition, offset)] if is_event else []
+            wanted += pending[-1:] if is_event else []
+            if ends_segment or offset == base + len(offsets) - 1:
+                archive.append(partition, first, offset + 1, pending, dead_letters=offset + 1 - first - len(pending))
+                first, pending = offset + 1, []
+                archive.merge(partition)
+        assert len([segment for segment in archive.segments() if segment.partition == partition]) < merged_at
+    assert rows(EventArchive(archive.folder)) == expected(*wanted)
+    assert archive.next_offsets() == {partition: base + len(offsets) for partition, offsets in streams.items()}
+    stats = archive.stats()
+    assert stats.events == len(wanted)
+    assert stats.dead_letters == sum(map(len, streams.values())) - len(wanted)
+
+
+@pytest.mark.parametrize(
+    ("first", "next_offset", "offset"),
+    [(5, 9, 5), (0, 10, 0), (9, 20, 9), (10, 10, 10), (12, 11, 11), (10, 20, 20), (10, 20, 9)],
+)
+def test_offsets_that_are_there_already_or_outside_their_range_are_refused(
+    tmp_path: Path, first: int, next_offset: int, offset: int
+) -> None:
+    archive = EventArchive(tmp_path)
+    archive.append(0, 0, 10, [click(0, n) for n in range(10)])
+    with pytest.raises(ArchiveError, match="do not follow 9"):
+        archive.append(0, first, next_offset, [click(0, offset)])
+    assert rows(archive) == expected(*(click(0, n) for n in range(10)))
+    archive.append(0, 15, 16, [click(0, 15)])  # what retention removed in between is a gap, no error
+
+
+def many_small(folder: Path, count: int = 5) -> EventArchive:
+    archive = EventArchive(folder)
+    for n in range(count):
+        archive.append(0, n, n + 1, [click(0, n)])
+    return archive
+
+
+def test_a_merge_that_was_killed_before_it_removed_the_small_ones_doubles_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streamrec.archive.segments.MERGED_AT", 5)
+    archive = many_small(tmp_path)
+    small = {segment.path: segment.path.read_bytes() for segment in archive.segments()}
+    assert archive.merge(0) == 5
+    for path, content in list(small.items())[2:]:
+        path.write_bytes(content)
+    assert rows(archive) == expected(*(click(0, n) for n in range(5)))
+    assert archive.stats().segments == 1
+    archive.append(0, 5, 6, [click(0, 5)])
+    assert archive.merge(0) == 0
+    assert len(list(tmp_path.rglob("*.parquet"))) == 2, "the next look removes them"
+
+
+def test_a_merge_gives_way_to_whoever_prunes_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("streamrec.archive.segments.MERGED_AT", 5)
+    archive = many_small(tmp_path)
+    list_segments = EventArchive._segments_of
+
+    def listed_then_pruned(self: EventArchive, partition: int) -> object:
+        found = list_segments(self, partition)
+        found[0].path.unlink()
+        return found
+
+    with monkeypatch.context() as patched:
+        patched.setattr(EventArchive, "_segments_of", listed_then_pruned)
+        assert archive.merge(0) == 0
+    assert rows(archive) == expected(*(click(0, n) for n in range(1, 5)))
+
+
+def test_whoever_reads_while_segments_are_merged_reads_all_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streamrec.archive.segments.MERGED_AT", 5)
+    archive = many_small(tmp_path)
+    list_segments, merged = EventArchive.segments, []
+
+    def listed_then_merged(self: EventArchive) -> object:
+        found = list_segments(self)
+        merged.append(archive.merge(0))
+        return found
+
+    monkeypatch.setattr(EventArchive, "segments", listed_then_merged)
+    assert rows(archive) == expected(*(click(0, n) for n in range(5)))
+    assert merged == [5, 0], "the first listing was stale"
+
+
+def test_a_topic_that_was_created_again_begins_again(tmp_path: Path) -> None:
+    EventArchive(tmp_path, topic_epoch=0).append(0, 0, 10, [click(0, 3)])
+    again = EventArchive(tmp_path, topic_epoch=1)
+    assert again.next_offsets() == {}
+    again.append(0, 0, 2, [click(0, 1)])
+    assert rows(again) == expected(click(0, 1))
+
+
+def test_imported_events_come_first_and_the_same_ones_only_once(tmp_path: Path) -> None:
+    archive = EventArchive(tmp_path)
+    archive.append(2, 0, 5, [click(2, 4)])
+    old = [Event("ann", "a", 5), Event("bob", "b", 3), Event("ann", "c", 5)]
+    assert archive.import_events(old) == 3
+    assert archive.import_events(iter(old)) == 0
+    assert archive.import_events([Event("cid", "d", 9)]) == 1
+    assert archive.import_events([]) == 0
+    found = rows(archive)
+    assert sorted(found[:4]) == sorted([("ann", "a", 5), ("bob", "b", 3), ("ann", "c", 5), ("cid", "d", 9)])
+    assert found.index(("ann", "a", 5)) < found.index(("ann", "c", 5)), "in the order of the file"
+    assert found[4:] == expected(click(2, 4))
+    assert archive.stats().imported_events == 4
+    assert archive.next_offsets() == {2: 5}
+    with pytest.raises(ArchiveError, match="without a timestamp"):
+        archive.import_events([Event("ann", "a", None)])
+
+
+def test_pruning_removes_what_is_old_and_remembers_where_to_go_on(tmp_path: Path) -> None:
+    archive = EventArchive(tmp_path)
+    for start in range(0, 50, 10):
+        archive.append(0, start, start + 10, [click(0, n) for n in range(start, start + 10)])
+    archive.import_events([Event("ann", "a", 5)])
+    assert archive.prune(BASE_MS + 25_000) == 3  # two segments, and the import
+    assert rows(archive) == expected(*(click(0, n) for n in range(20, 50)))
+    assert archive.prune(BASE_MS + 10**9) == 2
+    assert rows(archive) == expected(*(click(0, n) for n in range(40, 50)))
+    assert archive.next_offsets() == {0: 50}
+
+
+def test_damage_and_strangers_are_named(tmp_path: Path) -> None:
+    archive = EventArchive(tmp_path)
+    archive.append(0, 0, 10, [click(0, 1)])
+    (segment,) = archive.segments()
+    content = segment.path.read_bytes()
+    segment.path.write_bytes(content[:-9])
+    with pytest.raises(ArchiveError, match=r"0000000-.*\.parquet cannot be read: .*restore it from a copy, or remove"):
+        archive.read()
+    segment.path.write_bytes(content)
+    stranger = segment.path.with_name("notes.txt")
+    stranger.write_text("hello")
+    with pytest.raises(ArchiveError, match=r"notes\.txt does not belong into an archive"):
+        archive.next_offsets()
+
+
+WRITER = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+from support.archives import click
+from streamrec.archive.segments import EventArchive
+archive = EventArchive(Path(sys.argv[1]))
+while True:
+    for partition in range(2):
+        first = archive.next_offsets().get(partition, 0)
+        archive.append(partition, first, first + 7, [click(partition, n) for n in range(first, first + 7)])
+"""
+
+
+def test_a_writer_that_is_killed_at_any_moment_loses_nothing_and_doubles_nothing(tmp_path: Path) -> None:
+    rng = random.Random(1)
+    archive = EventArchive(tmp_path / "archive")
+    reached = 0
+    for _ in range(6):
+        command = [sys.executable, "-c", WRITER, str(archive.folder), str(Path(__file__).parents[1])]
+        with subprocess.Popen(command) as writer:
+            until = time.monotonic() + 60
+            while sum(archive.next_offsets().values()) == reached:
+                assert writer.poll() is None and time.monotonic() < until
+                time.sleep(0.005)
+            time.sleep(rng.uniform(0, 0.1))  # the random moment
+            writer.send_signal(signal.SIGKILL)
+        ends = archive.next_offsets()
+        assert rows(archive) == expected(*(click(p, n) for p in sorted(ends) for n in range(ends[p])))
+        assert sum(ends.values()) > reached
+        reached = sum(ends.values())

@@ -1,0 +1,59 @@
+"""What is in a batch, and when one is in hand."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+
+from streamrec.health import Health
+from streamrec.kafka.connection import Producer, ensure_topics
+from streamrec.kafka.consumer import ClickConsumer
+from streamrec.metrics import Metrics
+from streamrec.settings import Settings
+
+from support.harness import produce_clicks
+
+MakeSettings = Callable[..., Settings]
+
+
+@contextlib.asynccontextmanager
+async def consuming(settings: Settings) -> AsyncIterator[ClickConsumer]:
+    dead_letters = Producer(settings, idempotent=False)
+    consumer = ClickConsumer(settings, dead_letters, Metrics(), Health(60, 60))
+    await consumer.wait_idle()
+    async with contextlib.AsyncExitStack() as parts:
+        await dead_letters.start()
+        parts.push_async_callback(dead_letters.stop)
+        await consumer.start()
+        parts.push_async_callback(consumer.stop)
+        yield consumer
+
+
+async def test_while_the_next_batch_waits_the_consumer_is_not_idle(make_settings: MakeSettings) -> None:
+    settings = make_settings(kafka_partitions=1, max_batch=1)
+    await ensure_topics(settings, (settings.kafka_topic,))
+    await produce_clicks(settings, [("ann", f"i{n}") for n in range(5)])
+    async with consuming(settings) as consumer:
+        handled = 0
+        waiting = asyncio.create_task(asyncio.sleep(0))
+        async for _ in consumer.batches(asyncio.Event(), burst=True):
+            if not handled:
+                waiting = asyncio.create_task(consumer.wait_idle())
+            for _ in range(5):  # turns of the loop in which it could have gone through
+                await asyncio.sleep(0)
+            assert not waiting.done(), f"after {handled} of 5 batches"
+            handled += 1
+        assert handled == 5
+        await asyncio.wait_for(waiting, 10)
+
+
+async def test_all_that_comes_while_a_batch_is_in_hand_is_in_the_next_one(make_settings: MakeSettings) -> None:
+    settings = make_settings(kafka_partitions=1)
+    await ensure_topics(settings, (settings.kafka_topic,))
+    await produce_clicks(settings, [("ann", "first")])
+    async with consuming(settings) as consumer, contextlib.aclosing(consumer.batches(asyncio.Event())) as batches:
+        assert [event.item_id for event in (await anext(batches)).events] == ["first"]
+        for n in range(3):  # each acknowledged before the next is sent
+            await produce_clicks(settings, [("ann", f"i{n}")])
+        assert [event.item_id for event in (await anext(batches)).events] == ["i0", "i1", "i2"]

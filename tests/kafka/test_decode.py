@@ -1,0 +1,319 @@
+"""A record's bytes -> a click event, or a reason that a person can read. Whatever the bytes."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from streamrec.errors import BadRecord
+from streamrec.kafka.decode import MAX_ID_BYTES, EventDecoder
+from streamrec.schemas import ClickEvent
+from streamrec.settings import Settings
+
+NOW_MS = 1_700_000_000_000
+RECORD_MS = NOW_MS - 250
+DAY_MS = 86_400_000
+
+whatever_the_load = hypothesis_settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+ids = st.text(st.characters(exclude_characters="\0", codec="utf-8"), min_size=1, max_size=64)
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+def decode(value: bytes | str | None, record_ts_ms: int = RECORD_MS, **settings: Any) -> ClickEvent | None:
+    decoder = EventDecoder(Settings(**settings), lambda: float(NOW_MS))
+    return decoder.decode(value.encode() if isinstance(value, str) else value, 3, 17, record_ts_ms)
+
+
+def decoded(value: bytes | str, record_ts_ms: int = RECORD_MS, **settings: Any) -> ClickEvent:
+    event = decode(value, record_ts_ms, **settings)
+    assert event is not None
+    return event
+
+
+def reason(value: bytes | str | None, record_ts_ms: int = RECORD_MS, **settings: Any) -> str:
+    with pytest.raises(BadRecord) as caught:
+        decode(value, record_ts_ms, **settings)
+    return str(caught.value)
+
+
+def click(**fields: Any) -> str:
+    return json.dumps({"user_id": "u", "item_id": "i"} | fields)
+
+
+def timed(timestamp: str) -> str:
+    """An event with a timestamp written as given, valid JSON or not."""
+    return f'{{"user_id": "u", "item_id": "i", "timestamp": {timestamp}}}'
+
+
+decoder = EventDecoder(Settings(event_types=("click",)), lambda: float(NOW_MS))
+
+
+def decode_anything(value: bytes) -> None:
+    try:
+        event = decoder.decode(value, 0, 0, RECORD_MS)
+    except BadRecord as error:
+        assert str(error)
+        str(error).encode()  # it will stand in a header
+        return
+    if event is not None:
+        for text in (event.user_id, event.item_id):
+            assert 1 <= len(text.encode()) <= MAX_ID_BYTES
+            assert "\0" not in text
+        assert 0 <= event.timestamp_ms <= NOW_MS + DAY_MS
+
+
+@whatever_the_load
+@given(st.binary(max_size=200))
+def test_arbitrary_bytes_are_an_event_or_a_bad_record(value: bytes) -> None:
+    decode_anything(value)
+
+
+@whatever_the_load
+@given(st.dictionaries(st.sampled_from(["user_id", "item_id", "timestamp", "event_type", "x"]), json_values))
+def test_arbitrary_json_is_an_event_or_a_bad_record(value: dict[str, Any]) -> None:
+    decode_anything(json.dumps(value).encode())
+    decode_anything(json.dumps(value, ensure_ascii=False).encode(errors="surrogatepass"))
+
+
+@whatever_the_load
+@given(st.binary(max_size=8), st.integers(0, 60), st.integers(0, 60))
+def test_a_damaged_event_is_an_event_or_a_bad_record(junk: bytes, start: int, end: int) -> None:
+    whole = b'{"user_id":"u","item_id":"i","timestamp":1700000000000,"x":[1]}'
+    decode_anything(whole[:start] + junk + whole[end:])
+
+
+@whatever_the_load
+@given(ids, ids, st.none() | st.integers(0, NOW_MS), st.dictionaries(st.text(), json_values, max_size=3))
+def test_a_valid_event_comes_back_with_its_place_in_the_topic(
+    user: str, item: str, timestamp_ms: int | None, unknown: dict[str, Any]
+) -> None:
+    unknown = {name: value for name, value in unknown.items() if name != "event_type"}
+    value = json.dumps(unknown | {"user_id": user, "item_id": item, "timestamp": timestamp_ms})
+    expected_ms = RECORD_MS if timestamp_ms is None else timestamp_ms
+    assert decoded(value) == ClickEvent(user, item, expected_ms, partition=3, offset=17, record_ts_ms=RECORD_MS)
+
+
+@whatever_the_load
+@given(st.integers(-(10**20), 10**20))
+def test_an_integer_id_is_the_same_user_and_item_as_its_digits(number: int) -> None:
+    assert decoded(click(user_id=number, item_id=number)) == decoded(click(user_id=str(number), item_id=str(number)))
+
+
+@pytest.mark.parametrize("field", ["user_id", "item_id"])
+@pytest.mark.parametrize("value", [True, False, 1.0, 1.5, None, [1], {"id": 1}], ids=repr)
+def test_an_id_that_is_neither_text_nor_integer_is_refused_by_name(field: str, value: object) -> None:
+    assert f"$.{field}" in reason(click(**{field: value}))
+
+
+@pytest.mark.parametrize("field", ["user_id", "item_id"])
+def test_a_missing_id_is_refused_by_name(field: str) -> None:
+    event = json.loads(click())
+    del event[field]
+    assert reason(json.dumps(event)) == f"not a click event: Object missing required field `{field}`"
+
+
+@pytest.mark.parametrize(
+    ("value", "why"),
+    [
+        ("", "{field} is empty"),
+        ("x" * 257, "{field} has 257 bytes; at most 256 are allowed"),
+        ("x" + "é" * 128, "{field} has 257 bytes; at most 256 are allowed"),
+        ("😀" * 65, "{field} has 260 bytes; at most 256 are allowed"),
+        (10**300, "{field} has 301 bytes; at most 256 are allowed"),
+        ("a\0b", "{field} holds a NUL byte"),
+        ("\0", "{field} holds a NUL byte"),
+    ],
+    ids=["empty", "257 bytes", "257 bytes of 129 characters", "emoji", "long integer", "NUL", "only NUL"],
+)
+@pytest.mark.parametrize("field", ["user_id", "item_id"])
+def test_an_unusable_id_is_refused_with_the_reason(field: str, value: object, why: str) -> None:
+    assert reason(click(**{field: value})) == why.format(field=field)
+
+
+@pytest.mark.parametrize("value", ["x" * 256, "é" * 128, "😀" * 64, " ", "\n", "{a}:b %s", "\x7f"], ids=repr)
+def test_any_other_text_of_up_to_256_bytes_is_an_id(value: str) -> None:
+    event = decoded(click(user_id=value, item_id=value))
+    assert (event.user_id, event.item_id) == (value, value)
+
+
+@pytest.mark.parametrize("escape", [r"\ud800", r"\udc00", r"x\ud83dx", r"\udc00\ud800"])
+def test_half_of_a_surrogate_pair_is_refused(escape: str) -> None:
+    assert "surrogate" in reason(f'{{"user_id": "{escape}", "item_id": "i"}}')
+
+
+def test_a_whole_surrogate_pair_is_one_character() -> None:
+    assert decoded(r'{"user_id": "\ud83d\ude00", "item_id": "i"}').user_id == "😀"
+
+
+@pytest.mark.parametrize("value", [click(), click(timestamp=None)], ids=["missing", "null"])
+def test_without_a_timestamp_the_records_counts(value: str) -> None:
+    assert decoded(value).timestamp_ms == RECORD_MS
+
+
+def test_where_the_record_has_no_timestamp_either_it_is_now() -> None:
+    event = decoded(click(), record_ts_ms=-1)  # Kafka's NO_TIMESTAMP
+    assert (event.timestamp_ms, event.record_ts_ms) == (NOW_MS, NOW_MS)
+
+
+def test_a_records_timestamp_in_the_future_is_refused_where_it_would_count() -> None:
+    microseconds = NOW_MS * 1000
+    assert "the record's timestamp=1700000000000000: lies more than 86400 s" in reason(click(), microseconds)
+    assert decoded(click(timestamp=NOW_MS), microseconds).timestamp_ms == NOW_MS
+
+
+@pytest.mark.parametrize(
+    ("text", "expected_ms"),
+    [("0", 0), ("-0.0", 0), ("1.7e12", NOW_MS), ("1700000000000.9", NOW_MS), (str(NOW_MS + DAY_MS), NOW_MS + DAY_MS)],
+)
+def test_a_timestamp_is_a_number_of_milliseconds(text: str, expected_ms: int) -> None:
+    assert decoded(timed(text)).timestamp_ms == expected_ms
+
+
+@pytest.mark.parametrize("text", ["NaN", "Infinity", "-Infinity", "nan", "0x10", "1_000", "+1", "01", "1e400"])
+def test_what_json_does_not_call_a_number_is_no_timestamp(text: str) -> None:
+    assert reason(timed(text)).startswith("not a click event: ")
+
+
+@pytest.mark.parametrize("text", ['"1700000000000"', '""', "true", "[]", "{}"])
+def test_a_timestamp_of_another_type_is_refused_by_name(text: str) -> None:
+    assert "$.timestamp" in reason(timed(text))
+
+
+@pytest.mark.parametrize("text", ["-1", "-0.5", "-1e300", str(-(10**400))])
+def test_a_negative_timestamp_is_refused(text: str) -> None:
+    assert reason(timed(text)).endswith("must be Unix time in ms, at least 0")
+
+
+@pytest.mark.parametrize("text", [str(NOW_MS + DAY_MS + 1), str(NOW_MS * 1000), "1e300", str(10**400), "9" * 310])
+def test_a_timestamp_far_in_the_future_is_refused(text: str) -> None:
+    assert reason(timed(text)).endswith("lies more than 86400 s in the future")
+
+
+def test_an_integer_with_more_digits_than_python_prints_is_refused() -> None:
+    assert "$.timestamp" in reason(timed("1" + "0" * 5000))
+    assert "user_id" in reason('{"user_id": 1' + "0" * 5000 + ', "item_id": "i"}')
+
+
+def test_how_far_ahead_a_timestamp_may_be_is_a_setting() -> None:
+    ahead = timed(str(NOW_MS + 60_000))
+    assert decoded(ahead, max_future_s=60).timestamp_ms == NOW_MS + 60_000
+    assert "more than 59.5 s" in reason(ahead, max_future_s=59.5)
+
+
+@pytest.mark.parametrize("value", [None, b""])
+def test_a_record_without_a_value_is_refused(value: bytes | None) -> None:
+    assert reason(value) == "the record has no value"
+
+
+@pytest.mark.parametrize("value", ["null", "5", '"text"', "[]", "true", "[{}]", '[{"user_id": "u", "item_id": "i"}]'])
+def test_json_that_is_no_object_is_refused(value: str) -> None:
+    assert reason(value).startswith("not a click event: Expected `object`")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        b" ",
+        b"{",
+        b"\x00",
+        b"user_id=u",
+        click().encode()[:-1],
+        click().encode() + b" x",
+        click().encode() * 2,
+        b"\xef\xbb\xbf" + click().encode(),
+        b'{"user_id": "\xff", "item_id": "i"}',
+        b'{"user_id": "\xed\xa0\x80", "item_id": "i"}',
+        click().encode("utf-16"),
+        b'{"user_id": "a\x00b", "item_id": "i"}',
+        b"{'user_id': 'u', 'item_id': 'i'}",
+        b'{"user_id": "u", "item_id": "i",}',
+    ],
+    ids=["blank", "open", "NUL", "form", "cut", "trailing", "two", "BOM", "bad UTF-8", "surrogate in UTF-8", "UTF-16",
+         "raw NUL", "quotes", "comma"],
+)  # fmt: skip
+def test_bytes_that_are_no_json_are_refused(value: bytes) -> None:
+    assert reason(value).startswith("not a click event: ")
+
+
+def test_spaces_around_the_object_do_not_matter() -> None:
+    assert decoded(f" \r\n\t{click()}\n").user_id == "u"
+
+
+@pytest.mark.parametrize("opening", ["[", '{"x":'])
+def test_nesting_100_000_deep_is_refused(opening: str) -> None:
+    assert reason(opening * 100_000).startswith("not a click event: ")
+    assert "recursion" in reason('{"user_id": "u", "item_id": "i", "x": ' + opening * 100_000)
+
+
+@pytest.mark.parametrize("junk", [b"\x00", b"a", b"[", b" ", b"\xff", b'"', b"9"])
+def test_ten_megabytes_of_junk_are_refused(junk: bytes) -> None:
+    assert len(reason(junk * 10_000_000)) < 500
+
+
+def test_ten_megabytes_in_an_unknown_field_are_ignored() -> None:
+    assert decoded(click(comment="x" * 10_000_000)).user_id == "u"
+
+
+def test_ten_megabytes_in_an_id_are_refused() -> None:
+    assert reason(click(user_id="x" * 10_000_000)) == "user_id has 10000000 bytes; at most 256 are allowed"
+
+
+def test_the_last_of_two_fields_of_one_name_counts() -> None:
+    assert decoded('{"user_id": "a", "item_id": "i", "user_id": "b"}').user_id == "b"
+
+
+def test_field_names_are_settings() -> None:
+    names = {"user_id_field": "visitor", "item_id_field": "sku", "timestamp_field": "at", "event_type_field": "kind"}
+    value = {"visitor": 5, "sku": "s", "at": 9, "kind": "view", "user_id": None, "item_id": [], "timestamp": "no"}
+    event = decoded(json.dumps(value), event_types="view", **names)
+    assert (event.user_id, event.item_id, event.timestamp_ms) == ("5", "s", 9)
+    assert decode(json.dumps(value | {"kind": "buy"}), event_types="view", **names) is None
+    assert "`visitor`" in reason(click(), **names)
+    assert reason(json.dumps(value | {"sku": ""}), **names) == "sku is empty"
+    assert reason(json.dumps(value | {"at": -1}), **names).startswith("at=-1: ")
+
+
+def test_field_names_may_be_swapped_and_odd() -> None:
+    event = decoded(
+        json.dumps({"item_id": "a", "user_id": "b", "it's {é} $.at": 9}),
+        user_id_field="item_id", item_id_field="user_id", timestamp_field="it's {é} $.at",
+    )  # fmt: skip
+    assert (event.user_id, event.item_id, event.timestamp_ms) == ("a", "b", 9)
+
+
+@pytest.mark.parametrize("event_type", ["click", "view"])
+def test_an_accepted_event_type_passes(event_type: str) -> None:
+    assert decode(click(event_type=event_type), event_types="click, view") is not None
+
+
+@pytest.mark.parametrize("event_type", ["buy", "", "Click", "click "])
+def test_another_event_type_is_ignored(event_type: str) -> None:
+    assert decode(click(event_type=event_type), event_types="click,view") is None
+
+
+@pytest.mark.parametrize("fields", [{}, {"event_type": None}], ids=["missing", "null"])
+def test_an_event_without_a_type_is_always_accepted(fields: dict[str, Any]) -> None:
+    assert decode(click(**fields), event_types="click") is not None
+
+
+@pytest.mark.parametrize("value", [5, 1.5, True, [], {}], ids=repr)
+def test_an_event_type_that_is_no_text_is_refused_by_name(value: object) -> None:
+    assert "$.event_type" in reason(click(event_type=value), event_types="click")
+
+
+@pytest.mark.parametrize("value", ["anything", 5, 1.5, True, None, [], {"a": 1}])
+def test_every_event_type_is_accepted_where_none_is_set(value: object) -> None:
+    assert decode(click(event_type=value)) is not None
+
+
+def test_an_ignored_event_may_have_anything_in_it() -> None:
+    assert decode(click(event_type="buy", user_id="", timestamp=-1), event_types="click") is None

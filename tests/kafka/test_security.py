@@ -1,0 +1,304 @@
+"""Kafka with TLS, logins and ACLs: what is served, what is asked for, and what is said to the operator.
+
+Before the real broker stands a front that ends TLS, demands a login, or allows no new topics (fronts.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiokafka.errors import GroupAuthorizationFailedError, TopicAuthorizationFailedError
+
+from sasrec import load_model
+from streamrec.errors import KafkaUnavailable
+from streamrec.kafka.connection import ensure_topics, topic_partitions, unavailable
+from streamrec.local.servers import EmbeddedServers
+from streamrec.registry import Registry
+from streamrec.settings import Settings, load_settings
+
+from support.fronts import Certificates, KafkaFront
+from support.harness import Daemon, Record, Retrain, click, environment_of, eventually, feed
+
+README = (Path(__file__).parents[2] / "deploy" / "README.md").read_text("utf-8")
+USER, PASSWORD = "str=eam,rec", "s3cr3t-right"
+MECHANISMS = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
+LOGIN = {"kafka_sasl_username": USER, "kafka_sasl_password": PASSWORD}
+CREATE_TOPICS = 19
+
+
+async def reached(address: str, **more: Any) -> None:
+    settings = load_settings(flags={"kafka_bootstrap_servers": address} | more)
+    assert await topic_partitions(settings, ["no-such-topic"]) == {"no-such-topic": 0}
+
+
+async def refusal_of(address: str, **more: Any) -> str:
+    settings = load_settings(flags={"kafka_bootstrap_servers": address} | more)
+    with pytest.raises(KafkaUnavailable) as told:
+        async with asyncio.timeout(15):
+            await ensure_topics(settings, ["no-such-topic"])
+    assert "\n" not in str(told.value)
+    assert "s3cr3t" not in f"{told.value!r}"
+    return str(told.value)
+
+
+# --- TLS
+
+
+async def test_brokers_are_reached_over_tls_with_a_client_certificate_where_one_is_wanted(
+    own: EmbeddedServers, certificates: Certificates, other_certificates: Certificates
+) -> None:
+    tls: dict[str, Any] = {"kafka_security_protocol": "SSL", "kafka_tls_ca_file": certificates.ca_file}
+    async with KafkaFront(own.kafka.port, certificates.server()).listening() as front:
+        await reached(front.address, **tls)
+    async with KafkaFront(own.kafka.port, certificates.server(wants_client=True)).listening() as front:
+        cert, key = certificates.client("streamrec")
+        await reached(front.address, **tls, kafka_tls_cert_file=cert, kafka_tls_key_file=key)
+        assert "does it want a client certificate (kafka_tls_cert_file)" in await refusal_of(front.address, **tls)
+        cert, key = other_certificates.client("streamrec")
+        stranger = await refusal_of(front.address, **tls, kafka_tls_cert_file=cert, kafka_tls_key_file=key)
+        assert "does it want another client certificate" in stranger
+
+
+@pytest.mark.parametrize(
+    ("names", "expired", "trusted", "said"),
+    [
+        ((), False, False, r"signed by nobody we trust .* set STREAMREC_KAFKA_TLS_CA_FILE to its CA's certificate"),
+        ((), True, True, r"out of date \(certificate has expired\): renew it"),
+        (("kafka.example",), False, True, r"for another name \(.*127\.0\.0\.1.*\): use a name that stands in the cert"),
+    ],
+    ids=["another CA", "expired", "another name"],
+)
+async def test_a_broker_that_is_not_proven_to_be_ours_is_refused(
+    own: EmbeddedServers, certificates: Certificates, other_certificates: Certificates,
+    names: tuple[str, ...], expired: bool, trusted: bool, said: str,
+) -> None:  # fmt: skip
+    known = certificates if trusted else other_certificates
+    tls: dict[str, Any] = {"kafka_security_protocol": "SSL", "kafka_tls_ca_file": known.ca_file}
+    async with KafkaFront(own.kafka.port, certificates.server(*names, expired=expired)).listening() as front:
+        assert re.search(said, await refusal_of(front.address, **tls))
+
+
+async def test_tls_and_plain_ports_that_are_mixed_up_are_told(own: EmbeddedServers, certificates: Certificates) -> None:
+    tls: dict[str, Any] = {"kafka_security_protocol": "SSL", "kafka_tls_ca_file": certificates.ca_file}
+    async with KafkaFront(own.kafka.port, certificates.server()).listening() as front:
+        plain = await refusal_of(front.address)
+    assert "it hangs up; does it want TLS on this port, or SASL? See STREAMREC_KAFKA_SECURITY_PROTOCOL" in plain
+    assert "does it speak TLS on this port" in await refusal_of(own.kafka_bootstrap_servers, **tls)
+
+
+# --- logins
+
+
+@pytest.mark.parametrize("mechanism", MECHANISMS)
+async def test_a_login_is_accepted_or_refused_in_one_line(own: EmbeddedServers, mechanism: str) -> None:
+    sasl = {"kafka_security_protocol": "SASL_PLAINTEXT", "kafka_sasl_mechanism": mechanism} | LOGIN
+    async with KafkaFront(own.kafka.port, None, mechanism, {USER: PASSWORD}).listening() as front:
+        await reached(front.address, **sasl)
+        for wrong in ({"kafka_sasl_password": "s3cr3t-wrong"}, {"kafka_sasl_username": "nobody"}):
+            said = await refusal_of(front.address, **sasl | wrong)
+            assert re.search(
+                rf"it refuses user .* or the password, by {mechanism}: set STREAMREC_KAFKA_SASL_USER", said
+            )
+        other = "PLAIN" if mechanism != "PLAIN" else "SCRAM-SHA-256"
+        said = await refusal_of(front.address, **sasl | {"kafka_sasl_mechanism": other})
+        assert f"it does not take SASL mechanism {other}: set STREAMREC_KAFKA_SASL_MECHANISM" in said
+        assert "or SASL? See STREAMREC_KAFKA_SECURITY_PROTOCOL" in await refusal_of(front.address)
+    async with KafkaFront(own.kafka.port).listening() as front:
+        assert "it asks for no SASL on this port" in await refusal_of(front.address, **sasl)
+
+
+@contextlib.asynccontextmanager
+async def daemon_of(settings: Settings) -> AsyncIterator[Daemon]:
+    daemon = Daemon(settings)
+    try:
+        yield daemon
+    finally:
+        daemon.kill()
+
+
+@pytest.fixture
+def settings_of(own: EmbeddedServers, model_dir: Path, tmp_path: Path) -> Callable[..., Settings]:
+    name = re.sub(r"\W", "-", tmp_path.name)
+
+    def make(address: str = own.kafka_bootstrap_servers, **more: Any) -> Settings:
+        flags = {
+            "kafka_bootstrap_servers": address, "redis_url": own.redis_url, "model_dir": model_dir, "http_port": 0,
+            "kafka_topic": name, "kafka_group": name, "redis_key_prefix": name,
+        }  # fmt: skip
+        return load_settings(flags=flags | more)
+
+    return make
+
+
+@pytest.mark.parametrize("mechanism", ["PLAIN", "SCRAM-SHA-512"])
+async def test_a_daemon_serves_over_tls_and_login_and_tells_no_secret_even_while_debugging(
+    own: EmbeddedServers, certificates: Certificates, settings_of: Callable[..., Settings], mechanism: str
+) -> None:
+    secured: dict[str, Any] = {
+        "kafka_security_protocol": "SASL_SSL", "kafka_sasl_mechanism": mechanism, "log_level": "DEBUG",
+        "kafka_tls_ca_file": certificates.ca_file, "http_token": "s3cr3t-s3cr3t-s3cr3t", **LOGIN,
+    }  # fmt: skip
+    users = {USER: PASSWORD}
+    async with KafkaFront(own.kafka.port, certificates.server(), mechanism, users).listening() as front:
+        async with daemon_of(settings_of(front.address, **secured)) as daemon:
+            await eventually(lambda: daemon.has_logged("partitions assigned"))
+            await feed(settings_of(), [Record(b"ann", click("ann", "i1", 1_700_000_000_000))])
+            await eventually(lambda: daemon.has_logged("OffsetCommitRequest"))
+            assert "SaslAuthenticateRequest" in daemon.output, "debugging tells of every request; is that so no longer?"
+            assert "s3cr3t" not in daemon.output
+        wrong = settings_of(front.address, **secured | {"kafka_sasl_password": "s3cr3t-wrong"})
+        async with daemon_of(wrong) as daemon:
+            assert await daemon.wait_exit() == 1
+            assert f"it refuses user {USER} or the password, by {mechanism}" in daemon.output.splitlines()[-1]
+            assert "s3cr3t" not in daemon.output
+            assert "Traceback" not in daemon.output
+
+
+async def test_a_password_that_is_changed_at_the_broker_is_told_while_the_daemon_waits(
+    own: EmbeddedServers, settings_of: Callable[..., Settings]
+) -> None:
+    front = KafkaFront(own.kafka.port, None, "SCRAM-SHA-256", {USER: PASSWORD})
+    sasl = {"kafka_security_protocol": "SASL_PLAINTEXT", "kafka_sasl_mechanism": "SCRAM-SHA-256"} | LOGIN
+    async with front.listening(), daemon_of(settings_of(front.address, **sasl)) as daemon:
+        await daemon.wait_ready()
+        front.users = {USER: "another"}
+        front.hang_up()
+        await eventually(lambda: daemon.has_logged(f"it refuses user {USER} or the password"))
+        front.users = {USER: PASSWORD}
+        await eventually(lambda: daemon.has_logged("Kafka is back"), timeout_s=60)
+        await daemon.wait_ready()
+        assert "s3cr3t" not in daemon.output
+
+
+# --- rights
+
+
+def test_a_right_that_is_missing_is_told_with_where_rights_are_listed() -> None:
+    for error in (TopicAuthorizationFailedError("clicks"), GroupAuthorizationFailedError("streamrec")):
+        said = str(unavailable(Settings(), error))
+        assert re.search(
+            r"AuthorizationFailedError: (clicks|streamrec) \(the rights .* deploy/README.md, Security\)", said
+        )
+
+
+async def test_topics_that_are_there_are_used_without_the_right_to_create_any_and_others_are_named(
+    own: EmbeddedServers, settings_of: Callable[..., Settings]
+) -> None:
+    settings = settings_of()
+    async with KafkaFront(own.kafka.port, may_create=False).listening() as front:
+        strict = settings_of(front.address)
+        with pytest.raises(KafkaUnavailable) as told:
+            await ensure_topics(strict, (strict.kafka_topic,))
+        assert re.match(
+            rf"topic {strict.kafka_topic} is not there, or may not be seen, .*: create it,", str(told.value)
+        )
+        assert "deploy/README.md, Security" in str(told.value)
+        await feed(settings, [Record(b"ann", click("ann", "i1", 1_700_000_000_000)), Record(b"ann", b"bad")])
+        async with daemon_of(strict) as daemon:
+            await daemon.wait_handled(1)
+            await eventually(lambda: counted(daemon))
+
+
+async def test_a_daemon_that_may_not_read_ends_with_a_line_that_says_what_it_may_not(
+    own: EmbeddedServers, settings_of: Callable[..., Settings]
+) -> None:
+    async with KafkaFront(own.kafka.port, may_join=False).listening() as front:
+        settings = settings_of(front.address)
+        async with daemon_of(settings) as daemon:
+            assert await daemon.wait_exit() == 1
+            last = daemon.output.splitlines()[-1]
+            assert re.match(
+                rf"streamrec: Kafka at .* GroupAuthorizationFailedError: {settings.kafka_group} \(the", last
+            )
+            assert "Traceback" not in daemon.output
+
+
+async def counted(daemon: Daemon) -> bool:
+    return await daemon.metric("streamrec_dead_letters_total") == 1
+
+
+# What Apache Kafka asks for the requests that are sent here: its documentation, Security, "Protocols".
+READ, WRITE, DESCRIBE, NONE = ("topic", "Read"), ("topic", "Write"), ("topic", "Describe"), ()
+OF_GROUP, SEE_GROUP = ("group", "Read"), ("group", "Describe")
+NEEDED: dict[int, tuple[Any, ...]] = {
+    0: (WRITE,),  # Produce
+    1: (READ,),  # Fetch
+    2: (DESCRIBE,),  # ListOffsets
+    3: (DESCRIBE,),  # Metadata
+    8: (READ, OF_GROUP),  # OffsetCommit
+    9: (DESCRIBE, SEE_GROUP),  # OffsetFetch
+    10: (SEE_GROUP,),  # FindCoordinator
+    11: (OF_GROUP,),  # JoinGroup
+    12: (OF_GROUP,),  # Heartbeat
+    13: (OF_GROUP,),  # LeaveGroup
+    14: (OF_GROUP,),  # SyncGroup
+    15: (SEE_GROUP,),  # DescribeGroups
+    18: NONE,  # ApiVersions
+    22: (WRITE,),  # InitProducerId, of an idempotent producer; since 2.8
+}
+
+
+def granted(user: str) -> set[tuple[str, str]]:
+    """What the docs tell to grant a user: resource and operation."""
+    lines = re.findall(
+        rf"^    \$acl --allow-principal User:{user} --operation (\w+) --(topic|group) ", README, re.MULTILINE
+    )
+    return {(resource, operation) for operation, resource in lines}
+
+
+def least(asked: set[int]) -> set[tuple[str, str]]:
+    """The rights that requests need; Read and Write imply Describe."""
+    needed = {right for key in asked for right in NEEDED[key]}
+    implied = {(kind, "Describe") for kind, operation in needed if operation in ("Read", "Write")}
+    return needed - implied
+
+
+async def command(settings: Settings, *arguments: str) -> None:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "streamrec", *arguments, env=environment_of(settings), stdout=subprocess.DEVNULL
+    )
+    assert await process.wait() == 0
+
+
+async def test_the_requests_of_each_part_need_the_rights_of_the_docs_and_no_more(
+    own: EmbeddedServers, model_dir: Path, settings_of: Callable[..., Settings], tmp_path: Path
+) -> None:
+    parts = ("streamrec-serve", "streamrec-retrain", "producer", "streamrec-check")
+    fronts = {part: KafkaFront(own.kafka.port, may_create=False) for part in parts}
+    settings = settings_of()
+    saved, registry = load_model(model_dir), Registry(tmp_path / "registry")
+    registry.promote(registry.publish(saved.model, saved.vocab, {}), "first")
+    where = {"archive_dir": tmp_path / "archive", "registry_dir": registry.folder, "model_dir": None}
+    await feed(settings, [Record(b"ann", click("ann", f"i{n}", 1_700_000_000_000 + n)) for n in range(9)])
+    await feed(settings, [Record(b"ann", b"bad")])
+    (tmp_path / "clicks.csv").write_text("user_id,item_id,timestamp\nbob,i1,1700000000000\n")
+    async with contextlib.AsyncExitStack() as stack:
+        for front in fronts.values():
+            await stack.enter_async_context(front.listening())
+        daemon = await stack.enter_async_context(daemon_of(settings_of(fronts["streamrec-serve"].address)))
+        await asyncio.gather(
+            command(settings_of(fronts["producer"].address), "replay", str(tmp_path / "clicks.csv")),
+            command(settings_of(fronts["streamrec-check"].address), "check"),
+        )
+        await daemon.wait_handled(10)
+        await eventually(lambda: counted(daemon))
+        retrain = Retrain(settings_of(
+            fronts["streamrec-retrain"].address, retrain_every_s=10**6, retrain_http_port=0, archive_flush_s=0.1,
+            **where,
+        ))  # fmt: skip
+        await retrain.says("segments written")
+        daemon.process.terminate()
+        retrain.process.terminate()
+        await retrain.ends()
+        assert await daemon.wait_exit() == 0
+    for part, front in fronts.items():
+        assert least(front.asked) == granted(part), (part, sorted(front.asked))
+    assert {13, 15} <= fronts["streamrec-serve"].asked  # it looks for members that died, and leaves

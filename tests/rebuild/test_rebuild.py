@@ -1,0 +1,553 @@
+"""`streamrec rebuild`: what Redis has lost comes back, whatever daemons do meanwhile and whoever is killed."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiokafka.admin import AIOKafkaAdminClient, NewPartitions
+from hypothesis import given
+from hypothesis import strategies as st
+
+import streamrec.rebuild.rebuild
+from sasrec import Event, load_model
+from streamrec.archive.follow import Archiver
+from streamrec.archive.segments import EventArchive
+from streamrec.errors import KafkaUnavailable, StreamrecError
+from streamrec.kafka.connection import ensure_topics
+from streamrec.kafka.reader import Stretch
+from streamrec.metrics import Metrics
+from streamrec.rebuild.past_clicks import PastClicks
+from streamrec.rebuild.rebuild import Rebuilder, Report, rebuild
+from streamrec.redis.client import RedisClient
+from streamrec.redis.keys import Keys
+from streamrec.schemas import ClickEvent
+from streamrec.serving.inspection import published, stored
+from streamrec.serving.lists import SharedLists
+from streamrec.serving.model import ServedModel
+from streamrec.serving.predictor import Predictor
+from streamrec.settings import Settings
+
+from support.archives import CENTURY_S, archived
+from support.harness import (
+    Daemon,
+    Record,
+    click,
+    environment_of,
+    eventually,
+    feed,
+    feeding,
+    own_servers,
+    wait_caught_up,
+    workload,
+)
+from support.oracle import assert_delivered
+from support.redis_access import BASE_MS, batch, event, raw_redis
+from support.sequences import against_redis, fresh, store_of
+
+MakeSettings = Callable[..., Settings]
+# the clicks of these tests are years old
+AGELESS = {"sequence_ttl_s": CENTURY_S, "recs_ttl_s": CENTURY_S}
+
+
+@pytest.fixture
+async def topic(make_settings: MakeSettings) -> None:
+    await ensure_topics(make_settings(), (make_settings().kafka_topic,))
+
+
+@pytest.fixture
+def ageless(make_settings: MakeSettings, model_dir: Path, tmp_path: Path) -> MakeSettings:
+    """Settings with an archive of the test's own, under which nothing is too old."""
+    return lambda **changes: make_settings(
+        **({"model_dir": model_dir, "archive_dir": tmp_path / "archive"} | AGELESS | changes)
+    )
+
+
+async def archive_topic(settings: Settings) -> None:
+    assert settings.archive_dir is not None
+    archive = EventArchive(settings.archive_dir, settings.kafka_topic_epoch)
+    await Archiver(settings, archive).run(asyncio.Event(), burst=True)
+
+
+async def values(settings: Settings, kinds: tuple[str, ...] = ("seq", "recs")) -> dict[bytes, bytes]:
+    """What is stored of all users, as it is stored."""
+    async with raw_redis(settings) as raw:
+        keys = [key for kind in kinds for key in await raw.keys(f"{settings.redis_key_prefix}:{kind}:{{*")]
+        return {key: await raw.get(key) for key in sorted(keys)}
+
+
+async def forget(settings: Settings, *patterns: str) -> None:
+    async with raw_redis(settings) as raw:
+        for pattern in patterns or ("*",):
+            for key in await raw.keys(f"{settings.redis_key_prefix}:{pattern}"):
+                await raw.delete(key)
+
+
+class RebuildProcess:
+    """A `streamrec rebuild` process."""
+
+    def __init__(self, settings: Settings, *arguments: str) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "streamrec", "rebuild", *arguments], env=environment_of(settings),
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    async def ends(self, status: int = 0) -> tuple[str, str]:
+        out, err = await asyncio.to_thread(self.process.communicate, None, 100)
+        assert self.process.returncode == status, err
+        assert "Traceback" not in err
+        return out, err
+
+
+@contextlib.contextmanager
+def rebuilding(settings: Settings, *arguments: str) -> Iterator[RebuildProcess]:
+    running = RebuildProcess(settings, *arguments)
+    try:
+        yield running
+    finally:
+        running.process.kill()
+        running.process.communicate()
+
+
+async def test_a_flushed_redis_is_rebuilt_while_a_daemon_runs_and_clicks_flow(
+    start_daemon: Callable[..., Daemon], ageless: MakeSettings, tmp_path: Path
+) -> None:
+    with own_servers() as own:
+        where = {"kafka_bootstrap_servers": own.kafka_bootstrap_servers, "redis_url": own.redis_url}
+        settings = ageless(**where)
+        daemon = start_daemon(**AGELESS, **where)
+        async with feeding(settings, seed=11, per_s=200):
+            await daemon.wait_handled(600)
+            await archive_topic(settings)
+            await daemon.wait_handled(1_000)  # the archive is behind the topic
+            async with raw_redis(settings) as raw:
+                await raw.flushall()
+            await daemon.wait_handled(1_200)  # and the daemon goes on with what is left of its users
+            with rebuilding(settings) as first:
+                out, err = await first.ends()
+        assert "users rebuilt" in out and " 0 kept as only Redis knows" in out, (
+            out
+        )  # counts that the daemon had not flushed yet are not lost
+        assert "archive read" in err and "topic read" in err
+        await wait_caught_up(settings)
+        users = await assert_delivered(settings)
+        assert sum(user.n for user in users.values()) > 1_000
+        before = await values(settings)
+        with rebuilding(settings) as second:
+            out, _ = await second.ends()
+        assert out.startswith(f"0 users rebuilt, {len(users)} kept as they were, 0 kept"), out
+        assert ", 0 lists published;" in out
+        assert await values(settings) == before
+
+
+@pytest.mark.parametrize("changes", [{}, {"session_gap_s": 25}, {"max_len": 3}], ids=str)
+async def test_what_comes_back_is_what_was_there_byte_for_byte(
+    start_daemon: Callable[..., Daemon], ageless: MakeSettings, changes: dict[str, Any]
+) -> None:
+    settings = ageless(**changes)
+    await feed(settings, islice(workload(12), 400))
+    await archive_topic(settings)
+    await feed(settings, islice(workload(13), 200))
+    assert await start_daemon("--burst", **AGELESS, **changes).wait_exit() == 0
+    before, lists = await values(settings, ("seq",)), await values(settings, ("recs",))
+    await forget(settings)
+    report = await rebuild(settings)
+    assert report == Report(rebuilt=len(before), lists=len(before), popularity=True)
+    assert await values(settings, ("seq",)) == before
+    assert (await values(settings, ("recs",))).keys() == lists.keys()
+    await assert_delivered(settings)
+    assert await format_of(settings) == b"1"
+
+
+async def format_of(settings: Settings) -> bytes | None:
+    async with raw_redis(settings) as raw:
+        found: bytes | None = await raw.get(Keys(settings.redis_key_prefix).format)
+        return found
+
+
+@pytest.mark.parametrize("ended_by", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+async def test_a_rebuild_that_was_stopped_half_way_is_begun_again(
+    start_daemon: Callable[..., Daemon], ageless: MakeSettings, ended_by: signal.Signals
+) -> None:
+    settings = ageless()
+    await feed(settings, islice(workload(14), 600))
+    assert await start_daemon("--burst", **AGELESS).wait_exit() == 0
+    await archive_topic(settings)
+    before = await values(settings, ("seq",))
+    await forget(settings)
+    with rebuilding(settings, "--rate", "20") as stopped:
+
+        async def some() -> bool:
+            return len(await values(settings, ("seq",))) >= 10
+
+        await eventually(some)
+        stopped.process.send_signal(ended_by)
+        status = await asyncio.to_thread(stopped.process.wait, 30)
+        assert status == (130 if ended_by == signal.SIGINT else -ended_by)
+    half = await values(settings, ("seq",))
+    assert 0 < len(half) < len(before)
+    assert half.items() <= before.items()
+    report = await rebuild(settings)
+    assert report.rebuilt == len(before) - len(half)
+    assert await values(settings, ("seq",)) == before
+    await assert_delivered(settings)
+
+
+async def test_imported_clicks_come_before_those_of_the_topic(ageless: MakeSettings) -> None:
+    settings = ageless()
+    await feed(settings, [Record(b"ann", click("ann", f"i{n}", BASE_MS + n)) for n in range(3)])
+    await archive_topic(settings)
+    assert settings.archive_dir is not None
+    EventArchive(settings.archive_dir).import_events([Event("ann", f"i{n}", n) for n in range(10, 13)])
+    assert (await rebuild(settings)).rebuilt == 1
+    async with RedisClient(settings) as redis:
+        ((_, ann),) = [found async for found in stored(redis, Keys(settings.redis_key_prefix), None)]
+        ((_, his_list),) = [found async for found in published(redis, Keys(settings.redis_key_prefix), None)]
+    assert ann is not None and his_list is not None
+    assert (ann.items, ann.n) == (["i10", "i11", "i12", "i0", "i1", "i2"], 6)
+    assert (his_list.n, set(his_list.items) & set(ann.items)) == (6, set())
+
+
+async def test_a_dry_run_says_what_would_be_done_and_writes_nothing(ageless: MakeSettings) -> None:
+    settings = ageless()
+    await feed(settings, [Record(b"ann", click("ann", "i1", BASE_MS)), Record(b"bob", click("bob", "i2", BASE_MS))])
+    await archive_topic(settings)
+    with rebuilding(settings, "--dry-run") as dry:
+        out, _ = await dry.ends()
+    assert out.startswith("would be: 2 users rebuilt, 0 kept as they were") and "2 lists published; " in out
+    async with raw_redis(settings) as raw:
+        assert await raw.keys(f"{settings.redis_key_prefix}*") == []
+
+
+async def test_a_daemon_behind_the_rebuild_takes_its_clicks_for_replays_and_publishes(
+    start_daemon: Callable[..., Daemon], ageless: MakeSettings
+) -> None:
+    settings = ageless()
+    await feed(settings, islice(workload(15), 300))
+    await archive_topic(settings)
+    await rebuild(settings)
+    before = await values(settings, ("seq",))
+    daemon = start_daemon(**AGELESS)
+    await wait_caught_up(settings)
+    await assert_delivered(settings)
+    assert await values(settings, ("seq",)) == before
+    assert "beside a rebuild" in daemon.output
+
+
+async def test_popularity_comes_back_once(start_daemon: Callable[..., Daemon], ageless: MakeSettings) -> None:
+    # of more clicks in a batch than are kept of a user the daemon counts those that are kept
+    slow = {"popular_half_life_s": CENTURY_S, "max_len": 500, **AGELESS}
+    settings = ageless(**slow)
+    await feed(settings, islice(workload(16), 500))
+    assert await start_daemon("--burst", **slow).wait_exit() == 0
+    await archive_topic(settings)
+    key = Keys(settings.redis_key_prefix).popularity
+
+    async def scores() -> dict[bytes, float]:
+        async with raw_redis(settings) as raw:
+            return {item: score for item, score in await raw.zrange(key, 0, -1, withscores=True) if item[0]}
+
+    before = await scores()
+    assert not (await rebuild(settings)).popularity
+    assert await scores() == before
+    await forget(settings, "popularity")
+    assert (await rebuild(settings)).popularity
+    assert await scores() == pytest.approx(before, rel=0.1)  # the years between the clicks
+    async with raw_redis(settings) as raw:
+        assert b'"model":"popular"' in await raw.get(Keys(settings.redis_key_prefix).popular)
+        await raw.zremrangebyrank(key, 0, -2)
+    assert (await rebuild(settings)).popularity
+
+
+@pytest.mark.usefixtures("topic")
+async def test_a_sequence_lives_as_long_as_it_would_have_and_what_is_too_old_stays_away(
+    make_settings: MakeSettings, model_dir: Path, tmp_path: Path
+) -> None:
+    settings = make_settings(model_dir=model_dir, archive_dir=tmp_path / "archive")
+    now_ms, day_ms = int(time.time() * 1000), 86_400_000
+    ages = {"today": 0, "last week": 8, "last month": 30, "last year": 365, "back": 365}
+    clicks = [
+        event(user, item, 2 * n + k, now_ms - days * day_ms + k)
+        for n, (user, days) in enumerate(ages.items())
+        for k, item in enumerate(("i1", "i2"))
+    ]
+    archived(tmp_path / "archive", clicks)
+    async with RedisClient(settings) as redis:  # a daemon has read his second click from an old file
+        await store_of(redis, settings, 8).append(batch(clicks[-1]))
+    report = await rebuild(settings)
+    assert (report.rebuilt, report.too_old, report.lists) == (4, 1, 1)
+    keys = Keys(settings.redis_key_prefix)
+    async with raw_redis(settings) as raw:
+        left_days = [await raw.ttl(keys.sequence(user)) / 86_400 for user in ages]
+        assert left_days == pytest.approx([90, 82, 60, -2 / 86_400, 90], abs=0.01)
+        assert [await raw.exists(keys.recommendation(user)) for user in ages] == [1, 0, 0, 0, 0]
+
+
+@pytest.mark.usefixtures("topic")
+async def test_a_larger_max_len_is_filled_from_the_archive_even_from_a_pruned_one(
+    redis: RedisClient, ageless: MakeSettings
+) -> None:
+    settings = ageless(max_len=6)
+    clicks = [event(user, f"i{n}", 2 * n + k, BASE_MS + n) for n in range(10) for k, user in enumerate(("ann", "bob"))]
+    await store_of(redis, settings, 2).append(batch(*clicks))
+    assert settings.archive_dir is not None
+    of_ann = [e for e in clicks if e.user_id == "ann"]
+    of_bob = [e for e in clicks if e.user_id == "bob"][5:]
+    archived(settings.archive_dir, sorted([*of_ann, *of_bob], key=lambda e: e.offset))
+    report = await rebuild(settings)
+    assert (report.rebuilt, report.lists) == (2, 2)
+    (ann, bob) = await store_of(redis, settings).read(["ann", "bob"])
+    assert (ann.items, ann.n, ann.session_n) == ([f"i{n}" for n in range(4, 10)], 10, 10)
+    assert (bob.items, bob.n, bob.session_n) == ([f"i{n}" for n in range(5, 10)], 10, 10)
+    before = await values(settings)
+    assert (await rebuild(settings)) == Report(kept=2)
+    assert await values(settings) == before
+
+
+@pytest.mark.usefixtures("topic")
+async def test_a_list_that_a_kill_left_behind_its_sequence_is_published(
+    redis: RedisClient, ageless: MakeSettings
+) -> None:
+    settings = ageless()
+    assert settings.archive_dir is not None
+    archived(settings.archive_dir, [event(user, "i1", n, BASE_MS) for n, user in enumerate(("ann", "bob", "cid"))])
+    await rebuild(settings)
+    keys = Keys(settings.redis_key_prefix)
+    async with raw_redis(settings) as raw:
+        await raw.delete(keys.recommendation("ann"))
+        await raw.set(keys.recommendation("bob"), (await raw.get(keys.recommendation("bob"))).replace(b":1}", b":0}"))
+    assert (await rebuild(settings)) == Report(kept=3, lists=2)
+    async with raw_redis(settings) as raw:
+        assert [(await raw.get(keys.recommendation(user)))[-6:] for user in ("ann", "bob")] == [b'"n":1}'] * 2
+
+
+@pytest.mark.usefixtures("topic")
+async def test_damaged_values_are_replaced_and_those_of_a_newer_version_end_it(
+    redis: RedisClient, ageless: MakeSettings
+) -> None:
+    settings = ageless()
+    assert settings.archive_dir is not None
+    archived(settings.archive_dir, [event(user, "i1", n, BASE_MS) for n, user in enumerate(("ann", "bob", "cid"))])
+    keys = Keys(settings.redis_key_prefix)
+    async with raw_redis(settings) as raw:
+        await raw.set(keys.sequence("ann"), "junk")
+        await raw.lpush(keys.sequence("bob"), "another type")
+        assert (await rebuild(settings)).rebuilt == 3
+        assert [s.items for s in await store_of(redis, settings).read(["ann", "bob"])] == [["i1"], ["i1"]]
+        await raw.set(keys.sequence("cid"), b"2 1 1 1 0 0 0:1\0newer")
+        with pytest.raises(StreamrecError, match="sequence format 2 of user 'cid' was written by a newer streamrec"):
+            await rebuild(settings)
+        await raw.set(keys.sequence("cid"), b"1 1 1 1 0 7 0:1\0i1\0")
+        with pytest.raises(
+            StreamrecError, match=r"'cid' is of topic epoch 7, and kafka_topic_epoch is 0: set STREAMREC_K"
+        ):
+            await rebuild(settings)
+
+
+@pytest.mark.usefixtures("topic")
+async def test_clicks_that_only_redis_knows_are_kept(
+    redis: RedisClient, ageless: MakeSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of bob the archive missed a click; the one of ann has an offset that topic and archive have yet to reach."""
+    monkeypatch.setattr(streamrec.rebuild.rebuild, "AGAIN_S", 1.0)
+    settings = ageless()
+    assert settings.archive_dir is not None
+    clicks = [event("bob", "i1", 0), event("ann", "i2", 1), event("bob", "i3", 2), event("cid", "i4", 3)]
+    archived(settings.archive_dir, [clicks[0], clicks[1], clicks[3]])
+    await store_of(redis, settings).append(batch(clicks[2], event("ann", "i5", 4)))
+    before = await values(settings)
+    assert (await rebuild(settings)) == Report(rebuilt=1, ahead=2, lists=1, popularity=True)
+    assert before.items() <= (await values(settings)).items()
+
+
+async def test_what_the_topic_no_longer_holds_is_told(
+    ageless: MakeSettings, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = ageless(kafka_partitions=1)
+    await feed(settings, [Record(b"ann", click("ann", f"i{n}", BASE_MS + n)) for n in range(8)])
+    assert settings.archive_dir is not None
+    archived(settings.archive_dir, [event("ann", f"i{n}", n, BASE_MS + n) for n in range(3)])
+    monkeypatch.setattr("aiokafka.AIOKafkaConsumer.beginning_offsets", retention_up_to(5))
+    with caplog.at_level("WARNING"):
+        assert (await rebuild(settings)).rebuilt == 1
+    (line,) = [record for record in caplog.records if "no longer in the topic" in record.getMessage()]
+    assert (line.__dict__["first"], line.__dict__["last"]) == (3, 4)
+    async with RedisClient(settings) as redis:
+        (ann,) = await store_of(redis, settings).read(["ann"])
+    assert ann.items == ["i0", "i1", "i2", "i5", "i6", "i7"]
+
+
+def retention_up_to(offset: int) -> Callable[..., Any]:
+    async def beginning_offsets(consumer: object, partitions: list[Any]) -> dict[Any, int]:
+        return dict.fromkeys(partitions, offset)
+
+    return beginning_offsets
+
+
+async def test_a_topic_created_again_is_rebuilt_with_what_was_before_it(
+    start_daemon: Callable[..., Daemon], ageless: MakeSettings
+) -> None:
+    settings = ageless()
+    await feed(settings, [Record(b"ann", click("ann", f"i{n}", BASE_MS + n)) for n in range(4)])
+    await archive_topic(settings)
+    assert await start_daemon("--burst", **AGELESS).wait_exit() == 0
+    admin = AIOKafkaAdminClient(bootstrap_servers=settings.kafka_bootstrap_servers)
+    await admin.start()
+    await admin.delete_topics([settings.kafka_topic])
+    await admin.close()
+    raised = ageless(kafka_topic_epoch=1)
+    await feed(raised, [Record(b"ann", click("ann", f"i{n}", BASE_MS + n)) for n in range(4, 6)])
+    assert await start_daemon("--burst", kafka_topic_epoch=1, **AGELESS).wait_exit() == 0
+    await archive_topic(raised)
+    before = await values(raised, ("seq",))
+    assert b"i0\0i1\0i2\0i3\0i4\0i5\0" in next(iter(before.values()))
+    await forget(raised)
+    assert (await rebuild(raised)).rebuilt == 1
+    assert await values(raised, ("seq",)) == before
+
+
+async def test_users_moved_by_new_partitions_keep_their_order_where_the_topic_was_drained_before(
+    start_daemon: Callable[..., Daemon], ageless: MakeSettings
+) -> None:
+    settings = ageless(kafka_partitions=2, max_len=100)
+
+    async def clicks_are_applied(numbers: range) -> None:
+        users = {n: f"u{n % 30}" for n in numbers}
+        await feed(settings, [Record(u.encode(), click(u, f"i{n}", BASE_MS + n)) for n, u in users.items()])
+        assert await start_daemon("--burst", max_len=100, **AGELESS).wait_exit() == 0
+
+    await clicks_are_applied(range(200))
+    await archive_topic(settings)
+    admin = AIOKafkaAdminClient(bootstrap_servers=settings.kafka_bootstrap_servers)
+    await admin.start()
+    await admin.create_partitions({settings.kafka_topic: NewPartitions(5)})
+    await admin.close()
+    await clicks_are_applied(range(200, 400))
+    await archive_topic(settings)
+    await clicks_are_applied(range(400, 500))
+    before = await values(settings, ("seq",))
+    moved = [value for value in before.values() if b"," in value.split(b"\0")[0]]
+    assert len(moved) > 5
+    assert all(items == sorted(items, key=lambda item: int(item[1:])) for items in map(items_in, before.values()))
+    await forget(settings)
+    assert (await rebuild(settings)).rebuilt == 30
+    assert await values(settings, ("seq",)) == before
+
+
+def items_in(value: bytes) -> list[bytes]:
+    return value.split(b"\0")[1:-1]
+
+
+async def test_another_prefix_is_filled_before_the_daemons_move_there(
+    start_daemon: Callable[..., Daemon], ageless: MakeSettings
+) -> None:
+    settings = ageless()
+    prefix = f"{settings.redis_key_prefix}-new"
+    moved = ageless(redis_key_prefix=prefix)
+    await feed(settings, islice(workload(19), 200))
+    assert await start_daemon("--burst", **AGELESS).wait_exit() == 0
+    await archive_topic(settings)
+    before = await values(settings, ("seq",))
+    await rebuild(moved)
+    assert list((await values(moved, ("seq",))).values()) == list(before.values())
+    await feed(settings, islice(workload(20), 100))
+    assert await start_daemon("--burst", redis_key_prefix=prefix, **AGELESS).wait_exit() == 0
+    await assert_delivered(moved)
+    assert await values(settings, ("seq",)) == before
+
+
+async def test_without_kafka_or_an_archive_it_ends_in_one_line(ageless: MakeSettings, tmp_path: Path) -> None:
+    archived(tmp_path / "archive", [event("ann", "i1", 0)])
+    with pytest.raises(KafkaUnavailable, match="cannot be reached"):
+        await rebuild(ageless(kafka_bootstrap_servers="127.0.0.1:1"))
+    with pytest.raises(KafkaUnavailable, match=f"Kafka has no topic {ageless().kafka_topic}; is STREAMREC_KAFKA_TOPIC"):
+        await rebuild(ageless())
+    with rebuilding(ageless(archive_dir=tmp_path / "none")) as failing:
+        _, err = await failing.ends(status=1)
+    assert err.splitlines()[-1].startswith(f"streamrec: the archive {tmp_path}/none is empty; fill it with")
+    with rebuilding(ageless(archive_dir=None)) as failing:
+        _, err = await failing.ends(status=1)
+    assert err.splitlines()[-1] == "streamrec: no archive: set STREAMREC_ARCHIVE_DIR or --archive-dir"
+
+
+class TopicAtHand:
+    """In the place of a TopicReader: hands out what a test has given it, each once."""
+
+    def __init__(self, next_offsets: dict[int, int]) -> None:
+        self.next_offsets = next_offsets
+        self.waiting: list[ClickEvent] = []
+
+    async def find_partitions(self) -> None: ...
+
+    async def drained(self) -> bool:
+        return True
+
+    async def poll(self, timeout_ms: int | None = None) -> dict[int, Stretch]:
+        events, self.waiting = self.waiting, []
+        if events:
+            self.next_offsets[0] = events[-1].offset + 1
+        return {0: Stretch(events[0].offset, events[-1].offset + 1, events)} if events else {}
+
+
+@pytest.fixture
+def scorer(redis: RedisClient, ageless: MakeSettings, model_dir: Path) -> Any:
+    saved, settings = load_model(model_dir), ageless(cache_bytes=0)
+    lists = SharedLists(redis, settings, 8, saved.vocab)
+    predictor = Predictor(ServedModel.of(saved, settings).engine, lists, settings, Metrics())
+    return lists, predictor
+
+
+@against_redis
+@given(
+    st.integers(1, 14), st.data(), st.integers(1, 6), st.sampled_from([0, 0.010])
+)  # fmt: skip
+async def test_whatever_is_stored_and_archived_no_click_is_lost_or_doubled(
+    redis: RedisClient, ageless: MakeSettings, scorer: Any, tmp_path_factory: pytest.TempPathFactory, count: int,
+    data: st.DataObject, max_len: int, gap_s: float,
+) -> None:  # fmt: skip
+    """Redis was lost before click ``lost``; a daemon has applied those up to ``applied``, and goes on in the end."""
+    settings = fresh(ageless, session_gap_s=gap_s)
+    clicks = [event("ann", f"i{n}", n, BASE_MS + data.draw(st.integers(0, 9)) + 6 * n) for n in range(count)]
+    lost = data.draw(st.integers(0, count), "lost")
+    applied = data.draw(st.integers(lost, count), "applied")
+    in_archive = data.draw(st.integers(1, count), "in_archive")
+    read = data.draw(st.integers(max(in_archive, lost), count), "read")  # a rebuild begins after the loss
+    store = store_of(redis, settings, data.draw(st.integers(1, 6), "max_len of the daemon before"))
+    if applied > lost:
+        await store.append(batch(*clicks[lost:applied]))
+    before = await redis.get_many([Keys(settings.redis_key_prefix).sequence("ann")])
+    archive = archived(tmp_path_factory.mktemp("archive"), clicks[:in_archive])
+    past, topic = PastClicks(archive, settings, max_len), TopicAtHand({0: in_archive})
+    lists, predictor = scorer
+    rebuilder = Rebuilder(settings, redis, past, topic, lists, predictor)  # type: ignore[arg-type]
+    topic.waiting = clicks[in_archive:read]
+    await rebuilder._read_on()
+    again = await rebuilder._rebuild(["ann"])
+    after = await redis.get_many([Keys(settings.redis_key_prefix).sequence("ann")])
+    assert again == (["ann"] if applied > max(lost, read) else [])
+    if again:
+        assert after == before, "what the archive does not know stays"
+        topic.waiting = clicks[read:]
+        await rebuilder._read_on()
+        assert await rebuilder._rebuild(again) == []
+    (found,) = await store_of(redis, settings, max_len).read(["ann"])
+    assert found.n == (max(read, applied) if not again else count)
+    twice = await values(settings)
+    assert await rebuilder._rebuild(["ann"]) == []
+    assert await values(settings) == twice
+    # the daemon comes to what it had not applied, and again to some that it had
+    store = store_of(redis, settings, max_len)
+    await store.append(batch(*clicks[max(0, applied - 2) :]))
+    (found,) = await store.read(["ann"])
+    expected = fresh(ageless, session_gap_s=gap_s)
+    (whole,) = await store_of(redis, expected, max_len).append(batch(*clicks))
+    assert (found.items[-max_len:], found.n, found.session_n) == (whole.items, whole.n, whole.session_n)

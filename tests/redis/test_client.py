@@ -1,0 +1,119 @@
+"""The connection to Redis: errors in the daemon's words, and cancellations that are not lost."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import pytest
+
+from streamrec.errors import RedisUnavailable
+from streamrec.metrics import Metrics
+from streamrec.redis.client import RedisClient
+from streamrec.serving.publisher import PUBLISH
+from streamrec.serving.sequences import APPEND
+from streamrec.settings import Settings
+
+MakeSettings = Callable[..., Settings]
+
+
+async def ping_for_ever(redis: RedisClient) -> None:
+    while True:
+        await redis.ping()
+
+
+async def run_for_ever(redis: RedisClient) -> None:
+    while True:
+        await redis.run(PUBLISH, [], [1])
+
+
+@pytest.mark.parametrize("work", [ping_for_ever, run_for_ever])
+async def test_a_task_that_talks_to_redis_can_be_cancelled_at_any_moment(
+    redis: RedisClient, work: Callable[..., object]
+) -> None:
+    await redis.ping()
+    for turns in range(200):
+        task: asyncio.Task[None] = asyncio.create_task(work(redis))  # type: ignore[arg-type]
+        for _ in range(turns % 23):
+            await asyncio.sleep(0)
+        task.cancel()
+        done, _ = await asyncio.wait((task,), timeout=2)
+        assert done, f"cancelled after {turns % 23} turns of the event loop, and still running"
+        assert task.cancelled()
+
+
+async def test_a_cancelled_task_may_still_talk_to_redis_while_it_cleans_up(redis: RedisClient) -> None:
+    cleaned = asyncio.Event()
+
+    async def work() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await redis.ping()
+            cleaned.set()
+
+    task = asyncio.create_task(work())
+    await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.wait((task,))
+    assert cleaned.is_set()
+
+
+async def test_an_unreachable_redis_is_told_soon_and_without_the_password(
+    make_settings: MakeSettings, unused_tcp_port: int
+) -> None:
+    url = f"redis://u:s3cr3t@127.0.0.1:{unused_tcp_port}/0"
+    async with RedisClient(make_settings(redis_url=url)) as redis:
+        async with asyncio.timeout(5):
+            with pytest.raises(
+                RedisUnavailable, match=rf"Redis at redis://u:\*+@127.0.0.1:{unused_tcp_port}/0: "
+            ) as told:
+                await redis.ping()
+        assert "s3cr3t" not in str(told.value)
+
+
+class ServerThatNeverAnswers:
+    """Accepts connections, reads, and says nothing."""
+
+    async def __aenter__(self) -> str:
+        self._server = await asyncio.start_server(self._read, "127.0.0.1", 0)
+        return f"redis://127.0.0.1:{self._server.sockets[0].getsockname()[1]}/0"
+
+    async def __aexit__(self, *_: object) -> None:
+        self._server.close()
+
+    @staticmethod
+    async def _read(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        writer.close()
+
+
+async def test_a_redis_that_hangs_is_given_up_after_its_time_out(make_settings: MakeSettings) -> None:
+    async with ServerThatNeverAnswers() as url, RedisClient(make_settings(redis_url=url, redis_timeout_s=0.1)) as redis:
+        async with asyncio.timeout(5):
+            with pytest.raises(RedisUnavailable):
+                await redis.ping()
+
+
+async def test_more_callers_than_connections_wait_for_their_turn(redis: RedisClient) -> None:
+    await asyncio.gather(*(redis.ping() for _ in range(100)))
+
+
+async def test_a_command_that_redis_refuses_is_told(redis: RedisClient, make_settings: MakeSettings) -> None:
+    key = f"{make_settings().redis_key_prefix}:list"
+    await redis.set(key, b"a string", 60)
+    with pytest.raises(RedisUnavailable, match="WRONGTYPE"):
+        await redis.members(key)
+
+
+async def test_a_script_that_breaks_is_told(redis: RedisClient) -> None:
+    with pytest.raises(RedisUnavailable, match="script"):
+        await redis.run(APPEND, ["no arguments"], [])
+
+
+async def test_calls_are_timed_by_what_they_do(make_settings: MakeSettings) -> None:
+    metrics = Metrics()
+    async with RedisClient(make_settings(), metrics) as redis:
+        for _ in range(3):
+            await redis.run(PUBLISH, [], [1])
+    assert metrics.registry.get_sample_value("streamrec_redis_seconds_count", {"operation": "publish"}) == 3

@@ -1,0 +1,211 @@
+"""A round of retraining: what is learned, who is judged on what, and what may go live."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from sasrec import Event, Interactions, ItemVocab, SASRec, SASRecConfig, SavedModel
+from streamrec.archive.segments import EventArchive
+from streamrec.commands.main import main
+from streamrec.errors import RetrainError
+from streamrec.registry import Registry
+from streamrec.retraining.round import judge, refusal, retrain, sessions, timeline
+from streamrec.settings import Settings
+
+MakeSettings = Callable[..., Settings]
+ITEMS = 12
+QUICK: dict[str, Any] = {
+    "model_max_len": 8, "model_hidden_units": 16, "model_num_blocks": 1, "model_dropout_rate": 0.0,
+    "train_epochs": 60, "train_batch_size": 16, "train_learning_rate": 0.01, "train_update_learning_rate": 0.01,
+    "train_patience": 0, "filter_seen": False,
+}  # fmt: skip
+
+
+def circle(steps: int, start: int = 0, users: int = 30) -> list[Event]:
+    """After item n always comes item n + 1."""
+    return [
+        Event(f"u{user}", f"i{(user + step) % ITEMS}", 1_000 * (step * users + user))
+        for step in range(start, start + steps)
+        for user in range(users)
+    ]
+
+
+@pytest.fixture
+def bench(tmp_path: Path, make_settings: MakeSettings) -> tuple[Settings, EventArchive, Registry]:
+    settings = make_settings(archive_dir=tmp_path / "archive", registry_dir=tmp_path / "registry", **QUICK)
+    return settings, EventArchive(tmp_path / "archive"), Registry(tmp_path / "registry")
+
+
+Bench = tuple[Settings, EventArchive, Registry]
+
+
+def test_the_first_model_that_beats_popularity_becomes_champion(bench: Bench) -> None:
+    settings, archive, registry = bench
+    archive.import_events(circle(steps=10))
+    verdict = retrain(settings)
+    assert verdict.promoted
+    champion = registry.champion()
+    assert champion is not None
+    assert champion.version == verdict.version
+    report = verdict.report
+    assert report["cases"] == 30, "the newest tenth"
+    assert report["challenger"]["ndcg@10"] > 0.7
+    assert report["challenger"]["coverage@10"] == 1.0
+    assert report["markov"]["ndcg@10"] == 1.0, "after each item always comes the next"
+    assert report["popularity"]["ndcg@10"] < 0.6
+    metadata = registry.versions()[0].metadata
+    assert (metadata["parent"], metadata["refused"]) == (None, None)
+    assert metadata["trained_until_ms"] < 1_000 * 270, "what judges is not trained on"
+
+
+def test_a_worse_model_stays_in_the_registry_with_its_report_and_the_reason(bench: Bench) -> None:
+    settings, archive, registry = bench
+    archive.import_events(circle(steps=10))
+    first = retrain(settings)
+    hopeless = settings.model_copy(update={"train_epochs": 1, "train_learning_rate": 1e-5, "retrain_mode": "full"})
+    second = retrain(hopeless)
+    assert not second.promoted
+    assert "is no better than popularity's" in second.reason or "is below the champion's" in second.reason
+    champion = registry.champion()
+    assert champion is not None
+    assert champion.version == first.version
+    kept = {version.version: version.metadata for version in registry.versions()}[second.version]
+    assert (kept["parent"], kept["refused"]) == (first.version, second.reason)
+    assert kept["report"]["champion"]["ndcg@10"] == pytest.approx(first.report["challenger"]["ndcg@10"])
+    assert 0 <= kept["report"]["overlap@10"] <= 1
+
+
+def test_a_new_pattern_is_learned_and_the_new_model_takes_over(bench: Bench) -> None:
+    settings, archive, registry = bench
+    archive.import_events(circle(steps=10))
+    first = retrain(settings)
+    backwards = [
+        Event(f"v{user}", f"n{(user - step) % ITEMS}", 1_000_000 + 1_000 * (step * 40 + user))
+        for step in range(12)
+        for user in range(40)
+    ]
+    archive.import_events(backwards)
+    second = retrain(settings)
+    assert second.promoted
+    assert second.report["champion"]["hr@10"] == 0.0, "it does not know the new items"
+    assert second.report["challenger"]["ndcg@10"] > 0.7
+    assert [version.version for version in registry.versions()] == [first.version, second.version]
+    assert registry.rollback("for the test").version == first.version
+
+
+def test_a_damaged_champion_does_not_keep_a_good_model_away(bench: Bench) -> None:
+    settings, archive, registry = bench
+    archive.import_events(circle(steps=10))
+    first = retrain(settings)
+    (registry.folder / "versions" / first.version / "model.safetensors").write_bytes(b"rust")
+    second = retrain(settings)
+    assert second.promoted
+    assert "champion" not in second.report
+
+
+@pytest.mark.parametrize(
+    ("events", "message"),
+    [
+        ([], "the archive is empty"),
+        ([Event("ann", "a", 1)], "1 events are too few"),
+        ([Event(f"u{n}", f"i{n}", n) for n in range(40)], "nothing to learn a next item from"),
+    ],
+)
+def test_too_little_to_train_on_is_told(bench: Bench, events: list[Event], message: str) -> None:
+    settings, archive, registry = bench
+    archive.import_events(events)
+    with pytest.raises(RetrainError, match=message):
+        retrain(settings)
+    assert registry.versions() == []
+
+
+def report_of(challenger: float, popularity: float = 0.1, champion: float | None = None) -> dict[str, Any]:
+    judged = {"challenger": {"ndcg@10": challenger}, "popularity": {"ndcg@10": popularity}}
+    return judged | ({} if champion is None else {"champion": {"ndcg@10": champion}})
+
+
+@pytest.mark.parametrize(
+    ("report", "reason"),
+    [
+        (report_of(0.2), None),
+        (report_of(0.1), "is no better than popularity's 0.1000"),
+        (report_of(math.nan), "its scores are NaN or infinite"),
+        (report_of(0.2, champion=0.2), None),
+        (report_of(0.197, champion=0.2), None),
+        (report_of(0.195, champion=0.2), "NDCG@10 0.1950 is below the champion's 0.2000 by more than 2%"),
+    ],
+)
+def test_the_gate(report: dict[str, Any], reason: str | None) -> None:
+    found = refusal(report, tolerance=0.02)
+    assert (found is None) if reason is None else (found is not None and reason in found)
+
+
+def test_a_model_of_no_numbers_is_judged_and_refused() -> None:
+    events = Interactions.from_events(circle(steps=6))
+    vocab = ItemVocab.from_items(events.item_ids)
+    model = SASRec(SASRecConfig(len(vocab), 8, 16, 1))
+    with torch.no_grad():
+        model.final_norm.weight.fill_(math.nan)
+    report = judge(SavedModel(model, vocab, {}, "broken"), None, events, 30, filter_seen=False)
+    assert refusal(report, 0.02) == "its scores are NaN or infinite"
+
+
+def test_a_longer_pause_begins_a_session_as_in_the_daemon() -> None:
+    rng = random.Random(1)
+    events = [Event(f"u{rng.randrange(3)}", "i", 1_000 * n + rng.randrange(900)) for n in range(200)]
+    ordered = Interactions.from_events(events)
+    gap_ms = 4_000
+    named = sessions(ordered, gap_ms)
+    last: dict[str, tuple[int, str]] = {}
+    for user, session, ts_ms in zip(ordered.user_ids, named.user_ids, ordered.timestamps_ms.tolist(), strict=True):
+        if user in last:
+            before, name = last[user]
+            assert (name == session) == (ts_ms - before <= gap_ms)
+        last[user] = (ts_ms, session)
+    assert len(set(named.user_ids)) > 3
+    assert sessions(ordered, 0) is ordered
+
+
+def test_a_late_click_stays_behind_the_one_that_the_daemon_applied_before_it() -> None:
+    came = Interactions(
+        ["ann", "bob", "ann", "ann", "bob"], ["a", "b", "late", "c", "d"], np.array([10, 20, 5, 15, 12], np.int64)
+    )
+    found = timeline(came)
+    assert [item for user, item in zip(found.user_ids, found.item_ids, strict=True) if user == "ann"] == [
+        "a",
+        "late",
+        "c",
+    ]
+    assert [item for user, item in zip(found.user_ids, found.item_ids, strict=True) if user == "bob"] == ["b", "d"]
+
+
+def test_the_command_trains_promotes_and_reports(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings, archive, registry = bench
+    archive.import_events(circle(steps=10))
+    for name in settings.model_fields_set:
+        value = getattr(settings, name)
+        monkeypatch.setenv(f"STREAMREC_{name.upper()}", getattr(value, "get_secret_value", lambda v=value: str(v))())
+    assert main(["retrain", "--once", "--no-follow"]) == 0
+    out = capsys.readouterr().out.splitlines()
+    champion = registry.champion()
+    assert champion is not None
+    assert out[0] == f"version {champion.version} promoted: it passed the gate"
+    assert [line.split()[0] for line in out[1:]] == ["challenger", "popularity", "markov"]
+    assert "ndcg@10 1.0000" in out[3], "after each item always comes the next"
+    assert main(["retrain", "--once", "--no-follow", "--retrain-mode", "full", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["champion"]["ndcg@10"] == report["challenger"]["ndcg@10"] > 0.7
+    monkeypatch.delenv("STREAMREC_ARCHIVE_DIR")
+    assert main(["retrain", "--once"]) == 1
+    assert capsys.readouterr().err == "streamrec: no archive: set STREAMREC_ARCHIVE_DIR or --archive-dir\n"

@@ -1,0 +1,442 @@
+"""`streamrec retrain` as a process beside the daemon: when it trains, who may, and what a kill at any moment leaves."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import random
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sasrec import Event
+from streamrec.archive.segments import EventArchive
+from streamrec.errors import ArchiveError, RetrainError, RetrainStopped
+from streamrec.redis.client import RedisClient
+from streamrec.redis.keys import Keys
+from streamrec.registry import Registry
+from streamrec.retraining.lock import take_lock
+from streamrec.retraining.worker import LOCK_TTL_MS, RetrainWorker
+from streamrec.settings import Settings
+
+from support.harness import (
+    Daemon,
+    Record,
+    Retrain,
+    click,
+    eventually,
+    feed,
+    models,
+    raw_producer,
+    read_topic,
+    serves,
+    versions_published,
+    wait_caught_up,
+)
+from support.oracle import assert_delivered
+
+MakeSettings = Callable[..., Settings]
+StartDaemon = Callable[..., Daemon]
+ITEMS, USERS = 12, 30
+BASE_MS = 1_700_000_000_000
+QUICK: dict[str, Any] = {
+    "model_max_len": 8, "model_hidden_units": 16, "model_num_blocks": 1, "model_dropout_rate": 0.0,
+    "train_epochs": 40, "train_update_epochs": 10, "train_batch_size": 16, "train_learning_rate": 0.01,
+    "train_update_learning_rate": 0.01, "train_patience": 0, "filter_seen": False,
+    "archive_flush_s": 0.2, "registry_poll_s": 3600,
+}  # fmt: skip
+# Kills its own process when it is about to flush a file for the n-th time: a SIGKILL at a moment that can be chosen.
+KILLED_AT_FLUSH = """
+import os, signal, sys
+from streamrec.commands.main import main
+flush, left = os.fsync, [int(sys.argv[1])]
+def fsync(file):
+    left[0] -= 1
+    if not left[0]:
+        os.kill(os.getpid(), signal.SIGKILL)
+    flush(file)
+os.fsync = fsync
+main(sys.argv[2:])
+"""
+
+
+def ring(steps: int, start: int = 0) -> list[Event]:
+    """After item n always comes item n + 1."""
+    return [
+        Event(f"u{user}", f"i{(user + step) % ITEMS}", BASE_MS + 1_000 * (step * USERS + user))
+        for step in range(start, start + steps)
+        for user in range(USERS)
+    ]
+
+
+def records(events: list[Event]) -> list[Record]:
+    return [Record(e.user_id.encode(), click(e.user_id, e.item_id, e.timestamp_ms)) for e in events]
+
+
+@pytest.fixture
+def settings(make_settings: MakeSettings, tmp_path: Path) -> Settings:
+    return make_settings(archive_dir=tmp_path / "archive", registry_dir=tmp_path / "registry", **QUICK)
+
+
+def changed(settings: Settings, **changes: Any) -> Settings:
+    return settings.model_copy(update=changes)
+
+
+@pytest.fixture
+def start(settings: Settings) -> Iterator[Callable[..., Retrain]]:
+    """Starts `streamrec retrain` processes; whatever is left of them is killed when the test ends."""
+    started: list[Retrain] = []
+
+    def run(*arguments: str, program: tuple[str, ...] = ("-m", "streamrec"), **changes: Any) -> Retrain:
+        changed_fields = {**{name: getattr(settings, name) for name in settings.model_fields_set}, **changes}
+        started.append(Retrain(Settings.model_validate(changed_fields), *arguments, program=program))
+        return started[-1]
+
+    yield run
+    for process in started:
+        process.kill()
+
+
+StartRetrain = Callable[..., Retrain]
+
+
+def champion_of(settings: Settings) -> str | None:
+    assert settings.registry_dir is not None
+    champion = Registry(settings.registry_dir).champion()
+    return champion.version if champion else None
+
+
+# --- rounds
+
+
+def rounds(settings: Settings) -> list[tuple[str, int, bool]]:
+    """Mode, rounds since a full one, and whether it was promoted, of every version."""
+    assert settings.registry_dir is not None
+    found = [version.metadata for version in Registry(settings.registry_dir).versions()]
+    return [(each["mode"], each["rounds_since_full"], each["refused"] is None) for each in found]
+
+
+async def train_once(settings: Settings, **changes: Any) -> Any:
+    return await RetrainWorker(changed(settings, **changes), follow=False).once()
+
+
+async def test_a_round_trains_the_champion_on_and_every_so_many_th_begins_from_scratch(settings: Settings) -> None:
+    assert settings.archive_dir is not None
+    archive = EventArchive(settings.archive_dir)
+    modes = []
+    for number in range(5):
+        archive.import_events(ring(steps=10, start=10 * number))
+        verdict = await train_once(settings, retrain_full_every=3, keep_versions=10)
+        assert verdict.promoted, verdict.reason
+        modes.append(verdict.mode)
+    assert modes == ["full", "incremental", "incremental", "full", "incremental"]
+    assert [since for _, since, _ in rounds(settings)] == [0, 1, 2, 0, 1]
+
+
+async def test_an_incremental_round_keeps_known_items_in_their_place_and_learns_new_ones(settings: Settings) -> None:
+    assert settings.archive_dir is not None and settings.registry_dir is not None
+    archive, registry = EventArchive(settings.archive_dir), Registry(settings.registry_dir)
+    archive.import_events(ring(steps=10))
+    first = registry.load((await train_once(settings)).version)
+    news = [Event(f"v{e.user_id}", f"new-{e.item_id}", (e.timestamp_ms or 0) + 10**6) for e in ring(steps=10)]
+    archive.import_events(news)
+    verdict = await train_once(settings, train_update_epochs=40)
+    second = registry.load(verdict.version)
+    assert second.vocab.ids[: len(first.vocab)] == first.vocab.ids
+    assert set(second.vocab.ids[len(first.vocab) :]) == {f"new-i{n}" for n in range(ITEMS)}
+    assert verdict.report["challenger"]["ndcg@10"] > 0.9 > verdict.report["champion"]["ndcg@10"] == 0
+    assert second.metadata["parent"] == first.version
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [({"model_hidden_units": 8}, "has another shape"), ({"retrain_mode": "full"}, "the settings say so")],
+)
+async def test_why_a_round_begins_from_scratch_is_said(
+    settings: Settings, change: dict[str, Any], why: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert settings.archive_dir is not None
+    archive = EventArchive(settings.archive_dir)
+    archive.import_events(ring(steps=10))
+    await train_once(settings)
+    archive.import_events(ring(steps=10, start=10))
+    caplog.set_level("INFO")
+    assert (await train_once(settings, **change)).mode == "full"
+    assert any(why in str(getattr(record, "why", "")) for record in caplog.records)
+
+
+async def test_what_judges_is_newer_than_all_that_the_champion_has_seen(settings: Settings) -> None:
+    assert settings.archive_dir is not None
+    archive = EventArchive(settings.archive_dir)
+    archive.import_events(ring(steps=10))
+    await train_once(settings, holdout_share=0.01)  # the champion has seen all but the last three clicks
+    archive.import_events(ring(steps=1, start=10))
+    with pytest.raises(RetrainError, match="wait for more"):
+        await train_once(settings, holdout_share=0.5)
+    verdict = await train_once(settings, holdout_share=0.5, retrain_mode="full")
+    assert verdict.report["cases"] == 33, "the hold-out of half of the clicks shrinks to those"
+
+
+@pytest.mark.parametrize(("new", "judging"), [(4, 7), (50, 50), (90, 50), (300, 151)])
+async def test_of_few_new_clicks_half_judge_so_that_the_rest_is_learned_at_once(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, new: int, judging: int
+) -> None:
+    """Three more than that are new to the champion; a hold-out of 90 % would be all of them."""
+    monkeypatch.setattr("streamrec.retraining.round.JUDGED_AT_LEAST", 50)
+    assert settings.archive_dir is not None
+    archive = EventArchive(settings.archive_dir)
+    archive.import_events(ring(steps=10))
+    await train_once(settings, holdout_share=0.01)
+    archive.import_events(ring(steps=10, start=10)[:new])
+    how = {"retrain_mode": "full", "holdout_share": 0.9}
+    assert (await train_once(settings, **how)).report["cases"] == judging
+
+
+# --- one at a time
+
+
+async def test_only_one_worker_trains(settings: Settings, redis: RedisClient) -> None:
+    assert settings.archive_dir is not None
+    EventArchive(settings.archive_dir).import_events(ring(steps=10))
+    lock = Keys(settings.redis_key_prefix).training
+    assert await take_lock(redis, lock, "somebody", 60_000) == "somebody"
+    with pytest.raises(RetrainError, match="another worker trains: somebody holds"):
+        await train_once(settings)
+    assert champion_of(settings) is None
+    assert await take_lock(redis, lock, "a stranger", 0) == "somebody", "nobody else can give it back"
+    assert await take_lock(redis, lock, "somebody", 0) == "somebody"
+    await train_once(settings)
+    assert await redis.get_many([lock]) == [None], "it is given back at the end"
+
+
+async def test_who_loses_the_lock_publishes_nothing(
+    settings: Settings, redis: RedisClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert settings.archive_dir is not None
+    EventArchive(settings.archive_dir).import_events(ring(steps=10))
+    monkeypatch.setattr("streamrec.retraining.worker.LOCK_RENEWED_EVERY_S", 0.05)
+    lock = Keys(settings.redis_key_prefix).training
+    training = asyncio.create_task(train_once(settings, train_epochs=100_000))
+
+    async def is_held() -> bool:
+        return (await redis.get_many([lock]))[0] is not None
+
+    await eventually(is_held)
+    await redis.set(lock, b"somebody", 60)
+    with pytest.raises(RetrainStopped):
+        await training
+    assert champion_of(settings) is None
+    assert await redis.get_many([lock]) == [b"somebody"]
+
+
+async def test_two_workers_do_not_write_one_archive(settings: Settings) -> None:
+    assert settings.archive_dir is not None
+    archive = EventArchive(settings.archive_dir)
+    with archive.following(), pytest.raises(ArchiveError, match="another process writes the topic into"):
+        await RetrainWorker(settings).once()
+    await feed(settings, records(ring(steps=10)))
+    assert (await RetrainWorker(settings).once()).promoted
+
+
+# --- as a process
+
+
+async def test_it_follows_the_topic_and_trains_whenever_enough_clicks_are_new(
+    settings: Settings, start: StartRetrain
+) -> None:
+    await feed(settings, [])
+    worker = start("--every", "1s", "--min-new-events", "300")
+    await worker.says("retraining")
+    assert champion_of(settings) is None
+    await feed(settings, records(ring(steps=9)))  # 270 are not enough
+    await worker.says("events=270")
+    assert champion_of(settings) is None
+    await feed(settings, records(ring(steps=5, start=9)))
+
+    async def first() -> str | None:
+        return champion_of(settings)
+
+    before = await eventually(first)
+    await feed(settings, records(ring(steps=12, start=14)))
+
+    async def second() -> bool:
+        return champion_of(settings) != before
+
+    await eventually(second)
+    worker.process.send_signal(signal.SIGTERM)
+    assert "stopped" in await worker.ends()
+    assert [mode for mode, _, _ in rounds(settings)] == ["full", "incremental"]
+    await assert_archive_is_the_topic(settings)
+
+
+async def test_told_to_stop_while_it_trains_it_ends_without_a_model(settings: Settings, start: StartRetrain) -> None:
+    await feed(settings, records(ring(steps=10)))
+    once = start("--once", train_epochs=100_000)
+    await once.says(" training ")
+    once.process.send_signal(signal.SIGTERM)
+    assert "streamrec: told to stop while it trained; nothing was published" in await once.ends(1)
+    assert champion_of(settings) is None
+    assert "promoted: it passed the gate" in await start("--once").ends(), "the lock was given back"
+
+
+async def test_without_clicks_a_worker_waits_for_them(settings: Settings, start: StartRetrain) -> None:
+    worker = start("--every", "1s", retrain_min_new_events=0)
+    await worker.says("no model this time: the archive is empty")
+    await feed(settings, records(ring(steps=10)))
+
+    async def trained() -> str | None:
+        return champion_of(settings)
+
+    await eventually(trained)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--every", "soon"], "write a time as 90s, 30m, 6h or 1d"),
+        (["--every", "0s"], "write a time as 90s, 30m, 6h or 1d"),
+        (["--once", "--every", "1h"], "not allowed with argument"),
+        (["--once", "--min-new-events", "-1"], "retrain_min_new_events='-1'"),
+        (["--once", "--kafka-bootstrap-servers", "127.0.0.1:1"], "Kafka at 127.0.0.1:1 cannot be reached"),
+        (["--once", "--no-follow", "--redis-url", "redis://127.0.0.1:1/0"], "Redis at redis://127.0.0.1:1/0"),
+    ],
+)
+async def test_mistakes_are_one_clear_line(start: StartRetrain, arguments: list[str], message: str) -> None:
+    worker = start(*arguments)
+    assert await asyncio.to_thread(worker.process.wait, 60) in (1, 2)
+    assert message in worker.output.splitlines()[-1]
+
+
+# --- proof
+
+
+async def assert_archive_is_the_topic(settings: Settings) -> None:
+    assert settings.archive_dir is not None
+    expected = []
+    for record in await read_topic(settings, settings.kafka_topic):
+        event = json.loads(record.value)
+        expected.append((event["user_id"], event["item_id"], event["timestamp"]))
+    found = EventArchive(settings.archive_dir).read()
+    assert list(zip(found.user_ids, found.item_ids, found.timestamps_ms.tolist(), strict=True)) == expected
+
+
+@contextlib.asynccontextmanager
+async def clicking(settings: Settings, start_step: int, per_s: float) -> Any:
+    """The ring's users click on while the block runs."""
+    left = asyncio.Event()
+
+    async def stream() -> None:
+        async with raw_producer(settings) as producer:
+            step = start_step
+            while not left.is_set():
+                for record in records(ring(1, step)):
+                    await producer.send_and_wait(settings.kafka_topic, record.value, key=record.key)
+                    await asyncio.sleep(1 / per_s)
+                step += 1
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(stream())
+        yield
+        left.set()
+
+
+@pytest.mark.timeout(300)
+async def test_promotion_refusal_damage_rollback_and_kills_while_the_daemon_serves(
+    settings: Settings, start: StartRetrain, start_daemon: StartDaemon, make_settings: MakeSettings, tmp_path: Path
+) -> None:
+    assert settings.registry_dir is not None and settings.archive_dir is not None
+    registry = Registry(settings.registry_dir)
+    await feed(settings, records(ring(steps=20)))
+    assert "promoted: it passed the gate" in await start("--once").ends()
+    first = champion_of(settings)
+    where = {"model_dir": None, "registry_dir": settings.registry_dir, "registry_poll_s": 3600, "filter_seen": False}
+    daemon = start_daemon(**where)
+    await daemon.wait_ready()
+
+    async with clicking(settings, start_step=20, per_s=60):
+        # a retrain in mid-stream that promotes: the message alone tells the daemon
+        await start("--once").ends()
+        second = champion_of(settings)
+        assert second != first
+        await eventually(lambda: serves(daemon, str(second)))
+
+        # killed in the middle of the archive
+        archiving = start("--every", "1h")
+        ends = sum(EventArchive(settings.archive_dir).next_offsets().values())
+
+        async def has_grown() -> bool:
+            return sum(EventArchive(settings.archive_dir).next_offsets().values()) > ends
+
+        await eventually(has_grown)
+        archiving.kill()
+        # killed in the middle of a training: its lock ends by itself
+        training = start("--once", train_epochs=100_000, retrain_mode="full")
+        await training.says(" training ")
+        training.kill()
+        assert "another worker trains" in await start("--once", "--no-follow").ends(1)
+        assert champion_of(settings) == second
+
+        # trained on shuffled clicks, judged on true ones
+        shuffled = ring(steps=30)
+        items = [event.item_id for event in shuffled[: 27 * USERS]]
+        random.Random(3).shuffle(items)
+        wrong = [Event(e.user_id, item, e.timestamp_ms) for e, item in zip(shuffled, items, strict=False)]
+        later = [Event(e.user_id, e.item_id, (e.timestamp_ms or 0) + 10**9) for e in shuffled[27 * USERS :]]
+        EventArchive(tmp_path / "shuffled").import_events([*wrong, *later])
+        await eventually(lambda: lock_is_free(settings), LOCK_TTL_MS / 1000 + 5)
+        refused = start("--once", "--no-follow", archive_dir=tmp_path / "shuffled", retrain_mode="full")
+        output = await refused.ends()
+        assert "not promoted: NDCG@10" in output
+        assert "is below the champion's" in output or "is no better than popularity's" in output
+        assert champion_of(settings) == second
+
+        # killed in the middle of publishing and of promoting: what is there is whole, and the next one goes on
+        for flush in (1, 5, 8):
+            dying = start("--once", "--no-follow", retrain_mode="full", program=("-c", KILLED_AT_FLUSH, str(flush)))
+            assert await asyncio.to_thread(dying.process.wait, 60) == -signal.SIGKILL, dying.output
+            assert all(version.problem is None for version in registry.versions())
+            assert champion_of(settings) == second
+            await take_lock_from_the_dead(settings)
+
+        # a damaged version is refused, and the champion before it comes back
+        await start("--once").ends()
+        third = champion_of(settings)
+        assert third not in (first, second)
+        await eventually(lambda: serves(daemon, str(third)))
+        weights = registry.folder / "versions" / str(second) / "model.safetensors"
+        whole = weights.read_bytes()
+        weights.write_bytes(whole[:-4] + b"rust")
+        damaged = await asyncio.to_thread(models, settings, "promote", str(second))
+        assert (damaged.returncode, "is damaged" in damaged.stderr) == (1, True)
+        assert await serves(daemon, str(third))
+        weights.write_bytes(whole)
+        assert (await asyncio.to_thread(models, settings, "rollback")).returncode == 0
+        await eventually(lambda: serves(daemon, str(second)))
+    await wait_caught_up(settings)
+
+    async def everybody_has_its_list() -> bool:
+        return set((await versions_published(settings)).values()) <= {second, "popular"}
+
+    await eventually(everybody_has_its_list)
+    await assert_delivered(make_settings(model_dir=registry.folder / "versions" / str(second), filter_seen=False))
+    assert daemon.lines("ERROR") == []
+    await start("--once").ends()
+    await assert_archive_is_the_topic(settings)
+
+
+async def lock_is_free(settings: Settings) -> bool:
+    async with RedisClient(settings) as redis:
+        return await redis.get_many([Keys(settings.redis_key_prefix).training]) == [None]
+
+
+async def take_lock_from_the_dead(settings: Settings) -> None:
+    """What time would do, too."""
+    key = Keys(settings.redis_key_prefix).training
+    async with RedisClient(settings) as redis:
+        (holder,) = await redis.get_many([key])
+        assert holder is not None
+        await take_lock(redis, key, holder.decode(), 0)

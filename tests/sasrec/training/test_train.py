@@ -1,0 +1,515 @@
+"""Training: provable patterns are learned, the same seed gives the same weights, nothing outside is touched."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import math
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+import torch
+
+from sasrec.data.sequences import Holdout, Sequences
+from sasrec.data.vocab import ItemVocab
+from sasrec.evaluation.metrics import Metrics, evaluate
+from sasrec.inference.engine import Engine
+from sasrec.model import SASRec, SASRecConfig
+from sasrec.training.train import Loss, TrainConfig, TrainingError, grown, train
+
+NUM_ITEMS = 12
+TINY = SASRecConfig(NUM_ITEMS, max_len=8, hidden_units=16, num_blocks=1, dropout_rate=0.0)
+
+
+def sequences_of(rows: list[list[int]], num_items: int = NUM_ITEMS) -> Sequences:
+    offsets = np.concatenate(([0], np.cumsum([len(row) for row in rows]))).astype(np.int64)
+    users = tuple(f"u{n}" for n in range(len(rows)))
+    vocab = ItemVocab(f"i{n}" for n in range(num_items))
+    return Sequences(vocab, users, offsets, np.array([item for row in rows for item in row], np.int64))
+
+
+def circle() -> Sequences:
+    """After item i always comes item i + 1, after the last the first."""
+    return sequences_of([[(start + n) % NUM_ITEMS + 1 for n in range(9)] for start in range(NUM_ITEMS) for _ in "ab"])
+
+
+def noise(users: int = 40) -> Sequences:
+    """Nothing to learn, so validation wanders up and down."""
+    rng = np.random.default_rng(5)
+    return sequences_of([rng.integers(1, NUM_ITEMS + 1, 8).tolist() for _ in range(users)])
+
+
+def weights(model: SASRec) -> torch.Tensor:
+    return torch.cat([weight.flatten() for weight in model.state_dict().values()])
+
+
+# --- it learns
+
+
+@pytest.mark.parametrize("position", ["rope", "learned"])
+@pytest.mark.parametrize("loss", get_args(Loss))
+def test_a_determined_next_item_is_predicted_for_every_user(loss: Loss, position: Any) -> None:
+    rest, test = circle().leave_last_out()
+    config = SASRecConfig(NUM_ITEMS, max_len=8, hidden_units=16, num_blocks=1, dropout_rate=0.1, position=position)
+    how = TrainConfig(epochs=60, batch_size=8, learning_rate=1e-2, loss=loss, num_negatives=8)
+    model, result = train(config, rest, how)
+    assert evaluate(Engine(model, rest.vocab), test, (1,)).hr[1] == 1.0
+    assert result.epochs[-1].loss < result.epochs[0].loss / 2
+
+
+def test_a_next_item_that_the_last_item_alone_does_not_tell_is_learned() -> None:
+    # 3 is followed by 2 where 1 stood before it, by 5 where 4 did: a Markov chain would be right half the time
+    rows = [[1, 3, 2] * 4, [4, 3, 5] * 4] * 40
+    config = SASRecConfig(5, max_len=12, hidden_units=16, num_blocks=1, dropout_rate=0.0)
+    model, _ = train(config, sequences_of(rows, 5), TrainConfig(epochs=60, batch_size=8, learning_rate=1e-2))
+    engine = Engine(model, ItemVocab("12345"))
+    best = engine.top_k(engine.encode([[1, 3], [4, 3], [1, 3, 2, 1, 3], [4, 3, 5, 4, 3]]), 1)
+    assert [ranking.items for ranking in best] == [["2"], ["5"], ["2"], ["5"]]
+
+
+def test_validation_is_judged_every_epoch_and_the_result_tells_it() -> None:
+    rest, validation = circle().leave_last_out()
+    model, result = train(TINY, rest, TrainConfig(epochs=12, learning_rate=1e-2, batch_size=8), validation)
+    assert all(epoch.validation is not None and epoch.seconds > 0 for epoch in result.epochs)
+    assert result.best.validation is not None
+    assert result.best.validation.ndcg[10] == max(
+        epoch.validation.ndcg[10] for epoch in result.epochs if epoch.validation is not None
+    )
+    assert not model.training
+
+
+def test_repeating_sessions_are_validated_with_seen_items_kept() -> None:
+    # every held-out target was seen: with seen items filtered no model could earn anything
+    rest, validation = sequences_of([[a, b] * 4 for a in range(1, 7) for b in range(7, 13)]).leave_last_out()
+    _, result = train(TINY, rest, TrainConfig(epochs=15, learning_rate=1e-2, batch_size=8), validation)
+    assert result.best.validation is not None
+    assert result.best.validation.ndcg[10] > 0.4
+
+
+# --- it can be repeated
+
+
+@pytest.mark.parametrize("loss", get_args(Loss))
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(loss: Loss) -> None:
+    config = SASRecConfig(NUM_ITEMS, max_len=8, hidden_units=16, dropout_rate=0.3)
+    rest, validation = noise().leave_last_out()
+
+    def run(seed: int) -> tuple[torch.Tensor, list[float]]:
+        how = TrainConfig(epochs=2, batch_size=16, loss=loss, num_negatives=4, seed=seed)
+        model, result = train(config, rest, how, validation)
+        return weights(model), [epoch.loss for epoch in result.epochs]
+
+    first, losses = run(1)
+    torch.rand(3)  # what happened before does not matter
+    np.random.rand(3)
+    again, losses_again = run(1)
+    assert torch.equal(first, again)
+    assert losses == losses_again
+    assert not torch.equal(first, run(2)[0])
+
+
+def test_training_leaves_the_random_state_of_everybody_else_alone() -> None:
+    torch.manual_seed(123)
+    np.random.seed(123)
+    before_torch, before_numpy = torch.random.get_rng_state(), np.random.get_state()[1].copy()
+    train(TINY, circle(), TrainConfig(epochs=1, loss="bce"))
+    assert torch.equal(torch.random.get_rng_state(), before_torch)
+    assert (np.random.get_state()[1] == before_numpy).all()
+    with pytest.raises(TrainingError):
+        train(TINY, circle(), TrainConfig(epochs=5, batch_size=4, learning_rate=1e30))
+    assert torch.equal(torch.random.get_rng_state(), before_torch), "not even when it fails"
+
+
+# --- it ends in time, with the best weights
+
+
+def test_it_stops_early_and_the_model_returned_is_that_of_the_best_epoch() -> None:
+    rest, validation = noise().leave_last_out()
+    how = TrainConfig(epochs=60, batch_size=16, learning_rate=3e-3, patience=4)
+    model, result = train(TINY, rest, how, validation)
+    assert len(result.epochs) == result.best_epoch + 1 + how.patience < how.epochs
+    scores = [epoch.validation.ndcg[10] for epoch in result.epochs if epoch.validation is not None]
+    assert result.best_epoch == scores.index(max(scores)), "the first of the best"
+    assert scores[-1] < max(scores), "the last weights would not do"
+    repeats = sum(target in history for history, target in zip(validation.histories, validation.targets, strict=True))
+    again = evaluate(Engine(model, rest.vocab), validation, (10,), filter_seen=repeats <= len(validation) / 2)
+    assert again == result.best.validation
+
+
+class ScriptedValidation:
+    """Stands in for evaluate: the NDCG@10 of each epoch is given."""
+
+    def __init__(self, *ndcg: float) -> None:
+        self._ndcg = iter(ndcg)
+
+    def __call__(self, *_: object, **__: object) -> Metrics:
+        ndcg = next(self._ndcg)
+        return Metrics(1, {10: ndcg}, {10: ndcg}, {10: ndcg})
+
+
+@pytest.mark.parametrize(
+    ("patience", "scores", "best_epoch"),
+    [
+        (0, [0.3, 0.1, 0.4, 0.1, 0.2, 0.1], 2),  # all epochs are run, the best is still restored
+        (2, [0.1, 0.2, 0.2, 0.2], 1),  # as good is not better
+        (3, [0.0, 0.0, 0.0, 0.0], 0),
+        (2, [0.1, 0.0, 0.2, 0.0, 0.3, 0.0], 4),
+        (1, [0.1, 0.2, 0.3, 0.4, 0.5, 0.6], 5),
+    ],
+)
+def test_patience_counts_epochs_without_a_better_score_and_the_best_weights_come_back(
+    monkeypatch: pytest.MonkeyPatch, patience: int, scores: list[float], best_epoch: int
+) -> None:
+    rest, validation = noise().leave_last_out()
+    expected, _ = train(TINY, rest, TrainConfig(epochs=best_epoch + 1, batch_size=16))
+    module = importlib.import_module("sasrec.training.train")  # `sasrec.training.train` as a name is the function
+    monkeypatch.setattr(module, "evaluate", ScriptedValidation(*scores))
+    model, result = train(TINY, rest, TrainConfig(epochs=6, batch_size=16, patience=patience), validation)
+    assert [epoch.validation.ndcg[10] for epoch in result.epochs if epoch.validation] == scores
+    assert result.best_epoch == best_epoch
+    assert torch.equal(weights(model), weights(expected))
+
+
+@pytest.mark.parametrize(("decay", "share"), [(0.1, 0.1), (0.999, 0.25)])
+def test_an_average_of_the_weights_is_kept_that_forgets_fast_in_the_beginning(decay: float, share: float) -> None:
+    whole = TrainConfig(epochs=2, batch_size=100, learning_rate=1e-2)  # a batch is an epoch
+    (first, _), (second, _) = (train(TINY, noise(), replace(whole, epochs=epochs)) for epochs in (1, 2))
+    average, _ = train(TINY, noise(), replace(whole, ema_decay=decay))
+    assert torch.allclose(weights(average), share * weights(first) + (1 - share) * weights(second), atol=1e-7)
+
+
+def test_the_average_is_what_validation_judges() -> None:
+    rest, validation = circle().leave_last_out()
+    how = TrainConfig(epochs=5, batch_size=8, learning_rate=1e-2, patience=0)
+    plain, _ = train(TINY, rest, how, validation)
+    average, result = train(TINY, rest, replace(how, ema_decay=0.99), validation)
+    assert not torch.equal(weights(average), weights(plain))
+    assert evaluate(Engine(average, rest.vocab), validation, (10,)) == result.best.validation
+
+
+def test_without_validation_all_epochs_are_run_and_the_last_is_kept() -> None:
+    _, result = train(TINY, noise(), TrainConfig(epochs=4, patience=1))
+    assert (len(result.epochs), result.best_epoch) == (4, 3)
+    nobody = Holdout([], np.array([], np.int64))
+    _, result = train(TINY, noise(), TrainConfig(epochs=4, patience=1), nobody)
+    assert (len(result.epochs), result.best_epoch) == (4, 3)
+
+
+def test_stop_ends_training_after_the_batch() -> None:
+    asked = 0
+
+    def stop() -> bool:
+        nonlocal asked
+        asked += 1
+        return asked >= 3
+
+    rest, validation = noise().leave_last_out()
+    model, result = train(TINY, rest, TrainConfig(epochs=50, batch_size=4), validation, stop=stop)
+    assert asked <= 4, "asked once a batch and once more at the end of the epoch"
+    assert len(result.epochs) == 1
+    assert evaluate(Engine(model, rest.vocab), validation).ndcg[10] == pytest.approx(
+        result.best.validation.ndcg[10] if result.best.validation else math.nan
+    )
+
+
+def test_every_epoch_is_one_log_line_and_nothing_is_printed(
+    caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with caplog.at_level(logging.INFO, "sasrec.training.train"):
+        rest, validation = circle().leave_last_out()
+        train(TINY, rest, TrainConfig(epochs=3), validation)
+    assert [record.getMessage().split(":")[0] for record in caplog.records] == ["epoch 1", "epoch 2", "epoch 3"]
+    assert "validation NDCG@10" in caplog.text
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_progress_bar_is_drawn_where_asked_for(capfd: pytest.CaptureFixture[str]) -> None:
+    train(TINY, circle(), TrainConfig(epochs=1), progress=True)
+    assert "epoch 1" in "".join(capfd.readouterr())
+
+
+def test_weight_decay_shrinks_the_weights() -> None:
+    def size(weight_decay: float) -> float:
+        model, _ = train(TINY, noise(), TrainConfig(epochs=10, learning_rate=1e-2, weight_decay=weight_decay))
+        return float(model.item_embedding.weight.detach().norm())
+
+    assert size(10.0) < 0.8 * size(0.0)
+
+
+# --- training on
+
+
+def first_then_second() -> tuple[Sequences, np.ndarray[Any, np.dtype[np.int64]]]:
+    """Users whose old events run up the circle, and whose new ones, the last five, run down."""
+    up = [[(start + n) % NUM_ITEMS + 1 for n in range(9)] for start in range(NUM_ITEMS) for _ in "ab"]
+    down = [[(start - n) % NUM_ITEMS + 1 for n in range(6)] for start in range(NUM_ITEMS) for _ in "ab"]
+    return sequences_of(up + down), np.array([0] * len(up) + [6] * len(down))
+
+
+@pytest.mark.parametrize(("replay", "remembers"), [(0.0, False), (1.0, True)])
+def test_a_model_is_trained_on_with_what_is_new_and_a_sample_of_what_is_old(replay: float, remembers: bool) -> None:
+    old_test, new_test = Holdout([np.array([1, 2, 3])], np.array([4])), Holdout([np.array([4, 3, 2])], np.array([1]))
+    how = TrainConfig(epochs=60, batch_size=8, learning_rate=1e-2, patience=0, replay=replay)
+    before, _ = train(TINY, circle(), how)
+    both, new_events = first_then_second()
+    after, _ = train(TINY, both, how, initial=before, new_events=new_events)
+    engine = Engine(after, both.vocab, cache_bytes=0)
+    assert evaluate(engine, new_test, filter_seen=False).ndcg[10] == 1.0
+    assert (evaluate(engine, old_test, filter_seen=False).ndcg[10] == 1.0) is remembers
+
+
+def test_a_grown_model_scores_old_items_as_before_and_new_ones_begin_beside_their_neighbours() -> None:
+    torch.manual_seed(1)
+    old = SASRec(SASRecConfig(5, max_len=4, hidden_units=8, dropout_rate=0.2)).eval()
+    # items 6 to 8 are new: 6 has neighbours, 7 has none that is known, 8 stands nowhere
+    sequences = sequences_of([[1, 6, 2, 3, 4], [7, 7], [6, 5]], num_items=8)
+    larger = grown(old, SASRecConfig(8, max_len=4, hidden_units=8, dropout_rate=0.5), sequences).eval()
+    row = torch.tensor([[1, 3, 5]])
+    assert torch.allclose(old.logits(old(row)), larger.logits(larger(row))[..., :6], atol=1e-5)
+    embedding = larger.item_embedding.weight.detach()
+    near = [(1, 1.0), (2, 1.0), (3, 1 / 2), (4, 1 / 3), (5, 1.0)]
+    mean = sum(weight * embedding[item] for item, weight in near) / sum(weight for _, weight in near)
+    assert torch.allclose(embedding[6], torch.as_tensor(mean))
+    assert embedding[7:].abs().sum(1).min() > 0
+    assert embedding[0].abs().sum() == 0
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [(SASRecConfig(5, hidden_units=32), "shape of the model cannot change"), (SASRecConfig(4), "5 items already")],
+)
+def test_a_model_grows_in_items_alone(config: SASRecConfig, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        grown(SASRec(SASRecConfig(5)), config, circle())
+
+
+def test_without_anything_new_there_is_nothing_to_train_on() -> None:
+    before, _ = train(TINY, circle(), TrainConfig(epochs=1))
+    with pytest.raises(TrainingError, match="no user has a new event that follows an earlier one"):
+        train(TINY, circle(), TrainConfig(epochs=1), initial=before, new_events=np.zeros(len(circle()), np.int64))
+
+
+# --- it says why it cannot go on
+
+
+@pytest.mark.parametrize("rows", [[[1], [2], []], [[]]])
+def test_data_without_two_events_of_a_user_are_a_training_error(rows: list[list[int]]) -> None:
+    with pytest.raises(TrainingError, match="no user has two or more known events"):
+        train(TINY, sequences_of(rows), TrainConfig())
+
+
+@pytest.mark.parametrize("loss", ["bce", "sampled_softmax"])
+def test_negatives_need_a_second_item(loss: Loss) -> None:
+    config = SASRecConfig(1, max_len=4, hidden_units=8)
+    with pytest.raises(TrainingError, match="only one item; use loss='cross_entropy'"):
+        train(config, sequences_of([[1, 1, 1]], num_items=1), TrainConfig(loss=loss))
+    model, _ = train(config, sequences_of([[1, 1, 1]], num_items=1), TrainConfig(epochs=1))
+    assert weights(model).isfinite().all()
+
+
+@pytest.mark.parametrize("learning_rate", [1e30, math.inf])
+@pytest.mark.parametrize("loss", get_args(Loss))
+@pytest.mark.parametrize("batch_size", [4, 1000])
+def test_a_diverging_learning_rate_is_a_training_error_that_names_it(
+    loss: Loss, learning_rate: float, batch_size: int
+) -> None:
+    how = TrainConfig(epochs=3, batch_size=batch_size, learning_rate=learning_rate, loss=loss)
+    rest, validation = circle().leave_last_out()
+    for judge in (validation, None):
+        with pytest.raises(TrainingError, match=re.escape(f"learning_rate={learning_rate}")):
+            train(TINY, rest, how, judge)
+
+
+def test_weights_spoilt_by_the_very_last_step_are_not_returned() -> None:
+    with pytest.raises(TrainingError, match="lower learning_rate=inf"):
+        train(TINY, circle(), TrainConfig(epochs=1, batch_size=1000, learning_rate=math.inf))
+
+
+@pytest.mark.parametrize("loss", ["bce", "cross_entropy", "sampled_softmax"])
+def test_of_unforeseeable_items_none_is_the_others_negative_where_seen_ones_are_skipped(loss: Loss) -> None:
+    """Items 1 to 3 come in no order, 4 to 6 never: without the other two, only those are left to rank below."""
+    rng = np.random.default_rng(0)
+    rows = [rng.integers(1, 4, 12).tolist() for _ in range(60)]
+    config = SASRecConfig(6, max_len=12, hidden_units=16, num_blocks=1, dropout_rate=0.0)
+    losses = {}
+    for skip_seen in (False, True):
+        how = TrainConfig(epochs=30, batch_size=8, learning_rate=1e-2, patience=0, loss=loss, skip_seen=skip_seen)
+        rest, validation = sequences_of(rows, 6).leave_last_out()
+        _, result = train(config, rest, how, validation)
+        losses[skip_seen] = (result.epochs[-1].loss, result.epochs[-1].validation_loss)
+    assert min(losses[False]) > 0.7  # type: ignore[type-var]
+    assert max(losses[True]) < 0.2  # type: ignore[type-var]
+
+
+def test_who_has_seen_everything_still_gets_negatives() -> None:
+    rows = [[1, 2, 3, 1, 2, 3]] * 20
+    how = TrainConfig(epochs=20, batch_size=4, learning_rate=1e-2, loss="bce", skip_seen=True)
+    model, _ = train(SASRecConfig(3, max_len=6, hidden_units=16, dropout_rate=0.0), sequences_of(rows, 3), how)
+    assert Engine(model, ItemVocab("123")).scores([np.array([1, 2])])[0].argmax() == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"epochs": 0}, "epochs=0: must be at least 1"),
+        ({"batch_size": 0}, "batch_size=0: must be at least 1"),
+        ({"replay": -0.5}, "replay=-0.5: must be at least 0 and finite"),
+        ({"patience": -1}, "patience=-1: must be at least 0"),
+        ({"learning_rate": 0.0}, "learning_rate=0.0"),
+        ({"learning_rate": math.nan}, "learning_rate=nan"),
+        ({"weight_decay": -0.1}, "weight_decay=-0.1"),
+        ({"ema_decay": 1.0}, "ema_decay=1.0: must be at least 0 and below 1"),
+        (
+            {"loss": "hinge"},
+            "loss='hinge': must be one of bce, mse, full_mse, gbce, info_nce, cross_entropy, sampled_softmax",
+        ),
+        ({"loss": "bce", "num_negatives": -1}, "num_negatives=-1: bce needs at least 0"),
+        ({"windows": "old"}, "windows='old': must be one of all, newest"),
+        ({"schedule": "linear"}, "schedule='linear': must be one of constant, cosine"),
+        ({"warmup_steps": -1}, "warmup_steps=-1: must be at least 0"),
+        ({"loss": "gbce", "num_negatives": 0}, "num_negatives=0: gbce needs at least 1"),
+        ({"loss": "info_nce", "num_negatives": 0}, "num_negatives=0: info_nce needs at least 1"),
+    ],
+)
+def test_a_hyper_parameter_out_of_range_is_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        TrainConfig(**change)
+
+
+# --- outcomes, warm starts, what is told of the epochs
+
+
+def with_outcomes(sequences: Sequences, outcomes: list[float]) -> Sequences:
+    return replace(sequences, outcomes=np.array(outcomes, np.float32))
+
+
+def rated() -> Sequences:
+    """Of two items that follow item 1 equally often, 2 is liked and 3 is not."""
+    rows = [[1, 2], [1, 3]] * 60
+    return with_outcomes(sequences_of(rows, 3), [1.0, 1.0, 1.0, 0.0] * 60)
+
+
+@pytest.mark.parametrize("loss", ["bce", "mse", "info_nce", "cross_entropy", "sampled_softmax"])
+def test_what_was_liked_is_recommended_before_what_was_not(loss: Loss) -> None:
+    config = SASRecConfig(3, max_len=4, hidden_units=16, num_blocks=1, dropout_rate=0.0)
+    model, _ = train(config, rated(), TrainConfig(epochs=40, batch_size=16, learning_rate=1e-2, loss=loss))
+    scores = Engine(model, ItemVocab("123")).scores([np.array([1])])[0]
+    assert scores[2] > scores[3] + 0.5
+
+
+@pytest.mark.parametrize("weight", [1, 3, 30])
+def test_what_all_other_items_weigh_says_how_far_scores_fall_short_of_outcomes(weight: int) -> None:
+    config = SASRecConfig(3, max_len=4, hidden_units=16, num_blocks=1, dropout_rate=0.0)
+    how = TrainConfig(
+        epochs=80, batch_size=16, learning_rate=1e-2, schedule="cosine", loss="full_mse", num_negatives=weight
+    )
+    model, _ = train(config, rated(), how)
+    scores = Engine(model, ItemVocab("123")).scores([np.array([1])])[0]
+    # half of the time (s - 1)^2, half of the time a third of the weight times s^2
+    assert scores[2:].tolist() == pytest.approx([1 / (1 + weight / 3), 0], abs=0.05)
+
+
+def test_without_negatives_soft_labels_become_the_probabilities_and_ratings_the_scores() -> None:
+    rows = with_outcomes(sequences_of([[1, 2], [1, 3]] * 60, 3), [0.0, 0.9, 0.0, 0.25] * 60)
+    config = SASRecConfig(3, max_len=4, hidden_units=16, num_blocks=1, dropout_rate=0.0)
+    for loss, told in (("bce", torch.sigmoid), ("mse", lambda score: score)):
+        how = TrainConfig(epochs=80, batch_size=16, learning_rate=1e-2, loss=loss, num_negatives=0)  # type: ignore[arg-type]
+        model, _ = train(config, rows, how)
+        scores = Engine(model, ItemVocab("123")).scores([np.array([1])])[0]
+        assert told(scores[2:]).tolist() == pytest.approx([0.9, 0.25], abs=0.05)
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "change", "message"),
+    [
+        ([5.0] * 4, {"loss": "bce"}, "outcomes from 5 to 5: loss='bce' takes 0 to 1"),
+        ([-1.0, 0, 1, 1], {"loss": "cross_entropy"}, "outcomes from -1 to 1"),
+        ([math.nan] * 4, {"loss": "bce"}, "outcomes from nan"),
+        ([1.0] * 4, {"loss": "bce", "num_negatives": 0}, "num_negatives=0: bce has nothing to tell items apart by"),
+        (None, {"loss": "mse", "num_negatives": 0}, "num_negatives=0: mse has nothing to tell items apart by"),
+        ([0.0, 1, 1, 1], {"loss": "gbce"}, "loss='gbce' knows no outcomes"),
+    ],
+)
+def test_outcomes_that_a_loss_cannot_learn_from_are_refused(
+    outcomes: list[float] | None, change: dict[str, Any], message: str
+) -> None:
+    rows = sequences_of([[1, 2], [1, 3]])
+    with pytest.raises(TrainingError, match=re.escape(message)):
+        train(TINY, rows if outcomes is None else with_outcomes(rows, outcomes), TrainConfig(**change))
+
+
+def test_a_warm_start_begins_with_the_given_weights_and_leaves_them_alone() -> None:
+    rest, test = circle().leave_last_out()
+    how = TrainConfig(epochs=40, batch_size=8, learning_rate=1e-2)
+    learned, before = train(TINY, rest, how)
+    kept = weights(learned).clone()
+    little = TrainConfig(epochs=1, batch_size=8, learning_rate=1e-5)
+    continued, after = train(TINY, rest, little, initial=learned)
+    assert torch.equal(weights(learned), kept)
+    assert after.epochs[0].loss < 1.5 * before.epochs[-1].loss < before.epochs[0].loss / 2
+    assert evaluate(Engine(continued, rest.vocab), test, (1,)).hr[1] == 1.0
+
+
+def test_the_last_weights_are_kept_where_the_best_are_not_wanted() -> None:
+    rest, validation = noise().leave_last_out()
+    how = TrainConfig(epochs=12, batch_size=8, learning_rate=1e-2, patience=0)
+    best, result = train(TINY, rest, how, validation)
+    last, _ = train(TINY, rest, replace(how, restore_best=False), validation)
+    plain, _ = train(TINY, rest, how)
+    assert result.best_epoch < 11, "or this test shows nothing"
+    assert torch.equal(weights(last), weights(plain))
+    assert not torch.equal(weights(best), weights(last))
+
+
+def test_the_validation_loss_is_that_of_held_out_targets() -> None:
+    rest, validation = circle().leave_last_out()
+    _, result = train(TINY, rest, TrainConfig(epochs=30, learning_rate=1e-2, batch_size=8), validation)
+    told = [epoch.validation_loss for epoch in result.epochs]
+    assert told[0] == pytest.approx(math.log(NUM_ITEMS), rel=0.2)
+    assert told[-1] is not None and told[-1] < told[0] / 2
+    _, alone = train(TINY, rest, TrainConfig(epochs=1))
+    assert alone.epochs[0].validation_loss is None
+
+
+@pytest.mark.parametrize("held_out", [True, False])
+def test_the_epochs_are_drawn(tmp_path: Path, held_out: bool) -> None:
+    rest, validation = circle().leave_last_out()
+    _, result = train(TINY, rest, TrainConfig(epochs=3), validation if held_out else None)
+    result.plot(tmp_path / "history.png")
+    assert (tmp_path / "history.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_computing_in_bfloat16_learns_the_same() -> None:
+    rest, test = circle().leave_last_out()
+    model, _ = train(TINY, rest, TrainConfig(epochs=60, batch_size=8, learning_rate=1e-2, autocast=True))
+    assert {weight.dtype for weight in model.state_dict().values()} == {torch.float32}
+    assert evaluate(Engine(model, rest.vocab), test, (1,)).hr[1] == 1.0
+
+
+def test_the_learning_rate_rises_stays_and_falls_as_asked() -> None:
+    constant = TrainConfig(warmup_steps=4)
+    assert [constant.learning_rate_factor(step, 100) for step in (0, 1, 3, 4, 99)] == [0.25, 0.5, 1.0, 1.0, 1.0]
+    cosine = TrainConfig(schedule="cosine")
+    factors = [cosine.learning_rate_factor(step, 100) for step in range(101)]
+    assert factors == sorted(factors, reverse=True)
+    assert (factors[0], factors[50], factors[100]) == pytest.approx((1.0, 0.525, 0.05))
+
+
+def test_the_schedule_is_followed(monkeypatch: pytest.MonkeyPatch) -> None:
+    rates: list[float] = []
+
+    class Recorder(torch.optim.AdamW):
+        def step(self, closure: Any = None) -> None:
+            rates.append(self.param_groups[0]["lr"])
+            super().step(closure)
+
+    monkeypatch.setattr(torch.optim, "AdamW", Recorder)
+    rest, _ = circle().leave_last_out()
+    how = TrainConfig(epochs=4, batch_size=8, learning_rate=0.5, schedule="cosine", warmup_steps=2)
+    train(TINY, rest, how)
+    assert rates == [0.5 * how.learning_rate_factor(step, len(rates)) for step in range(len(rates))]
+    assert len(rates) == 12

@@ -1,0 +1,147 @@
+"""The proof of delivery: daemons crash, join and leave in mid-stream; the topic says what Redis must hold then."""
+
+import asyncio
+import random
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+from aiokafka.admin import AIOKafkaAdminClient
+
+from streamrec.kafka.connection import leave_for_members
+from streamrec.redis.client import RedisClient
+from streamrec.redis.keys import Keys
+from streamrec.serving.inspection import published, stored
+from streamrec.settings import Settings
+
+from support.harness import EVENTS, Daemon, Record, click, eventually, feed, feeding, own_servers, wait_caught_up
+from support.oracle import assert_delivered
+
+REJECTIONS = "streamrec_guard_rejections_total"
+CRASHES = 4
+
+
+async def test_every_event_is_applied_once_though_the_daemon_is_killed_again_and_again(
+    start_daemon: Callable[..., Daemon], make_settings: Callable[..., Settings], model_dir: Path, seed: int = 1
+) -> None:
+    # small batches and a cache of few users: more places to die in
+    small = {"max_batch": 16, "cache_bytes": 20_000}
+    settings = make_settings(model_dir=model_dir, **small)
+    rng = random.Random(seed)
+    async with feeding(settings, seed, per_s=300, at_least=3_000):
+        for _ in range(CRASHES):
+            daemon = start_daemon(**small)
+            await daemon.wait_handled()
+            await asyncio.sleep(rng.uniform(0, 0.5))  # the random moment
+            daemon.kill()
+    assert await start_daemon("--burst", **small).wait_exit() == 0
+    users = await assert_delivered(settings)
+    assert sum(user.n for user in users.values()) > 2_800
+
+
+async def test_daemons_join_leave_and_die_in_mid_stream(
+    start_daemon: Callable[..., Daemon], make_settings: Callable[..., Settings], model_dir: Path
+) -> None:
+    settings = make_settings(model_dir=model_dir, max_batch=16)
+    async with feeding(settings, seed=2, per_s=300):
+        first = start_daemon(max_batch=16)
+        await first.wait_handled()
+        second, third = start_daemon(max_batch=16), start_daemon(max_batch=16)
+        await second.wait_handled()
+        await third.wait_handled()
+        first.signal(signal.SIGTERM)
+        assert await first.wait_exit() == 0
+        before = await third.metric(EVENTS, outcome="applied")
+        await third.wait_handled(int(before) + 200)
+        second.kill()
+        await leave_for_members(settings)  # a broker does so after the session time-out; the embedded one never
+        before = await third.metric(EVENTS, outcome="applied")
+        await third.wait_handled(int(before) + 200)
+    await wait_caught_up(settings)
+    await assert_delivered(settings)
+
+
+async def test_sessions_end_at_the_same_gaps_whoever_handles_them(
+    start_daemon: Callable[..., Daemon], make_settings: Callable[..., Settings], model_dir: Path
+) -> None:
+    sessions = {"session_gap_s": 25, "max_batch": 32}
+    settings = make_settings(model_dir=model_dir, **sessions)
+    async with feeding(settings, seed=3, per_s=300):
+        staying = start_daemon(**sessions)
+        leaving = start_daemon(**sessions)
+        await leaving.wait_handled(100)
+        await staying.wait_handled(100)
+        leaving.signal(signal.SIGTERM)
+        assert await leaving.wait_exit() == 0
+    await wait_caught_up(settings)
+    users = await assert_delivered(settings)
+    assert any(user.session_n < user.n for user in users.values()), "some user began a new session"
+
+
+async def test_a_crash_between_append_and_publish_still_gets_every_user_his_list(
+    start_daemon: Callable[..., Daemon], make_settings: Callable[..., Settings], model_dir: Path
+) -> None:
+    with own_servers() as own:
+        where = {"kafka_bootstrap_servers": own.kafka_bootstrap_servers, "redis_url": own.redis_url}
+        settings = make_settings(model_dir=model_dir, **where)
+        daemon = start_daemon(**where)
+        await daemon.wait_ready()
+        # Redis is away until the batch is in hand, Kafka from then on: applied, published, but never committed
+        daemon.signal(signal.SIGSTOP)
+        await feed(settings, [Record(f"u{n % 20}".encode(), click(f"u{n % 20}", f"i{n % 50}", n)) for n in range(200)])
+        own.redis.pause()
+        daemon.signal(signal.SIGCONT)
+        await eventually(lambda: daemon.has_logged("holding the batch"))
+        own.kafka.stop()
+        own.redis.resume()
+        async with RedisClient(settings) as redis:
+            applied = await eventually(lambda: published_events(redis, settings))
+            daemon.kill()
+            for user in range(20):  # as if the crash had come before the publish
+                await redis._call("DEL", Keys(settings.redis_key_prefix).recommendation(f"u{user}"))
+        own.kafka.start()
+        after = start_daemon(**where)
+        await wait_caught_up(settings)
+        await assert_delivered(settings)
+        assert await after.metric(REJECTIONS) == applied
+        assert await after.metric(EVENTS, outcome="applied") == 200 - applied
+
+
+async def published_events(redis: RedisClient, settings: Settings) -> int:
+    """How many events are stored, once their users' lists are published; 0 before."""
+    keys = Keys(settings.redis_key_prefix)
+    sequences = {user: value.n async for user, value in stored(redis, keys, None) if value}
+    lists = {user: value.n async for user, value in published(redis, keys, None) if value}
+    return sum(sequences.values()) if sequences == lists else 0
+
+
+async def test_a_topic_created_again_is_reported_and_a_raised_epoch_accepts_its_events(
+    start_daemon: Callable[..., Daemon], make_settings: Callable[..., Settings], model_dir: Path
+) -> None:
+    settings = make_settings(model_dir=model_dir)
+    old = [Record(b"ann", click("ann", f"i{n}", n)) for n in range(30)]
+    await feed(settings, old)
+    assert await start_daemon("--burst").wait_exit() == 0
+    admin = AIOKafkaAdminClient(bootstrap_servers=settings.kafka_bootstrap_servers)
+    await admin.start()
+    await admin.delete_topics([settings.kafka_topic])
+    await admin.close()
+    new = [Record(b"ann", click("ann", f"x{n}", 1_000 + n)) for n in range(20)]
+    await feed(settings, new)
+
+    # the group's offsets went with the topic, or lie beyond its end: either way it is read from the beginning
+    daemon = start_daemon()
+    await daemon.wait_handled(20)
+    assert await daemon.metric(REJECTIONS) == 20
+    warning = next(line for line in daemon.lines("WARNING") if "applied before" in line)
+    assert "STREAMREC_KAFKA_TOPIC_EPOCH" in warning
+    assert "rejected=20" in warning
+    daemon.signal(signal.SIGTERM)
+    assert await daemon.wait_exit() == 0
+
+    again = {"kafka_topic_epoch": 1, "kafka_group": f"{settings.kafka_group}-again"}
+    assert await start_daemon("--burst", **again).wait_exit() == 0
+    async with RedisClient(settings) as redis:
+        found = [value async for _, value in stored(redis, Keys(settings.redis_key_prefix), ["ann"])]
+    assert found[0] is not None
+    assert (found[0].n, found[0].items) == (50, [f"x{n}" for n in range(12, 20)])

@@ -1,0 +1,236 @@
+"""What the daemon does when Redis or Kafka go away, records are bad, or it is told to stop."""
+
+import asyncio
+import contextlib
+import signal
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener
+
+from streamrec.daemon import _in_time
+from streamrec.errors import KafkaUnavailable
+from streamrec.local.servers import EmbeddedServer, EmbeddedServers
+from streamrec.redis.client import RedisClient
+from streamrec.settings import Settings
+
+from support.harness import (
+    EVENTS,
+    Daemon,
+    eventually,
+    feed,
+    feeding,
+    own_servers,
+    wait_caught_up,
+    workload,
+    written_down,
+)
+from support.oracle import assert_delivered
+
+# Kafka's brokers accept none below, unless told to.
+SHORTEST_SESSION_S = 6
+
+StartDaemon = Callable[..., Daemon]
+MakeSettings = Callable[..., Settings]
+
+
+@pytest.fixture
+def own() -> Iterator[EmbeddedServers]:
+    with own_servers() as servers:
+        yield servers
+
+
+@pytest.fixture
+def where(own: EmbeddedServers, model_dir: Path) -> dict[str, Any]:
+    """Settings of a daemon on servers that the test may take away."""
+    return {
+        "model_dir": model_dir,
+        "kafka_bootstrap_servers": own.kafka_bootstrap_servers,
+        "redis_url": own.redis_url,
+        "kafka_session_timeout_s": SHORTEST_SESSION_S,
+    }
+
+
+@contextlib.contextmanager
+def away(server: EmbeddedServer, how: str) -> Iterator[None]:
+    """The server is stopped, killed or paused while the block runs."""
+    {"stopped": server.stop, "killed": server.kill, "paused": server.pause}[how]()
+    try:
+        yield
+    finally:
+        (server.resume if how == "paused" else server.start)()
+
+
+async def has_status(daemon: Daemon, path: str, wanted: int) -> bool:
+    assert (await daemon.get("/livez"))[0] == 200, "a restart would not help"
+    return (await daemon.get(path))[0] == wanted
+
+
+async def stays_alive(daemon: Daemon, seconds: float) -> None:
+    """/livez stays green, /readyz red."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        assert await daemon.get("/livez") == (200, "ok\n")
+        assert (await daemon.get("/readyz"))[0] == 503
+        await asyncio.sleep(0.2)
+
+
+def assert_said_once(daemon: Daemon, server: str) -> None:
+    """An outage is worth a line when it begins and a line when it ends, of the loop and of the probe."""
+    lines = [line for line in daemon.lines("INFO", "WARNING", "ERROR") if "dead letter" not in line]
+    away = [line for line in lines if server in line and "WARNING" in line]
+    back = [line for line in lines if "back" in line]
+    assert 1 <= len(away) <= 2 and 1 <= len(back) <= 2, daemon.output
+    assert "Traceback" not in daemon.output
+
+
+@pytest.mark.parametrize(("how", "seconds"), [("stopped", 0), ("killed", 0), ("paused", SHORTEST_SESSION_S + 2)])
+async def test_an_outage_of_redis_loses_nothing(
+    how: str, seconds: float, own: EmbeddedServers, where: dict[str, Any], start_daemon: StartDaemon,
+    make_settings: MakeSettings,
+) -> None:  # fmt: skip
+    where |= {"liveness_timeout_s": 5}
+    settings = make_settings(**where)
+    async with RedisClient(settings) as redis:
+        # what Redis acknowledges it then keeps through SIGKILL too; it may lose a second otherwise
+        await redis._call("CONFIG", "SET", "appendfsync", "always")
+    async with feeding(settings, seed=4, per_s=150):
+        daemon = start_daemon(**where)
+        await daemon.wait_handled(200)
+        with away(own.redis, how):
+            await eventually(lambda: has_status(daemon, "/readyz", 503))
+            await stays_alive(daemon, seconds)
+        await eventually(lambda: has_status(daemon, "/readyz", 200))
+        await daemon.wait_handled(int(await daemon.metric(EVENTS, outcome="applied")) + 200)
+    await wait_caught_up(settings)
+    await assert_delivered(settings)
+    assert await daemon.metric("streamrec_rebalances_total") == 1, "it stayed in its group, however long it took"
+    assert_said_once(daemon, "Redis")
+
+
+@pytest.mark.parametrize("how", ["stopped", "killed", "paused"])
+async def test_an_outage_of_kafka_loses_nothing(
+    how: str, own: EmbeddedServers, where: dict[str, Any], start_daemon: StartDaemon, make_settings: MakeSettings
+) -> None:
+    where |= {"liveness_timeout_s": 8, "max_batch": 16}  # the watch needs 7 s to be sure that Kafka is away
+    settings = make_settings(**where)
+    clicks = workload(5)
+    await feed(settings, islice(clicks, 1_500))
+    daemon = start_daemon(**where)
+    await daemon.wait_handled(100)
+    daemon.signal(signal.SIGSTOP)
+    await written_down(own)
+    with away(own.kafka, how):
+        daemon.signal(signal.SIGCONT)
+        await eventually(lambda: has_status(daemon, "/readyz", 503))
+        await stays_alive(daemon, 3)
+    await eventually(lambda: has_status(daemon, "/readyz", 200))
+    await feed(settings, islice(clicks, 500))
+    await wait_caught_up(settings)
+    await assert_delivered(settings)
+    assert_said_once(daemon, "Kafka")
+
+
+@pytest.mark.parametrize("how", ["stopped", "paused"])
+async def test_a_daemon_told_to_stop_while_kafka_is_away_ends_in_time(
+    how: str, own: EmbeddedServers, where: dict[str, Any], start_daemon: StartDaemon, make_settings: MakeSettings
+) -> None:
+    where |= {"max_batch": 16, "shutdown_timeout_s": 2}
+    settings = make_settings(**where)
+    await feed(settings, islice(workload(6, bad_share=0.3), 1_500))  # dead letters wait for Kafka too
+    daemon = start_daemon(**where)
+    await daemon.wait_handled(100)
+    daemon.signal(signal.SIGSTOP)
+    await written_down(own)
+    with away(own.kafka, how):
+        daemon.signal(signal.SIGCONT)
+        await eventually(lambda: has_status(daemon, "/readyz", 503))
+        daemon.signal(signal.SIGTERM)
+        assert await daemon.wait_exit(15) == 1
+        assert "Traceback" not in daemon.output
+    assert await start_daemon("--burst", **where).wait_exit() == 0
+    await assert_delivered(settings)
+
+
+@contextlib.asynccontextmanager
+async def member(settings: Settings, listener: ConsumerRebalanceListener | None = None) -> AsyncIterator[None]:
+    """Another member of the group, with partitions of its own while the block runs; it commits nothing."""
+    consumer = AIOKafkaConsumer(
+        bootstrap_servers=settings.kafka_bootstrap_servers, group_id=settings.kafka_group, enable_auto_commit=False,
+        heartbeat_interval_ms=200,
+    )  # fmt: skip
+    await consumer.start()
+    try:
+        consumer.subscribe([settings.kafka_topic], listener=listener)
+        await eventually(lambda: has_partitions(consumer))
+        yield
+    finally:
+        await consumer.stop()
+
+
+async def has_partitions(consumer: AIOKafkaConsumer) -> bool:
+    await consumer.getmany(timeout_ms=10)
+    return bool(consumer.assignment())
+
+
+async def test_a_batch_held_while_redis_is_away_does_not_hold_up_a_rebalance(
+    own: EmbeddedServers, where: dict[str, Any], start_daemon: StartDaemon, make_settings: MakeSettings
+) -> None:
+    settings = make_settings(**where)
+    daemon = start_daemon(**where)
+    await daemon.wait_ready()
+    with away(own.redis, "stopped"):
+        await feed(settings, islice(workload(7), 100))
+        await eventually(lambda: daemon.has_logged("holding the batch"))
+        started = time.monotonic()
+        async with member(settings):
+            assert time.monotonic() - started < settings.kafka_rebalance_timeout_s / 2
+            await eventually(lambda: daemon.has_logged("let go"))
+    await wait_caught_up(settings)
+    await assert_delivered(settings)
+
+
+async def close_as_a_client_that_cancels_its_own_requests() -> None:
+    request = asyncio.create_task(asyncio.sleep(60))
+    await asyncio.sleep(0)
+    request.cancel()
+    await request
+
+
+async def close_as_a_client_that_waits_for_a_broker() -> None:
+    await asyncio.sleep(60)
+
+
+async def close_as_a_client_that_ignores_being_cancelled() -> None:
+    with contextlib.suppress(asyncio.CancelledError):
+        await asyncio.sleep(60)
+    await asyncio.sleep(3)
+
+
+async def close_as_a_client_that_fails() -> None:
+    raise KafkaUnavailable("no")
+
+
+@pytest.mark.parametrize(
+    "close",
+    [
+        close_as_a_client_that_cancels_its_own_requests,
+        close_as_a_client_that_waits_for_a_broker,
+        close_as_a_client_that_ignores_being_cancelled,
+    ],
+)
+async def test_no_client_keeps_the_daemon_from_ending(
+    close: Callable[[], Awaitable[None]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streamrec.daemon.CLOSE_TIMEOUT_S", 0.1)
+    async with asyncio.timeout(2):
+        await _in_time(close)
+
+
+async def test_a_client_that_cannot_be_closed_says_so() -> None:
+    with pytest.raises(KafkaUnavailable):
+        await _in_time(close_as_a_client_that_fails)

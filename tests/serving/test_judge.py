@@ -1,0 +1,151 @@
+"""Online quality: each click judged once, against the list that was there before it."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from sasrec import ItemVocab
+from streamrec.metrics import Metrics
+from streamrec.redis.client import RedisClient
+from streamrec.redis.keys import Keys
+from streamrec.schemas import Recommendation, UserSequence
+from streamrec.serving.judge import OnlineJudge
+from streamrec.serving.lists import SharedLists
+from streamrec.serving.online import OnlineCounts
+from streamrec.serving.publisher import Publisher
+from streamrec.serving.sequences import SequenceStore
+from streamrec.settings import Settings
+
+from support.redis_access import BASE_MS, batch, event, raw_redis
+
+MakeSettings = Callable[..., Settings]
+POPULAR = ItemVocab([f"p{n}" for n in range(30)], list(range(30, 0, -1)))
+
+
+class Bench:
+    """Store, publisher and judge on real Redis; lists are given, not computed."""
+
+    def __init__(self, redis: RedisClient, settings: Settings) -> None:
+        self.metrics = Metrics()
+        self.store = SequenceStore(redis, settings, 50, self.metrics)
+        self.publisher = Publisher(redis, settings, self.metrics)
+        counts = OnlineCounts(redis, settings, self.metrics)
+        self.judge = OnlineJudge(SharedLists(redis, settings, 50, POPULAR), counts, settings.filter_seen)
+        self.offset = 0
+
+    async def click(self, user: str, *items: str, then: list[str] | None = None, model: str = "m1") -> None:
+        """Clicks of one batch, and the list that is published after them."""
+        events = [event(user, item, self.offset + n, BASE_MS + self.offset + n) for n, item in enumerate(items)]
+        self.offset += len(items)
+        await self.handle(await self.store.append(batch(*events)), then or [], model)
+
+    async def handle(self, sequences: list[UserSequence], then: list[str], model: str) -> None:
+        lists = [Recommendation(s.user_id, then, [1.0] * len(then), model, s.last_event_ts_ms, s.n) for s in sequences]
+        self.judge.judge(sequences, await self.publisher.publish(lists))
+
+    def counted(self, model: str) -> tuple[float, float, float, float]:
+        """Judged, hits, reciprocal ranks, popularity hits."""
+        names = ("judged_clicks", "hits", "reciprocal_ranks", "popularity_hits")
+        values = [self.metrics.registry.get_sample_value(f"streamrec_{n}_total", {"model": model}) for n in names]
+        judged, hits, ranks, popular = (value or 0.0 for value in values)
+        return judged, hits, ranks, popular
+
+
+@pytest.fixture
+def bench(redis: RedisClient, make_settings: MakeSettings) -> Bench:
+    return Bench(redis, make_settings())
+
+
+async def test_a_click_is_judged_against_the_list_published_before_it(bench: Bench) -> None:
+    await bench.click("ann", "a", then=["b", "c", "d"], model="m1")
+    await bench.click("ann", "c", then=["x"], model="m2")
+    await bench.click("ann", "c", then=["c"], model="m2")
+    assert bench.counted("m1") == (1, 1, 0.5, 0)
+    assert bench.counted("m2") == (1, 0, 0, 0), "the list that came after the click does not count"
+
+
+async def test_only_the_first_ten_places_count(bench: Bench) -> None:
+    await bench.click("ann", "a", then=[f"i{n}" for n in range(20)])
+    await bench.click("ann", "i9", "i10")
+    assert bench.counted("m1") == (2, 1, 0.1, 0)
+
+
+async def test_who_has_no_list_was_shown_the_popular_one(bench: Bench) -> None:
+    await bench.click("ann", "p1", then=["z"])
+    await bench.click("bob", "nothing like it", then=["z"])
+    assert bench.counted("popular") == (2, 1, 0.5, 1)
+
+
+async def test_beside_a_list_the_popular_one_is_judged_without_what_was_seen(
+    redis: RedisClient, make_settings: MakeSettings
+) -> None:
+    for filter_seen, hits in ((True, 2), (False, 1)):
+        bench = Bench(redis, make_settings(filter_seen=filter_seen, redis_key_prefix=f"judge-{filter_seen}"))
+        await bench.click("ann", "p0", "p1", then=["z"])
+        await bench.click("ann", "p11", then=["z"])  # the tenth that is not seen
+        await bench.click("ann", "p2", then=["z"])
+        assert bench.counted("m1")[3] == hits
+
+
+async def test_clicks_of_one_batch_saw_the_same_list(bench: Bench) -> None:
+    await bench.click("ann", "a", then=["b", "c"])
+    await bench.click("ann", "b", "c", "d", then=["d"])
+    assert bench.counted("m1") == (3, 2, 1.5, 0)
+
+
+async def test_a_replay_is_not_judged_again(bench: Bench) -> None:
+    await bench.click("ann", "a", then=["b"])
+    await bench.click("ann", "b", then=["b"])
+    bench.offset -= 1
+    await bench.click("ann", "b", then=["b"])
+    assert bench.counted("m1") == (1, 1, 1.0, 0)
+
+
+async def test_a_list_that_knows_the_click_already_is_not_judged(bench: Bench) -> None:
+    await bench.click("ann", "a", then=["b"])
+    sequences = await bench.store.append(batch(event("ann", "c", 10, BASE_MS + 10)))
+    lists = [Recommendation("ann", ["c"], [1.0], "m1", BASE_MS + 10, sequences[0].n)]
+    await bench.publisher.publish(lists)  # its answer is lost, so it is published again
+    bench.judge.judge(sequences, await bench.publisher.publish(lists))
+    assert bench.counted("m1") == (0, 0, 0, 0)
+
+
+@pytest.mark.parametrize("value", ["garbage", "{}", json.dumps({"items": 5})])
+async def test_a_list_that_cannot_be_read_is_not_judged(
+    redis: RedisClient, make_settings: MakeSettings, value: str
+) -> None:
+    settings = make_settings()
+    bench = Bench(redis, settings)
+    async with raw_redis(settings) as raw:
+        await raw.set(Keys(settings.redis_key_prefix).recommendation("ann"), value)
+    await bench.click("ann", "a", then=["b"])
+    await bench.click("ann", "b", then=["b"])
+    assert bench.counted("m1") == (1, 1, 1.0, 0)
+
+
+async def test_a_long_stream_is_counted_as_by_hand(bench: Bench) -> None:
+    rng = random.Random(3)
+    items = [f"i{n}" for n in range(12)]
+    shown: dict[str, tuple[str, list[str]]] = {}
+    expected: dict[str, Counter[str]] = {}
+    for step in range(300):
+        user, clicked = f"u{rng.randrange(8)}", [rng.choice(items) for _ in range(rng.choice((1, 1, 1, 3)))]
+        if user in shown:
+            model, listed = shown[user]
+            counts = expected.setdefault(model, Counter())
+            counts["judged"] += len(clicked)
+            counts["hits"] += sum(click in listed[:10] for click in clicked)
+            ranks: Any = sum(1 / (listed.index(click) + 1) for click in clicked if click in listed[:10])
+            counts["ranks"] += ranks
+        shown[user] = (f"m{step // 100}", rng.sample(items, 11))
+        await bench.click(user, *clicked, then=shown[user][1], model=shown[user][0])
+    for model, counts in expected.items():
+        judged, hits, ranks, _ = bench.counted(model)
+        assert (judged, hits) == (counts["judged"], counts["hits"])
+        assert ranks == pytest.approx(counts["ranks"])

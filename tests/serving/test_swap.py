@@ -1,0 +1,136 @@
+"""A new champion takes over while clicks go on: nothing lost, recent users re-scored, bad versions refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from streamrec.registry import Registry
+from streamrec.settings import Settings
+
+from support.harness import (
+    Daemon,
+    eventually,
+    feeding,
+    models,
+    produce_clicks,
+    serves,
+    versions_published,
+    wait_caught_up,
+)
+from support.oracle import assert_delivered
+from support.registry import publish
+
+StartDaemon = Callable[..., Daemon]
+MakeSettings = Callable[..., Settings]
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Registry:
+    return Registry(tmp_path / "registry")
+
+
+async def test_a_new_champion_takes_over_in_mid_stream_and_recent_users_get_its_lists(
+    start_daemon: StartDaemon, make_settings: MakeSettings, registry: Registry
+) -> None:
+    old = publish(registry, seed=1)
+    registry.promote(old, "first")
+    # a larger vocabulary in another order, and longer windows: nothing of the old engine fits the new one
+    new = publish(registry, seed=2, items=range(59, -1, -1), max_len=12)
+    where = {"model_dir": None, "registry_dir": registry.folder, "registry_poll_s": 3600, "max_len": 12}
+    settings = make_settings(**where)
+    daemon = start_daemon(**where)
+    await daemon.wait_ready()
+    async with feeding(settings, seed=4, per_s=300, at_least=1_200):
+        await daemon.wait_handled(300)
+        assert await serves(daemon, old)
+        promoted = models(settings, "promote", new)  # the message alone tells the daemon
+        assert (promoted.returncode, promoted.stderr) == (0, "")
+        await eventually(lambda: serves(daemon, new))
+        assert not await serves(daemon, old)
+    await wait_caught_up(settings)
+
+    async def everybody_has_the_new_list() -> bool:
+        return set((await versions_published(settings)).values()) <= {new, "popular"}
+
+    await eventually(everybody_has_the_new_list)
+    await assert_delivered(make_settings(model_dir=registry.folder / "versions" / new, max_len=12))
+    assert await daemon.metric("streamrec_model_swaps_total", outcome="swapped") == 1
+    assert daemon.lines("ERROR") == []
+
+
+async def test_users_who_do_not_click_again_are_re_scored(
+    start_daemon: StartDaemon, make_settings: MakeSettings, registry: Registry
+) -> None:
+    old, new = publish(registry, seed=1), publish(registry, seed=2)
+    registry.promote(old, "first")
+    where = {"model_dir": None, "registry_dir": registry.folder, "registry_poll_s": 0.2, "rescore_users": 30}
+    settings = make_settings(**where)
+    daemon = start_daemon(**where)
+    await daemon.wait_ready()
+    await produce_clicks(settings, [(f"u{n}", f"i{n}") for n in range(40)])
+    await daemon.wait_handled(40)
+    await wait_caught_up(settings)
+    assert set((await versions_published(settings)).values()) == {old}
+    registry.promote(new, "better")  # no message: the daemon looks
+
+    async def thirty_have_new_lists() -> bool:
+        return sorted((await versions_published(settings)).values()).count(new) == 30
+
+    await eventually(thirty_have_new_lists)
+    await eventually(lambda: daemon.has_logged("users re-scored"))
+    await produce_clicks(settings, [(f"u{n}", "i7") for n in range(40)])
+    await wait_caught_up(settings)
+    assert set((await versions_published(settings)).values()) == {new}
+
+
+async def test_a_damaged_version_is_refused_and_a_good_one_taken_later(
+    start_daemon: StartDaemon, make_settings: MakeSettings, registry: Registry
+) -> None:
+    old, broken, good = (publish(registry, seed) for seed in (1, 2, 3))
+    registry.promote(old, "first")
+    registry.promote(broken, "looked good")
+    registry.promote(old, "for now")
+    weights = registry.folder / "versions" / broken / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4] + b"rust")
+    where = {"model_dir": None, "registry_dir": registry.folder, "registry_poll_s": 0.1}
+    settings = make_settings(**where)
+    daemon = start_daemon(**where)
+    await daemon.wait_ready()
+    alias = json.loads((registry.folder / "champion.json").read_text())
+    (registry.folder / "champion.json").write_text(json.dumps(alias | {"version": broken}))
+
+    async def refused() -> bool:
+        return await daemon.metric("streamrec_model_swaps_total", outcome="refused") == 1
+
+    await eventually(refused)
+    await produce_clicks(settings, [("ann", "i1")])
+    await daemon.wait_handled(1)
+    assert await serves(daemon, old)
+    (line,) = daemon.lines("ERROR")
+    assert f"the new champion is refused, {old} stays" in line
+    assert "model.safetensors is damaged" in line
+    assert models(settings, "promote", good).returncode == 0
+    await eventually(lambda: serves(daemon, good))
+    rolled_back = models(settings, "rollback")
+    assert rolled_back.returncode == 1, "the champion before is the damaged one"
+    assert "model.safetensors is damaged" in rolled_back.stderr
+    await produce_clicks(settings, [("ann", "i2")])
+    await wait_caught_up(settings)
+    assert (await versions_published(settings))["ann"] == good
+
+
+def test_without_redis_a_promotion_says_that_daemons_take_their_time(
+    make_settings: MakeSettings, registry: Registry
+) -> None:
+    version = publish(registry, seed=1)
+    settings = make_settings(registry_dir=registry.folder, redis_url="redis://127.0.0.1:1/0")
+    promoted = models(settings, "promote", version)
+    assert promoted.returncode == 0
+    assert "the daemons will see it within 5 s" in promoted.stderr
+    champion = registry.champion()
+    assert champion is not None
+    assert champion.version == version

@@ -1,0 +1,141 @@
+"""What Redis and the dead-letter topic must hold in the end, computed from the click topic alone.
+
+None of the daemon's own decoding, appending or caching is used: records are read with json, sequences are
+plain lists, scores come from a fresh Engine without a cache.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from sasrec import Engine, load_model
+from streamrec.redis.client import RedisClient
+from streamrec.redis.keys import Keys
+from streamrec.schemas import PublishedList, UserSequence
+from streamrec.serving.inspection import published, stored
+from streamrec.settings import Settings
+
+from support.harness import BAD, read_topic
+
+TOLERANCE = 1e-3
+LONGEST_DEAD_LETTER = 900_000
+
+
+@dataclass
+class Expected:
+    """A user's sequence as the topic says it must be."""
+
+    n: int = 0
+    session_n: int = 0
+    last_event_ts_ms: int = 0
+    items: list[str] = field(default_factory=list)
+
+    def append(self, item: str, ts_ms: int, max_len: int, gap_ms: float) -> None:
+        if gap_ms and self.session_n and ts_ms - self.last_event_ts_ms > gap_ms:
+            self.session_n, self.items = 0, []
+        self.n += 1
+        self.session_n += 1
+        self.last_event_ts_ms = ts_ms
+        self.items = [*self.items, item][-max_len:]
+
+
+def is_bad(record: Any) -> bool:
+    return any(name == BAD for name, _ in record.headers)
+
+
+def expected_sequences(records: list[Any], settings: Settings, max_len: int) -> dict[str, Expected]:
+    """Every user's sequence, from records in partition and offset order."""
+    users: dict[str, Expected] = {}
+    for record in records:
+        if not is_bad(record):
+            event = json.loads(record.value)
+            ts_ms = event.get(settings.timestamp_field) or record.timestamp
+            user = users.setdefault(str(event[settings.user_id_field]), Expected())
+            user.append(str(event[settings.item_id_field]), ts_ms, max_len, settings.session_gap_s * 1000)
+    return users
+
+
+async def assert_delivered(settings: Settings) -> dict[str, Expected]:
+    """Every event of the topic is in Redis once, every list is what the model says, every bad record is a dead letter.
+
+    Returns the expected sequences.
+    """
+    assert settings.model_dir is not None
+    records = await read_topic(settings, settings.kafka_topic)
+    saved = load_model(settings.model_dir)
+    max_len = settings.max_len or saved.model.config.max_len
+    users = expected_sequences(records, settings, max_len)
+    async with RedisClient(settings) as redis:
+        keys = Keys(settings.redis_key_prefix)
+        sequences = {user: value async for user, value in stored(redis, keys, None)}
+        lists = {user: value async for user, value in published(redis, keys, None)}
+    assert_sequences(sequences, users)
+    assert_lists(lists, users, settings, Engine(saved.model, saved.vocab, version=saved.version, cache_bytes=0))
+    await assert_dead_letters(settings, [record for record in records if is_bad(record)])
+    return users
+
+
+def assert_sequences(sequences: dict[str, UserSequence | None], users: dict[str, Expected]) -> None:
+    found = {u: (s.n, s.session_n, s.last_event_ts_ms, s.items) for u, s in sequences.items() if s is not None}
+    wanted = {u: (e.n, e.session_n, e.last_event_ts_ms, e.items) for u, e in users.items()}
+    wrong = [user for user in wanted.keys() | found.keys() if wanted.get(user) != found.get(user)]
+    shown = "\n".join(f"{user}: stored {found.get(user)}, expected {wanted.get(user)}" for user in wrong[:5])
+    assert not wrong, f"{len(wrong)} of {len(wanted)} users are wrong (n, session_n, last_event_ts_ms, items):\n{shown}"
+
+
+def assert_lists(
+    lists: dict[str, PublishedList | None], users: dict[str, Expected], settings: Settings, engine: Engine
+) -> None:
+    assert lists.keys() == users.keys(), lists.keys() ^ users.keys()
+    for user, expected in users.items():
+        value = lists[user]
+        assert value is not None
+        assert (value.n, value.event_ts_ms) == (expected.n, expected.last_event_ts_ms), user
+        assert len(set(value.items)) == len(value.items) == len(value.scores), user
+        if not settings.filter_seen or not set(value.items) & set(expected.items):
+            assert_list(user, value, expected, settings, engine)
+        else:
+            raise AssertionError(f"{user} is recommended what he has seen: {value.items}, {expected.items}")
+
+
+def assert_list(user: str, value: PublishedList, expected: Expected, settings: Settings, engine: Engine) -> None:
+    """The list is the best of a fresh engine's scores; of equal scores any may stand first."""
+    best = engine.recommend(
+        [expected.items], k=len(engine.vocab), counts=[expected.session_n], filter_seen=settings.filter_seen
+    )[0]
+    if best is None:
+        assert value.model == "popular", f"{user} has no known item in his window, but model {value.model}"
+        return
+    assert value.model == engine.version, f"{user}: model {value.model}, expected {engine.version}"
+    wanted = best.scores[: settings.top_k]
+    assert len(value.scores) == len(wanted), user
+    score_of = dict(zip(best.items, best.scores, strict=True))
+    for item, score, at_this_place in zip(value.items, value.scores, wanted, strict=True):
+        assert abs(score - at_this_place) < TOLERANCE, f"{user}: {value.scores} but a fresh engine says {wanted}"
+        assert abs(score - score_of[item]) < TOLERANCE, f"{user}: {item} has {score}, not {score_of[item]}"
+
+
+async def assert_dead_letters(settings: Settings, bad: list[Any]) -> None:
+    """Every bad record at least once, nothing else, with origin, reason and its bytes."""
+    origins = {(record.partition, record.offset): record for record in bad}
+    found: Counter[tuple[int, int]] = Counter()
+    for letter in await read_topic(settings, settings.kafka_dead_letters):
+        headers = {name: value.decode() for name, value in letter.headers}
+        origin = (int(headers["streamrec.partition"]), int(headers["streamrec.offset"]))
+        assert origin in origins, f"{origin} is no bad record: {headers}"
+        record = origins[origin]
+        assert headers["streamrec.topic"] == settings.kafka_topic
+        assert headers["streamrec.timestamp_ms"] == str(record.timestamp)
+        assert headers["streamrec.reason"]
+        assert letter.key == record.key
+        if record.value is not None and len(record.value) > LONGEST_DEAD_LETTER:
+            assert record.value.startswith(letter.value)
+            assert headers["streamrec.cut_from_bytes"] == str(len(record.value))
+        else:
+            assert letter.value == record.value
+        found[origin] += 1
+    missing = origins.keys() - found.keys()
+    assert not missing, f"{len(missing)} bad records are no dead letters: {sorted(missing)[:5]}"

@@ -1,0 +1,86 @@
+"""Events, and a Redis connection of the tests' own beside the package's."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import uuid
+from collections.abc import AsyncIterator
+from typing import Any
+
+import redis.asyncio as redis
+
+from streamrec.errors import RedisUnavailable
+from streamrec.redis.client import RedisClient
+from streamrec.redis.script import Script
+from streamrec.schemas import ClickEvent, EventBatch
+from streamrec.settings import Settings
+
+BASE_MS = 1_700_000_000_000
+
+
+def event(
+    user: str, item: str, offset: int, timestamp_ms: int = BASE_MS, partition: int = 0, record_ts_ms: int = BASE_MS
+) -> ClickEvent:
+    return ClickEvent(user, item, timestamp_ms, partition, offset, record_ts_ms)
+
+
+def batch(*events: ClickEvent) -> EventBatch:
+    return EventBatch(events=list(events))
+
+
+def clicks(user: str, items: list[str], first_offset: int = 0, partition: int = 0) -> EventBatch:
+    return batch(*(event(user, item, offset, BASE_MS + offset, partition) for offset, item in
+                   enumerate(items, first_offset)))  # fmt: skip
+
+
+@contextlib.asynccontextmanager
+async def raw_redis(settings: Settings) -> AsyncIterator[redis.Redis]:
+    client = redis.Redis.from_url(settings.redis_url.get_secret_value())
+    try:
+        yield client
+    finally:
+        await client.aclose()
+
+
+class RedisThatFailsScripts(RedisClient):
+    """Refuses scripts while it is broken; ``arrived`` and ``fail`` let a test act while one is under way.
+
+    The first ``working`` scripts are run all the same.
+    """
+
+    broken = True
+    working = 0
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings)
+        self.arrived, self.fail = asyncio.Event(), asyncio.Event()
+
+    async def run(self, script: Script, keys: list[str], args: Any) -> Any:
+        if not self.broken or self.working:
+            self.working = max(0, self.working - 1)
+            return await super().run(script, keys, args)
+        self.arrived.set()
+        await self.fail.wait()
+        raise RedisUnavailable("down")
+
+
+class SentCommands(list[str]):
+    """Names of the commands that clients, and not scripts, sent while it was watched."""
+
+
+@contextlib.asynccontextmanager
+async def commands_about(settings: Settings) -> AsyncIterator[SentCommands]:
+    """The commands that name a key of these settings, filled in at the end."""
+    found = SentCommands()
+    end = f"end-{uuid.uuid4().hex}"
+    async with raw_redis(settings) as client, client.monitor() as monitor:
+        yield found
+        async with raw_redis(settings) as other:
+            await other.echo(end)  # type: ignore[no-untyped-call]
+        async for command in monitor.listen():
+            if end in command["command"]:
+                return
+            if settings.redis_key_prefix in command["command"] and command["client_type"] != "lua":
+                found.append(re.split(r"\s", command["command"])[0].strip('"').upper())

@@ -1,0 +1,78 @@
+"""Redis Clusters of the tests' own, and slots that are moved by hand."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import pytest
+import redis.asyncio as redis
+from redis.crc import key_slot
+
+from streamrec.errors import EmbeddedError
+from streamrec.local.cluster import EmbeddedCluster
+from streamrec.local.servers import EmbeddedServer
+
+
+@contextlib.contextmanager
+def running(replicas: int) -> Iterator[EmbeddedCluster]:
+    try:
+        found = EmbeddedCluster(replicas=replicas).start()
+    except EmbeddedError as error:
+        pytest.skip(f"needs nodes of a cluster to move and to kill: {error}")
+    try:
+        yield found
+    finally:
+        found.stop()
+
+
+def where(cluster: EmbeddedCluster) -> dict[str, Any]:
+    return {"redis_url": cluster.redis_url, "redis_cluster": True}
+
+
+@contextlib.asynccontextmanager
+async def node(server: EmbeddedServer) -> AsyncIterator[redis.Redis]:
+    client = redis.Redis(port=server.port)
+    try:
+        yield client
+    finally:
+        await client.aclose()
+
+
+class MovingSlot:
+    """A slot on its way from the node that has it to another."""
+
+    def __init__(self, cluster: EmbeddedCluster, slot: int, source: int, target: int) -> None:
+        self._cluster, self._slot, self._source, self._target = cluster, slot, source, target
+
+    async def _set(self, number: int, *state: str) -> None:
+        async with node(self._cluster.nodes[number]) as client:
+            await client.execute_command("CLUSTER SETSLOT", self._slot, *state)
+
+    async def begin(self) -> None:
+        await self._set(self._target, "IMPORTING", self._cluster.node_id(self._source))
+        await self._set(self._source, "MIGRATING", self._cluster.node_id(self._target))
+
+    async def move_keys(self, at_once: int = 1) -> None:
+        port = self._cluster.nodes[self._target].port
+        async with node(self._cluster.nodes[self._source]) as client:
+            while keys := await client.execute_command("CLUSTER GETKEYSINSLOT", self._slot, at_once):
+                await client.execute_command("MIGRATE", "127.0.0.1", port, "", 0, 5000, "REPLACE", "KEYS", *keys)
+
+    async def end(self) -> None:
+        for number in (self._target, self._source):
+            await self._set(number, "NODE", self._cluster.node_id(self._target))
+
+
+def slot_of(key: str) -> int:
+    return key_slot(key.encode())
+
+
+async def owner_of(cluster: EmbeddedCluster, slot: int, asked: int = 0) -> int:
+    """Which of the nodes has a slot, as one of them says."""
+    async with node(cluster.nodes[asked]) as client:
+        for start, end, (_, port, *_), *_ in await client.execute_command("CLUSTER SLOTS"):
+            if start <= slot <= end:
+                return [server.port for server in cluster.nodes].index(port)
+    raise AssertionError(f"nobody has slot {slot}")

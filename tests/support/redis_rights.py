@@ -1,0 +1,121 @@
+"""The rights that deploy/ lists for each Redis user, and all that each part of streamrec asks of Redis."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+from pathlib import Path
+
+from sasrec import load_model
+from streamrec.errors import RedisRefused
+from streamrec.metrics import Metrics
+from streamrec.rebuild.rebuild import REPLACE
+from streamrec.redis.client import RedisClient
+from streamrec.redis.keys import Keys
+from streamrec.retraining.lock import take_lock
+from streamrec.schemas import Recommendation
+from streamrec.serving.lists import SharedLists
+from streamrec.serving.online import OnlineCounts
+from streamrec.serving.publisher import Publisher
+from streamrec.serving.sequences import SequenceStore
+from streamrec.settings import Settings
+
+from support.redis_access import clicks
+
+README = (Path(__file__).parents[2] / "deploy" / "README.md").read_text("utf-8")
+PASSWORD = "s3cr3t-a@b/c?d#e%f"  # with what a URL would want encoded
+RIGHTS = dict(re.findall(r"^    ACL SETUSER (\S+) (reset on >PASSWORD .*)$", README, re.MULTILINE))
+
+
+async def what_serve_does(settings: Settings, model_dir: Path) -> None:
+    """All that `streamrec serve` asks of Redis; each step whatever became of the others."""
+    metrics = Metrics()
+    async with RedisClient(settings, metrics) as redis:
+        store = SequenceStore(redis, settings, 8, metrics)
+        lists = SharedLists(redis, settings, 8, load_model(model_dir).vocab)
+        counts = OnlineCounts(redis, settings, metrics)
+
+        async def refresh() -> None:
+            for batch in (clicks("ann", ["i1"], 1), clicks("ann", ["i2"], 10**6)):  # apart enough for a new landmark
+                lists.count(await store.append(batch))
+                await lists.refresh()
+
+        async def publish() -> None:
+            for n in (2, 1):
+                await Publisher(redis, settings, metrics).publish([Recommendation("ann", ["i1"], [1.0], "m", 1, n)])
+
+        async def figures() -> None:
+            counts.count("m", ["i1"], ["i1"], 1)
+            await counts.flush()
+
+        async def listen() -> None:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(0.1):
+                    async for _ in redis.listen(Keys().models_channel):
+                        pass
+
+        steps = (redis.ping, redis.check_format, refresh, publish, figures, listen, lambda: store.read(["ann"]))
+        for step in steps:
+            with contextlib.suppress(RedisRefused):
+                await step()
+
+
+async def what_retrain_does(settings: Settings, _: Path) -> None:
+    keys = Keys()
+    async with RedisClient(settings) as redis:
+        for step in (
+            redis.check_format,
+            lambda: take_lock(redis, keys.training, "me", 1000),
+            lambda: take_lock(redis, keys.training, "me", 0),
+            lambda: redis.notify(keys.models_channel, "m"),
+        ):
+            with contextlib.suppress(RedisRefused):
+                await step()
+
+
+async def what_rebuild_does(settings: Settings, model_dir: Path) -> None:
+    keys, metrics = Keys(), Metrics()
+    async with RedisClient(settings, metrics) as redis:
+        lists = SharedLists(redis, settings, 8, load_model(model_dir).vocab)
+
+        async def publish() -> None:
+            for n in (2, 1):
+                await Publisher(redis, settings, metrics).publish([Recommendation("ann", ["i1"], [1.0], "m", 1, n)])
+
+        for step in (
+            redis.check_format,
+            lists.refresh,
+            lambda: lists.restore({"i1": 1.0}, 10**7, 1),
+            lambda: redis.get_many([keys.sequence("ann"), keys.recommendation("ann")]),
+            lambda: redis.run_each(REPLACE, [], [([keys.sequence("ann")], ["", "value", 60])]),
+            publish,
+        ):
+            with contextlib.suppress(RedisRefused):
+                await step()
+
+
+async def what_commands_do(settings: Settings, _: Path) -> None:
+    keys = Keys()
+    async with RedisClient(settings) as redis:
+
+        async def scan() -> list[str]:
+            return [key async for key in redis.scan(keys.recommendation("").removesuffix("}"))]
+
+        for step in (
+            redis.ping,
+            lambda: redis.check_format(claim=False),
+            scan,
+            lambda: redis.get_many([keys.recommendation("ann")]),
+            lambda: redis.get_many([keys.sequence("ann")]),
+            lambda: redis.hash(keys.online("m")),
+            lambda: redis.notify(keys.models_channel, "m"),
+        ):
+            with contextlib.suppress(RedisRefused):
+                await step()
+
+
+DONE_BY = {
+    "streamrec-serve": what_serve_does, "streamrec-retrain": what_retrain_does,
+    "streamrec-rebuild": what_rebuild_does, "streamrec-commands": what_commands_do,
+}  # fmt: skip

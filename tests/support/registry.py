@@ -1,0 +1,20 @@
+"""Model versions that differ by a seed, for tests of the registry and of the swap."""
+
+from __future__ import annotations
+
+import torch
+
+from sasrec import ItemVocab, SASRec, SASRecConfig
+from streamrec.registry import Registry
+
+
+def publish(registry: Registry, seed: int, items: range = range(50), max_len: int = 8) -> str:
+    """A small untrained model whose answers are definite."""
+    torch.manual_seed(seed)
+    vocab = ItemVocab([f"i{n}" for n in items])
+    model = SASRec(SASRecConfig(len(vocab), max_len, hidden_units=16, num_blocks=2, dropout_rate=0.0))
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3) if parameter.dim() > 1 else None
+    with torch.no_grad():
+        model.item_embedding.weight[0].zero_()
+    return registry.publish(model, vocab, {"seed": seed})

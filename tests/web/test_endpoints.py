@@ -1,0 +1,118 @@
+"""What /livez and /readyz of a running daemon say when it starts, waits for others, is stuck, or ends."""
+
+import asyncio
+import signal
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from aiokafka import ConsumerRebalanceListener, TopicPartition
+
+from streamrec.daemon import serve
+from streamrec.schemas import Recommendation, UserSequence
+from streamrec.serving.predictor import Predictor
+from streamrec.settings import Settings
+
+from support.harness import Daemon, Record, click, eventually, feed, get, member
+
+StartDaemon = Callable[..., Daemon]
+MakeSettings = Callable[..., Settings]
+
+
+class StuckPredictor(Predictor):
+    """Never comes back."""
+
+    async def predict(self, sequences: list[UserSequence]) -> list[Recommendation]:
+        await asyncio.Event().wait()
+        raise AssertionError("unreachable")
+
+
+@asynccontextmanager
+async def served(settings: Settings, caplog: pytest.LogCaptureFixture) -> AsyncIterator[str]:
+    """A daemon in this process; gives the address of its endpoints."""
+    caplog.set_level("INFO")
+    task = asyncio.create_task(serve(settings))
+
+    async def address() -> str | None:
+        if task.done():
+            task.result()
+        return next((record.http for record in caplog.records if hasattr(record, "http")), None)
+
+    try:
+        yield str(await eventually(address))
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+
+
+async def test_a_stuck_consumer_is_not_alive_and_a_waiting_one_is(
+    make_settings: MakeSettings, model_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("streamrec.daemon.Predictor", StuckPredictor)
+    settings = make_settings(model_dir=model_dir, liveness_timeout_s=1)
+    async with served(settings, caplog) as http:
+        await eventually(lambda: says(http, "/readyz", 200))
+        until = time.monotonic() + 2
+        while time.monotonic() < until:
+            assert await says(http, "/livez", 200), "nothing to do is no reason for a restart"
+            await asyncio.sleep(0.1)
+        await feed(settings, [Record(b"ann", click("ann", "i1", 1))])
+        await eventually(lambda: says(http, "/livez", 503), timeout_s=10)
+
+
+async def says(http: str, path: str, wanted: int) -> bool:
+    return (await asyncio.to_thread(get, http + path))[0] == wanted
+
+
+class SlowListener(ConsumerRebalanceListener):
+    """Keeps its partitions in a rebalance until it is let go, while the whole group waits.
+
+    Whoever fails meanwhile must let go too: else the consumer could not even be stopped.
+    """
+
+    def __init__(self) -> None:
+        self.asked = asyncio.Event()
+        self.let_go = asyncio.Event()
+
+    async def on_partitions_revoked(self, revoked: set[TopicPartition]) -> None:
+        if revoked:
+            self.asked.set()
+            await self.let_go.wait()
+
+    async def on_partitions_assigned(self, assigned: set[TopicPartition]) -> None:
+        pass
+
+
+async def test_a_rebalance_that_takes_long_is_waited_out_alive_and_does_not_hold_up_the_end(
+    start_daemon: StartDaemon, make_settings: MakeSettings
+) -> None:
+    settings = make_settings()
+    daemon = start_daemon(liveness_timeout_s=1, kafka_session_timeout_s=6)
+    await daemon.wait_ready()
+    slow = SlowListener()
+    async with member(settings, slow), asyncio.TaskGroup() as group:
+        given_up = daemon.output.count("given up")
+
+        async def joins() -> None:
+            async with member(settings):
+                pass
+
+        try:
+            group.create_task(joins())
+            async with asyncio.timeout(30):
+                await slow.asked.wait()
+            await eventually(lambda: gave_up(daemon, given_up + 1))
+            until = time.monotonic() + 3
+            while time.monotonic() < until:
+                assert await daemon.get("/livez") == (200, "ok\n")
+                await asyncio.sleep(0.1)
+            daemon.signal(signal.SIGTERM)
+            assert await daemon.wait_exit(10) == 0
+        finally:
+            slow.let_go.set()
+
+
+async def gave_up(daemon: Daemon, times: int) -> bool:
+    return daemon.output.count("given up") >= times
