@@ -1,9 +1,9 @@
-# make demo | test | test-long | drift | viewers | bench | lint | clean    Needs Python 3.11+ and pip; all else is installed into .venv
+# make demo | test | test-long | drift | viewers | bench | reference | lint | clean    Needs Python 3.11+ and pip; all else is installed into .venv
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-long drift viewers bench lint clean
+.PHONY: demo test test-long drift viewers bench reference lint clean
 
 demo: $(VENV)/.demo-installed
 	$(BIN)/streamrec demo $(ARGS)
@@ -24,6 +24,9 @@ bench: .venv-bench/.installed
 	@mkdir -p build
 	.venv-bench/bin/streamrec bench --only engine daemon memory catalogue peers \
 		--json build/bench.json --markdown build/bench.md $(ARGS)
+
+reference: $(VENV)/.test-installed
+	$(BIN)/python tests/docs/reference.py
 
 lint: $(VENV)/.test-installed
 	$(BIN)/ruff check .

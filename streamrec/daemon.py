@@ -1,7 +1,7 @@
-"""`streamrec serve`: puts the parts together, runs the loop, takes them apart in order.
+"""`streamrec serve`: start the parts, run the loop, stop the parts in order.
 
-Start: model, Redis, topics, HTTP, group.  SIGTERM or SIGINT: not ready -> stop fetching -> finish the batch in
-hand, with a deadline -> commit -> leave the group -> close Redis.  A second signal exits at once.
+Startup: model, Redis, topics, HTTP, group. SIGTERM or SIGINT: not ready -> stop fetching -> finish the current batch,
+with a deadline -> commit -> leave the group -> close Redis. A second signal exits at once.
 """
 
 from __future__ import annotations
@@ -11,23 +11,28 @@ import contextlib
 import gc
 import logging
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from typing import Any
 
 import torch
 
 from streamrec.errors import RedisRefused, RedisUnavailable, StreamrecError
 from streamrec.health import Health
-from streamrec.kafka.connection import Producer, ensure_topics, ignore_abandoned_requests
+from streamrec.kafka.connection import ignore_abandoned_requests
 from streamrec.kafka.consumer import REBALANCE_MARGIN_S, ClickConsumer
+from streamrec.kafka.producer import Producer
+from streamrec.kafka.topics import ensure_topics
+from streamrec.logs import LogOnce
 from streamrec.metrics import Metrics, unix_s
 from streamrec.redis.client import RedisClient
 from streamrec.registry import Registry
+from streamrec.schemas import DeadLetter
 from streamrec.serving.follower import ChampionFollower
 from streamrec.serving.judge import OnlineJudge
 from streamrec.serving.lists import SharedLists
 from streamrec.serving.model import ServedModel
 from streamrec.serving.online import OnlineCounts
+from streamrec.serving.parts import ServingParts
 from streamrec.serving.predictor import Predictor
 from streamrec.serving.publisher import Publisher
 from streamrec.serving.sequences import SequenceStore
@@ -37,134 +42,189 @@ from streamrec.settings import Settings
 from streamrec.stop_signals import stop_signals
 from streamrec.web.explain import Explainer
 from streamrec.web.history import History
-from streamrec.web.page import LivePage
+from streamrec.web.page import LivePage, PageMaker
 from streamrec.web.server import WebServer
 from streamrec.web.titles import read_titles
 
 log = logging.getLogger(__name__)
 
-PROBE_S = 2.0
+PROBE_EVERY_S = 2.0
 CLOSE_TIMEOUT_S = 4.0
 
 
-async def serve(settings: Settings, burst: bool = False, page: type[LivePage] = LivePage) -> int:
-    """Run the daemon until it is told to stop; returns the exit status.
+async def serve(settings: Settings, burst: bool = False, page: PageMaker = LivePage) -> int:
+    """Run the daemon until a signal stops it; return the exit status.
 
     Args:
         burst: stop once the topic is drained.
-        page: what the HTTP port shows.
+        page: makes the page of the HTTP port.
 
     Raises:
-        StreamrecError: it cannot start, or must not go on.
+        StreamrecError: the daemon cannot start, or must not continue.
     """
-    torch.set_num_threads(settings.inference_threads)
+    torch.set_num_threads(settings.inference.threads)
     ignore_abandoned_requests(asyncio.get_running_loop())
+    async with contextlib.AsyncExitStack() as stack:  # shutdown: what was started last is stopped first
+        parts = await _start_serving(settings, stack)
+        history, explainer = History(parts.metrics, parts.health), Explainer(parts.predictor)
+        http = await _start_page(settings, parts, page, history, explainer, stack)
+        consumer = await _start_consumer(settings, parts, history, stack)
+        log.info(
+            "serving",
+            extra={
+                "topic": settings.kafka.topic,
+                "group": settings.kafka.group,
+                "redis": settings.redis.address,
+                "http": http,
+                "pid": os.getpid(),
+            },
+        )
+        background = [
+            *_upkeep(settings, parts, consumer),
+            history.run(),
+            explainer.run(consumer.wait_idle),
+        ]
+        judge = OnlineJudge(parts.lists, parts.counts, settings.lists.filter_seen)
+        worker = Worker(consumer, parts, judge)
+        async with _background(background):
+            return await _run(worker, parts, burst, settings.serving.shutdown_timeout_s)
+
+
+async def _start_serving(settings: Settings, stack: contextlib.AsyncExitStack) -> ServingParts:
+    """Load and warm up the model, connect to Redis."""
     served = ServedModel.open(settings)
-    log.info(
-        "model loaded",
-        extra={"model": served.version, "items": len(served.vocab), "dir": settings.registry_dir or settings.model_dir},
-    )
-    titles = await asyncio.to_thread(read_titles, settings.items) if settings.items else {}
+    folder = settings.registry.dir or settings.model.dir
+    log.info("model loaded", extra={"model": served.version, "items": len(served.vocab), "dir": folder})
     metrics = Metrics()
     metrics.model_created.set(unix_s(str(served.metadata.get("created_at"))))
-    health = Health(settings.liveness_timeout_s, settings.kafka_rebalance_timeout_s + REBALANCE_MARGIN_S)
-    async with contextlib.AsyncExitStack() as parts:
-        redis = await parts.enter_async_context(RedisClient(settings, metrics))
-        await redis.ping()
-        await redis.check_format()
-        lists = SharedLists(redis, settings, served.max_len, served.vocab)
-        await lists.refresh()
-        for topic in await ensure_topics(settings, (settings.kafka_topic, settings.kafka_dead_letters)):
-            log.info("topic created", extra={"topic": topic, "partitions": settings.kafka_partitions})
-        predictor = Predictor(served.engine, lists, settings, metrics)
-        predictor.warm_up(served.engine)
-        gc.collect()
-        gc.freeze()  # what is there by now stays: to look through all of it for garbage would stop clicks for 0.1 s
-        health.model_warm = True
-        history, explainer = History(metrics, health), Explainer(predictor)
-        web = WebServer(settings, metrics, health, page(settings, redis, predictor, history, explainer, titles))
-        address = await web.start()
-        parts.push_async_callback(web.stop)
-        # a dead letter may stand twice, but never block the rest
-        producer = Producer(settings, idempotent=False, told=history.dead_letter)
-        await producer.start()
-        parts.push_async_callback(_in_time, producer.stop)
-        consumer = ClickConsumer(settings, producer, metrics, health)
-        await consumer.start()
-        parts.push_async_callback(_in_time, consumer.stop)
-        log.info("serving", extra={
-            "topic": settings.kafka_topic, "group": settings.kafka_group, "redis": settings.redis_address,
-            "http": address, "pid": os.getpid(),
-        })  # fmt: skip
-        store = SequenceStore(redis, settings, served.max_len, metrics)
-        publisher = Publisher(redis, settings, metrics)
-        counts = OnlineCounts(redis, settings, metrics)
-        judge = OnlineJudge(lists, counts, settings.filter_seen)
-        shadow = Shadow(settings, lists, counts, metrics)
-        worker = Worker(consumer, store, predictor, publisher, lists, judge, shadow, health)
-        background = [_refresh(lists, counts, settings), _probe(redis, health), shadow.run(consumer.wait_idle)]
-        background += [history.run(), explainer.run(consumer.wait_idle)]
-        if settings.registry_dir is not None:
-            registry = Registry(settings.registry_dir)
-            background.append(
-                ChampionFollower(settings, registry, predictor, shadow, store, publisher, redis, metrics).run()
-            )
-        async with _background(*background):
-            return await _run(worker, settings, health, lists, counts, burst)
+    health = Health(settings.serving.liveness_timeout_s, settings.kafka.rebalance_timeout_s + REBALANCE_MARGIN_S)
+    redis = await stack.enter_async_context(RedisClient(settings.redis, metrics))
+    await redis.ping()
+    await redis.check_format()
+    lists = SharedLists(redis, settings.lists, settings.sequences.ttl_s, served.max_len, served.vocab)
+    await lists.refresh()
+    counts = OnlineCounts(redis, metrics)
+    predictor = Predictor(served.engine, lists, settings.lists, settings.serving.rescore_users, metrics)
+    predictor.warm_up(served.engine)
+    gc.collect()
+    gc.freeze()  # a full collection of all these objects would stop clicks for 0.1 s
+    health.model_warm = True
+    return ServingParts(
+        metrics,
+        health,
+        redis,
+        lists,
+        predictor,
+        SequenceStore(redis, settings.sequences, settings.kafka.topic_epoch, served.max_len, metrics),
+        Publisher(redis, settings.lists.ttl_s, metrics),
+        counts,
+        Shadow(settings.serving.shadow_share, settings.lists, lists, counts, metrics),
+    )
 
 
-async def _run(
-    worker: Worker, settings: Settings, health: Health, lists: SharedLists, counts: OnlineCounts, burst: bool
-) -> int:
+async def _start_page(
+    settings: Settings,
+    parts: ServingParts,
+    page: PageMaker,
+    history: History,
+    explainer: Explainer,
+    stack: contextlib.AsyncExitStack,
+) -> str:
+    """Serve the live page, /metrics and the health checks; return the address."""
+    titles = await asyncio.to_thread(read_titles, settings.http.titles) if settings.http.titles else {}
+    routes = page(settings.kafka, parts.redis, parts.predictor, history, explainer, titles)
+    web = WebServer(settings.http, parts.metrics, parts.health, routes, chosen="http_port" in settings.given)
+    address = await web.start()
+    stack.push_async_callback(web.stop)
+    return address
+
+
+async def _start_consumer(
+    settings: Settings, parts: ServingParts, history: History, stack: contextlib.AsyncExitStack
+) -> ClickConsumer:
+    """Create missing topics, and join the group."""
+    for topic in await ensure_topics(settings.kafka, (settings.kafka.topic, settings.kafka.dead_letters)):
+        log.info("topic created", extra={"topic": topic, "partitions": settings.kafka.partitions})
+    producer = Producer(settings.kafka, idempotent=False)  # a dead letter may be duplicated, but never blocks the rest
+    await producer.start()
+    stack.push_async_callback(_stop_in_time, producer.stop)
+
+    def note(letters: Sequence[DeadLetter]) -> None:
+        for letter in letters:
+            history.dead_letter(letter)
+
+    consumer = ClickConsumer(settings.kafka, settings.events, producer, parts.metrics, parts.health, note)
+    await consumer.start()
+    stack.push_async_callback(_stop_in_time, consumer.stop)
+    return consumer
+
+
+def _upkeep(settings: Settings, parts: ServingParts, consumer: ClickConsumer) -> list[Coroutine[Any, Any, None]]:
+    """Return what runs beside the clicks."""
+    upkeep = [
+        _refresh(parts.lists, parts.counts, settings.lists.refresh_s),
+        _probe(parts.redis, parts.health),
+        parts.shadow.run(consumer.wait_idle),
+    ]
+    if settings.registry.dir is not None:
+        follower = ChampionFollower(settings, Registry(settings.registry.dir), parts)
+        upkeep.append(follower.run())
+    return upkeep
+
+
+async def _run(worker: Worker, parts: ServingParts, burst: bool, shutdown_timeout_s: float) -> int:
+    """Serve until a signal comes or, with ``burst``, the topic is drained; return the exit status."""
     stop = asyncio.Event()
 
-    def told(name: str) -> None:
-        log.info("stopping: the batch in hand is finished first", extra={"signal": name})
-        health.stopping = True
+    def on_signal(name: str) -> None:
+        log.info("stopping: the current batch is finished first", extra={"signal": name})
+        parts.health.stopping = True
 
-    with stop_signals(stop, told):
+    with stop_signals(stop, on_signal):
         loop = asyncio.create_task(worker.run(stop, burst), name="worker")
-        asked = asyncio.create_task(stop.wait())
-        await asyncio.wait((loop, asked), return_when=asyncio.FIRST_COMPLETED)
-        asked.cancel()
-        if worker.idle:  # nothing to finish, and a poll may wait for a rebalance to end
+        signalled = asyncio.create_task(stop.wait())
+        await asyncio.wait((loop, signalled), return_when=asyncio.FIRST_COMPLETED)
+        signalled.cancel()
+        if worker.idle:  # there is nothing to finish, and a poll may wait for a rebalance to end
             loop.cancel()
-        done, _ = await asyncio.wait((loop,), timeout=settings.shutdown_timeout_s)
+        done, _ = await asyncio.wait((loop,), timeout=shutdown_timeout_s)
         if not done:
             loop.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await loop
-            log.error("the batch in hand could not be finished in time; it is not committed and comes again")
+            log.error("the current batch was not finished in time; it is not committed and will be redelivered")
             return 1
         with contextlib.suppress(asyncio.CancelledError):
             await loop
         with contextlib.suppress(RedisUnavailable):
-            await lists.refresh()
-            await counts.flush()
+            await parts.lists.refresh()
+            await parts.counts.flush()
     log.info("drained" if burst and not stop.is_set() else "stopped", extra={"events": worker.handled})
     return 0
 
 
-async def _refresh(lists: SharedLists, counts: OnlineCounts, settings: Settings) -> None:
-    refused = ""
+async def _refresh(lists: SharedLists, counts: OnlineCounts, every_s: float) -> None:
+    """Refresh the popular list and flush the online figures regularly."""
+    warning = LogOnce(log)
     while True:
-        await asyncio.sleep(settings.refresh_s)
-        said, refused = refused, ""
+        await asyncio.sleep(every_s)
+        refused = False
         for part in (lists.refresh, counts.flush):
             try:
                 await part()
             except RedisRefused as error:
-                refused = str(error)
-                if refused != said:
-                    log.warning("popular list and online figures are behind: %s", error)
-            except RedisUnavailable:  # the loop and the probe say so
+                refused = True
+                warning("popular list and online figures are behind: %s", error)
+            except RedisUnavailable:  # the worker and the probe report it
                 break
+        if not refused:
+            warning.reset()
 
 
 async def _probe(redis: RedisClient, health: Health) -> None:
-    """Readiness needs to know of a Redis that went away while no clicks come."""
+    """Ping Redis regularly: readiness must change even if no clicks come."""
     while True:
-        await asyncio.sleep(PROBE_S)
+        await asyncio.sleep(PROBE_EVERY_S)
         try:
             await redis.ping()
             answers = True
@@ -178,10 +238,10 @@ async def _probe(redis: RedisClient, health: Health) -> None:
         health.redis_answers = answers
 
 
-async def _in_time(stop: Callable[[], Awaitable[None]]) -> None:
-    """Leave and close, unless a broker that does not answer would keep us: what is in doubt comes again.
+async def _stop_in_time(stop: Callable[[], Awaitable[None]]) -> None:
+    """Stop a client, but do not wait for a broker that does not answer: unacknowledged events are redelivered.
 
-    In a task of its own: a client that is closed cancels what it has under way, at times including its caller.
+    In a task of its own: a client that is closed cancels its tasks, at times including its caller.
     """
     closing = asyncio.ensure_future(stop())
     done, _ = await asyncio.wait((closing,), timeout=CLOSE_TIMEOUT_S)
@@ -193,7 +253,8 @@ async def _in_time(stop: Callable[[], Awaitable[None]]) -> None:
 
 
 @contextlib.asynccontextmanager
-async def _background(*coroutines: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+async def _background(coroutines: Sequence[Coroutine[Any, Any, None]]) -> AsyncIterator[None]:
+    """Run coroutines while the block runs."""
     tasks = [asyncio.create_task(coroutine) for coroutine in coroutines]
     for task in tasks:
         task.add_done_callback(_report)
@@ -208,6 +269,6 @@ async def _background(*coroutines: Coroutine[Any, Any, None]) -> AsyncIterator[N
 
 
 def _report(task: asyncio.Task[None]) -> None:
-    """A task in the background that fails must not do so unseen: the clicks go on without it."""
+    """Log the failure of a background task: the clicks continue without it."""
     if not task.cancelled() and task.exception() is not None:
-        log.error("a part in the background has failed and stays away until a restart", exc_info=task.exception())
+        log.error("a background task has failed and stays stopped until a restart", exc_info=task.exception())

@@ -15,7 +15,7 @@ StreamrecError
 └── BatchAbandoned     the partitions of the batch in hand were given to somebody else
 """
 
-RIGHTS_ARE_LISTED = "the rights that streamrec needs are in deploy/README.md, Security"
+RIGHTS_ARE_LISTED = "the rights that streamrec needs are listed in deploy/SECURITY.md"
 
 
 class StreamrecError(Exception):

@@ -47,6 +47,28 @@ def one_line(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+class LogOnce:
+    """Logs a warning that would repeat only once, until its text changes or ``reset`` is called."""
+
+    def __init__(self, log: logging.Logger, level: int = logging.WARNING) -> None:
+        self._log = log
+        self._level = level
+        self._last = ""
+
+    def __call__(self, message: str, *args: object) -> bool:
+        """Log the message unless it was the last one; return whether it was logged."""
+        text = message % args
+        new = text != self._last
+        if new:
+            self._log.log(self._level, message, *args)
+        self._last = text
+        return new
+
+    def reset(self) -> None:
+        """Log the next message whatever it is."""
+        self._last = ""
+
+
 class _TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         fields = "".join(f" {name}={value}" for name, value in _fields(record).items())

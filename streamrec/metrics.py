@@ -8,9 +8,34 @@ from datetime import datetime
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 _LATENCY_BUCKETS = (
-    0.001, 0.002, 0.003, 0.004, 0.005, 0.006, 0.008, 0.01, 0.0125, 0.015, 0.02, 0.025, 0.03, 0.04, 0.05, 0.075, 0.1,
-    0.15, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0,
-)  # fmt: skip
+    0.001,
+    0.002,
+    0.003,
+    0.004,
+    0.005,
+    0.006,
+    0.008,
+    0.01,
+    0.0125,
+    0.015,
+    0.02,
+    0.025,
+    0.03,
+    0.04,
+    0.05,
+    0.075,
+    0.1,
+    0.15,
+    0.25,
+    0.5,
+    1.0,
+    2.5,
+    5.0,
+    10.0,
+    30.0,
+    60.0,
+    300.0,
+)
 _STEP_BUCKETS = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.02, 0.03, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0)
 _BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 4096)
 
@@ -35,9 +60,11 @@ class Metrics:
         for outcome in ("published", "superseded"):
             self.published.labels(outcome)
         self.click_to_published = Histogram(
-            "streamrec_click_to_published_seconds", "From a record's timestamp to its user's list in Redis",
-            buckets=_LATENCY_BUCKETS, registry=r,
-        )  # fmt: skip
+            "streamrec_click_to_published_seconds",
+            "From a record's timestamp to its user's list in Redis",
+            buckets=_LATENCY_BUCKETS,
+            registry=r,
+        )
         self.lag_records = Gauge("streamrec_lag_records", "Records not yet committed", ["partition"], registry=r)
         self.lag_seconds = Gauge(
             "streamrec_lag_seconds",
@@ -65,22 +92,30 @@ class Metrics:
             "streamrec_unknown_items", "Applied events on items outside the vocabulary", registry=r
         )
         self.judged = Counter(
-            "streamrec_judged_clicks", "Clicks judged against the list published before, by its model", ["model"],
+            "streamrec_judged_clicks",
+            "Clicks judged against the list published before, by its model",
+            ["model"],
             registry=r,
-        )  # fmt: skip
+        )
         self.hits = Counter("streamrec_hits", "Of these, clicks in the first 10 of that list", ["model"], registry=r)
         self.reciprocal_ranks = Counter(
-            "streamrec_reciprocal_ranks", "Sum of 1 / place of the click, where among the first 10", ["model"],
+            "streamrec_reciprocal_ranks",
+            "Sum of 1 / place of the click, where among the first 10",
+            ["model"],
             registry=r,
-        )  # fmt: skip
+        )
         self.popularity_hits = Counter(
-            "streamrec_popularity_hits", "Of the same clicks, those in the first 10 of the popular list", ["model"],
+            "streamrec_popularity_hits",
+            "Of the same clicks, those in the first 10 of the popular list",
+            ["model"],
             registry=r,
-        )  # fmt: skip
+        )
         self.shadowed = Counter(
-            "streamrec_shadow_sequences", "Sequences of sampled users for the shadow, by outcome: scored, skipped",
-            ["outcome"], registry=r,
-        )  # fmt: skip
+            "streamrec_shadow_sequences",
+            "Sequences of sampled users for the shadow, by outcome: scored, skipped",
+            ["outcome"],
+            registry=r,
+        )
         for outcome in ("scored", "skipped"):
             self.shadowed.labels(outcome)
         self.swaps = Counter(
@@ -105,9 +140,11 @@ class RetrainMetrics:
         self.registry = CollectorRegistry()
         r = self.registry
         self.rounds = Counter(
-            "streamrec_retrain_rounds", "Rounds that made a model, by outcome: promoted, refused", ["outcome"],
+            "streamrec_retrain_rounds",
+            "Rounds that made a model, by outcome: promoted, refused",
+            ["outcome"],
             registry=r,
-        )  # fmt: skip
+        )
         for outcome in ("promoted", "refused"):
             self.rounds.labels(outcome)
         self.failures = Counter(

@@ -7,25 +7,31 @@ from pathlib import Path
 from typing import Literal
 
 from streamrec.errors import SettingsError
-from streamrec.settings import ENV_PREFIX, Settings
+from streamrec.setting_groups import TlsSettings
 
 Server = Literal["kafka", "redis"]
+KAFKA: Server = "kafka"
+REDIS: Server = "redis"
 # OpenSSL's reasons, by what they mean
 SPEAKS_NO_TLS = {"WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG", "HTTP_REQUEST"}
 WANTS_CERTIFICATE = {"TLSV13_ALERT_CERTIFICATE_REQUIRED", "SSLV3_ALERT_HANDSHAKE_FAILURE"}
 REFUSES_CERTIFICATE = {
-    "TLSV1_ALERT_UNKNOWN_CA", "SSLV3_ALERT_BAD_CERTIFICATE", "SSLV3_ALERT_CERTIFICATE_UNKNOWN",
-    "SSLV3_ALERT_CERTIFICATE_EXPIRED", "SSLV3_ALERT_UNSUPPORTED_CERTIFICATE", "TLSV1_ALERT_DECRYPT_ERROR",
-}  # fmt: skip
+    "TLSV1_ALERT_UNKNOWN_CA",
+    "SSLV3_ALERT_BAD_CERTIFICATE",
+    "SSLV3_ALERT_CERTIFICATE_UNKNOWN",
+    "SSLV3_ALERT_CERTIFICATE_EXPIRED",
+    "SSLV3_ALERT_UNSUPPORTED_CERTIFICATE",
+    "TLSV1_ALERT_DECRYPT_ERROR",
+}
 
 
-def tls_context(settings: Settings, server: Server) -> ssl.SSLContext:
+def tls_context(files: TlsSettings, server: Server) -> ssl.SSLContext:
     """The certificates of a connection; names and signatures are verified.
 
     Raises:
         SettingsError: a file cannot be read, or certificate and key do not belong together.
     """
-    ca, cert, key = (getattr(settings, f"{server}_tls_{part}_file") for part in ("ca", "cert", "key"))
+    ca, cert, key = files.ca_file, files.cert_file, files.key_file
     for part, path in (("ca", ca), ("cert", cert), ("key", key)):
         if path is not None:
             _check_readable(f"{server}_tls_{part}_file", path)
@@ -56,7 +62,7 @@ def _check_readable(name: str, path: Path) -> None:
 
 def tls_problem(error: BaseException, server: Server) -> str | None:
     """What is wrong with TLS, and what to do; None where something else is wrong."""
-    variable = f"{ENV_PREFIX}{server.upper()}_TLS"
+    variable = f"STREAMREC_{server.upper()}_TLS"
     found = _ssl_error(error)
     if isinstance(found, ssl.SSLCertVerificationError):
         why = found.verify_message.rstrip(".")
@@ -75,15 +81,14 @@ def tls_problem(error: BaseException, server: Server) -> str | None:
     return None
 
 
-def hung_up_hint(error: BaseException, settings: Settings, server: Server) -> str:
+def hung_up_hint(error: BaseException, server: Server, uses_tls: bool, files: TlsSettings) -> str:
     """What may be behind a server that ends a connection or says nothing, instead of telling what it wants."""
-    tls = settings.redis_uses_tls if server == "redis" else settings.kafka_security_protocol.endswith("SSL")
-    told = f"{error} {error!r}".lower()
-    if not tls and ("closed" in told or "reset" in told):
+    text = f"{error} {error!r}".lower()
+    if not uses_tls and ("closed" in text or "reset" in text):
         return "; does it want TLS on this port?"
-    if tls and ("closed" in told or "reset" in told or "timeout connecting" in told):
+    if uses_tls and ("closed" in text or "reset" in text or "timeout connecting" in text):
         wanted = f"a client certificate ({server}_tls_cert_file)"
-        if getattr(settings, f"{server}_tls_cert_file"):
+        if files.cert_file:
             wanted = "another client certificate"
         return f"; does it speak TLS on this port, and does it want {wanted}?"
     return ""

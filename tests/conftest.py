@@ -16,9 +16,11 @@ import torch
 
 from sasrec import Interactions, ItemVocab, SASRec, SASRecConfig, save_model
 from sasrec.data.readers import Event
+from streamrec.local.daemon import EMBEDDED
 from streamrec.local.servers import EmbeddedServers
 from streamrec.redis.client import RedisClient
-from streamrec.settings import ENV_PREFIX, Settings, load_settings
+from streamrec.settings import ENV_PREFIX, Settings
+from streamrec.settings_sources import load_settings
 
 from support.fronts import Certificates
 from support.harness import Daemon, Servers, find_servers, own_servers
@@ -105,7 +107,7 @@ def make_settings(servers: Servers) -> Callable[..., Settings]:
 
 @pytest.fixture
 async def redis(make_settings: Callable[..., Settings]) -> AsyncIterator[RedisClient]:
-    async with RedisClient(make_settings()) as client:
+    async with RedisClient(make_settings().redis) as client:
         yield client
 
 
@@ -129,7 +131,7 @@ def start_daemon(model_dir: Path, make_settings: Callable[..., Settings]) -> Ite
     """Starts `streamrec serve` processes; whatever is left of them is killed when the test ends."""
     daemons: list[Daemon] = []
 
-    def start(*arguments: str, program: tuple[str, ...] = ("streamrec", "serve"), **changes: Any) -> Daemon:
+    def start(*arguments: str, program: tuple[str, ...] = (*EMBEDDED, "serve"), **changes: Any) -> Daemon:
         daemons.append(Daemon(make_settings(**({"model_dir": model_dir} | changes)), arguments, program))
         return daemons[-1]
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
+from streamrec.local.daemon import EMBEDDED, environment
 from streamrec.redis.client import RedisClient
 from streamrec.redis.keys import Keys
 from streamrec.schemas import PublishedList
@@ -24,7 +25,6 @@ from support.harness import (
     Daemon,
     Record,
     click,
-    environment_of,
     eventually,
     feed,
     own_servers,
@@ -40,7 +40,7 @@ MakeSettings = Callable[..., Settings]
 
 
 async def list_of(redis: RedisClient, settings: Settings, user: str) -> PublishedList | None:
-    found = dict([pair async for pair in published(redis, Keys(settings.redis_key_prefix), [user])])
+    found = dict([pair async for pair in published(redis, [user])])
     return found[user]
 
 
@@ -48,10 +48,10 @@ async def test_bad_records_become_dead_letters_with_origin_and_reason_and_the_ot
     start_daemon: StartDaemon, make_settings: MakeSettings, model_dir: Path
 ) -> None:
     settings = make_settings(model_dir=model_dir)
-    admin = AIOKafkaAdminClient(bootstrap_servers=settings.kafka_bootstrap_servers)
+    admin = AIOKafkaAdminClient(bootstrap_servers=settings.kafka.bootstrap_servers)
     await admin.start()
     large = {"max.message.bytes": str(2 * JUNK_BYTES)}
-    await admin.create_topics([NewTopic(settings.kafka_topic, 1, 1, topic_configs=large)])
+    await admin.create_topics([NewTopic(settings.kafka.topic, 1, 1, topic_configs=large)])
     await admin.close()
     records = []
     for value in [*NO_EVENTS.values(), b"\x00junk" * (JUNK_BYTES // 5)]:
@@ -60,7 +60,7 @@ async def test_bad_records_become_dead_letters_with_origin_and_reason_and_the_ot
     await feed(settings, records)
     assert await start_daemon("--burst").wait_exit() == 0
     await assert_delivered(settings)
-    letters = await read_topic(settings, settings.kafka_dead_letters)
+    letters = await read_topic(settings, settings.kafka.dead_letters)
     assert len(letters) == len(NO_EVENTS) + 1
     cut = [dict(letter.headers) for letter in letters if "streamrec.cut_from_bytes" in dict(letter.headers)]
     assert [headers["streamrec.cut_from_bytes"] for headers in cut] == [str(JUNK_BYTES).encode()]
@@ -71,7 +71,7 @@ async def test_sigterm_commits_what_was_applied_so_that_nothing_is_delivered_aga
 ) -> None:
     settings = make_settings(model_dir=model_dir)
     clicks = [Record(f"u{n % 30}".encode(), click(f"u{n % 30}", f"i{n % 50}", n)) for n in range(1_500)]
-    first = start_daemon(max_batch=8)
+    first = start_daemon(kafka_max_batch=8)
     await first.wait_ready()
     await feed(settings, clicks)
     await first.wait_handled(100)
@@ -100,13 +100,13 @@ async def test_a_second_signal_ends_a_daemon_that_holds_a_batch_at_once(
     start_daemon: StartDaemon, make_settings: MakeSettings, model_dir: Path
 ) -> None:
     with own_servers() as own:
-        where = {"redis_url": own.redis_url, "shutdown_timeout_s": 60}
+        where = {"redis_url": own.redis_url, "serving_shutdown_timeout_s": 60}
         settings = make_settings(model_dir=model_dir, **where)
         daemon = start_daemon(**where)
         await daemon.wait_ready()
         own.redis.stop()
         await feed(settings, [Record(b"ann", click("ann", "i1", 1))])
-        await eventually(lambda: daemon.has_logged("holding the batch"))
+        await eventually(lambda: daemon.has_logged("the batch waits"))
         daemon.signal(signal.SIGTERM)
         await eventually(lambda: daemon.has_logged("stopping"))
         daemon.signal(signal.SIGTERM)
@@ -120,13 +120,13 @@ async def test_a_batch_that_cannot_be_finished_in_time_is_not_committed(
     start_daemon: StartDaemon, make_settings: MakeSettings, model_dir: Path
 ) -> None:
     with own_servers() as own:
-        where = {"redis_url": own.redis_url, "shutdown_timeout_s": 1}
+        where = {"redis_url": own.redis_url, "serving_shutdown_timeout_s": 1}
         settings = make_settings(model_dir=model_dir, **where)
         daemon = start_daemon(**where)
         await daemon.wait_ready()
         own.redis.stop()
         await feed(settings, [Record(b"ann", click("ann", "i1", 1))])
-        await eventually(lambda: daemon.has_logged("holding the batch"))
+        await eventually(lambda: daemon.has_logged("the batch waits"))
         daemon.signal(signal.SIGTERM)
         assert await daemon.wait_exit(15) == 1
         assert "comes again" in daemon.output
@@ -161,9 +161,12 @@ def test_what_cannot_start_says_why_in_one_line(
         change = {"model_dir": str(broken_model(tmp_path, model_dir))}
     changes: dict[str, Any] = {"model_dir": model_dir, "log_level": "WARNING"} | change
     ended = subprocess.run(
-        [sys.executable, "-m", "streamrec", "serve"],
-        env=environment_of(make_settings(**changes)), capture_output=True, text=True, timeout=60,
-    )  # fmt: skip
+        [sys.executable, "-m", *EMBEDDED, "serve"],
+        env=environment(make_settings(**changes)),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     assert ended.returncode == 1
     assert words in ended.stderr
     assert len(ended.stderr.splitlines()) == 1, ended.stderr
@@ -175,7 +178,7 @@ async def test_the_endpoints_tell_what_happened(
 ) -> None:
     settings = make_settings(model_dir=model_dir)
     # two users fit into the cache: 2 x 2 blocks x 8 tokens x 16 units x 4 bytes each
-    daemon = start_daemon(cache_bytes=2 * 2 * 2 * 8 * 16 * 4, event_types="click")
+    daemon = start_daemon(inference_cache_bytes=2 * 2 * 2 * 8 * 16 * 4, events_types="click")
     await daemon.wait_ready()
     assert await daemon.metric("streamrec_rebalances_total") == 1
     assert await daemon.metric("streamrec_model_info") == 1
@@ -204,14 +207,14 @@ async def test_the_endpoints_tell_what_happened(
 async def test_field_names_of_the_producers_and_compressed_records_are_understood(
     start_daemon: StartDaemon, make_settings: MakeSettings, model_dir: Path, redis: RedisClient
 ) -> None:
-    names = {"user_id_field": "uid", "item_id_field": "sku", "timestamp_field": "ts"}
+    names = {"events_user_id": "uid", "events_item_id": "sku", "events_timestamp": "ts"}
     settings = make_settings(model_dir=model_dir, **names)
     await feed(settings, [])
     for codec in ("gzip", "snappy", "lz4", "zstd"):
         async with raw_producer(settings, compression_type=codec) as producer:
             value = json.dumps({"uid": codec, "sku": "i1", "ts": 5, "more": "x" * 2_000}).encode()
             assert len(gzip.compress(value)) < len(value)
-            await producer.send_and_wait(settings.kafka_topic, value, key=codec.encode())
+            await producer.send_and_wait(settings.kafka.topic, value, key=codec.encode())
     assert await start_daemon("--burst", **names).wait_exit() == 0
     for codec in ("gzip", "snappy", "lz4", "zstd"):
         found = await list_of(redis, settings, codec)
@@ -222,12 +225,12 @@ async def test_blocked_items_disappear_from_lists_published_after_they_were_bloc
     start_daemon: StartDaemon, make_settings: MakeSettings, model_dir: Path, redis: RedisClient
 ) -> None:
     settings = make_settings(model_dir=model_dir)
-    daemon = start_daemon(refresh_s=0.1, filter_seen=False)
+    daemon = start_daemon(lists_refresh_s=0.1, lists_filter_seen=False)
     await daemon.wait_ready()
     await feed(settings, [Record(b"ann", click("ann", "i1", 1))])
     await daemon.wait_handled(1)
     before = await eventually(lambda: list_of(redis, settings, "ann"))
-    keys = Keys(settings.redis_key_prefix)
+    keys = Keys(settings.redis.key_prefix)
     most_popular = "i0"
     await redis._call("SADD", keys.blocklist, before.items[0], most_popular)
 

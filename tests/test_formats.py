@@ -14,6 +14,7 @@ from sasrec import Event, load_model
 from streamrec.archive.follow import Archiver
 from streamrec.archive.segments import EventArchive
 from streamrec.errors import ArchiveError, RegistryError, StreamrecError
+from streamrec.local.daemon import EMBEDDED, environment
 from streamrec.redis.client import RedisClient
 from streamrec.redis.keys import Keys
 from streamrec.registry import Registry
@@ -21,7 +22,7 @@ from streamrec.retraining.worker import RetrainWorker
 from streamrec.schemas import ClickEvent
 from streamrec.settings import Settings
 
-from support.harness import Daemon, environment_of
+from support.harness import Daemon
 from support.redis_access import raw_redis
 
 MakeSettings = Callable[..., Settings]
@@ -30,15 +31,19 @@ CLICK = ClickEvent("ann", "a", 5, 0, 0, 5)
 
 def command(settings: Settings, *arguments: str) -> tuple[int, str, str]:
     found = subprocess.run(
-        [sys.executable, "-m", "streamrec", *arguments], env=environment_of(settings), capture_output=True, text=True,
-        timeout=60, check=False,
-    )  # fmt: skip
+        [sys.executable, "-m", *EMBEDDED, *arguments],
+        env=environment(settings),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
     return found.returncode, found.stdout, found.stderr
 
 
 async def format_key(settings: Settings) -> bytes | None:
     async with raw_redis(settings) as raw:
-        value: bytes | None = await raw.get(Keys(settings.redis_key_prefix).format)
+        value: bytes | None = await raw.get(Keys(settings.redis.key_prefix).format)
         return value
 
 
@@ -61,15 +66,15 @@ async def test_commands_refuse_a_redis_of_another_format_in_one_line(
     archive.append(0, 0, 1, [CLICK])
     settings = make_settings(model_dir=model_dir, archive_dir=archive.folder)
     async with raw_redis(settings) as raw:
-        await raw.set(Keys(settings.redis_key_prefix).format, "2")
+        await raw.set(Keys(settings.redis.key_prefix).format, "2")
         arguments = {"retrain": ["--once", "--no-follow", "--registry-dir", str(tmp_path / "registry")]}.get(name, [])
         if name == "retrain":
             settings = make_settings(archive_dir=archive.folder)
         status, out, err = command(settings, name, *arguments)
-        assert await raw.keys(f"{settings.redis_key_prefix}*") == [Keys(settings.redis_key_prefix).format.encode()]
+        assert await raw.keys(f"{settings.redis.key_prefix}*") == [Keys(settings.redis.key_prefix).format.encode()]
     assert status == 1
     line = (out if name == "check" else err).splitlines()[1 if name == "check" else -1]
-    assert f"key {settings.redis_key_prefix}:format of Redis at {settings.redis_address} holds format '2'" in line
+    assert f"key {settings.redis.key_prefix}:format of Redis at {settings.redis.address} holds format '2'" in line
     assert "knows format '1': upgrade streamrec, or set another STREAMREC_REDIS_KEY_PREFIX" in line
     assert "Traceback" not in err
 
@@ -77,7 +82,7 @@ async def test_commands_refuse_a_redis_of_another_format_in_one_line(
 async def test_a_worker_that_only_waits_refuses_it_too(make_settings: MakeSettings, tmp_path: Path) -> None:
     settings = make_settings(archive_dir=tmp_path / "archive", registry_dir=tmp_path / "registry", retrain_http_port=0)
     async with raw_redis(settings) as raw:
-        await raw.set(Keys(settings.redis_key_prefix).format, "2")
+        await raw.set(Keys(settings.redis.key_prefix).format, "2")
     with pytest.raises(StreamrecError, match="holds format '2'"):
         await RetrainWorker(settings, follow=False).run()
 
@@ -89,18 +94,23 @@ async def test_a_format_key_of_another_type_is_refused_and_a_check_writes_none(
     await redis.check_format(claim=False)
     assert await format_key(settings) is None
     async with raw_redis(settings) as raw:
-        await raw.lpush(Keys(settings.redis_key_prefix).format, "1")
+        await raw.lpush(Keys(settings.redis.key_prefix).format, "1")
     with pytest.raises(StreamrecError, match="holds format 'another type'"):
         await redis.check_format()
 
 
 @pytest.mark.parametrize(
     ("content", "said"),
-    [("2\n", r"archive/format holds format '2', and this streamrec knows format '1': upgrade streamrec, or name "
-      "another STREAMREC_ARCHIVE_DIR"),
-     ("junk " * 50, r"holds format 'junk junk junk junk ',"),
-     (None, r"archive/format is missing.*restore that file; where all was written by this version it holds '1'")],
-)  # fmt: skip
+    [
+        (
+            "2\n",
+            r"archive/format holds format '2', and this streamrec knows format '1': upgrade streamrec, or name "
+            "another STREAMREC_ARCHIVE_DIR",
+        ),
+        ("junk " * 50, r"holds format 'junk junk junk junk ',"),
+        (None, r"archive/format is missing.*restore that file; where all was written by this version it holds '1'"),
+    ],
+)
 def test_an_archive_of_another_format_is_neither_read_nor_written(
     tmp_path: Path, content: str | None, said: str
 ) -> None:
@@ -113,9 +123,14 @@ def test_an_archive_of_another_format_is_neither_read_nor_written(
         (archive.folder / "format").write_text(content)
     before = sorted(archive.folder.rglob("*"))
     uses: list[Callable[[], object]] = [
-        archive.read, archive.stats, archive.next_offsets, lambda: archive.prune(0), archive.following().__enter__,
-        lambda: archive.append(0, 10, 11, []), lambda: archive.import_events([Event("bob", "b", 1)]),
-    ]  # fmt: skip
+        archive.read,
+        archive.stats,
+        archive.next_offsets,
+        lambda: archive.prune(0),
+        archive.following().__enter__,
+        lambda: archive.append(0, 10, 11, []),
+        lambda: archive.import_events([Event("bob", "b", 1)]),
+    ]
     for use in uses:
         with pytest.raises(ArchiveError, match=said):
             use()
@@ -129,14 +144,21 @@ async def test_following_the_topic_into_a_new_folder_writes_the_format_first(
         assert (tmp_path / "archive" / "format").read_text() == "1\n"
     (tmp_path / "archive" / "format").write_text("7")
     with pytest.raises(ArchiveError, match="holds format '7'"):
-        await Archiver(make_settings(), EventArchive(tmp_path / "archive")).run(asyncio.Event())
+        await Archiver(
+            make_settings().kafka,
+            make_settings().events,
+            EventArchive(tmp_path / "archive"),
+            make_settings().archive.flush_s,
+        ).run(asyncio.Event())
 
 
 @pytest.mark.parametrize(
     ("content", "said"),
-    [("2", "registry/format holds format '2', .*upgrade streamrec, or name another STREAMREC_REGISTRY_DIR"),
-     (None, "registry/format is missing")],
-)  # fmt: skip
+    [
+        ("2", "registry/format holds format '2', .*upgrade streamrec, or name another STREAMREC_REGISTRY_DIR"),
+        (None, "registry/format is missing"),
+    ],
+)
 def test_a_registry_of_another_format_is_neither_read_nor_written(
     tmp_path: Path, model_dir: Path, content: str | None, said: str
 ) -> None:
@@ -151,10 +173,17 @@ def test_a_registry_of_another_format_is_neither_read_nor_written(
         (registry.folder / "format").write_text(content)
     before = sorted(registry.folder.rglob("*"))
     uses: list[Callable[[], object]] = [
-        registry.champion, registry.shadow, registry.versions, registry.end_shadow, lambda: registry.load(version),
-        lambda: registry.publish(saved.model, saved.vocab), lambda: registry.promote(version, "again"),
-        lambda: registry.rollback("back"), lambda: registry.set_shadow(version), lambda: registry.prune(1),
-    ]  # fmt: skip
+        registry.champion,
+        registry.shadow,
+        registry.versions,
+        registry.end_shadow,
+        lambda: registry.load(version),
+        lambda: registry.publish(saved.model, saved.vocab),
+        lambda: registry.promote(version, "again"),
+        lambda: registry.rollback("back"),
+        lambda: registry.set_shadow(version),
+        lambda: registry.prune(1),
+    ]
     for use in uses:
         with pytest.raises(RegistryError, match=said):
             use()

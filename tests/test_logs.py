@@ -34,8 +34,13 @@ def test_a_text_line_is_time_level_message_and_fields(monkeypatch: pytest.Monkey
 def test_a_json_line_is_an_object_with_the_fields(monkeypatch: pytest.MonkeyPatch) -> None:
     found = json.loads(logged(monkeypatch, "json", "topic %s created", "clicks", partitions=[0, 1], path=Path("/é")))
     assert found.pop("time").endswith("Z")
-    assert found == {"level": "INFO", "logger": "streamrec.test", "message": "topic clicks created",
-                     "partitions": [0, 1], "path": "/é"}  # fmt: skip
+    assert found == {
+        "level": "INFO",
+        "logger": "streamrec.test",
+        "message": "topic clicks created",
+        "partitions": [0, 1],
+        "path": "/é",
+    }
 
 
 @pytest.mark.parametrize("log_format", ["text", "json"])

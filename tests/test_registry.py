@@ -18,7 +18,8 @@ from streamrec.commands.main import main
 from streamrec.errors import RegistryError, SettingsError, StreamrecError
 from streamrec.registry import Registry
 from streamrec.serving.model import read_model
-from streamrec.settings import Settings, load_settings
+from streamrec.settings import Settings
+from streamrec.settings_sources import load_settings
 
 MakeSettings = Callable[..., Settings]
 VOCAB = ItemVocab([f"i{n}" for n in range(10)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import FrozenInstanceError
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -17,7 +18,9 @@ from pydantic import SecretStr, ValidationError
 from streamrec.errors import SettingsError
 from streamrec.local.daemon import environment
 from streamrec.redis.client import RedisClient
-from streamrec.settings import ENV_PREFIX, MASK, Settings, load_settings, secret_variables, unknown_variables
+from streamrec.redis_urls import MASK
+from streamrec.settings import ENV_PREFIX, all_settings
+from streamrec.settings_sources import load_settings, secret_variables, unknown_variables
 
 whatever_the_load = hypothesis_settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
@@ -58,56 +61,70 @@ VALUES: dict[str, tuple[Any, Any]] = {
     "retrain_full_every": (3, 1),
     "retrain_every_s": (60.0, 86_400.0),
     "retrain_min_new_events": (100, 0),
-    "train_days": (7.0, 30.0),
-    "train_update_epochs": (2, 20),
-    "train_update_learning_rate": (0.01, 0.0001),
+    "retrain_days": (7.0, 30.0),
+    "retrain_update_epochs": (2, 20),
+    "retrain_update_learning_rate": (0.01, 0.0001),
     "train_replay": (0.0, 2.5),
     "train_epochs": (1, 5),
     "train_batch_size": (16, 128),
     "train_learning_rate": (0.01, 0.0001),
     "train_patience": (0, 9),
-    "holdout_share": (0.2, 0.5),
-    "gate_tolerance": (0.0, 0.1),
-    "keep_versions": (1, 9),
+    "retrain_holdout_share": (0.2, 0.5),
+    "retrain_gate_tolerance": (0.0, 0.1),
+    "registry_keep_versions": (1, 9),
     "model_max_len": (20, 200),
     "model_hidden_units": (16, 128),
     "model_num_blocks": (1, 3),
     "model_num_heads": (2, 4),
     "model_dropout_rate": (0.0, 0.5),
     "model_reminder": (3.0, 4.5),
-    "shadow_share": (0.5, 1.0),
+    "serving_shadow_share": (0.5, 1.0),
     "archive_dir": ("/archive/a", "/archive/b"),
     "archive_flush_s": (1.0, 60.0),
-    "rescore_users": (0, 100),
-    "rescore_users_per_s": (1.0, 1000.0),
-    "max_len": (50, 200),
-    "top_k": (5, 100),
-    "top_k_index": ("exact", "approximate"),
-    "filter_seen": (False, True),
-    "session_gap_s": (1800.0, 0.5),
-    "sequence_ttl_s": (60, 61),
-    "recs_ttl_s": (60, 61),
-    "popular_half_life_s": (3600.0, 1.0),
-    "refresh_s": (0.5, 9.0),
-    "user_id_field": ("visitor", "uid"),
-    "item_id_field": ("sku", "article"),
-    "timestamp_field": ("at", "time"),
-    "event_type_field": ("kind", "type"),
-    "event_types": (("click", "view"), ("buy",)),
-    "max_future_s": (0.0, 5.0),
-    "max_batch": (1, 10_000),
-    "poll_timeout_ms": (1, 50),
-    "cache_bytes": (0, 2**40),
-    "cache_half": (True, False),
+    "serving_rescore_users": (0, 100),
+    "serving_rescore_users_per_s": (1.0, 1000.0),
+    "sequences_max_len": (50, 200),
+    "lists_top_k": (5, 100),
+    "inference_index": ("exact", "approximate"),
+    "lists_filter_seen": (False, True),
+    "sequences_session_gap_s": (1800.0, 0.5),
+    "sequences_ttl_s": (60, 61),
+    "lists_ttl_s": (60, 61),
+    "lists_popular_half_life_s": (3600.0, 1.0),
+    "lists_refresh_s": (0.5, 9.0),
+    "events_user_id": ("visitor", "uid"),
+    "events_item_id": ("sku", "article"),
+    "events_timestamp": ("at", "time"),
+    "events_type": ("kind", "type"),
+    "events_types": (("click", "view"), ("buy",)),
+    "events_max_future_s": (0.0, 5.0),
+    "kafka_max_batch": (1, 10_000),
+    "kafka_poll_timeout_ms": (1, 50),
+    "inference_cache_bytes": (0, 2**40),
+    "inference_cache_half": (True, False),
     "inference_threads": (2, 8),
-    "shutdown_timeout_s": (1.0, 2.0),
+    "serving_shutdown_timeout_s": (1.0, 2.0),
     "http_host": ("0.0.0.0", "::"),
     "http_port": (0, 65_535),
     "retrain_http_port": (0, 65_535),
     "http_token": ("s3cr3t-of-16-or-more", "0ther-s3cr3t-0ther"),
-    "items": ("/items.csv", "/movies.dat"),
-    "liveness_timeout_s": (5.0, 6.0),
+    "http_titles": ("/items.csv", "/movies.dat"),
+    "serving_liveness_timeout_s": (5.0, 6.0),
     "log_level": ("DEBUG", "WARNING"),
+    "model_item_dropout_rate": (0.1, 0.2),
+    "model_position": ("learned", "rope"),
+    "model_scale_embeddings": (False, True),
+    "train_weight_decay": (0.1, 0.2),
+    "train_ema_decay": (0.9, 0.99),
+    "train_schedule": ("cosine", "constant"),
+    "train_warmup_steps": (10, 20),
+    "train_loss": ("gbce", "info_nce"),
+    "train_num_negatives": (3, 7),
+    "train_skip_seen": (True, False),
+    "train_windows": ("newest", "all"),
+    "train_restore_best": (False, True),
+    "train_autocast": (True, False),
+    "train_seed": (1, 2),
     "log_format": ("json", "text"),
 }
 # What must be set too, for a setting to make sense.
@@ -149,7 +166,8 @@ class Layers:
         self._flags: dict[str, Any] = dict(COMPANIONS.get(name, {}))
 
     def in_file(self, value: object) -> None:
-        self._file.write_text(f"{self._name} = {as_toml(value)}\n")
+        setting = all_settings()[self._name]
+        self._file.write_text(f"[{setting.group}]\n{setting.key} = {as_toml(value)}\n")
 
     def in_environment(self, value: object) -> None:
         self._monkeypatch.setenv(ENV_PREFIX + self._name.upper(), as_text(value))
@@ -159,7 +177,8 @@ class Layers:
 
     @property
     def in_force(self) -> object:
-        return plain(getattr(load_settings(self._file, self._flags), self._name))
+        settings = load_settings(self._file, self._flags)
+        return plain(settings.value(all_settings()[self._name]))
 
 
 @pytest.fixture
@@ -168,13 +187,13 @@ def layers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> Layers
 
 
 def test_every_setting_is_tried_here() -> None:
-    assert set(VALUES) == set(Settings.model_fields)
+    assert set(VALUES) == set(all_settings())
 
 
 @pytest.mark.parametrize("name", EVERY)
 def test_flags_win_over_environment_over_file_over_default(layers: Layers, name: str) -> None:
     one, other = VALUES[name]
-    assert layers.in_force == plain(Settings.model_fields[name].get_default()) != one
+    assert layers.in_force == plain(all_settings()[name].default) != one
     layers.in_file(one)
     assert layers.in_force == one
     layers.in_environment(other)
@@ -192,17 +211,20 @@ def test_an_empty_variable_is_as_good_as_none(layers: Layers, name: str) -> None
 
 @pytest.mark.parametrize("name", EVERY)
 def test_every_setting_is_explained(name: str) -> None:
-    assert Settings.model_fields[name].description
+    assert all_settings()[name].help
 
 
 def test_a_flag_that_was_not_given_leaves_the_environment_in_force(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("STREAMREC_TOP_K", "7")
-    assert load_settings(flags={"top_k": None}).top_k == 7
+    monkeypatch.setenv("STREAMREC_LISTS_TOP_K", "7")
+    assert load_settings(flags={"lists_top_k": None}).lists.top_k == 7
 
 
 def test_settings_cannot_be_changed() -> None:
+    settings = load_settings()
     with pytest.raises(ValidationError):
-        load_settings().top_k = 5
+        settings.lists.top_k = 5
+    with pytest.raises(FrozenInstanceError):
+        settings.lists = settings.lists
 
 
 @pytest.mark.parametrize(
@@ -210,33 +232,33 @@ def test_settings_cannot_be_changed() -> None:
     [("click", ("click",)), (" click , view ,", ("click", "view")), (",", ()), ("add to cart", ("add to cart",))],
 )
 def test_event_types_are_separated_by_commas(text: str, types: tuple[str, ...]) -> None:
-    assert load_settings(flags={"event_types": text}).event_types == types
+    assert load_settings(flags={"events_types": text}).events.types == types
 
 
 @pytest.mark.parametrize("text", ["true", "True", "1", "yes", "on"])
 def test_yes_and_no_have_many_spellings(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
-    monkeypatch.setenv("STREAMREC_FILTER_SEEN", text)
-    assert load_settings().filter_seen is True
+    monkeypatch.setenv("STREAMREC_LISTS_FILTER_SEEN", text)
+    assert load_settings().lists.filter_seen is True
 
 
 def test_levels_and_protocols_may_be_written_small() -> None:
     settings = load_settings(flags={"log_level": "debug", "kafka_security_protocol": "ssl"})
-    assert (settings.log_level, settings.kafka_security_protocol) == ("DEBUG", "SSL")
+    assert (settings.log.level, settings.kafka.security_protocol) == ("DEBUG", "SSL")
 
 
 def test_the_dead_letter_topic_follows_the_topic() -> None:
-    assert load_settings(flags={"kafka_topic": "views"}).kafka_dead_letters == "views-dead-letter"
-    assert load_settings(flags={"kafka_dead_letter_topic": "bad"}).kafka_dead_letters == "bad"
+    assert load_settings(flags={"kafka_topic": "views"}).kafka.dead_letters == "views-dead-letter"
+    assert load_settings(flags={"kafka_dead_letter_topic": "bad"}).kafka.dead_letters == "bad"
 
 
 WRONG: list[tuple[str, Any, str]] = [
-    ("kafka_bootstrap_servers", "localhost", "'localhost' is no host:port"),
-    ("kafka_bootstrap_servers", "a:1,,b:2", "'' is no host:port"),
-    ("kafka_bootstrap_servers", "kafka://a:1", "'kafka://a:1' is no host:port"),
-    ("kafka_bootstrap_servers", "a:port", "'a:port' is no host:port"),
-    ("kafka_bootstrap_servers", "a:65536", "'a:65536' is no host:port"),
-    ("kafka_bootstrap_servers", "a:0", "'a:0' is no host:port"),
-    ("kafka_bootstrap_servers", "", "is no host:port"),
+    ("kafka_bootstrap_servers", "localhost", "'localhost' is not host:port"),
+    ("kafka_bootstrap_servers", "a:1,,b:2", "'' is not host:port"),
+    ("kafka_bootstrap_servers", "kafka://a:1", "'kafka://a:1' is not host:port"),
+    ("kafka_bootstrap_servers", "a:port", "'a:port' is not host:port"),
+    ("kafka_bootstrap_servers", "a:65536", "'a:65536' is not host:port"),
+    ("kafka_bootstrap_servers", "a:0", "'a:0' is not host:port"),
+    ("kafka_bootstrap_servers", "", "is not host:port"),
     ("kafka_topic", "my clicks", "1 to 249 letters, digits"),
     ("kafka_topic", "", "at least 1 character"),
     ("kafka_topic", "x" * 250, "1 to 249 letters, digits"),
@@ -253,23 +275,23 @@ WRONG: list[tuple[str, Any, str]] = [
     ("redis_key_prefix", "{a}", "braces would move keys between nodes"),
     ("redis_key_prefix", "", "a prefix is letters"),
     ("redis_key_prefix", "a b", "a prefix is letters"),
-    ("max_len", 0, "greater than or equal to 1"),
-    ("max_len", "all", "valid integer"),
-    ("top_k", "ten", "valid integer"),
-    ("top_k", 2.5, "valid integer"),
-    ("top_k", 1_001, "less than or equal to 1000"),
-    ("filter_seen", "maybe", "valid boolean"),
-    ("session_gap_s", "inf", "finite number"),
-    ("session_gap_s", "nan", "finite number"),
-    ("session_gap_s", "30min", "valid number"),
-    ("sequence_ttl_s", 10**18, "less than or equal to"),
-    ("recs_ttl_s", 0, "greater than or equal to 1"),
-    ("popular_half_life_s", 0, "greater than 0"),
-    ("user_id_field", "", "at least 1 character"),
-    ("user_id_field", 'a"b', "no quotes, backslashes or control characters"),
-    ("item_id_field", "a\nb", "no quotes, backslashes or control characters"),
-    ("timestamp_field", "a\\b", "no quotes, backslashes or control characters"),
-    ("max_batch", 10_001, "less than or equal to 10000"),
+    ("sequences_max_len", 0, "greater than or equal to 1"),
+    ("sequences_max_len", "all", "valid integer"),
+    ("lists_top_k", "ten", "valid integer"),
+    ("lists_top_k", 2.5, "valid integer"),
+    ("lists_top_k", 1_001, "less than or equal to 1000"),
+    ("lists_filter_seen", "maybe", "valid boolean"),
+    ("sequences_session_gap_s", "inf", "finite number"),
+    ("sequences_session_gap_s", "nan", "finite number"),
+    ("sequences_session_gap_s", "30min", "valid number"),
+    ("sequences_ttl_s", 10**18, "less than or equal to"),
+    ("lists_ttl_s", 0, "greater than or equal to 1"),
+    ("lists_popular_half_life_s", 0, "greater than 0"),
+    ("events_user_id", "", "at least 1 character"),
+    ("events_user_id", 'a"b', "no quotes, backslashes or control characters"),
+    ("events_item_id", "a\nb", "no quotes, backslashes or control characters"),
+    ("events_timestamp", "a\\b", "no quotes, backslashes or control characters"),
+    ("kafka_max_batch", 10_001, "less than or equal to 10000"),
     ("http_port", 65_536, "less than or equal to 65535"),
     ("log_level", "LOUD", "'DEBUG', 'INFO', 'WARNING' or 'ERROR'"),
     ("log_format", "xml", "'text' or 'json'"),
@@ -296,16 +318,16 @@ def test_a_token_that_is_easily_guessed_or_cannot_be_sent_is_refused_and_not_rep
 
 
 def test_every_wrong_value_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("STREAMREC_TOP_K", "ten")
-    monkeypatch.setenv("STREAMREC_MAX_LEN", "-1")
-    with pytest.raises(SettingsError, match=r"max_len='-1': .*; top_k='ten': "):
+    monkeypatch.setenv("STREAMREC_LISTS_TOP_K", "ten")
+    monkeypatch.setenv("STREAMREC_SEQUENCES_MAX_LEN", "-1")
+    with pytest.raises(SettingsError, match=r"sequences_max_len='-1': .*; lists_top_k='ten': "):
         load_settings()
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ({"user_id_field": "id", "item_id_field": "id"}, "four different names, not id, id, timestamp, event_type"),
+        ({"events_user_id": "id", "events_item_id": "id"}, "four different names, not id, id, timestamp, event_type"),
         ({"kafka_topic": "a", "kafka_dead_letter_topic": "a"}, "kafka_dead_letter_topic must differ from kafka_topic"),
         ({"kafka_security_protocol": "SASL_SSL"}, "SASL_SSL needs kafka_sasl_username and kafka_sasl_password"),
         (
@@ -338,18 +360,22 @@ def test_settings_that_do_not_fit_together_are_refused(flags: dict[str, str], me
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("topk = 5", "topk is not a setting; did you mean top_k?"),
-        ("kafka_bootstrap = 'a:1'", "kafka_bootstrap is not a setting; did you mean kafka_bootstrap_servers?"),
-        ("redis_pasword = 's3cr3t'", "redis_pasword is not a setting"),
-        ("[kafka]\ntopic = 'clicks'", "kafka is not a setting"),
-        ("STREAMREC_TOP_K = 5", "STREAMREC_TOP_K is not a setting; did you mean top_k?"),
-        ("zzz = 1", "zzz is not a setting"),
-        ("top_k = [5]", "top_k=[5]: Input should be a valid integer"),
-        ("top_k = 'ten'", "top_k='ten': Input should be a valid integer"),
-        ("event_types = 5", "event_types=5: "),
-        ("kafka_sasl_password = 5", "kafka_sasl_password: Input should be a valid string"),
+        ("[lists]\ntopk = 5", "{file}: lists_topk is not a setting; did you mean top_k in [lists]?"),
+        ("topk = 5", "{file}: topk is not a setting"),
+        ("[kafka]\nbootstrap = 'a:1'", "kafka_bootstrap is not a setting; did you mean bootstrap_servers in [kafka]?"),
+        ("[redis]\npasword = 's3cr3t'", "redis_pasword is not a setting; did you mean password in [redis]?"),
+        ("STREAMREC_LISTS_TOP_K = 5", "STREAMREC_LISTS_TOP_K is not a setting; did you mean top_k in [lists]?"),
+        ("zzz = 1", "{file}: zzz is not a setting"),
+        ("[lists]\ntop_k = [5]", "lists_top_k=[5]: Input should be a valid integer"),
+        ("[lists]\ntop_k = 'ten'", "lists_top_k='ten': Input should be a valid integer"),
+        ("[lists.top_k]\nten = 10", "lists_top_k_ten is not a setting; did you mean top_k in [lists]?"),
+        ("[train]\nepochs = 'ten'", "train_epochs='ten': Input should be a valid integer"),
+        ("[train]\nepochs = 0", "train_epochs=0: must be at least 1"),
+        ("[model]\nhidden_units = 7\nnum_heads = 2", "model_hidden_units=7 is not a multiple of num_heads=2"),
+        ("[events]\ntypes = 5", "events_types=5: "),
+        ("[kafka]\nsasl_password = 5", "kafka_sasl_password: Input should be a valid string"),
         ("top_k 5", "cannot read {file}: "),
-        ("top_k = 5\ntop_k = 6", "cannot read {file}: "),
+        ("[lists]\ntop_k = 5\ntop_k = 6", "cannot read {file}: "),
         ("\xff", "cannot read {file}: "),
     ],
 )
@@ -370,9 +396,12 @@ def test_a_missing_settings_file_is_named(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize(
     ("variable", "meant"),
-    [("STREAMREC_TOPK", "STREAMREC_TOP_K"), ("STREAMREC_KAFKA_TOPICS", "STREAMREC_KAFKA_TOPIC"),
-     ("STREAMREC_REDIS_URI", "STREAMREC_REDIS_URL")],
-)  # fmt: skip
+    [
+        ("STREAMREC_LISTS_TOPK", "STREAMREC_LISTS_TOP_K"),
+        ("STREAMREC_KAFKA_TOPICS", "STREAMREC_KAFKA_TOPIC"),
+        ("STREAMREC_REDIS_URI", "STREAMREC_REDIS_URL"),
+    ],
+)
 def test_a_misspelt_variable_is_warned_of(variable: str, meant: str) -> None:
     assert unknown_variables({variable: "s3cr3t"}) == [f"{variable} is not a setting; did you mean {meant}?"]
 
@@ -384,10 +413,23 @@ def test_variables_that_are_no_near_miss_are_let_alone() -> None:
 
 @pytest.mark.parametrize(
     "url",
-    ["", "localhost:6379", "http://localhost", "redis://", "redis://:6379", "redis://h:port", "redis://h:99999",
-     "redis://[::1", "unix://", "redis://h/zero", "redis://h/-1", "redis://u:a/b@h", "redis://u:12?b@h",
-     "redis://u:12#b@h/0"],
-)  # fmt: skip
+    [
+        "",
+        "localhost:6379",
+        "http://localhost",
+        "redis://",
+        "redis://:6379",
+        "redis://h:port",
+        "redis://h:99999",
+        "redis://[::1",
+        "unix://",
+        "redis://h/zero",
+        "redis://h/-1",
+        "redis://u:a/b@h",
+        "redis://u:12?b@h",
+        "redis://u:12#b@h/0",
+    ],
+)
 def test_a_wrong_redis_url_is_refused_without_repeating_it(url: str) -> None:
     with pytest.raises(SettingsError) as caught:
         load_settings(flags={"redis_url": url})
@@ -400,7 +442,7 @@ def test_a_wrong_redis_url_is_refused_without_repeating_it(url: str) -> None:
 def test_an_option_that_redis_does_not_take_is_refused(option: str) -> None:
     settings = load_settings(flags={"redis_url": f"redis://u:s3cr3t@localhost:1/0?{option}"})
     with pytest.raises(SettingsError, match="redis_url: an option after the") as caught:
-        RedisClient(settings)
+        RedisClient(settings.redis)
     assert "s3cr3t" not in str(caught.value)
 
 
@@ -421,8 +463,8 @@ def test_an_option_that_redis_does_not_take_is_refused(option: str) -> None:
 )
 def test_a_redis_address_is_shown_without_its_password(url: str, shown: str) -> None:
     settings = load_settings(flags={"redis_url": url})
-    assert settings.redis_address == shown
-    assert settings.redis_url.get_secret_value() == url
+    assert settings.redis.address == shown
+    assert settings.redis.url.get_secret_value() == url
 
 
 def texts_of(flags: dict[str, Any]) -> Iterator[str]:
@@ -436,8 +478,9 @@ def texts_of(flags: dict[str, Any]) -> Iterator[str]:
         repr(settings),
         str(settings),
         repr(settings.shown()),
-        settings.redis_address,
-        settings.model_dump_json(),
+        settings.redis.address,
+        repr(settings.kafka),
+        repr(settings.redis),
     )
 
 
@@ -469,7 +512,7 @@ def test_secrets_are_never_shown(secret: str, url: str, encoded: bool, wrong: bo
         "kafka_sasl_password": secret,
         "kafka_sasl_username": "u",
         **({} if "{}" in url else {"redis_password": secret}),
-        "top_k": "ten" if wrong else "10",
+        "lists_top_k": "ten" if wrong else "10",
     }
     for text in texts_of(flags):
         assert "s3cr3t" not in text
@@ -487,12 +530,13 @@ def test_a_secret_may_stand_in_a_file(tmp_path: Path, monkeypatch: pytest.Monkey
     name = secret_variables()[variable]
     secret, other = VALUES[name]
     monkeypatch.setenv(f"{variable}_FILE", put(tmp_path, f"{secret}{end}".encode()))
-    (tmp_path / "streamrec.toml").write_text(f"{name} = {as_toml(other)}\n")
+    setting = all_settings()[name]
+    (tmp_path / "streamrec.toml").write_text(f"[{setting.group}]\n{setting.key} = {as_toml(other)}\n")
     settings = load_settings(tmp_path / "streamrec.toml")
-    assert getattr(settings, name).get_secret_value() == secret
+    assert settings.value(setting).get_secret_value() == secret
     assert load_settings(flags={name: other}) != settings
     monkeypatch.setenv(variable, "")  # as good as none
-    assert getattr(load_settings(), name).get_secret_value() == secret
+    assert load_settings().value(setting).get_secret_value() == secret
     monkeypatch.setenv(variable, other)
     with pytest.raises(SettingsError, match=f"^{variable} and {variable}_FILE are both set: set one of them$"):
         load_settings()
@@ -505,7 +549,7 @@ def test_only_secrets_stand_in_files() -> None:
 @pytest.mark.parametrize(
     ("content", "problem"),
     [(b"", "is empty"), (b"\n", "is empty"), (b"s3cr3t\xff", "is no UTF-8"), (None, r"cannot read .*: No such file")],
-)  # fmt: skip
+)
 def test_a_file_without_a_secret_in_it_is_named_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes | None, problem: str
 ) -> None:
@@ -553,11 +597,17 @@ def test_a_misspelt_variable_of_a_file_is_warned_of() -> None:
 
 
 def test_what_is_shown_is_every_setting_in_force() -> None:
-    shown = load_settings(flags={
-        "top_k": "7", "kafka_sasl_password": "s3cr3t", "kafka_topic": "views", "http_token": "s3cr3t-s3cr3t-s3cr3t"
-    }).shown()  # fmt: skip
-    assert list(shown) == list(Settings.model_fields)
-    assert shown["top_k"] == 7
+    shown = load_settings(
+        flags={
+            "lists_top_k": "7",
+            "kafka_sasl_password": "s3cr3t",
+            "kafka_topic": "views",
+            "http_token": "s3cr3t-s3cr3t-s3cr3t",
+        }
+    ).shown()
+    assert list(shown) == list(all_settings().values())
+    shown = {setting.name: value for setting, value in shown.items()}
+    assert shown["lists_top_k"] == 7
     assert shown["kafka_sasl_password"] == shown["http_token"] == MASK
     assert shown["kafka_dead_letter_topic"] == "views-dead-letter"
     assert shown["model_dir"] is None

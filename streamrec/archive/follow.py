@@ -16,9 +16,9 @@ import time
 
 from streamrec.archive.segments import EventArchive
 from streamrec.errors import KafkaUnavailable
-from streamrec.kafka.connection import ensure_topics
-from streamrec.kafka.reader import Stretch, TopicReader
-from streamrec.settings import Settings
+from streamrec.kafka.reader import OffsetRange, TopicReader
+from streamrec.kafka.topics import ensure_topics
+from streamrec.setting_groups import EventSettings, KafkaSettings
 
 log = logging.getLogger(__name__)
 
@@ -29,10 +29,12 @@ AWAY_PAUSE_S = 1.0
 class Archiver:
     """Follows the click topic and writes what it reads into an archive."""
 
-    def __init__(self, settings: Settings, archive: EventArchive) -> None:
-        self._settings = settings
+    def __init__(self, kafka: KafkaSettings, events: EventSettings, archive: EventArchive, flush_s: float) -> None:
+        self._kafka = kafka
+        self._events = events
+        self._flush_s = flush_s
         self._archive = archive
-        self._pending: dict[int, Stretch] = {}  # what was read and is not in the archive yet
+        self._pending: dict[int, OffsetRange] = {}  # what was read and is not in the archive yet
         self._flushed_s = time.monotonic()
         self.archived = 0  # events
 
@@ -47,11 +49,11 @@ class Archiver:
             await self._follow(stop, burst)
 
     async def _follow(self, stop: asyncio.Event, burst: bool) -> None:
-        for topic in await ensure_topics(self._settings, (self._settings.kafka_topic,)):
-            log.info("topic created", extra={"topic": topic, "partitions": self._settings.kafka_partitions})
+        for topic in await ensure_topics(self._kafka, (self._kafka.topic,)):
+            log.info("topic created", extra={"topic": topic, "partitions": self._kafka.partitions})
         ends = await asyncio.to_thread(self._archive.next_offsets)
-        async with TopicReader(self._settings, ends, f"{self._settings.kafka_group}-archive") as reader:
-            log.info("archiving", extra={"topic": self._settings.kafka_topic, "archive": self._archive.folder})
+        async with TopicReader(self._kafka, self._events, ends, f"{self._kafka.group}-archive") as reader:
+            log.info("archiving", extra={"topic": self._kafka.topic, "archive": self._archive.folder})
             while not stop.is_set():
                 try:
                     await reader.find_partitions()
@@ -59,8 +61,8 @@ class Archiver:
                     log.warning("Kafka is away, waiting for it: %s", error)
                     await asyncio.sleep(AWAY_PAUSE_S)
                     continue
-                for number, stretch in (await reader.poll()).items():
-                    self._take(number, stretch)
+                for number, found in (await reader.poll()).items():
+                    self._take(number, found)
                 drained = burst and await reader.drained()
                 if drained or self._is_due():
                     await self._flush(reader)
@@ -68,15 +70,15 @@ class Archiver:
                     return
             await self._flush(reader)
 
-    def _take(self, number: int, stretch: Stretch) -> None:
-        pending = self._pending.setdefault(number, Stretch(stretch.first, stretch.first))
-        pending.next = stretch.next
-        pending.events += stretch.events
-        pending.dead_letters += stretch.dead_letters
+    def _take(self, number: int, found: OffsetRange) -> None:
+        pending = self._pending.setdefault(number, OffsetRange(found.first, found.first))
+        pending.next = found.next
+        pending.events += found.events
+        pending.dead_letters += found.dead_letters
 
     def _is_due(self) -> bool:
         waiting = sum(len(pending.events) for pending in self._pending.values())
-        return waiting >= SEGMENT_EVENTS or time.monotonic() - self._flushed_s >= self._settings.archive_flush_s
+        return waiting >= SEGMENT_EVENTS or time.monotonic() - self._flushed_s >= self._flush_s
 
     async def _flush(self, reader: TopicReader) -> None:
         self._flushed_s = time.monotonic()

@@ -75,7 +75,7 @@ class EventArchive:
 
     def __init__(self, folder: Path, topic_epoch: int = 0) -> None:
         self.folder = folder
-        self._topic_epoch = topic_epoch
+        self.topic_epoch = topic_epoch
         self._epoch = folder / f"epoch-{topic_epoch}"
 
     @contextlib.contextmanager
@@ -255,7 +255,7 @@ class EventArchive:
         """The archives of the topic before it was created again, by their epoch, the oldest first."""
         numbers = [path.name.removeprefix("epoch-") for path in self.folder.glob("epoch-*")]
         epochs = sorted(int(number) for number in numbers if number.isdecimal())
-        return {epoch: EventArchive(self.folder, epoch) for epoch in epochs if epoch < self._topic_epoch}
+        return {epoch: EventArchive(self.folder, epoch) for epoch in epochs if epoch < self.topic_epoch}
 
     def _check_format(self) -> None:
         check_folder(self.folder, "**/[!.]*.parquet", "name another STREAMREC_ARCHIVE_DIR", ArchiveError)

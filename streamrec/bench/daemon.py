@@ -24,14 +24,15 @@ from sasrec import Event, load_model, save_model
 from streamrec.bench.engine import Subject
 from streamrec.bench.users import fill_windows
 from streamrec.errors import StreamrecError
-from streamrec.kafka.connection import ensure_topics
 from streamrec.kafka.replay import Pacer, click_producer
+from streamrec.kafka.topics import ensure_topics
 from streamrec.local.cluster import EmbeddedCluster
 from streamrec.local.daemon import DaemonProcess, Reading, environment, running_daemon
 from streamrec.local.servers import EmbeddedServers, free_port
 from streamrec.metrics import quantile
 from streamrec.redis.client import RedisClient
-from streamrec.settings import Settings, load_settings
+from streamrec.settings import Settings
+from streamrec.settings_sources import load_settings
 
 SHARES = (0.25, 0.5, 0.8)
 QUANTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99, "p999": 0.999}
@@ -74,22 +75,31 @@ def measure_daemon(
         save_model(Path(folder) / "model", subject.model, subject.vocab)
 
         def settings(**flags: Any) -> Settings:
-            return load_settings(flags={
-                "kafka_bootstrap_servers": servers.kafka_bootstrap_servers, "redis_url": servers.redis_url,
-                "model_dir": Path(folder) / "model", "log_level": "WARNING", "cache_bytes": cache_bytes,
-                "http_port": free_port(), **flags,
-            })  # fmt: skip
+            return load_settings(
+                flags={
+                    "kafka_bootstrap_servers": servers.kafka_bootstrap_servers,
+                    "redis_url": servers.redis_url,
+                    "model_dir": Path(folder) / "model",
+                    "log_level": "WARNING",
+                    "inference_cache_bytes": cache_bytes,
+                    "http_port": free_port(),
+                    **flags,
+                }
+            )
 
         async def run() -> dict[str, Any]:
             progress(f"daemon: filling Redis with {load.users:,} users' windows")
             one = settings()
-            await ensure_topics(one, (one.kafka_topic,))
-            async with RedisClient(one) as redis:
+            await ensure_topics(one.kafka, (one.kafka.topic,))
+            async with RedisClient(one.redis) as redis:
                 await fill_windows(redis, one, subject, load.users)
             report: dict[str, Any] = {
-                "hidden": config.hidden_units, "blocks": config.num_blocks, "max_len": config.max_len,
-                "items": config.num_items, "users": load.users,
-            }  # fmt: skip
+                "hidden": config.hidden_units,
+                "blocks": config.num_blocks,
+                "max_len": config.max_len,
+                "items": config.num_items,
+                "users": load.users,
+            }
             async with _measured([one], load.users) as bench:
                 progress("daemon: cold users")
                 report["cold_events_per_s"] = await bench.worked_off(load.users)
@@ -116,10 +126,12 @@ def measure_daemon(
                 report["two_daemons_per_s"] = await median("two of them", [settings(), settings()], many, load.users)
                 with EmbeddedCluster() as cluster:
                     spread = settings(redis_url=cluster.redis_url, redis_cluster=True)
-                    async with RedisClient(spread) as redis:
+                    async with RedisClient(spread.redis) as redis:
                         await fill_windows(redis, spread, subject, load.users)
                     report["cluster_events_per_s"] = await median("on a Redis Cluster", [spread], many, load.users)
-            report["naive_events_per_s"] = await median("without a cache", [settings(cache_bytes=0)], few, few // 5)
+            report["naive_events_per_s"] = await median(
+                "without a cache", [settings(inference_cache_bytes=0)], few, few // 5
+            )
             return report
 
         return asyncio.run(run())
@@ -222,12 +234,12 @@ def feed() -> None:
     """What the feeder does: clicks of all users in turn, at a rate, or as fast as possible where it is 0."""
     rate, events, users = float(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
     settings = load_settings()
-    assert settings.model_dir is not None
-    ids = load_model(settings.model_dir).vocab.ids
+    assert settings.model.dir is not None
+    ids = load_model(settings.model.dir).vocab.ids
     gc.freeze()  # or clicks would wait here, stamped already, while PyTorch is searched for garbage
 
     async def run() -> None:
-        async with click_producer(settings) as clicks:
+        async with click_producer(settings.kafka, settings.events) as clicks:
             pacer = Pacer(rate)
             for event in _clicks(events, users, ids):
                 await pacer.wait()

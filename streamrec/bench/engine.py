@@ -92,12 +92,19 @@ def _measure(subject: Subject, batch: int, repeats: int) -> dict[str, float]:
     cached, packed, newest, full = np.median(times, axis=0).tolist()
     reencoded = min(packed, newest)
     return {
-        "hidden": config.hidden_units, "blocks": config.num_blocks, "heads": config.num_heads,
-        "max_len": config.max_len, "items": config.num_items, "batch": batch,
-        "cached_us": cached, "reencode_us": reencoded, "torch_us": newest, "full_us": full,
+        "hidden": config.hidden_units,
+        "blocks": config.num_blocks,
+        "heads": config.num_heads,
+        "max_len": config.max_len,
+        "items": config.num_items,
+        "batch": batch,
+        "cached_us": cached,
+        "reencode_us": reencoded,
+        "torch_us": newest,
+        "full_us": full,
         "ratio": reencoded / cached,
         "spread": float((np.ptp(times, axis=0) / np.median(times, axis=0)).max()),
-    }  # fmt: skip
+    }
 
 
 class _Clicks:
@@ -187,7 +194,10 @@ def measure_half_cache(subject: Subject, users: int) -> dict[str, float]:
         lists.append(engine.top_k(hidden, K, windows=sequences))
     same = sum(len(set(a.items) & set(b.items)) for a, b in zip(*lists, strict=True))
     return {
-        "hidden": config.hidden_units, "blocks": config.num_blocks, "max_len": config.max_len,
-        "float32_bytes": sizes[False], "float16_bytes": sizes[True],
+        "hidden": config.hidden_units,
+        "blocks": config.num_blocks,
+        "max_len": config.max_len,
+        "float32_bytes": sizes[False],
+        "float16_bytes": sizes[True],
         "same_top_10": same / sum(len(ranking.items) for ranking in lists[0]),
-    }  # fmt: skip
+    }

@@ -17,7 +17,7 @@ from streamrec.metrics import Metrics
 from streamrec.redis.client import RedisClient
 from streamrec.schemas import Recommendation
 from streamrec.serving.publisher import Publisher
-from streamrec.settings import load_settings
+from streamrec.settings_sources import load_settings
 
 USERS = (1_000, 10_000, 100_000)
 # One process for all sizes, so that what users take is not hidden by what it takes to start.
@@ -42,7 +42,12 @@ def measure_resident(
             count, cached, resident = map(int, line.split())
             progress(f"memory: {count:,} users")
             rows.append(
-                {"users": count, "cached_users": cached, "resident_bytes": resident, "cache_bytes": cache_bytes}
+                {
+                    "users": count,
+                    "cached_users": cached,
+                    "resident_bytes": resident,
+                    "cache_bytes": cache_bytes,
+                }
             )
     if process.returncode:
         raise RuntimeError(f"the process that was measured ended with status {process.returncode}")
@@ -84,22 +89,22 @@ def measure_redis(subject: Subject, users: int = 2_000) -> dict[str, int]:
         settings = load_settings(flags={"redis_url": servers.redis_url})
 
         async def run() -> dict[str, int]:
-            async with RedisClient(settings) as redis:
+            async with RedisClient(settings.redis) as redis:
                 used = [await redis.memory_bytes()]
                 sequences = await fill_windows(redis, settings, subject, users)
                 used.append(await redis.memory_bytes())
                 lists = [
-                    Recommendation(s.user_id, s.items[-settings.top_k :], scores, "0" * 12, s.last_event_ts_ms, s.n)
+                    Recommendation(
+                        s.user_id, s.items[-settings.lists.top_k :], scores, "0" * 12, s.last_event_ts_ms, s.n
+                    )
                     for s in sequences
                 ]
-                await Publisher(redis, settings, Metrics()).publish(lists)
+                await Publisher(redis, settings.lists.ttl_s, Metrics()).publish(lists)
                 used.append(await redis.memory_bytes())
             sequence, published = ((after - before) // users for before, after in pairwise(used))
-            return {
-                "max_len": subject.model.config.max_len, "sequence_bytes": sequence, "list_bytes": published
-            }  # fmt: skip
+            return {"max_len": subject.model.config.max_len, "sequence_bytes": sequence, "list_bytes": published}
 
-        scores = [-12.34567] * settings.top_k
+        scores = [-12.34567] * settings.lists.top_k
         return asyncio.run(run())
     finally:
         servers.stop()

@@ -24,9 +24,18 @@ Times = list[list[float]]
 MISSING = "scikit-rec, which is not installed: pip install 'streamrec[bench]'"
 MAX_LEN, K = 50, 10
 SHAPE: dict[str, Any] = {
-    "hidden_units": 50, "num_blocks": 2, "num_heads": 1, "dropout_rate": 0.2, "num_negatives": 1, "max_len": MAX_LEN,
-    "learning_rate": 0.001, "batch_size": 128, "early_stopping_patience": None, "random_state": 42, "device": "cpu",
-}  # fmt: skip
+    "hidden_units": 50,
+    "num_blocks": 2,
+    "num_heads": 1,
+    "dropout_rate": 0.2,
+    "num_negatives": 1,
+    "max_len": MAX_LEN,
+    "learning_rate": 0.001,
+    "batch_size": 128,
+    "early_stopping_patience": None,
+    "random_state": 42,
+    "device": "cpu",
+}
 LEAST_RATING = 4.0
 USERS = (1, 64, 1_024)
 FEW = 64  # users that are too few for one call to be measured
@@ -68,19 +77,29 @@ def measure_peers(
         histories = newest[newest.USER_ID.isin(in_order[:count])]
         times_ms = _recommend(libraries, trained, histories, repeats, max(1, FEW // count // repeats))
         ours, peer = map(float, np.median(times_ms, axis=1))
-        rows.append({
-            "users": min(count, len(in_order)), "ms": ours, "peer_ms": peer, "ratio": peer / ours,
-            "spread": _spread(times_ms),
-        })  # fmt: skip
+        rows.append(
+            {
+                "users": min(count, len(in_order)),
+                "ms": ours,
+                "peer_ms": peer,
+                "ratio": peer / ours,
+                "spread": _spread(times_ms),
+            }
+        )
     events = sum(min(MAX_LEN, count - 1) for count in Counter(clicks["USER_ID"].to_pylist()).values())
     ours, peer = map(float, np.median(epochs_s, axis=1))
     return {
         "training": {
-            "events": events, "epoch_s": ours, "events_per_s": events / ours, "peer_epoch_s": peer,
-            "peer_events_per_s": events / peer, "ratio": peer / ours, "spread": _spread(epochs_s),
+            "events": events,
+            "epoch_s": ours,
+            "events_per_s": events / ours,
+            "peer_epoch_s": peer,
+            "peer_events_per_s": events / peer,
+            "ratio": peer / ours,
+            "spread": _spread(epochs_s),
         },
         "recommend": rows,
-    }  # fmt: skip
+    }
 
 
 def check_peers() -> None:
@@ -93,9 +112,12 @@ def _ours() -> SimpleNamespace:
     return SimpleNamespace(
         name="sasrec",
         estimator=lambda epochs: sasrec.SASRecClassifierEstimator(**SHAPE, epochs=epochs, windows="newest"),
-        scorer=sasrec.SequentialScorer, recommender=sasrec.SequentialRecommender,
-        interactions=sasrec.InteractionsDataset, items=sasrec.ItemsDataset, options={"filter_seen": False},
-    )  # fmt: skip
+        scorer=sasrec.SequentialScorer,
+        recommender=sasrec.SequentialRecommender,
+        interactions=sasrec.InteractionsDataset,
+        items=sasrec.ItemsDataset,
+        options={"filter_seen": False},
+    )
 
 
 def _scikit_rec() -> SimpleNamespace:
@@ -110,10 +132,14 @@ def _scikit_rec() -> SimpleNamespace:
         if name.startswith("skrec"):  # each logs at its own level, a line a call
             logging.getLogger(name).setLevel(logging.WARNING)
     return SimpleNamespace(
-        name="scikit-rec", estimator=lambda epochs: SASRecClassifierEstimator(**SHAPE, epochs=epochs),
-        scorer=SequentialScorer, recommender=SequentialRecommender,
-        interactions=InteractionsDataset, items=ItemsDataset, options={},
-    )  # fmt: skip
+        name="scikit-rec",
+        estimator=lambda epochs: SASRecClassifierEstimator(**SHAPE, epochs=epochs),
+        scorer=SequentialScorer,
+        recommender=SequentialRecommender,
+        interactions=InteractionsDataset,
+        items=ItemsDataset,
+        options={},
+    )
 
 
 def _read(ratings: Path) -> pa.Table:

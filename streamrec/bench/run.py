@@ -156,8 +156,9 @@ def machine() -> dict[str, Any]:
     return {
         "processor": names[0] if names else platform.processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "system": platform.platform(terse=True), "python": platform.python_version(),
-    }  # fmt: skip
+        "system": platform.platform(terse=True),
+        "python": platform.python_version(),
+    }
 
 
 def versions() -> dict[str, str]:

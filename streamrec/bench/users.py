@@ -20,7 +20,7 @@ async def fill_windows(redis: RedisClient, settings: Settings, subject: Subject,
     """The sequences of ``users`` users with max_len items and more, so that their windows jump at different clicks."""
     max_len, ids = subject.model.config.max_len, subject.vocab.ids
     drawn = random.Random(0)
-    store = SequenceStore(redis, settings, max_len, Metrics())
+    store = SequenceStore(redis, settings.sequences, settings.kafka.topic_epoch, max_len, Metrics())
     sequences = []
     for start in range(0, users, AT_ONCE):
         events = [

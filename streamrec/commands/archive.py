@@ -1,33 +1,80 @@
-"""What `streamrec archive ACTION` does: follow the topic, back-fill, look, prune."""
+"""`streamrec archive`: the event archive, the clicks of the topic as Parquet files on disk.
+
+Each action takes the settings, the archive and the options, and yields lines of output.
+"""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
 import json
-import signal
+import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from sasrec import DataFileError, read_events
-from streamrec.archive.follow import Archiver
-from streamrec.archive.segments import EventArchive
+from streamrec.commands.options import FILE_HELP, KAFKA, Subparsers, add_command, add_group, folder
 from streamrec.errors import ArchiveError
+from streamrec.logs import one_line
 from streamrec.settings import Settings
+from streamrec.stop_signals import stop_signals
 
+if TYPE_CHECKING:
+    from streamrec.archive.segments import EventArchive
+
+log = logging.getLogger(__name__)
+
+Lines = Callable[[Settings, "EventArchive", argparse.Namespace], Iterator[str]]
 DAY_MS = 86_400_000
 
 
+def add_to(commands: Subparsers) -> None:
+    """Declare the command and its actions."""
+    actions = add_group(
+        commands,
+        "archive",
+        "store the clicks of the topic on disk, to train from",
+        "The event archive: the clicks of the topic as Parquet files on local disk, to train from.",
+    )
+    command = _add(actions, "follow", follow, "write the topic into the archive until a signal comes", KAFKA)
+    command.add_argument("--burst", action="store_true", help="read the topic to its end, then exit")
+    command = _add(actions, "import", import_file, "add the events of a file; a second import adds nothing")
+    command.add_argument("file", metavar="FILE", type=Path, help=FILE_HELP)
+    command.add_argument("--timestamp-unit", choices=("s", "ms"), help="[s for MovieLens files, else ms]")
+    command = _add(actions, "stats", stats, "print the size and the time range of the archive")
+    command.add_argument("--json", action="store_true", help="print one JSON object")
+    command = _add(actions, "prune", prune, "remove files that hold no event of the last days")
+    command.add_argument("--days", type=float, required=True, help="newer events are kept")
+
+
+def _add(
+    actions: Subparsers, name: str, lines: Lines, help: str, flags: tuple[str, ...] = ()
+) -> argparse.ArgumentParser:
+    command = add_command(actions, name, _print, ("archive_dir", *flags), help)
+    command.set_defaults(lines=lines)
+    return command
+
+
+def _print(settings: Settings, options: argparse.Namespace) -> int:
+    path = folder(settings.archive.dir, "archive_dir")
+    from streamrec.archive.segments import EventArchive
+
+    for line in options.lines(settings, EventArchive(path, settings.kafka.topic_epoch), options):
+        print(one_line(line))
+    return 0
+
+
 def follow(settings: Settings, archive: EventArchive, options: argparse.Namespace) -> Iterator[str]:
-    """Write the topic into the archive until told to stop."""
+    """Write the topic into the archive until a signal comes."""
+    from streamrec.archive.follow import Archiver
 
     async def run() -> int:
         stop = asyncio.Event()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, stop.set)
-        archiver = Archiver(settings, archive)
-        await archiver.run(stop, options.burst)
+        archiver = Archiver(settings.kafka, settings.events, archive, settings.archive.flush_s)
+        with stop_signals(stop, lambda name: log.info("stopping", extra={"signal": name})):
+            await archiver.run(stop, options.burst)
         return archiver.archived
 
     yield f"{asyncio.run(run()):,} events archived in {archive.folder}"
@@ -35,6 +82,8 @@ def follow(settings: Settings, archive: EventArchive, options: argparse.Namespac
 
 def import_file(settings: Settings, archive: EventArchive, options: argparse.Namespace) -> Iterator[str]:
     """Add the events of a file."""
+    from sasrec import DataFileError, read_events
+
     try:
         count = archive.import_events(read_events(options.file, options.timestamp_unit))
     except DataFileError as error:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
+import asyncio
+import json
 from collections.abc import AsyncIterator
+from itertools import groupby
 from typing import NamedTuple
 
+from streamrec.commands.options import KAFKA, REDIS, Subparsers, add_command
 from streamrec.errors import StreamrecError
-from streamrec.kafka.connection import topic_partitions
-from streamrec.redis.client import RedisClient
-from streamrec.serving.model import read_model
 from streamrec.settings import Settings
 
 
@@ -20,32 +22,90 @@ class Finding(NamedTuple):
     detail: str
 
 
+def add_to(commands: Subparsers) -> None:
+    """Declare the command."""
+    command = add_command(
+        commands,
+        "check",
+        run,
+        (*KAFKA, *REDIS, "model_dir", "registry_dir"),
+        "can Kafka, Redis, topics and model be reached and read?",
+        "Report whether Kafka, Redis, the topics and the model can be reached and read, one line each. The exit status "
+        "is 0 if all can.",
+    )
+    command.add_argument(
+        "--show", action="store_true", help="print the settings in force as a TOML file instead, secrets masked"
+    )
+
+
+def run(settings: Settings, options: argparse.Namespace) -> int:
+    """Print a line for each finding, or the settings."""
+    if options.show:
+        print("\n".join(_settings(settings)))
+        return 0
+
+    async def report() -> int:
+        failed = 0
+        async for finding in check(settings):
+            failed += not finding.ok
+            print(f"{'ok    ' if finding.ok else 'FAILED'}  {finding.what:6}  {finding.detail}", flush=True)
+        return int(failed > 0)
+
+    return asyncio.run(report())
+
+
 async def check(settings: Settings) -> AsyncIterator[Finding]:
-    """Findings, as they are made."""
+    """Yield the findings as they are made."""
+    from streamrec.kafka.topics import topic_partitions
+    from streamrec.redis.client import RedisClient
+
     try:
-        saved = read_model(settings)
-        config = saved.model.config
-        yield Finding(
-            "model", True,
-            f"{saved.version} in {settings.registry_dir or settings.model_dir}: {len(saved.vocab):,} items, "
-            f"max_len {config.max_len}, "
-            f"{config.num_blocks} blocks of {config.hidden_units}, {config.position} positions",
-        )  # fmt: skip
+        yield Finding("model", True, _model(settings))
     except StreamrecError as error:
         yield Finding("model", False, str(error))
     try:
-        async with RedisClient(settings) as redis:
+        async with RedisClient(settings.redis) as redis:
             await redis.ping()
             await redis.check_format(claim=False)
-        yield Finding("Redis", True, f"{settings.redis_address} answers")
+        yield Finding("Redis", True, f"{settings.redis.address} answers")
     except StreamrecError as error:
         yield Finding("Redis", False, str(error))
     try:
-        topics = await topic_partitions(settings, (settings.kafka_topic, settings.kafka_dead_letters))
+        topics = await topic_partitions(settings.kafka, (settings.kafka.topic, settings.kafka.dead_letters))
     except StreamrecError as error:
         yield Finding("Kafka", False, str(error))
         return
-    yield Finding("Kafka", True, f"{settings.kafka_bootstrap_servers} answers")
+    yield Finding("Kafka", True, f"{settings.kafka.bootstrap_servers} answers")
     for topic, partitions in topics.items():
         detail = f"{topic}: {partitions} partitions" if partitions else f"{topic} does not exist yet; serve creates it"
         yield Finding("topic", True, detail)
+
+
+def _model(settings: Settings) -> str:
+    from streamrec.serving.model import read_model
+
+    saved = read_model(settings)
+    config = saved.model.config
+    return (
+        f"{saved.version} in {settings.registry.dir or settings.model.dir}: {len(saved.vocab):,} items, "
+        f"max_len {config.max_len}, {config.num_blocks} blocks of {config.hidden_units}, {config.position} positions"
+    )
+
+
+def _settings(settings: Settings) -> list[str]:
+    """Return the settings in force as lines of a TOML file."""
+    lines = []
+    for group, values in groupby(settings.shown().items(), key=lambda item: item[0].group):
+        lines.append(f"[{group}]")
+        for setting, value in values:
+            lines.append(f"# {setting.key} is not set" if value is None else f"{setting.key} = {_toml(value)}")
+        lines.append("")
+    return lines[:-1]
+
+
+def _toml(value: object) -> str:
+    if isinstance(value, (bool, int, float)):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        return json.dumps(list(value))
+    return json.dumps(str(value), ensure_ascii=False)

@@ -1,13 +1,22 @@
-"""What `streamrec models ACTION` says and does: each action takes a registry and gives lines of output."""
+"""`streamrec models`: look at, publish, promote and roll back model versions.
+
+Each action takes the registry and yields lines of output.
+"""
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from streamrec.errors import RegistryError
+from streamrec.commands.options import REDIS, Subparsers, add_command, add_group, folder, positive
+from streamrec.errors import RedisUnavailable, RegistryError, StreamrecError
+from streamrec.logs import one_line
+from streamrec.settings import Settings
 
 if TYPE_CHECKING:  # torch takes seconds to import, and the command line must answer --help without it
     from streamrec.registry import Registry, Version
@@ -15,10 +24,118 @@ if TYPE_CHECKING:  # torch takes seconds to import, and the command line must an
 
 
 HEADER = (
-    "", "version", "made, UTC", "offline on", "hr@10", "ndcg@10", "mrr@10",
-    "online hr@10", "online mrr@10", "popular hr@10", "clicks",
-)  # fmt: skip
+    "",
+    "version",
+    "made, UTC",
+    "offline on",
+    "hr@10",
+    "ndcg@10",
+    "mrr@10",
+    "online hr@10",
+    "online mrr@10",
+    "popular hr@10",
+    "clicks",
+)
+VERSION_HELP = "name of a version, or its first letters"
 SHADOW_HEADER = ("as shadow hr@10", "champion on the same clicks", "same clicks")
+
+
+Lines = Callable[["Registry", argparse.Namespace], Iterator[str]]
+
+
+def add_to(commands: Subparsers) -> None:
+    """Declare the command and its actions."""
+    actions = add_group(
+        commands,
+        "models",
+        "look at, publish, promote and roll back model versions",
+        "The model versions in a registry, and which of them is the champion that is served.",
+    )
+    command = _add(actions, "list", list_versions, "list the versions and their figures, oldest first", _list)
+    command.add_argument("--json", action="store_true", help="one JSON object per line")
+    command = _add(actions, "show", show, "print the metadata of a version, as JSON")
+    _add_version(command)
+    command = _add(actions, "publish", publish, "copy a model directory into the registry as a version", _change)
+    command.add_argument("directory", metavar="DIR", type=Path, help="made by: sasrec train FILE --out DIR")
+    command.add_argument("--promote", action="store_true", help="and make it the champion")
+    command = _add(actions, "promote", promote, "verify a version and make it the champion", _change)
+    _add_version(command)
+    command.add_argument("--reason", default="by hand", help="reason to record [by hand]")
+    _add(actions, "rollback", rollback, "make the previous champion the champion again", _change)
+    command = _add(actions, "shadow", shadow, "let a version score some users, unpublished", _change)
+    command.add_argument("version", metavar="VERSION", nargs="?", help=VERSION_HELP)
+    command.add_argument("--off", action="store_true", help="end the shadow")
+    command = _add(actions, "diff", diff, "print the differences between the metadata of two versions")
+    _add_version(command)
+    _add_version(command, "other")
+    command = _add(actions, "prune", prune, "remove all but the newest versions, the champion and the shadow")
+    command.add_argument("--keep", type=positive, default=5, help="newest versions to keep [5]")
+
+
+def _add(
+    actions: Subparsers, name: str, lines: Lines, help: str, run: Callable[..., int] | None = None
+) -> argparse.ArgumentParser:
+    """Declare an action; those with a ``run`` of their own need Redis."""
+    command = add_command(actions, name, run or _print, ("registry_dir", *(REDIS if run else ())), help)
+    command.set_defaults(lines=lines)
+    return command
+
+
+def _add_version(command: argparse.ArgumentParser, name: str = "version") -> None:
+    command.add_argument(name, metavar="VERSION", help=VERSION_HELP)
+
+
+def _registry(settings: Settings) -> Registry:
+    path = folder(settings.registry.dir, "registry_dir")
+    from streamrec.registry import Registry
+
+    return Registry(path)
+
+
+def _print(settings: Settings, options: argparse.Namespace) -> int:
+    """Print the lines of an action."""
+    for line in options.lines(_registry(settings), options):
+        print(one_line(line))
+    return 0
+
+
+def _change(settings: Settings, options: argparse.Namespace) -> int:
+    """Run an action that may change the champion, and notify the daemons."""
+    _print(settings, options)
+    champion = _registry(settings).champion()
+    if champion is not None:
+        asyncio.run(_notify(settings, champion.version))
+    return 0
+
+
+def _list(settings: Settings, options: argparse.Namespace) -> int:
+    """Print the versions with their online figures."""
+    versions = [version.version for version in _registry(settings).versions()]
+    options.figures = asyncio.run(_online_figures(settings, versions))
+    return _print(settings, options)
+
+
+async def _online_figures(settings: Settings, versions: list[str]) -> dict[str, OnlineFigures]:
+    from streamrec.redis.client import RedisClient
+    from streamrec.serving.online import read_figures
+
+    try:
+        async with RedisClient(settings.redis) as redis:
+            return await read_figures(redis, versions)
+    except StreamrecError as error:
+        print(f"streamrec: without the online figures ({error})", file=sys.stderr)
+        return {}
+
+
+async def _notify(settings: Settings, version: str) -> None:
+    """Notify the daemons that the champion may have changed."""
+    from streamrec.redis.client import RedisClient
+
+    try:
+        async with RedisClient(settings.redis) as redis:
+            await redis.notify(redis.keys.models_channel, version)
+    except RedisUnavailable as error:
+        print(f"streamrec: the daemons will load it within {settings.registry.poll_s:g} s ({error})", file=sys.stderr)
 
 
 def list_versions(registry: Registry, options: argparse.Namespace) -> Iterator[str]:
@@ -30,8 +147,12 @@ def list_versions(registry: Registry, options: argparse.Namespace) -> Iterator[s
     for version in registry.versions():
         mark, figures = marks.get(version.version, ""), options.figures.get(version.version)
         if options.json:
-            known = {"version": version.version, "champion": mark == "champion", "shadow": mark == "shadow",
-                     "problem": version.problem}  # fmt: skip
+            known = {
+                "version": version.version,
+                "champion": mark == "champion",
+                "shadow": mark == "shadow",
+                "problem": version.problem,
+            }
             found = known | version.metadata | {"online": figures and figures.rates()}
             yield json.dumps(found, ensure_ascii=False)
         elif version.problem:

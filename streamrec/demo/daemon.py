@@ -9,11 +9,13 @@ Nothing of this is in `streamrec serve`.
 from __future__ import annotations
 
 import asyncio
+import functools
 import re
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from itertools import islice
+from typing import Any
 
 import msgspec
 from aiohttp import web
@@ -22,10 +24,12 @@ from sasrec import Event
 from streamrec.daemon import serve
 from streamrec.errors import StreamrecError
 from streamrec.kafka.replay import ClickProducer, click_producer
+from streamrec.local.embedded_kafka import adapt
 from streamrec.logs import configure_logging
 from streamrec.schemas import parse_published
 from streamrec.serving.lists import POPULAR
-from streamrec.settings import load_settings
+from streamrec.setting_groups import EventSettings
+from streamrec.settings_sources import load_settings
 from streamrec.web.page import LivePage, identifier
 
 SHOWN_ITEMS = 24
@@ -38,6 +42,10 @@ class DemoPage(LivePage):
     demo = True
     _clicks: ClickProducer
 
+    def __init__(self, events: EventSettings, *parts: Any) -> None:
+        super().__init__(*parts)
+        self._events = events
+
     def register(self, app: web.Application) -> None:
         """Add the routes, these too."""
         super().register(app)
@@ -46,7 +54,7 @@ class DemoPage(LivePage):
         app.cleanup_ctx.append(self._producing)
 
     async def _producing(self, _: web.Application) -> AsyncIterator[None]:
-        async with click_producer(self._settings) as self._clicks:
+        async with click_producer(self._kafka, self._events) as self._clicks:
             yield
 
     async def _items(self, request: web.Request) -> object:
@@ -99,10 +107,11 @@ class DemoPage(LivePage):
 
 def main() -> int:
     """What the demo starts; settings come from the environment."""
+    adapt()
     try:
         settings = load_settings()
-        configure_logging(settings.log_level, settings.log_format)
-        return asyncio.run(serve(settings, page=DemoPage))
+        configure_logging(settings.log.level, settings.log.format)
+        return asyncio.run(serve(settings, page=functools.partial(DemoPage, settings.events)))
     except StreamrecError as error:
         print(f"streamrec: {error}", file=sys.stderr)
         return 1

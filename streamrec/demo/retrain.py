@@ -19,7 +19,7 @@ from typing import Self
 
 from sasrec import Engine, Event, Interactions, load_model
 from streamrec.archive.segments import EventArchive
-from streamrec.local.daemon import environment
+from streamrec.local.daemon import EMBEDDED, environment
 from streamrec.local.servers import die_with_parent
 from streamrec.metrics import quantile
 from streamrec.registry import Registry
@@ -78,11 +78,11 @@ class Judged:
 
 def prepare(settings: Settings, model_dir: Path, past: Interactions) -> None:
     """Make the model the champion of the registry, and the past clicks the beginning of the archive."""
-    assert settings.registry_dir is not None and settings.archive_dir is not None
-    saved, registry = load_model(model_dir), Registry(settings.registry_dir)
+    assert settings.registry.dir is not None and settings.archive.dir is not None
+    saved, registry = load_model(model_dir), Registry(settings.registry.dir)
     registry.promote(registry.publish(saved.model, saved.vocab, saved.metadata), "trained on the past")
     rows = zip(past.user_ids, past.item_ids, past.timestamps_ms.tolist(), strict=True)
-    EventArchive(settings.archive_dir).import_events(Event(*row) for row in rows)
+    EventArchive(settings.archive.dir).import_events(Event(*row) for row in rows)
 
 
 def hit_rate_of(settings: Settings, version: str, clicks: list[Judged]) -> float:
@@ -90,13 +90,13 @@ def hit_rate_of(settings: Settings, version: str, clicks: list[Judged]) -> float
 
     Tastes drift: clicks before and after a swap compare two models less well than the same clicks do.
     """
-    assert settings.registry_dir is not None
-    saved = Registry(settings.registry_dir).load(version)
+    assert settings.registry.dir is not None
+    saved = Registry(settings.registry.dir).load(version)
     engine = Engine(saved.model, saved.vocab, cache_bytes=0, index="exact")
     hits = 0
     for start in range(0, len(clicks), RANKED_AT_ONCE):
         part = clicks[start : start + RANKED_AT_ONCE]
-        rankings = engine.recommend([click.history for click in part], K, filter_seen=settings.filter_seen)
+        rankings = engine.recommend([click.history for click in part], K, filter_seen=settings.lists.filter_seen)
         for click, ranking in zip(part, rankings, strict=True):
             hits += click.item_id in ranking.items if ranking else click.hit
     return hits / len(clicks)
@@ -132,10 +132,14 @@ class Retraining:
         """Begin the round."""
         with self._output.open("wb") as output, self._log.open("wb") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "streamrec", "retrain", "--once", "--json"],
+                [sys.executable, "-m", *EMBEDDED, "retrain", "--once", "--json"],
                 env=environment(self._settings) | {"OMP_NUM_THREADS": "1"},
-                stdin=subprocess.DEVNULL, stdout=output, stderr=log, start_new_session=True, preexec_fn=_stand_back,
-            )  # fmt: skip
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=log,
+                start_new_session=True,
+                preexec_fn=_stand_back,
+            )
         self.began_s = time.monotonic()
 
     @property
@@ -152,13 +156,17 @@ class Retraining:
     def _read(self, status: int) -> Round:
         if status:
             return Round(False, self._complaint().removeprefix("streamrec: ") or f"it ended with status {status}")
-        assert self._settings.registry_dir is not None
+        assert self._settings.registry.dir is not None
         told = json.loads(self._output.read_text())
-        made = {version.version: version.metadata for version in Registry(self._settings.registry_dir).versions()}
+        made = {version.version: version.metadata for version in Registry(self._settings.registry.dir).versions()}
         return Round(
-            told["promoted"], told["reason"], told["version"], made[told["version"]]["train_s"],
-            told["challenger"]["ndcg@10"], told["champion"]["ndcg@10"],
-        )  # fmt: skip
+            told["promoted"],
+            told["reason"],
+            told["version"],
+            made[told["version"]]["train_s"],
+            told["challenger"]["ndcg@10"],
+            told["champion"]["ndcg@10"],
+        )
 
     def _complaint(self) -> str:
         """The last line of its log: of a mistake, or of a traceback, that is what went wrong."""

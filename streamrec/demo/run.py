@@ -18,7 +18,7 @@ import signal
 import tempfile
 import time
 from collections import Counter, defaultdict
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 
@@ -53,19 +53,19 @@ from streamrec.demo.retrain import (
 )
 from streamrec.demo.screen import SPARKS, Screen, Snapshot, print_summary
 from streamrec.errors import StreamrecError
-from streamrec.kafka.connection import ensure_topics
 from streamrec.kafka.replay import Pacer, click_producer
+from streamrec.kafka.topics import ensure_topics
 from streamrec.local.daemon import DaemonProcess, forget_environment, running_daemon
 from streamrec.local.movielens import TITLES, FetchError, cache_folder, fetch_movielens
 from streamrec.local.servers import EmbeddedServers, free_port
 from streamrec.local.simulator import simulate_clicks
 from streamrec.metrics import quantile
 from streamrec.redis.client import RedisClient
-from streamrec.redis.keys import Keys
-from streamrec.retraining.round import MODEL_SETTINGS, loss_for
+from streamrec.retraining.round import loss_for
 from streamrec.schemas import PublishedList
 from streamrec.serving.inspection import published
-from streamrec.settings import Settings, load_settings
+from streamrec.settings import Settings
+from streamrec.settings_sources import load_settings
 from streamrec.stop_signals import stop_signals
 from streamrec.web.titles import read_titles
 
@@ -141,8 +141,9 @@ def run_demo(options: DemoOptions) -> int:
     console.print(
         f"\nThe model is in {model_dir}; serve it to your own clicks with\n"
         f"  streamrec serve --embedded --model-dir {model_dir}",
-        highlight=False, soft_wrap=True,
-    )  # fmt: skip
+        highlight=False,
+        soft_wrap=True,
+    )
     return 0 if complete else 130
 
 
@@ -176,17 +177,17 @@ def _flags(data: DemoData, servers: EmbeddedServers, folder: Path) -> dict[str, 
         "redis_url": servers.redis_url,
         "registry_dir": folder / "registry",
         "archive_dir": folder / "archive",
-        "max_len": KEPT_ITEMS,
-        "filter_seen": data.filter_seen,
+        "sequences_max_len": KEPT_ITEMS,
+        "lists_filter_seen": data.filter_seen,
         "http_port": free_port(),
-        "items": items,
+        "http_titles": items,
         "log_level": "WARNING",
-        "train_days": 36_500,
+        "retrain_days": 36_500,
         "train_batch_size": BATCH_SIZE,
-        "train_update_epochs": 5,
+        "retrain_update_epochs": 5,
         "train_replay": 4.0,  # what is new are a few users' clicks, a few hundred windows
-        "holdout_share": 0.02,  # so that most of the live clicks so far are trained on
-    } | {f"model_{name}": getattr(SHAPE, name) for name in MODEL_SETTINGS}
+        "retrain_holdout_share": 0.02,  # so that most of the live clicks so far are trained on
+    } | {f"model_{name}": value for name, value in asdict(SHAPE).items() if name != "num_items"}
 
 
 def _load(options: DemoOptions, console: Console) -> DemoData:
@@ -205,8 +206,9 @@ def _load(options: DemoOptions, console: Console) -> DemoData:
     except FetchError as error:
         console.print(
             f"MovieLens 100K cannot be had here ({error}); using simulated clicks instead",
-            highlight=False, soft_wrap=True,
-        )  # fmt: skip
+            highlight=False,
+            soft_wrap=True,
+        )
         events, titles = simulate_clicks()
         return DemoData("simulated clicks", *Interactions.from_events(events).split_at(TRAIN_FRACTION), titles)
     past, live = Interactions.from_events(read_events(file)).split_at(TRAIN_FRACTION)
@@ -310,7 +312,7 @@ class _LiveReplay:
         self._latencies = Latencies()
         self._version, self._swapped_s = "", math.inf
         self._at_swap = self._at_spark = (0, 0, 0)
-        self._judge = Judge(data.past, settings.filter_seen)
+        self._judge = Judge(data.past, settings.lists.filter_seen)
         self._clicks: defaultdict[str, list[str]] = defaultdict(list)
         self._after_swap: list[Judged] = []
         self._followed, self._followed_at_s = "", 0.0
@@ -322,9 +324,8 @@ class _LiveReplay:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, stop.set)
-        keys = Keys(self._settings.redis_key_prefix)
-        async with RedisClient(self._settings) as redis, aiohttp.ClientSession() as http:
-            work = asyncio.create_task(self._work(redis, keys, http))
+        async with RedisClient(self._settings.redis) as redis, aiohttp.ClientSession() as http:
+            work = asyncio.create_task(self._work(redis, http))
             asked = asyncio.create_task(stop.wait())
             await asyncio.wait((work, asked), return_when=asyncio.FIRST_COMPLETED)
             asked.cancel()
@@ -336,14 +337,14 @@ class _LiveReplay:
                 await work
             return False
 
-    async def _work(self, redis: RedisClient, keys: Keys, http: aiohttp.ClientSession) -> None:
+    async def _work(self, redis: RedisClient, http: aiohttp.ClientSession) -> None:
         await self._daemon.wait_ready(http)
         self._screen.say(f"see it live, and click yourself: {self._daemon.address}")
-        await ensure_topics(self._settings, (self._settings.kafka_topic,))
-        drawing = asyncio.create_task(self._draw(redis, keys, http))
+        await ensure_topics(self._settings.kafka, (self._settings.kafka.topic,))
+        drawing = asyncio.create_task(self._draw(redis, http))
         try:
             started = time.monotonic()
-            await self._feed(redis, keys, started)
+            await self._feed(redis, started)
             await self._drain(http)
             self.now.seconds = time.monotonic() - started
             self.now.events_per_s = self.now.applied / self.now.seconds
@@ -357,13 +358,13 @@ class _LiveReplay:
             with contextlib.suppress(asyncio.CancelledError):
                 await drawing
 
-    async def _feed(self, redis: RedisClient, keys: Keys, started: float) -> None:
+    async def _feed(self, redis: RedisClient, started: float) -> None:
         pacer = Pacer(self._rate_per_s)
         live = zip(self._live.user_ids, self._live.item_ids, self._live.timestamps_ms.tolist(), strict=True)
-        async with click_producer(self._settings) as clicks:
+        async with click_producer(self._settings.kafka, self._settings.events) as clicks:
             for event in (Event(*row) for row in live):
                 await pacer.wait()
-                listed, n = await self._list_of(redis, keys, event.user_id)
+                listed, n = await self._list_of(redis, event.user_id)
                 self._judge.judge(event, listed)
                 if self.now.swap:
                     history = self._clicks[event.user_id][:n][-KEPT_ITEMS:]
@@ -378,9 +379,9 @@ class _LiveReplay:
                     self._retraining.start()
                     self._screen.note(f"{self.now.sent:,} clicks: retraining begins beside the daemon, on these too")
 
-    async def _list_of(self, redis: RedisClient, keys: Keys, user: str) -> tuple[list[str], int]:
+    async def _list_of(self, redis: RedisClient, user: str) -> tuple[list[str], int]:
         """What a page would show, and how many of the user's clicks it was made from."""
-        own, popular = await redis.get_many([keys.recommendation(user), keys.popular])
+        own, popular = await redis.get_many([redis.keys.recommendation(user), redis.keys.popular])
         value = json.loads(own or popular or b'{"items": []}')
         return value["items"], value["n"] if own else 0
 
@@ -400,7 +401,7 @@ class _LiveReplay:
                 )
             await asyncio.sleep(0.05)
 
-    async def _draw(self, redis: RedisClient, keys: Keys, http: aiohttp.ClientSession) -> None:
+    async def _draw(self, redis: RedisClient, http: aiohttp.ClientSession) -> None:
         while True:
             await self._scrape(http)
             self._see_retraining()
@@ -412,7 +413,7 @@ class _LiveReplay:
                 now.hit_rates_over_time.append(lately.model)
                 self._at_spark = self._judge.counts()
             now.user_id, now.clicks = self._followed, self._clicks[self._followed]
-            async for _, value in published(redis, keys, [self._followed] if self._followed else []):
+            async for _, value in published(redis, [self._followed] if self._followed else []):
                 self._show_list(value)
             self._screen.draw(now)
             await asyncio.sleep(SCREEN_EVERY_S)

@@ -76,14 +76,17 @@ class Screen:
                 f"{now.sent:,}/{now.total:,} clicks  {now.events_per_s:.0f}/s  latency p50 {_ms(now.p50_ms)} "
                 f"p99 {_ms(now.p99_ms)}  lag {now.lag_records}  hit rate@10 {now.hit_rate:.3f} "
                 f"(popularity {now.popularity_hit_rate:.3f})",
-                highlight=False, soft_wrap=True,
-            )  # fmt: skip
+                highlight=False,
+                soft_wrap=True,
+            )
             if now.clicks and now.listed:
                 self._console.print(
                     f"   user {now.user_id} clicked {self._title(now.clicks[-1])}; "
                     f"now first: {'; '.join(self._title(item) for item in now.listed[:3])}",
-                    highlight=False, soft_wrap=True, markup=False,
-                )  # fmt: skip
+                    highlight=False,
+                    soft_wrap=True,
+                    markup=False,
+                )
 
     def note(self, line: str) -> None:
         """Say something that happened, where nobody watches live."""
@@ -129,10 +132,15 @@ class Screen:
         age = f"{now.listed_ago_s * 1000:.0f} ms" if now.listed_ago_s < 1 else f"{now.listed_ago_s:.0f} s"
         caption = f"published {age} ago, after {now.listed_after} clicks" if now.listed else "no list yet"
         return Panel(
-            Group(Text("last clicks", style="bold"), clicks, Text(""),
-                  Text.assemble(("recommended next", "bold"), ("  " + caption, "dim")), listed),
+            Group(
+                Text("last clicks", style="bold"),
+                clicks,
+                Text(""),
+                Text.assemble(("recommended next", "bold"), ("  " + caption, "dim")),
+                listed,
+            ),
             title=Text(f"user {now.user_id}") if now.user_id else "a user",
-        )  # fmt: skip
+        )
 
     def _title(self, item: str) -> str:
         return self._titles.get(item, item)

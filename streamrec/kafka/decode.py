@@ -10,7 +10,7 @@ import msgspec
 
 from streamrec.errors import BadRecord
 from streamrec.schemas import ClickEvent
-from streamrec.settings import Settings
+from streamrec.setting_groups import EventSettings
 
 MAX_ID_BYTES = 256
 
@@ -22,7 +22,7 @@ class EventDecoder:
         now_ms: the clock against which timestamps in the future are judged.
     """
 
-    def __init__(self, settings: Settings, now_ms: Callable[[], float] = lambda: time.time() * 1000) -> None:
+    def __init__(self, events: EventSettings, now_ms: Callable[[], float] = lambda: time.time() * 1000) -> None:
         # a typed struct: msgspec checks types while it parses, and skips unknown fields without building them
         self._raw = msgspec.json.Decoder(
             msgspec.defstruct(
@@ -32,18 +32,18 @@ class EventDecoder:
                     ("item_id", str | int),
                     ("timestamp", int | float | None, None),
                     # where no type is asked for, it is an unknown field like others, whatever it holds
-                    ("event_type", str | None if settings.event_types else Any, None),
+                    ("event_type", str | None if events.types else Any, None),
                 ],
                 rename={
-                    "user_id": settings.user_id_field,
-                    "item_id": settings.item_id_field,
-                    "timestamp": settings.timestamp_field,
-                    "event_type": settings.event_type_field,
+                    "user_id": events.user_id,
+                    "item_id": events.item_id,
+                    "timestamp": events.timestamp,
+                    "event_type": events.type,
                 },
             )
         )
-        self._settings = settings
-        self._accepted = frozenset(settings.event_types)
+        self._events = events
+        self._accepted = frozenset(events.types)
         self._now_ms = now_ms
 
     def decode(self, value: bytes | None, partition: int, offset: int, record_ts_ms: int) -> ClickEvent | None:
@@ -60,22 +60,22 @@ class EventDecoder:
             raise BadRecord(f"not a click event: {error}") from None
         if self._accepted and raw.event_type is not None and raw.event_type not in self._accepted:
             return None
-        user_id = identifier(self._settings.user_id_field, raw.user_id)
-        item_id = identifier(self._settings.item_id_field, raw.item_id)
+        user_id = identifier(self._events.user_id, raw.user_id)
+        item_id = identifier(self._events.item_id, raw.item_id)
         if record_ts_ms < 0:  # Kafka's way to say that the record has none
             record_ts_ms = int(self._now_ms())
         if raw.timestamp is None:
             timestamp_ms = self._timestamp("the record's timestamp", record_ts_ms)
         else:
-            timestamp_ms = self._timestamp(self._settings.timestamp_field, raw.timestamp)
+            timestamp_ms = self._timestamp(self._events.timestamp, raw.timestamp)
         return ClickEvent(user_id, item_id, timestamp_ms, partition, offset, record_ts_ms)
 
     def _timestamp(self, name: str, value: int | float) -> int:
         if value < 0:
             raise BadRecord(f"{name}={value}: must be Unix time in ms, at least 0")
         # never as a float: an integer may be too large for one
-        if value > self._now_ms() + self._settings.max_future_s * 1000:
-            raise BadRecord(f"{name}={value}: lies more than {self._settings.max_future_s:g} s in the future")
+        if value > self._now_ms() + self._events.max_future_s * 1000:
+            raise BadRecord(f"{name}={value}: lies more than {self._events.max_future_s:g} s in the future")
         return int(value)
 
 

@@ -18,10 +18,11 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
 
 from streamrec.errors import BadRecord, KafkaUnavailable
-from streamrec.kafka.connection import connection_options, pause_after_empty_fetches, topic_partitions, unavailable
+from streamrec.kafka.connection import connection_options, kafka_error, start_client
 from streamrec.kafka.decode import EventDecoder
+from streamrec.kafka.topics import topic_partitions
 from streamrec.schemas import ClickEvent
-from streamrec.settings import Settings
+from streamrec.setting_groups import EventSettings, KafkaSettings
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +31,7 @@ NEW_PARTITIONS_EVERY_S = 30.0
 
 
 @dataclass
-class Stretch:
+class OffsetRange:
     """What the offsets from ``first`` to ``next`` - 1 of a partition hold."""
 
     first: int
@@ -47,9 +48,11 @@ class TopicReader:
         group: under which ``commit`` commits; without one nothing is ever committed.
     """
 
-    def __init__(self, settings: Settings, start: Mapping[int, int], group: str | None = None) -> None:
-        self._settings = settings
-        self._decoder = EventDecoder(settings)
+    def __init__(
+        self, kafka: KafkaSettings, events: EventSettings, start: Mapping[int, int], group: str | None = None
+    ) -> None:
+        self._kafka = kafka
+        self._decoder = EventDecoder(events)
         self._group = group
         self._consumer: AIOKafkaConsumer | None = None
         self._assigned: set[TopicPartition] = set()
@@ -60,20 +63,13 @@ class TopicReader:
     async def __aenter__(self) -> Self:
         """Raises KafkaUnavailable where no broker answers."""
         consumer = self._consumer = AIOKafkaConsumer(
-            **connection_options(self._settings),
+            **connection_options(self._kafka),
             group_id=self._group,
             enable_auto_commit=False,
             auto_offset_reset="earliest",  # of what retention has removed there is nothing to wait for
-            fetch_max_wait_ms=self._settings.poll_timeout_ms,
+            fetch_max_wait_ms=self._kafka.poll_timeout_ms,
         )
-        try:
-            await consumer.start()
-        except BaseException as error:  # Ctrl-C too, or its connections would be left open
-            await consumer.stop()
-            if isinstance(error, (KafkaError, OSError)):
-                raise unavailable(self._settings, error) from error
-            raise
-        pause_after_empty_fetches(consumer)
+        await start_client(self._kafka, consumer)
         return self
 
     async def __aexit__(
@@ -89,8 +85,8 @@ class TopicReader:
         """
         if time.monotonic() - self._looked_s < NEW_PARTITIONS_EVERY_S:
             return
-        topic = self._settings.kafka_topic
-        count = (await topic_partitions(self._settings, (topic,)))[topic]
+        topic = self._kafka.topic
+        count = (await topic_partitions(self._kafka, (topic,)))[topic]
         if not count:  # without a partition the client would wait for ever
             raise KafkaUnavailable(
                 f"Kafka has no topic {topic}; is STREAMREC_KAFKA_TOPIC right? streamrec serve creates it"
@@ -101,33 +97,33 @@ class TopicReader:
             log.info("reading", extra={"topic": topic, "partitions": count})
         self._looked_s = time.monotonic()
 
-    async def poll(self, timeout_ms: int | None = None) -> dict[int, Stretch]:
+    async def poll(self, timeout_ms: int | None = None) -> dict[int, OffsetRange]:
         """What has come, by partition.
 
         Args:
-            timeout_ms: how long to wait for something [``poll_timeout_ms``].
+            timeout_ms: how long to wait for something [``kafka_poll_timeout_ms``].
 
         Raises:
             KafkaUnavailable: the brokers refuse us, or hand out what cannot be read; waiting would not help.
         """
-        wait_ms = self._settings.poll_timeout_ms if timeout_ms is None else timeout_ms
+        wait_ms = self._kafka.poll_timeout_ms if timeout_ms is None else timeout_ms
         try:
             polled = await self._client.getmany(timeout_ms=wait_ms, max_records=POLL_RECORDS)
         except KafkaError as error:
-            raise unavailable(self._settings, error) from error
+            raise kafka_error(self._kafka, error) from error
         found = {}
         for partition, records in polled.items():
-            stretch = Stretch(records[0].offset, records[-1].offset + 1)
+            found_range = OffsetRange(records[0].offset, records[-1].offset + 1)
             for record in records:
                 try:
                     event = self._decoder.decode(record.value, record.partition, record.offset, record.timestamp)
                 except BadRecord:
-                    stretch.dead_letters += 1
+                    found_range.dead_letters += 1
                     continue
                 if event is not None:
-                    stretch.events.append(event)
-            found[partition.partition] = stretch
-            self.next_offsets[partition.partition] = stretch.next
+                    found_range.events.append(event)
+            found[partition.partition] = found_range
+            self.next_offsets[partition.partition] = found_range.next
         return found
 
     async def drained(self) -> bool:
@@ -148,7 +144,7 @@ class TopicReader:
         try:
             begins = await self._client.beginning_offsets(list(wanted))
         except (KafkaError, OSError) as error:
-            raise unavailable(self._settings, error) from error
+            raise kafka_error(self._kafka, error) from error
         self._client.assign(sorted(wanted))
         for partition, begin in begins.items():
             at = self.next_offsets.get(partition.partition, 0)
@@ -167,4 +163,4 @@ class TopicReader:
         return self._consumer
 
     def _partition(self, number: int) -> TopicPartition:
-        return TopicPartition(self._settings.kafka_topic, number)
+        return TopicPartition(self._kafka.topic, number)

@@ -16,8 +16,9 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeE
 from sasrec import DataFileError, Event, read_events
 from sasrec.data.readers import TimestampUnit
 from streamrec.errors import StreamrecError
-from streamrec.kafka.connection import Producer, ensure_topics
-from streamrec.settings import Settings
+from streamrec.kafka.producer import Producer
+from streamrec.kafka.topics import ensure_topics
+from streamrec.setting_groups import EventSettings, KafkaSettings
 
 # Unacknowledged records that may be in flight before sending waits.
 WINDOW = 5_000
@@ -26,19 +27,19 @@ WINDOW = 5_000
 class ClickProducer:
     """Produces click events under the configured field names."""
 
-    def __init__(self, producer: Producer, settings: Settings) -> None:
+    def __init__(self, producer: Producer, topic: str, events: EventSettings) -> None:
         self._producer = producer
-        self._settings = settings
+        self._topic = topic
+        self._events = events
         self._encoder = msgspec.json.Encoder()
         self._in_flight: list[asyncio.Future[object]] = []
 
     async def send(self, event: Event) -> None:
         """Queue one event; waits where too many are unacknowledged."""
-        settings = self._settings
-        value: dict[str, object] = {settings.user_id_field: event.user_id, settings.item_id_field: event.item_id}
+        value: dict[str, object] = {self._events.user_id: event.user_id, self._events.item_id: event.item_id}
         if event.timestamp_ms is not None:
-            value[settings.timestamp_field] = event.timestamp_ms
-        sent = await self._producer.send(settings.kafka_topic, event.user_id.encode(), self._encoder.encode(value))
+            value[self._events.timestamp] = event.timestamp_ms
+        sent = await self._producer.send(self._topic, event.user_id.encode(), self._encoder.encode(value))
         self._in_flight.append(sent)
         if len(self._in_flight) >= WINDOW:
             await self.settle()
@@ -50,12 +51,12 @@ class ClickProducer:
 
 
 @contextlib.asynccontextmanager
-async def click_producer(settings: Settings) -> AsyncIterator[ClickProducer]:
+async def click_producer(kafka: KafkaSettings, events: EventSettings) -> AsyncIterator[ClickProducer]:
     """A started ClickProducer; settles and closes at the end."""
-    producer = Producer(settings)
+    producer = Producer(kafka)
     await producer.start()
     try:
-        clicks = ClickProducer(producer, settings)
+        clicks = ClickProducer(producer, kafka.topic, events)
         yield clicks
         await clicks.settle()
     finally:
@@ -85,7 +86,12 @@ class Pacer:
 
 
 async def replay(
-    settings: Settings, path: Path, rate_per_s: float, unit: TimestampUnit | None, limit: int | None
+    kafka: KafkaSettings,
+    fields: EventSettings,
+    path: Path,
+    rate_per_s: float,
+    unit: TimestampUnit | None,
+    limit: int | None,
 ) -> int:
     """Produce the events of a file; returns how many.
 
@@ -96,18 +102,23 @@ async def replay(
     if not path.exists():
         raise StreamrecError(f"there is no file {path}")
     console = Console(stderr=True)
-    for topic in await ensure_topics(settings, (settings.kafka_topic,)):
-        console.print(f"topic {topic} created with {settings.kafka_partitions} partitions", highlight=False)
+    for topic in await ensure_topics(kafka, (kafka.topic,)):
+        console.print(f"topic {topic} created with {kafka.partitions} partitions", highlight=False)
     sent = 0
     pacer = Pacer(rate_per_s)
     with Progress(
-        TextColumn("replay"), BarColumn(), DownloadColumn(), TextColumn("{task.fields[events]}"), TimeElapsedColumn(),
-        console=console, disable=not console.is_terminal,
-    ) as bar:  # fmt: skip
+        TextColumn("replay"),
+        BarColumn(),
+        DownloadColumn(),
+        TextColumn("{task.fields[events]}"),
+        TimeElapsedColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    ) as bar:
         task = bar.add_task("replay", total=path.stat().st_size if path.is_file() else None, events="")
         events: Iterable[Event] = read_events(path, unit, lambda at: bar.update(task, completed=at))
         try:
-            async with click_producer(settings) as clicks:
+            async with click_producer(kafka, fields) as clicks:
                 for event in islice(events, limit):
                     await pacer.wait()
                     await clicks.send(event)

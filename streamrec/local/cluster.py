@@ -83,9 +83,14 @@ class EmbeddedCluster:
     def _node(self, number: int) -> EmbeddedServer:
         def command(port: int) -> list[str]:
             return [
-                *redis_command(port, self._folder / str(port)), "--cluster-enabled", "yes",
-                "--cluster-node-timeout", str(NODE_TIMEOUT_MS), "--repl-diskless-sync-delay", "0",
-            ]  # fmt: skip
+                *redis_command(port, self._folder / str(port)),
+                "--cluster-enabled",
+                "yes",
+                "--cluster-node-timeout",
+                str(NODE_TIMEOUT_MS),
+                "--repl-diskless-sync-delay",
+                "0",
+            ]
 
         node = EmbeddedServer("Redis", self._folder / f"node-{number}.log", command, answers_ping, _free_port())
         (self._folder / str(node.port)).mkdir()

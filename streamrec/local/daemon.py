@@ -22,7 +22,9 @@ from streamrec.settings import ENV_PREFIX, Settings
 
 READY_TIMEOUT_S, STOP_TIMEOUT_S = 60.0, 20.0
 POLL_S = 0.1
-SERVE = ("streamrec", "serve")
+# the program for child processes whose broker is the embedded server
+EMBEDDED = ("streamrec.commands.embedded",)
+SERVE = (*EMBEDDED, "serve")
 
 
 @dataclass
@@ -43,12 +45,18 @@ class Reading:
 
 
 def environment(settings: Settings) -> dict[str, str]:
-    """What a child process has to find in its environment to be under the same settings."""
-    chosen = {name: getattr(settings, name) for name in settings.model_fields_set | {"redis_url"}}
-    plain = {
-        name: value.get_secret_value() if isinstance(value, SecretStr) else value for name, value in chosen.items()
-    }
-    return {**os.environ, **{ENV_PREFIX + name.upper(): str(value) for name, value in plain.items()}}
+    """Return the environment that gives a child process these settings."""
+    given = {"redis_url": settings.redis.url, **settings.given}
+    return {**os.environ, **{ENV_PREFIX + name.upper(): _text(value) for name, value in given.items()}}
+
+
+def _text(value: object) -> str:
+    """Return a value as an environment variable holds it; an empty variable is not set."""
+    if isinstance(value, SecretStr):
+        return value.get_secret_value()
+    if isinstance(value, (tuple, list)):
+        return ",".join(map(str, value))
+    return "" if value is None else str(value)
 
 
 def forget_environment() -> None:
@@ -117,7 +125,7 @@ class DaemonProcess:
             raise StreamrecError("the daemon ended; its last words are above")
 
     def _url(self, path: str) -> str:
-        return f"http://{self._settings.http_host}:{self._settings.http_port}{path}"
+        return f"http://{self._settings.http.host}:{self._settings.http.port}{path}"
 
 
 @contextlib.contextmanager
@@ -126,9 +134,13 @@ def running_daemon(settings: Settings, program: Sequence[str] = SERVE) -> Iterat
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
             [sys.executable, "-m", *program],
-            env=environment(settings), stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
-            start_new_session=True, preexec_fn=die_with_parent if sys.platform == "linux" else None,
-        )  # fmt: skip
+            env=environment(settings),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            preexec_fn=die_with_parent if sys.platform == "linux" else None,
+        )
         try:
             yield DaemonProcess(settings, process)
         finally:

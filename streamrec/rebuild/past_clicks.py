@@ -19,7 +19,7 @@ from streamrec.archive.segments import EventArchive
 from streamrec.errors import ArchiveError
 from streamrec.schemas import ClickEvent
 from streamrec.serving.sequences import StoredSequence
-from streamrec.settings import Settings
+from streamrec.setting_groups import SequenceSettings
 
 IMPORTED = -1  # stands where the topic epoch stands
 
@@ -35,10 +35,10 @@ class PastClicks:
         ArchiveError: it cannot be read, or is empty.
     """
 
-    def __init__(self, archive: EventArchive, settings: Settings, max_len: int) -> None:
-        self._epoch = settings.kafka_topic_epoch
+    def __init__(self, archive: EventArchive, settings: SequenceSettings, max_len: int) -> None:
+        self._epoch = archive.topic_epoch
         self._gap_ms = int(settings.session_gap_s * 1000)
-        self._ttl_ms = settings.sequence_ttl_s * 1000
+        self._ttl_ms = settings.ttl_s * 1000
         self._max_len = max_len
         found = archive.tables()
         self.next_offsets = {segment.partition: segment.next for segment, _ in found if segment.partition is not None}

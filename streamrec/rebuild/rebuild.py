@@ -33,8 +33,7 @@ from streamrec.kafka.reader import TopicReader
 from streamrec.metrics import Metrics
 from streamrec.rebuild.past_clicks import PastClicks
 from streamrec.redis.client import RedisClient
-from streamrec.redis.keys import Keys
-from streamrec.redis.nodes import Part
+from streamrec.redis.nodes import RedisArg
 from streamrec.redis.script import Script
 from streamrec.schemas import UserSequence, parse_published
 from streamrec.serving.lists import SharedLists
@@ -91,18 +90,20 @@ async def rebuild(settings: Settings, rate_per_s: float = 0.0, dry_run: bool = F
     Raises:
         StreamrecError: archive, topic, model or Redis cannot be used; what was done stays, and is not done again.
     """
-    assert settings.archive_dir is not None
-    torch.set_num_threads(settings.inference_threads)
+    assert settings.archive.dir is not None
+    torch.set_num_threads(settings.inference.threads)
     ignore_abandoned_requests(asyncio.get_running_loop())
-    served = ServedModel.of(read_model(settings), settings, cache_bytes=0)  # each user is scored once
-    async with RedisClient(settings) as redis:
+    served = ServedModel.of(
+        read_model(settings), settings.inference, settings.sequences.max_len, cache_bytes=0
+    )  # each user is scored once
+    async with RedisClient(settings.redis) as redis:
         await redis.check_format(claim=not dry_run)
-        archive = EventArchive(settings.archive_dir, settings.kafka_topic_epoch)
-        past = await asyncio.to_thread(PastClicks, archive, settings, served.max_len)
+        archive = EventArchive(settings.archive.dir, settings.kafka.topic_epoch)
+        past = await asyncio.to_thread(PastClicks, archive, settings.sequences, served.max_len)
         log.info("archive read", extra={"clicks": len(past), "archive": archive.folder})
-        async with TopicReader(settings, past.next_offsets) as reader:
-            lists = SharedLists(redis, settings, served.max_len, served.vocab)
-            predictor = Predictor(served.engine, lists, settings, Metrics())
+        async with TopicReader(settings.kafka, settings.events, past.next_offsets) as reader:
+            lists = SharedLists(redis, settings.lists, settings.sequences.ttl_s, served.max_len, served.vocab)
+            predictor = Predictor(served.engine, lists, settings.lists, settings.serving.rescore_users, Metrics())
             rebuilder = Rebuilder(settings, redis, past, reader, lists, predictor)
             await rebuilder.run(rate_per_s, dry_run)
             return rebuilder.report
@@ -121,13 +122,13 @@ class Rebuilder:
         predictor: Predictor,
     ) -> None:
         self._settings = settings
-        self._keys = Keys(settings.redis_key_prefix)
+        self._keys = redis.keys
         self._redis = redis
         self._past = past
         self._reader = reader
         self._lists = lists
         self._predictor = predictor
-        self._publisher = Publisher(redis, settings, Metrics())
+        self._publisher = Publisher(redis, settings.lists.ttl_s, Metrics())
         self._refreshed_s = 0.0
         self._dry_run = False
         self.report = Report()
@@ -138,7 +139,7 @@ class Rebuilder:
         await self._read_on()
         while not await self._reader.drained():
             await self._read_on()
-        log.info("topic read", extra={"topic": self._settings.kafka_topic, "clicks_in_all": len(self._past)})
+        log.info("topic read", extra={"topic": self._settings.kafka.topic, "clicks_in_all": len(self._past)})
         if not dry_run:
             await self._restore_popularity()
         users, again = self._past.users(), []
@@ -154,7 +155,7 @@ class Rebuilder:
         await self._try_again(again)
 
     async def _restore_popularity(self) -> None:
-        counts, counted_ms = self._past.popularity(self._settings.popular_half_life_s)
+        counts, counted_ms = self._past.popularity(self._settings.lists.popular_half_life_s)
         began_ms = None if self._past.has_imported else self._past.first_ts_ms
         await self._lists.refresh()
         self.report.popularity = await self._lists.restore(counts, counted_ms, began_ms)
@@ -191,7 +192,7 @@ class Rebuilder:
                     again.append(user)
                 else:
                     self.report.ahead += 1
-            elif stored is None and self._left_s(whole, self._settings.sequence_ttl_s) <= 0:
+            elif stored is None and self._left_s(whole, self._settings.sequences.ttl_s) <= 0:
                 self.report.too_old += 1
             elif (better := _better(stored, whole)) is not None:
                 changes.append(Change(user, value, better, old_list))
@@ -214,10 +215,10 @@ class Rebuilder:
         """Compare-and-set; what a daemon has changed meanwhile stays."""
         if self._dry_run or not changes:
             return [True] * len(changes)
-        calls: list[tuple[list[str], list[Part]]] = []
+        calls: list[tuple[list[str], list[RedisArg]]] = []
         for change in changes:
-            ttl_s = max(1, self._left_s(change.sequence, self._settings.sequence_ttl_s))
-            args: list[Part] = [change.stored or b"", change.sequence.encode(), ttl_s]
+            ttl_s = max(1, self._left_s(change.sequence, self._settings.sequences.ttl_s))
+            args: list[RedisArg] = [change.stored or b"", change.sequence.encode(), ttl_s]
             calls.append(([self._keys.sequence(change.user)], args))
         return [bool(done) for (done,) in await self._redis.run_each(REPLACE, [], calls)]
 
@@ -225,7 +226,7 @@ class Rebuilder:
         self.report.lists += len(sequences)
         if self._dry_run or not sequences:
             return
-        if time.monotonic() - self._refreshed_s > self._settings.refresh_s:  # the blocklist may have changed
+        if time.monotonic() - self._refreshed_s > self._settings.lists.refresh_s:  # the blocklist may have changed
             await self._lists.refresh()
             self._refreshed_s = time.monotonic()
         await self._publisher.publish(await self._predictor.predict(sequences))
@@ -237,7 +238,7 @@ class Rebuilder:
     def _wants_list(self, sequence: StoredSequence, old_list: bytes | None) -> bool:
         """Whether the list is of fewer clicks, or missing though it would not have expired yet."""
         if old_list is None:
-            return self._left_s(sequence, self._settings.recs_ttl_s) > 0
+            return self._left_s(sequence, self._settings.lists.ttl_s) > 0
         with contextlib.suppress(StreamrecError):
             return parse_published("", old_list).n < sequence.n
         return True
@@ -285,9 +286,14 @@ def _progress(total: int) -> Iterator[Callable[[int], None]]:
     console = Console(stderr=True)
     said_s = time.monotonic()
     with Progress(
-        TextColumn("rebuild"), BarColumn(), MofNCompleteColumn(), TextColumn("users"), TimeElapsedColumn(),
-        console=console, disable=not console.is_terminal,
-    ) as bar:  # fmt: skip
+        TextColumn("rebuild"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("users"),
+        TimeElapsedColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    ) as bar:
         task = bar.add_task("rebuild", total=total)
 
         def told(done: int) -> None:

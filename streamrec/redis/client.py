@@ -27,10 +27,10 @@ from streamrec.errors import RIGHTS_ARE_LISTED, RedisRefused, RedisUnavailable, 
 from streamrec.formats import FORMAT, refusal
 from streamrec.metrics import Metrics
 from streamrec.redis.keys import Keys
-from streamrec.redis.nodes import Cluster, Command, NotReplicated, OneServer, Part, Wait
+from streamrec.redis.nodes import Cluster, Command, NotReplicated, OneServer, RedisArg, Wait
 from streamrec.redis.script import Script
-from streamrec.settings import Settings
-from streamrec.tls import hung_up_hint, tls_context, tls_problem
+from streamrec.setting_groups import RedisSettings
+from streamrec.tls import REDIS, hung_up_hint, tls_context, tls_problem
 
 MAX_CONNECTIONS = 6  # of a node: the loop, the refresh, the probe, the re-scoring, the listener, the page
 RETRIES = 2
@@ -50,27 +50,26 @@ class RedisClient:
         SettingsError: the URL has an option that redis-py does not know, or a wrong value for one; a TLS file is wrong.
     """
 
-    def __init__(self, settings: Settings, metrics: Metrics | None = None) -> None:
+    def __init__(self, settings: RedisSettings, metrics: Metrics | None = None) -> None:
         identity = _identity(settings)
         try:
             options = {
                 "max_connections": MAX_CONNECTIONS,
-                "timeout": settings.redis_timeout_s * (RETRIES + 2),
-                "socket_timeout": settings.redis_timeout_s,
-                "socket_connect_timeout": settings.redis_timeout_s,
+                "timeout": settings.timeout_s * (RETRIES + 2),
+                "socket_timeout": settings.timeout_s,
+                "socket_connect_timeout": settings.timeout_s,
                 "retry": Retry(ExponentialBackoff(cap=0.2, base=0.02), RETRIES),
                 **identity,
-                **parse_url(settings.redis_url.get_secret_value()),
+                **parse_url(settings.url.get_secret_value()),
             }
-            self._nodes = Cluster(options) if settings.redis_cluster else OneServer(options)
+            self._nodes = Cluster(options) if settings.cluster else OneServer(options)
         except (ValueError, TypeError, RedisError) as error:
             raise SettingsError(f"redis_url: an option after the ? is unknown or wrong: {error}") from None
         self._settings = settings
-        self._cluster = settings.redis_cluster
-        keys = Keys(settings.redis_key_prefix)
-        self._format_key = keys.format
-        self._probed = (keys.popular, keys.popularity)
-        replicas, timeout_ms = settings.redis_wait_replicas, max(1, int(settings.redis_timeout_s * WAIT_SHARE * 1000))
+        self._cluster = settings.cluster
+        self.keys = Keys(settings.key_prefix)
+        self._probed = (self.keys.popular, self.keys.popularity)
+        replicas, timeout_ms = settings.wait_replicas, max(1, int(settings.timeout_s * WAIT_SHARE * 1000))
         self._wait = Wait(replicas, timeout_ms) if replicas else None
         self._metrics = metrics
 
@@ -86,7 +85,7 @@ class RedisClient:
         """Close all connections."""
         await self._nodes.aclose()
 
-    async def run(self, script: Script, keys: list[str], args: Iterable[Part]) -> Any:
+    async def run(self, script: Script, keys: list[str], args: Iterable[RedisArg]) -> Any:
         """Run a Lua script: one round trip, atomic. On a cluster the keys are of one slot.
 
         Raises:
@@ -96,7 +95,7 @@ class RedisClient:
         return (await self._run(script, [(keys, args)]))[0]
 
     async def run_each(
-        self, script: Script, shared: Sequence[Part], calls: Sequence[tuple[list[str], list[Part]]]
+        self, script: Script, shared: Sequence[RedisArg], calls: Sequence[tuple[list[str], list[RedisArg]]]
     ) -> list[list[Any]]:
         """Run a script for many users, each with keys and arguments of his own; returns what it says of each.
 
@@ -110,7 +109,7 @@ class RedisClient:
         size = len(reply) // len(calls)
         return [reply[start : start + size] for start in range(0, len(reply), size)]
 
-    async def _run(self, script: Script, calls: Sequence[tuple[list[str], Iterable[Part]]]) -> list[Any]:
+    async def _run(self, script: Script, calls: Sequence[tuple[list[str], Iterable[RedisArg]]]) -> list[Any]:
         commands = [
             Command(keys[0] if keys else "", ("EVALSHA", script.sha, len(keys), *keys, *args)) for keys, args in calls
         ]
@@ -144,10 +143,10 @@ class RedisClient:
             StreamrecError: what is stored has a format that is unknown.
         """
         if claim:
-            await self._call("SET", self._format_key, FORMAT, "NX")
-        (found,) = await self.get_many([self._format_key])
+            await self._call("SET", self.keys.format, FORMAT, "NX")
+        (found,) = await self.get_many([self.keys.format])
         if found != FORMAT.encode() and (found is not None or claim):
-            where = f"key {self._format_key} of Redis at {self._settings.redis_address}"
+            where = f"key {self.keys.format} of Redis at {self._settings.address}"
             text = "another type" if found is None else found.decode(errors="replace")
             raise StreamrecError(refusal(where, text, "set another STREAMREC_REDIS_KEY_PREFIX"))
 
@@ -213,7 +212,7 @@ class RedisClient:
         except (RedisError, OSError) as error:
             raise self._unavailable(error) from error
 
-    async def _call(self, name: str, key: str, *more: Part) -> Any:
+    async def _call(self, name: str, key: str, *more: RedisArg) -> Any:
         return (await self._send([Command(key, (name, key, *more))]))[0]
 
     async def _send(
@@ -231,7 +230,7 @@ class RedisClient:
             raise self._unavailable(failed) from failed
         return answers
 
-    async def _everywhere(self, *parts: Part) -> list[Any]:
+    async def _everywhere(self, *parts: RedisArg) -> list[Any]:
         try:
             with _cancellation_kept():
                 nodes = await self._nodes.primaries()
@@ -247,33 +246,33 @@ class RedisClient:
     def _unavailable(self, error: Exception) -> RedisUnavailable:
         self._nodes.doubt()
         kind, detail = _explained(error, self._settings)
-        return kind(f"Redis at {self._settings.redis_address}: {detail}")
+        return kind(f"Redis at {self._settings.address}: {detail}")
 
 
-def _identity(settings: Settings) -> dict[str, Any]:
+def _identity(settings: RedisSettings) -> dict[str, Any]:
     """Who we are to the server, and who it must be to us."""
-    password = settings.redis_password
-    given: dict[str, Any] = {"username": settings.redis_username}
+    password = settings.password
+    given: dict[str, Any] = {"username": settings.username}
     given["password"] = password.get_secret_value() if password else None
-    if settings.redis_uses_tls:
-        tls_context(settings, "redis")  # the client would read the files later, and not say which one is wrong
-        files = {"ca_certs": settings.redis_tls_ca_file, "certfile": settings.redis_tls_cert_file}
-        files["keyfile"] = settings.redis_tls_key_file
+    if settings.uses_tls:
+        tls_context(settings.tls, REDIS)  # the client would read the files later, and not say which one is wrong
+        files = {"ca_certs": settings.tls.ca_file, "certfile": settings.tls.cert_file}
+        files["keyfile"] = settings.tls.key_file
         given |= {f"ssl_{name}": str(path) if path else None for name, path in files.items()}
         given["ssl_check_hostname"] = True  # the default of newer clients alone
     return {name: value for name, value in given.items() if value}
 
 
-def _explained(error: Exception, settings: Settings) -> tuple[type[RedisUnavailable], str]:
+def _explained(error: Exception, settings: RedisSettings) -> tuple[type[RedisUnavailable], str]:
     """An error of Redis in words for the operator."""
     detail = (str(error) or type(error).__name__).rstrip(".")
-    if not settings.redis_cluster and isinstance(error, (AskError, ClusterCrossSlotError)):
+    if not settings.cluster and isinstance(error, (AskError, ClusterCrossSlotError)):
         return RedisUnavailable, "it is a node of a Redis Cluster; set STREAMREC_REDIS_CLUSTER=true"
     if isinstance(error, AskError):
         return RedisUnavailable, f"its nodes do not agree on which of them has slot {error.slot_id}"
-    if settings.redis_cluster and "cluster support disabled" in detail:
+    if settings.cluster and "cluster support disabled" in detail:
         return RedisUnavailable, "it is a single server, no Redis Cluster; set STREAMREC_REDIS_CLUSTER=false"
-    problem = tls_problem(error, "redis")
+    problem = tls_problem(error, REDIS)
     if problem:
         return RedisUnavailable, problem
     if isinstance(error, AuthenticationError):
@@ -284,7 +283,10 @@ def _explained(error: Exception, settings: Settings) -> tuple[type[RedisUnavaila
     if isinstance(error, NoPermissionError) or "ACL failure" in detail or "The user executing the script" in detail:
         return RedisRefused, f"{detail}; {RIGHTS_ARE_LISTED}"
     if isinstance(error, (RedisConnectionError, RedisTimeoutError, OSError)):
-        detail += hung_up_hint(error, settings, "redis") or "; is STREAMREC_REDIS_URL right, and the server up?"
+        detail += (
+            hung_up_hint(error, REDIS, settings.uses_tls, settings.tls)
+            or "; is STREAMREC_REDIS_URL right, and the server up?"
+        )
     return RedisUnavailable, detail
 
 

@@ -21,7 +21,7 @@ from streamrec.redis.script import Script
 PAUSES_S = (0.0, 0.02, 0.05, 0.1, 0.2, 0.4)
 ASKED = 3  # nodes that one call asks who has which slots, if they hang
 
-Part = str | bytes | int | float
+RedisArg = str | bytes | int | float
 Address = tuple[str, int]
 
 
@@ -29,7 +29,7 @@ class Command(NamedTuple):
     """What is sent, and the key that says where."""
 
     key: str
-    parts: Sequence[Part]
+    parts: Sequence[RedisArg]
 
 
 class Wait(NamedTuple):
@@ -163,10 +163,12 @@ class Cluster:
                 answers[place] = ClusterDownError("no node has the slot")
             else:
                 places.setdefault(address, []).append(place)
-        found = await asyncio.gather(*(
-            _pipelined(self._client(address), [commands[place] for place in there], script, wait, asking)
-            for address, there in places.items()
-        ))  # fmt: skip
+        found = await asyncio.gather(
+            *(
+                _pipelined(self._client(address), [commands[place] for place in there], script, wait, asking)
+                for address, there in places.items()
+            )
+        )
         for there, theirs in zip(places.values(), found, strict=True):
             for place, answer in zip(there, theirs, strict=True):
                 answers[place] = answer
@@ -227,7 +229,7 @@ async def _pipelined(
     server that took them answers, and none that was promoted since; one that was demoted meanwhile answers with an
     error. What a retry finds done is written again, if only its TTL (append.lua), or its WAIT would wait for nothing.
     """
-    sent: list[Sequence[Part]] = []
+    sent: list[Sequence[RedisArg]] = []
     for command in commands:
         sent += [("ASKING",), command.parts] if asking else [command.parts]
     if wait is not None:
@@ -248,7 +250,7 @@ async def _pipelined(
     return answers[1::2] if asking else answers
 
 
-async def _answers(client: redis.Redis, sent: Iterable[Sequence[Part]]) -> list[Any]:
+async def _answers(client: redis.Redis, sent: Iterable[Sequence[RedisArg]]) -> list[Any]:
     pipeline = client.pipeline(transaction=False)
     for parts in sent:
         pipeline.execute_command(*parts)

@@ -4,7 +4,7 @@ The newest slice of the time line is held out: no model has been trained on it w
 champion, on the same clicks, over the full catalogue, through the Engine that serves. The counted baselines
 stand beside them. A challenger that is not promoted stays in the registry with its report and the reason.
 
-A round is full, from scratch on the last ``train_days``, or incremental: the champion is trained on with the
+A round is full, from scratch on the last ``retrain_days``, or incremental: the champion is trained on with the
 clicks that it has not seen and a sample of older ones, known items keep their embeddings, new ones get rows.
 """
 
@@ -54,7 +54,6 @@ LISTED_CASES = 500  # of which the lists themselves are compared
 VALIDATION_USERS = 500  # at least, or a tenth of all: their last clicks choose the epoch, and train nothing
 MANY_ITEMS = 10_000  # ranking all of them at every click becomes slow: a sample of the catalogue stands for it
 DAY_MS = 86_400_000
-MODEL_SETTINGS = ("max_len", "hidden_units", "num_blocks", "num_heads", "dropout_rate", "reminder")
 
 
 @dataclass(frozen=True)
@@ -90,31 +89,38 @@ def retrain(settings: Settings, *, progress: bool = False, stop: Callable[[], bo
         RetrainStopped: ``stop`` said so.
         StreamrecError: archive or registry cannot be used.
     """
-    assert settings.archive_dir is not None and settings.registry_dir is not None
-    registry = Registry(settings.registry_dir)
-    archive = EventArchive(settings.archive_dir, settings.kafka_topic_epoch)
+    assert settings.archive.dir is not None and settings.registry.dir is not None
+    registry = Registry(settings.registry.dir)
+    archive = EventArchive(settings.archive.dir, settings.kafka.topic_epoch)
     next_offsets = archive.next_offsets()
-    events = _window(archive.read(), settings.train_days)
+    events = _window(archive.read(), settings.retrain.days)
     champion = _champion(registry)
-    past, new = _split(events, settings.holdout_share, _trained_until_ms(champion))
-    config = SASRecConfig(1, **{name: getattr(settings, f"model_{name}") for name in MODEL_SETTINGS})
+    past, new = _split(events, settings.retrain.holdout_share, _trained_until_ms(champion))
+    config = settings.model_shape
     rounds_since_full = _rounds_since_full(registry)
     begin = _beginning(settings, past, champion, config, rounds_since_full)
     mode = "full" if begin.champion is None else "incremental"
     how = _train_config(settings, len(begin.vocab), mode)
-    gap_ms = settings.session_gap_s * 1000
-    log.info("training", extra={
-        "mode": mode, "why": begin.why, "events": len(past), "new": len(past) if begin.new is None else begin.new.sum(),
-        "held_out": len(new), "items": len(begin.vocab),
-    })  # fmt: skip
+    gap_ms = settings.sequences.session_gap_s * 1000
+    log.info(
+        "training",
+        extra={
+            "mode": mode,
+            "why": begin.why,
+            "events": len(past),
+            "new": len(past) if begin.new is None else begin.new.sum(),
+            "held_out": len(new),
+            "items": len(begin.vocab),
+        },
+    )
     started = time.monotonic()
     model, validation = _fit(sessions(past, gap_ms), begin, config, how, progress, stop)
     if stop():
         raise RetrainStopped("told to stop while it trained; nothing was published")
     train_s = time.monotonic() - started
     challenger = SavedModel(model, begin.vocab, {}, "challenger")
-    report = judge(challenger, champion, sessions(events, gap_ms), len(new), settings.filter_seen)
-    reason = refusal(report, settings.gate_tolerance)
+    report = judge(challenger, champion, sessions(events, gap_ms), len(new), settings.lists.filter_seen)
+    reason = refusal(report, settings.retrain.gate_tolerance)
     metadata = {
         "validation": validation.as_dict() if validation else {},
         "report": report,
@@ -132,10 +138,15 @@ def retrain(settings: Settings, *, progress: bool = False, stop: Callable[[], bo
     version = registry.publish(model, begin.vocab, metadata)
     if reason is None:
         registry.promote(version, f"NDCG@{K} {report['challenger']['ndcg@10']:.4f} on the newest clicks")
-    registry.prune(settings.keep_versions)
-    log.info("promoted" if reason is None else "not promoted", extra={
-        "model": version, "reason": reason or "better", "train_s": round(train_s, 1),
-    })  # fmt: skip
+    registry.prune(settings.registry.keep_versions)
+    log.info(
+        "promoted" if reason is None else "not promoted",
+        extra={
+            "model": version,
+            "reason": reason or "better",
+            "train_s": round(train_s, 1),
+        },
+    )
     return Verdict(version, mode, reason is None, reason or "it passed the gate", report)
 
 
@@ -145,16 +156,16 @@ def loss_for(num_items: int) -> Loss:
 
 
 def _train_config(settings: Settings, num_items: int, mode: str) -> TrainConfig:
-    """How a round trains a catalogue of so many items."""
-    return TrainConfig(
-        epochs=settings.train_epochs if mode == "full" else settings.train_update_epochs,
-        batch_size=settings.train_batch_size,
-        learning_rate=settings.train_learning_rate if mode == "full" else settings.train_update_learning_rate,
-        patience=settings.train_patience,
-        replay=settings.train_replay,
-        loss=loss_for(num_items),
-        skip_seen=settings.filter_seen,
-    )
+    """Return how a round trains a catalogue of this size; loss and skip_seen follow from it unless they are set."""
+    config = settings.training
+    if "train_loss" not in settings.given:
+        config = replace(config, loss=loss_for(num_items))
+    if "train_skip_seen" not in settings.given:
+        config = replace(config, skip_seen=settings.lists.filter_seen)
+    if mode == "incremental":
+        update = settings.retrain
+        config = replace(config, epochs=update.update_epochs, learning_rate=update.update_learning_rate)
+    return config
 
 
 def _beginning(
@@ -162,7 +173,7 @@ def _beginning(
 ) -> _Beginning:
     """The champion, if the settings and its lineage allow it to be trained on."""
     until_ms = _trained_until_ms(champion)
-    if settings.retrain_mode == "full":
+    if settings.retrain.mode == "full":
         why = "the settings say so"
     elif champion is None:
         why = "there is no champion that could be trained on"
@@ -170,7 +181,7 @@ def _beginning(
         why = f"nothing tells what the champion {champion.version} was trained on"
     elif not champion.model.config.same_shape(config):
         why = f"the champion {champion.version} has another shape than the settings ask for"
-    elif rounds_since_full + 1 >= settings.retrain_full_every:
+    elif rounds_since_full + 1 >= settings.retrain.full_every:
         why = f"{rounds_since_full} rounds since the last full one"
     else:
         new = past.timestamps_ms > until_ms
@@ -202,9 +213,15 @@ def _fit(
     initial = None if begin.champion is None else grown(begin.champion, config, rest)
     try:
         model, result = train(
-            config, rest, how, validation,
-            initial=initial, new_events=new_events, progress=progress, stop=stop,
-        )  # fmt: skip
+            config,
+            rest,
+            how,
+            validation,
+            initial=initial,
+            new_events=new_events,
+            progress=progress,
+            stop=stop,
+        )
     except (TrainingError, ValueError) as error:
         raise RetrainError(str(error)) from None
     return model, result.best.validation

@@ -31,7 +31,6 @@ from streamrec.errors import (
 )
 from streamrec.metrics import RetrainMetrics, unix_s
 from streamrec.redis.client import RedisClient
-from streamrec.redis.keys import Keys
 from streamrec.registry import Registry
 from streamrec.retraining.lock import take_lock
 from streamrec.retraining.round import Verdict, retrain
@@ -45,9 +44,12 @@ LOCK_TTL_MS = 15_000
 LOCK_RENEWED_EVERY_S = 4.0
 LOOK_EVERY_S = 1.0
 REASONS: dict[type[StreamrecError], str] = {
-    RetrainError: "training", ArchiveError: "archive", RegistryError: "registry", RedisUnavailable: "redis",
+    RetrainError: "training",
+    ArchiveError: "archive",
+    RegistryError: "registry",
+    RedisUnavailable: "redis",
     RetrainStopped: "stopped",
-}  # fmt: skip
+}
 
 
 class RetrainWorker:
@@ -59,12 +61,12 @@ class RetrainWorker:
     """
 
     def __init__(self, settings: Settings, follow: bool = True, progress: bool = False) -> None:
-        assert settings.archive_dir is not None and settings.registry_dir is not None
+        assert settings.archive.dir is not None and settings.registry.dir is not None
         self._settings = settings
         self._follow = follow
         self._progress = progress
-        self._archive = EventArchive(settings.archive_dir, settings.kafka_topic_epoch)
-        self._registry = Registry(settings.registry_dir)
+        self._archive = EventArchive(settings.archive.dir, settings.kafka.topic_epoch)
+        self._registry = Registry(settings.registry.dir)
         self._metrics = RetrainMetrics()
         self._stop = asyncio.Event()
 
@@ -77,7 +79,7 @@ class RetrainWorker:
         """
         with stop_signals(self._stop, _told):
             if self._follow:
-                await Archiver(self._settings, self._archive).run(self._stop, burst=True)
+                await self._archiver().run(self._stop, burst=True)
             return await self._round()
 
     async def run(self) -> None:
@@ -93,12 +95,12 @@ class RetrainWorker:
 
     async def _follow_and_train(self) -> None:
         with contextlib.suppress(RedisUnavailable):  # the archive goes on without; a round asks again
-            async with RedisClient(self._settings) as redis:
+            async with RedisClient(self._settings.redis) as redis:
                 await redis.check_format()
         rounds = asyncio.create_task(self._rounds())
         try:
             if self._follow:
-                await Archiver(self._settings, self._archive).run(self._stop)
+                await self._archiver().run(self._stop)
             else:
                 await self._stop.wait()
         finally:
@@ -108,13 +110,18 @@ class RetrainWorker:
     async def _rounds(self) -> None:
         last_s = await asyncio.to_thread(self._last_round_s)
         self._metrics.last_round.set(last_s)
-        log.info("retraining", extra={
-            "every_s": self._settings.retrain_every_s, "min_new_events": self._settings.retrain_min_new_events,
-            "archive": self._settings.archive_dir, "registry": self._settings.registry_dir,
-        })  # fmt: skip
+        log.info(
+            "retraining",
+            extra={
+                "every_s": self._settings.retrain.every_s,
+                "min_new_events": self._settings.retrain.min_new_events,
+                "archive": self._settings.archive.dir,
+                "registry": self._settings.registry.dir,
+            },
+        )
         while not self._stop.is_set():
-            wait_s = last_s + self._settings.retrain_every_s - time.time()
-            if wait_s > 0 or await asyncio.to_thread(self._new_events) < self._settings.retrain_min_new_events:
+            wait_s = last_s + self._settings.retrain.every_s - time.time()
+            if wait_s > 0 or await asyncio.to_thread(self._new_events) < self._settings.retrain.min_new_events:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(max(LOOK_EVERY_S, min(wait_s, 60.0))):
                         await self._stop.wait()
@@ -136,22 +143,22 @@ class RetrainWorker:
 
     async def _round(self) -> Verdict:
         """Train one round while nobody else does."""
-        async with RedisClient(self._settings) as redis, self._lock(redis) as lost:
+        async with RedisClient(self._settings.redis) as redis, self._lock(redis) as lost:
             verdict = await asyncio.to_thread(
                 retrain, self._settings, progress=self._progress, stop=lambda: self._stop.is_set() or lost.is_set()
             )
             if verdict.promoted:
                 try:
-                    await redis.notify(Keys(self._settings.redis_key_prefix).models_channel, verdict.version)
+                    await redis.notify(redis.keys.models_channel, verdict.version)
                 except RedisUnavailable as error:
-                    log.warning("the daemons will see it within %g s (%s)", self._settings.registry_poll_s, error)
+                    log.warning("the daemons will see it within %g s (%s)", self._settings.registry.poll_s, error)
         return verdict
 
     @contextlib.asynccontextmanager
     async def _lock(self, redis: RedisClient) -> AsyncIterator[asyncio.Event]:
         """Hold the lock; the event is set when somebody else has taken it."""
         key, own = (
-            Keys(self._settings.redis_key_prefix).training,
+            redis.keys.training,
             f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4()}",
         )
         await redis.check_format()
@@ -182,12 +189,20 @@ class RetrainWorker:
     @contextlib.asynccontextmanager
     async def _seen_from_outside(self) -> AsyncIterator[None]:
         """/metrics and /livez; a default port that is taken is replaced by a free one."""
-        web = WebServer(self._settings, self._metrics, None, port="retrain_http_port")
+        retrain, given = self._settings.retrain, self._settings.given
+        http = self._settings.http.model_copy(update={"port": retrain.http_port})
+        web = WebServer(
+            http, self._metrics, None, chosen="retrain_http_port" in given, variable="STREAMREC_RETRAIN_HTTP_PORT"
+        )
         log.info("metrics are served", extra={"http": await web.start()})
         try:
             yield
         finally:
             await web.stop()
+
+    def _archiver(self) -> Archiver:
+        settings = self._settings
+        return Archiver(settings.kafka, settings.events, self._archive, settings.archive.flush_s)
 
     def _last_round_s(self) -> float:
         """When the newest version was made, so that a restart does not train at once; 0 where there is none."""

@@ -17,15 +17,10 @@ import logging
 import time
 
 from streamrec.errors import RedisRefused, RedisUnavailable, RegistryError, StreamrecError
-from streamrec.metrics import Metrics, unix_s
-from streamrec.redis.client import RedisClient
-from streamrec.redis.keys import Keys
+from streamrec.metrics import unix_s
 from streamrec.registry import Registry, ShadowAlias
 from streamrec.serving.model import ServedModel
-from streamrec.serving.predictor import Predictor
-from streamrec.serving.publisher import Publisher
-from streamrec.serving.sequences import SequenceStore
-from streamrec.serving.shadow import Shadow
+from streamrec.serving.parts import ServingParts
 from streamrec.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -37,25 +32,15 @@ LOOK_AGAIN_S = 5.0
 class ChampionFollower:
     """Keeps the predictor on the champion of a registry."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        registry: Registry,
-        predictor: Predictor,
-        shadow: Shadow,
-        store: SequenceStore,
-        publisher: Publisher,
-        redis: RedisClient,
-        metrics: Metrics,
-    ) -> None:
+    def __init__(self, settings: Settings, registry: Registry, parts: ServingParts) -> None:
         self._settings = settings
         self._registry = registry
-        self._predictor = predictor
-        self._shadow = shadow
-        self._store = store
-        self._publisher = publisher
-        self._redis = redis
-        self._metrics = metrics
+        self._predictor = parts.predictor
+        self._shadow = parts.shadow
+        self._store = parts.store
+        self._publisher = parts.publisher
+        self._redis = parts.redis
+        self._metrics = parts.metrics
         self._told = asyncio.Event()
         self._refused = ""  # a version that could not be used
         self._said = ""  # what was last said to be wrong
@@ -69,7 +54,7 @@ class ChampionFollower:
             group.create_task(self._look())
 
     async def _listen(self) -> None:
-        channel = Keys(self._settings.redis_key_prefix).models_channel
+        channel = self._redis.keys.models_channel
         refused = False
         while True:
             try:
@@ -77,7 +62,7 @@ class ChampionFollower:
                     self._told.set()
             except RedisUnavailable as error:  # the look every few seconds does without
                 if isinstance(error, RedisRefused) and not refused:
-                    log.warning("a new champion is seen %g s late: %s", self._settings.registry_poll_s, error)
+                    log.warning("a new champion is seen %g s late: %s", self._settings.registry.poll_s, error)
                 refused = isinstance(error, RedisRefused)
             await asyncio.sleep(LOOK_AGAIN_S)
 
@@ -88,7 +73,7 @@ class ChampionFollower:
             if swapped:
                 await self._rescore()
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._settings.registry_poll_s):
+                async with asyncio.timeout(self._settings.registry.poll_s):
                     await self._told.wait()
             self._told.clear()
 
@@ -113,16 +98,21 @@ class ChampionFollower:
         self._refused = self._said = ""
         self._metrics.swaps.labels("swapped").inc()
         self._metrics.model_created.set(unix_s(str(served.metadata.get("created_at"))))
-        log.info("model swapped", extra={
-            "model": champion.version, "before": old, "reason": champion.reason,
-            "swap_s": round(time.perf_counter() - started, 4),
-        })  # fmt: skip
+        log.info(
+            "model swapped",
+            extra={
+                "model": champion.version,
+                "before": old,
+                "reason": champion.reason,
+                "swap_s": round(time.perf_counter() - started, 4),
+            },
+        )
         return True
 
     async def _follow_shadow(self) -> None:
         """Begin, change or end the shadow, as the registry says."""
         try:
-            alias = await asyncio.to_thread(self._registry.shadow) if self._settings.shadow_share else None
+            alias = await asyncio.to_thread(self._registry.shadow) if self._settings.serving.shadow_share else None
         except RegistryError as error:
             if str(error) != self._said_of_shadow:
                 log.error("the shadow stays as it is: %s", error)
@@ -138,7 +128,7 @@ class ChampionFollower:
         if alias is None:
             return
         try:
-            served = await asyncio.to_thread(self._load, alias.version, self._settings.shadow_share)
+            served = await asyncio.to_thread(self._load, alias.version, self._settings.serving.shadow_share)
         except Exception as error:  # whatever it is, the champion is not to suffer from it
             log.error("the shadow %s is refused: %s", alias.version, error)
             return
@@ -146,8 +136,10 @@ class ChampionFollower:
 
     def _load(self, version: str, cache_share: float = 1.0) -> ServedModel:
         """Read a version and warm its engine up."""
-        cache_bytes = int(self._settings.cache_bytes * cache_share)
-        served = ServedModel.of(self._registry.load(version), self._settings, cache_bytes)
+        cache_bytes = int(self._settings.inference.cache_bytes * cache_share)
+        served = ServedModel.of(
+            self._registry.load(version), self._settings.inference, self._settings.sequences.max_len, cache_bytes
+        )
         self._predictor.warm_up(served.engine)
         return served
 
@@ -155,7 +147,7 @@ class ChampionFollower:
         """Publish new lists for the users who clicked lately, the latest first."""
         waiting = self._predictor.recent_users()
         version, scored = self._predictor.version, 0
-        size = max(1, int(self._settings.rescore_users_per_s * RESCORE_EVERY_S))
+        size = max(1, int(self._settings.serving.rescore_users_per_s * RESCORE_EVERY_S))
         while waiting and not self._told.is_set():
             part, waiting = waiting[:size], waiting[size:]
             began = time.monotonic()

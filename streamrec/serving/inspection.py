@@ -8,7 +8,6 @@ from typing import TypeVar
 
 from streamrec.errors import StreamrecError
 from streamrec.redis.client import SCAN_COUNT, RedisClient
-from streamrec.redis.keys import Keys
 from streamrec.schemas import PublishedList, UserSequence, parse_published
 from streamrec.serving.sequences import parse_sequence
 
@@ -17,20 +16,20 @@ Unreadable = Callable[[StreamrecError], None]
 
 
 def published(
-    redis: RedisClient, keys: Keys, users: list[str] | None, unreadable: Unreadable | None = None
+    redis: RedisClient, users: list[str] | None, unreadable: Unreadable | None = None
 ) -> AsyncIterator[tuple[str, PublishedList | None]]:
     """The published list of each user, None where there is none; of all users where ``users`` is None.
 
     A value that cannot be read raises, or is left out and told to ``unreadable`` where that is given.
     """
-    return _parsed(_values(redis, keys, keys.recommendation, users), parse_published, unreadable)
+    return _parsed(_values(redis, redis.keys.recommendation, users), parse_published, unreadable)
 
 
 def stored(
-    redis: RedisClient, keys: Keys, users: list[str] | None, unreadable: Unreadable | None = None
+    redis: RedisClient, users: list[str] | None, unreadable: Unreadable | None = None
 ) -> AsyncIterator[tuple[str, UserSequence | None]]:
     """The same of stored sequences."""
-    return _parsed(_values(redis, keys, keys.sequence, users), parse_sequence, unreadable)
+    return _parsed(_values(redis, redis.keys.sequence, users), parse_sequence, unreadable)
 
 
 async def _parsed(
@@ -50,12 +49,12 @@ async def _parsed(
 
 
 async def _values(
-    redis: RedisClient, keys: Keys, key_of: Callable[[str], str], users: list[str] | None
+    redis: RedisClient, key_of: Callable[[str], str], users: list[str] | None
 ) -> AsyncIterator[tuple[str, bytes | None]]:
     everybody = users is None
     if users is None:
         prefix = key_of("").removesuffix("}")  # up to and with the opening brace
-        users = [keys.user_of(name) async for name in redis.scan(prefix)]
+        users = [redis.keys.user_of(name) async for name in redis.scan(prefix)]
     rest = iter(users)
     while chunk := list(islice(rest, SCAN_COUNT)):
         for user, value in zip(chunk, await redis.get_many([key_of(user) for user in chunk]), strict=True):

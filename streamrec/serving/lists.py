@@ -1,7 +1,7 @@
 """What all users share: the popular list, kept fresh from the clicks, and the operator's blocklist.
 
-Popularity is a ZSET of clicks that halve every ``popular_half_life_s``. It is counted in memory and flushed
-every ``refresh_s``, so a crash can lose that long of counts: enough for a fallback, and free on the path of
+Popularity is a ZSET of clicks that halve every ``lists_popular_half_life_s``. It is counted in memory and flushed
+every ``lists_refresh_s``, so a crash can lose that long of counts: enough for a fallback, and free on the path of
 a click. Where nothing has been counted yet, the clicks of the training data count as if they came just
 before the first one of the stream.
 """
@@ -18,10 +18,9 @@ import msgspec
 
 from sasrec import ItemVocab, Ranking
 from streamrec.redis.client import RedisClient
-from streamrec.redis.keys import Keys
 from streamrec.redis.script import Script
 from streamrec.schemas import PublishedList, UserSequence
-from streamrec.settings import Settings
+from streamrec.setting_groups import ListSettings
 
 log = logging.getLogger(__name__)
 
@@ -37,14 +36,18 @@ class SharedLists:
     """Popular list and blocklist.
 
     Args:
+        counts_ttl_s: the click counts expire after this time without a click.
         max_len: how many seen items a user may have, so that enough popular ones remain for each.
         vocab: of the model, with the training data's counts.
     """
 
-    def __init__(self, redis: RedisClient, settings: Settings, max_len: int, vocab: ItemVocab) -> None:
+    def __init__(
+        self, redis: RedisClient, settings: ListSettings, counts_ttl_s: int, max_len: int, vocab: ItemVocab
+    ) -> None:
         self._redis = redis
-        self._keys = Keys(settings.redis_key_prefix)
+        self._keys = redis.keys
         self._settings = settings
+        self._counts_ttl_s = counts_ttl_s
         self._wanted = settings.top_k + max_len
         counts = sorted(zip(vocab.ids, vocab.counts.tolist(), strict=True), key=lambda pair: -pair[1])
         self._prior = {item: float(count) for item, count in counts[:KEPT_ITEMS]}
@@ -98,7 +101,7 @@ class SharedLists:
             raise
         top = self.popular_for(b"", self._settings.top_k)
         value = PublishedList(top.items, top.scores, POPULAR, self._newest_ms, int(time.time() * 1000), 0)
-        await self._redis.set(self._keys.popular, msgspec.json.encode(value), self._settings.recs_ttl_s)
+        await self._redis.set(self._keys.popular, msgspec.json.encode(value), self._settings.ttl_s)
 
     async def restore(self, counts: Mapping[str, float], counted_ms: int, began_ms: int | None) -> bool:
         """Put counts in the place of those that Redis holds if it has lost some; True if so.
@@ -152,7 +155,7 @@ class SharedLists:
         """Add to the counts in Redis; returns the top of them, as many as are wanted: by default, as serving needs."""
         args: list[str | int | float] = [
             self._settings.popular_half_life_s * 1000,
-            self._settings.sequence_ttl_s,
+            self._counts_ttl_s,
             self._wanted + len(self.blocked) if wanted is None else wanted,
             KEPT_ITEMS,
             int(only_if_missing),

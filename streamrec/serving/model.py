@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
 from sasrec import Engine, ItemVocab, ModelDirectoryError, SavedModel, load_model
 from streamrec.errors import SettingsError
 from streamrec.registry import Registry
+from streamrec.setting_groups import InferenceSettings
 from streamrec.settings import Settings
 
 
@@ -18,21 +20,21 @@ def read_model(settings: Settings) -> SavedModel:
         SettingsError: neither is set, the directory cannot be used, or there is no champion.
         RegistryError: the registry cannot be read, or its champion is damaged.
     """
-    if settings.registry_dir is not None:
-        registry = Registry(settings.registry_dir)
+    if settings.registry.dir is not None:
+        registry = Registry(settings.registry.dir)
         champion = registry.champion()
         if champion is None:
             raise SettingsError(
-                f"the registry {settings.registry_dir} has no champion; "
+                f"the registry {settings.registry.dir} has no champion; "
                 "make one with: streamrec models publish DIR --promote"
             )
         return registry.load(champion.version)
-    if settings.model_dir is None:
+    if settings.model.dir is None:
         raise SettingsError(
             "no model: set STREAMREC_MODEL_DIR or --model-dir to a directory made by: sasrec train FILE --out DIR"
         )
     try:
-        return load_model(settings.model_dir)
+        return load_model(settings.model.dir)
     except ModelDirectoryError as error:
         raise SettingsError(str(error)) from None
 
@@ -41,30 +43,33 @@ def read_model(settings: Settings) -> SavedModel:
 class ServedModel:
     """A model with the engine that serves it.
 
-    ``max_len`` is how many items of a user Redis stores; the engine's window may be shorter.
+    ``max_len`` is the number of items that Redis stores per user; the engine's window may be shorter.
     """
 
     engine: Engine
     max_len: int
-    metadata: dict[str, Any]
+    metadata: Mapping[str, Any]
 
     @classmethod
     def open(cls, settings: Settings) -> Self:
-        """Read the model in force and make its engine. Raises what ``read_model`` and ``of`` raise."""
-        return cls.of(read_model(settings), settings)
+        """Read the model in force and make its engine. Raises the errors of ``read_model`` and ``of``."""
+        return cls.of(read_model(settings), settings.inference, settings.sequences.max_len)
 
     @classmethod
-    def of(cls, saved: SavedModel, settings: Settings, cache_bytes: int | None = None) -> Self:
-        """Make the engine that serves a model under these settings.
+    def of(
+        cls, saved: SavedModel, settings: InferenceSettings, max_len: int | None, cache_bytes: int | None = None
+    ) -> Self:
+        """Make the engine that serves a model.
 
         Args:
+            max_len: items stored per user [the model's max_len].
             cache_bytes: memory for cached keys and values [``settings.cache_bytes``].
 
         Raises:
-            SettingsError: ``top_k_index`` needs a package that is not installed.
+            SettingsError: ``settings.index`` needs a package that is not installed.
         """
         own_len = saved.model.config.max_len
-        max_len = settings.max_len or own_len
+        stored_len = max_len or own_len
         try:
             engine = Engine(
                 saved.model,
@@ -72,12 +77,12 @@ class ServedModel:
                 version=saved.version,
                 cache_bytes=settings.cache_bytes if cache_bytes is None else cache_bytes,
                 half_cache=settings.cache_half,
-                max_len=min(max_len, own_len),
-                index=settings.top_k_index,
+                max_len=min(stored_len, own_len),
+                index=settings.index,
             )
         except ImportError as error:
-            raise SettingsError(f"top_k_index={settings.top_k_index}: {error}") from None
-        return cls(engine, max_len, saved.metadata)
+            raise SettingsError(f"inference_index={settings.index}: {error}") from None
+        return cls(engine, stored_len, saved.metadata)
 
     @property
     def version(self) -> str:

@@ -1,6 +1,6 @@
 """Online figures: how the clicks judged the lists of each model version, added up over daemons and restarts.
 
-They are counted in memory and written to Redis every ``refresh_s``, so that the path of a click pays nothing: a
+They are counted in memory and written to Redis every ``lists_refresh_s``, so that the path of a click pays nothing: a
 crash can lose that long of counts, and an answer of Redis that was lost makes them count twice.
 """
 
@@ -15,9 +15,8 @@ from prometheus_client import Counter
 from streamrec.errors import StreamrecError
 from streamrec.metrics import Metrics
 from streamrec.redis.client import RedisClient
-from streamrec.redis.keys import Keys
 from streamrec.redis.script import Script
-from streamrec.settings import DAY_S, Settings
+from streamrec.setting_groups import DAY_S
 
 ONLINE = Script(__package__, "online")
 TTL_S = 90 * DAY_S
@@ -60,9 +59,9 @@ class OnlineFigures:
 class OnlineCounts:
     """Counts by model version: for Prometheus at once, for Redis at every flush."""
 
-    def __init__(self, redis: RedisClient, settings: Settings, metrics: Metrics) -> None:
+    def __init__(self, redis: RedisClient, metrics: Metrics) -> None:
         self._redis = redis
-        self._keys = Keys(settings.redis_key_prefix)
+        self._keys = redis.keys
         self._metrics = metrics
         self._pending: dict[str, dict[str, float]] = {}
         self._counters: dict[str, dict[str, Counter]] = {}
@@ -115,7 +114,7 @@ class OnlineCounts:
             pending[name] = pending.get(name, 0.0) + amount
 
 
-async def read_figures(redis: RedisClient, keys: Keys, versions: Sequence[str]) -> dict[str, OnlineFigures]:
+async def read_figures(redis: RedisClient, versions: Sequence[str]) -> dict[str, OnlineFigures]:
     """The figures of those versions of which there are any.
 
     Raises:
@@ -125,7 +124,7 @@ async def read_figures(redis: RedisClient, keys: Keys, versions: Sequence[str]) 
     names = {field.name for field in fields(OnlineFigures)}
     figures = {}
     for version in versions:
-        stored = await redis.hash(keys.online(version))
+        stored = await redis.hash(redis.keys.online(version))
         try:
             values = {name: float(value) for name, value in stored.items() if name in names}
         except ValueError as error:

@@ -21,7 +21,7 @@ from streamrec.metrics import Metrics
 from streamrec.schemas import Recommendation, UserSequence
 from streamrec.serving.lists import POPULAR, SharedLists
 from streamrec.serving.tokens import TokenCache
-from streamrec.settings import Settings
+from streamrec.setting_groups import ListSettings
 
 AT_ONCE = 256  # users whom the event loop waits for: where nothing is cached, tenths of a second
 WARM_UP_SEQUENCES = 64
@@ -33,7 +33,7 @@ def rank(
     sequences: Sequence[UserSequence],
     histories: Sequence[Sequence[str] | NDArray[np.int64]],
     k: int,
-    settings: Settings,
+    filter_seen: bool,
     lists: SharedLists,
 ) -> list[tuple[Ranking, str]]:
     """What each user is to see, and whose list it is: the engine's, or the popular one where it knows no item.
@@ -46,11 +46,11 @@ def rank(
         k,
         users=[sequence.user_id for sequence in sequences],
         counts=[sequence.session_n for sequence in sequences],
-        filter_seen=settings.filter_seen,
+        filter_seen=filter_seen,
         blocked=lists.blocked,
     )
     return [
-        (lists.popular_for(sequence.stored if settings.filter_seen else b"", k), POPULAR)
+        (lists.popular_for(sequence.stored if filter_seen else b"", k), POPULAR)
         if ranking is None
         else (ranking, engine.version)
         for sequence, ranking in zip(sequences, rankings, strict=True)
@@ -60,11 +60,14 @@ def rank(
 class Predictor:
     """Scores sequences on the live Engine; users without a known item get the popular list."""
 
-    def __init__(self, engine: Engine, lists: SharedLists, settings: Settings, metrics: Metrics) -> None:
+    def __init__(
+        self, engine: Engine, lists: SharedLists, settings: ListSettings, recent_users: int, metrics: Metrics
+    ) -> None:
         self._engine = engine
-        self._tokens = TokenCache(engine.vocab, settings.rescore_users)
+        self._tokens = TokenCache(engine.vocab, recent_users)
         self._lists = lists
         self._settings = settings
+        self._recent_limit = recent_users
         self._metrics = metrics
         metrics.model.labels(engine.version).set(1)
         self._recent: OrderedDict[str, None] = OrderedDict()  # users who clicked, the latest last
@@ -95,7 +98,7 @@ class Predictor:
     def swap(self, engine: Engine) -> None:
         """Put another engine in the place of the live one; a batch in flight keeps its own."""
         self._engine = engine
-        self._tokens = TokenCache(engine.vocab, self._settings.rescore_users)
+        self._tokens = TokenCache(engine.vocab, self._recent_limit)
         self._metrics.model.clear()
         self._metrics.model.labels(engine.version).set(1)
 
@@ -106,7 +109,7 @@ class Predictor:
                 self._recent[sequence.user_id] = None
                 self._recent.move_to_end(sequence.user_id)
                 self._latest.append(sequence)
-        while len(self._recent) > self._settings.rescore_users:
+        while len(self._recent) > self._recent_limit:
             self._recent.popitem(last=False)
         engine, tokens = self._engine, self._tokens
         recommendations = []
@@ -118,7 +121,7 @@ class Predictor:
     def _predict(self, engine: Engine, tokens: TokenCache, sequences: list[UserSequence]) -> list[Recommendation]:
         started = time.perf_counter()
         histories = [tokens.encode(sequence) for sequence in sequences]
-        ranked = rank(engine, sequences, histories, self._settings.top_k, self._settings, self._lists)
+        ranked = rank(engine, sequences, histories, self._settings.top_k, self._settings.filter_seen, self._lists)
         scores = iter(np.round([score for ranking, _ in ranked for score in ranking.scores], SCORE_DIGITS).tolist())
         recommendations = [
             Recommendation(

@@ -8,11 +8,9 @@ import msgspec
 
 from streamrec.metrics import Metrics
 from streamrec.redis.client import RedisClient
-from streamrec.redis.keys import Keys
-from streamrec.redis.nodes import Part
+from streamrec.redis.nodes import RedisArg
 from streamrec.redis.script import Script
 from streamrec.schemas import PublishedList, Recommendation
-from streamrec.settings import Settings
 
 PUBLISH = Script(__package__, "publish", replicated=True)
 
@@ -20,10 +18,10 @@ PUBLISH = Script(__package__, "publish", replicated=True)
 class Publisher:
     """Writes what applications read."""
 
-    def __init__(self, redis: RedisClient, settings: Settings, metrics: Metrics) -> None:
+    def __init__(self, redis: RedisClient, ttl_s: int, metrics: Metrics) -> None:
         self._redis = redis
-        self._keys = Keys(settings.redis_key_prefix)
-        self._ttl_s = settings.recs_ttl_s
+        self._keys = redis.keys
+        self._ttl_s = ttl_s
         self._metrics = metrics
         self._encoder = msgspec.json.Encoder()
 
@@ -36,7 +34,7 @@ class Publisher:
         if not recommendations:
             return []
         published_ts_ms = int(time.time() * 1000)
-        calls: list[tuple[list[str], list[Part]]] = []
+        calls: list[tuple[list[str], list[RedisArg]]] = []
         for r in recommendations:
             value = PublishedList(r.items, r.scores, r.model, r.event_ts_ms, published_ts_ms, r.n)
             keys = [self._keys.recommendation(r.user_id), self._keys.sequence(r.user_id)]

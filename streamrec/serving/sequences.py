@@ -17,11 +17,10 @@ from dataclasses import dataclass, field
 from streamrec.errors import StreamrecError
 from streamrec.metrics import Metrics
 from streamrec.redis.client import RedisClient
-from streamrec.redis.keys import Keys
-from streamrec.redis.nodes import Part
+from streamrec.redis.nodes import RedisArg
 from streamrec.redis.script import Script
 from streamrec.schemas import ClickEvent, EventBatch, UserSequence
-from streamrec.settings import Settings
+from streamrec.setting_groups import SequenceSettings
 
 log = logging.getLogger(__name__)
 
@@ -83,10 +82,13 @@ class SequenceStore:
         max_len: items kept of a user.
     """
 
-    def __init__(self, redis: RedisClient, settings: Settings, max_len: int, metrics: Metrics) -> None:
+    def __init__(
+        self, redis: RedisClient, settings: SequenceSettings, topic_epoch: int, max_len: int, metrics: Metrics
+    ) -> None:
         self._redis = redis
-        self._keys = Keys(settings.redis_key_prefix)
+        self._keys = redis.keys
         self._settings = settings
+        self._topic_epoch = topic_epoch
         self._metrics = metrics
         self.max_len = max_len
         self._rejecting = False
@@ -109,13 +111,13 @@ class SequenceStore:
         settings = self._settings
         shared = [
             self.max_len,
-            settings.sequence_ttl_s,
+            settings.ttl_s,
             int(settings.session_gap_s * 1000),
-            settings.kafka_topic_epoch,
+            self._topic_epoch,
         ]
         calls = []
         for user_id, events in by_user.items():
-            args: list[Part] = [len(events)]
+            args: list[RedisArg] = [len(events)]
             for event in events:
                 args += (event.partition, event.offset, event.timestamp_ms, event.item_id)
             calls.append(([self._keys.sequence(user_id)], args))

@@ -21,7 +21,7 @@ from streamrec.serving.judge import Judged, K
 from streamrec.serving.lists import POPULAR, SharedLists
 from streamrec.serving.online import OnlineCounts
 from streamrec.serving.predictor import rank
-from streamrec.settings import Settings
+from streamrec.setting_groups import ListSettings
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +42,10 @@ class _Listed:
 class Shadow:
     """Scores and is judged from ``begin`` to ``end``; before and after that it does nothing."""
 
-    def __init__(self, settings: Settings, lists: SharedLists, counts: OnlineCounts, metrics: Metrics) -> None:
+    def __init__(
+        self, share: float, settings: ListSettings, lists: SharedLists, counts: OnlineCounts, metrics: Metrics
+    ) -> None:
+        self._share = share
         self._settings = settings
         self._lists = lists
         self._counts = counts
@@ -56,7 +59,7 @@ class Shadow:
         """Let this engine be the shadow from now on."""
         self.end()
         self._engine = engine
-        log.info("a shadow begins", extra={"model": engine.version, "share": self._settings.shadow_share})
+        log.info("a shadow begins", extra={"model": engine.version, "share": self._share})
 
     def end(self) -> None:
         """Have no shadow any longer."""
@@ -100,7 +103,7 @@ class Shadow:
 
     def _sampled(self, user_id: str) -> bool:
         # the same users in every daemon and at every start
-        return zlib.crc32(user_id.encode()) < self._settings.shadow_share * 2**32
+        return zlib.crc32(user_id.encode()) < self._share * 2**32
 
     def _judge(self, version: str, judged: Judged) -> None:
         listed = self._listed.pop(judged.user_id, None)
@@ -127,7 +130,9 @@ class Shadow:
     def _score(self, engine: Engine, sequences: Sequence[UserSequence]) -> list[_Listed]:
         """The list of each, as the predictor would make it."""
         histories = [sequence.items for sequence in sequences]
-        ranked = rank(engine, sequences, histories, min(K, self._settings.top_k), self._settings, self._lists)
+        ranked = rank(
+            engine, sequences, histories, min(K, self._settings.top_k), self._settings.filter_seen, self._lists
+        )
         return [
             _Listed(sequence.n, ranking.items, own=model != POPULAR)
             for sequence, (ranking, model) in zip(sequences, ranked, strict=True)

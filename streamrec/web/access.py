@@ -17,7 +17,7 @@ from pathlib import Path
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from streamrec.settings import Settings
+from streamrec.setting_groups import HttpSettings
 
 log = logging.getLogger(__name__)
 
@@ -39,10 +39,10 @@ SECURITY_HEADERS = {
 class Access:
     """Lets requests through, or not."""
 
-    def __init__(self, settings: Settings) -> None:
-        token = settings.http_token
+    def __init__(self, settings: HttpSettings) -> None:
+        token = settings.token
         self._token = token.get_secret_value().encode() if token else b""
-        self._local = not self._token and is_loopback(settings.http_host)
+        self._local = not self._token and is_loopback(settings.host)
 
     def register(self, app: web.Application) -> None:
         """Stand before every handler of an application."""
@@ -79,9 +79,14 @@ class Access:
             return _see("./#wrong")
         response = _see("./")
         response.set_cookie(
-            COOKIE, self._cookie().decode(), max_age=COOKIE_S, path="/", httponly=True, samesite="Strict",
+            COOKIE,
+            self._cookie().decode(),
+            max_age=COOKIE_S,
+            path="/",
+            httponly=True,
+            samesite="Strict",
             secure=request.secure,
-        )  # fmt: skip
+        )
         return response
 
     def _cookie(self) -> bytes:

@@ -172,19 +172,37 @@ class History:
         counts = [int(count - below) for (_, count), (_, below) in zip(latency, [(0, 0), *latency], strict=False)]
         metrics = self._metrics
         return Now(
-            int(last.at_s * 1000), self._version, self._health.not_ready(), last.events, _rate(before, last),
-            int(sum(_values(metrics.lag_records).values())), max(_values(metrics.lag_seconds).values(), default=0.0),
-            whole, list(zip(bounds, counts, strict=True)), p50_ms, p95_ms, p99_ms, judged, hits, popularity_hits,
-            last.cache_hits - first.cache_hits, last.cache_misses - first.cache_misses,
-            int(_value(metrics.cached_users)), int(_value(metrics.dead_letters)),
-        )  # fmt: skip
+            int(last.at_s * 1000),
+            self._version,
+            self._health.not_ready(),
+            last.events,
+            _rate(before, last),
+            int(sum(_values(metrics.lag_records).values())),
+            max(_values(metrics.lag_seconds).values(), default=0.0),
+            whole,
+            list(zip(bounds, counts, strict=True)),
+            p50_ms,
+            p95_ms,
+            p99_ms,
+            judged,
+            hits,
+            popularity_hits,
+            last.cache_hits - first.cache_hits,
+            last.cache_misses - first.cache_misses,
+            int(_value(metrics.cached_users)),
+            int(_value(metrics.dead_letters)),
+        )
 
     def _point(self, before: _Reading, last: _Reading) -> Point:
         latency = _since(before.latency, last.latency)
         return Point(
-            int(last.at_s * 1000), _rate(before, last), int(sum(_values(self._metrics.lag_records).values())),
-            _quantile_ms(latency, 0.5), _quantile_ms(latency, 0.99), _hits_since(before, last),
-        )  # fmt: skip
+            int(last.at_s * 1000),
+            _rate(before, last),
+            int(sum(_values(self._metrics.lag_records).values())),
+            _quantile_ms(latency, 0.5),
+            _quantile_ms(latency, 0.99),
+            _hits_since(before, last),
+        )
 
     def _read(self) -> _Reading:
         metrics = self._metrics
@@ -196,9 +214,13 @@ class History:
             if version != POPULAR  # clicks on that list compare nothing with it
         }
         return _Reading(
-            self._now_s(), int(_values(metrics.events)["applied"]), _cumulative(metrics.click_to_published), models,
-            int(_value(metrics.cache_hits)), int(_value(metrics.cache_misses)),
-        )  # fmt: skip
+            self._now_s(),
+            int(_values(metrics.events)["applied"]),
+            _cumulative(metrics.click_to_published),
+            models,
+            int(_value(metrics.cache_hits)),
+            int(_value(metrics.cache_misses)),
+        )
 
     def _see_version(self) -> None:
         version = next(iter(_values(self._metrics.model)), "")

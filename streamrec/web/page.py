@@ -21,11 +21,10 @@ from aiohttp import web
 from streamrec.errors import BadRecord, StreamrecError
 from streamrec.kafka import decode
 from streamrec.redis.client import RedisClient
-from streamrec.redis.keys import Keys
 from streamrec.schemas import PublishedList, UserSequence, parse_published
 from streamrec.serving.predictor import Predictor
 from streamrec.serving.sequences import parse_sequence
-from streamrec.settings import Settings
+from streamrec.setting_groups import KafkaSettings
 from streamrec.web.access import PAGE
 from streamrec.web.explain import CLICKS, Explainer
 from streamrec.web.history import History
@@ -33,6 +32,7 @@ from streamrec.web.history import History
 VIEWERS = 32
 STUCK_S = 10.0  # a viewer who takes nothing for so long is given up
 SHOWN_USERS = 12
+PageMaker = Callable[[KafkaSettings, RedisClient, Predictor, History, Explainer, Mapping[str, str]], "LivePage"]
 Answer = Callable[[web.Request], Awaitable[object]]
 
 
@@ -47,15 +47,15 @@ class LivePage:
 
     def __init__(
         self,
-        settings: Settings,
+        kafka: KafkaSettings,
         redis: RedisClient,
         predictor: Predictor,
         history: History,
         explainer: Explainer,
         titles: Mapping[str, str],
     ) -> None:
-        self._settings = settings
-        self._keys = Keys(settings.redis_key_prefix)
+        self._kafka = kafka
+        self._keys = redis.keys
         self._redis = redis
         self._predictor = predictor
         self._history = history
@@ -133,8 +133,8 @@ class LivePage:
 
     def _about(self) -> dict[str, object]:
         return {
-            "topic": self._settings.kafka_topic,
-            "group": self._settings.kafka_group,
+            "topic": self._kafka.topic,
+            "group": self._kafka.group,
             "demo": self.demo,
             "titles": len(self._titles),
         }
@@ -148,7 +148,9 @@ class LivePage:
             "clicks": [self.named(item) for item in reversed(sequence.items[-CLICKS:])] if sequence else [],
             "n": sequence.n if sequence else 0,
             "last_event_ts_ms": sequence.last_event_ts_ms if sequence else None,
-            "list": None if published is None else {
+            "list": None
+            if published is None
+            else {
                 "items": [
                     self.named(item) | {"score": score}
                     for item, score in zip(published.items, published.scores, strict=False)
@@ -157,7 +159,7 @@ class LivePage:
                 "n": published.n,
                 "published_ts_ms": published.published_ts_ms,
             },
-        }  # fmt: skip
+        }
 
     async def _why(self, request: web.Request) -> object:
         sequence, published = await self._read(identifier(request.query.get("id", "")))

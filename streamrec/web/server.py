@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import errno
 import logging
-from typing import Literal, Protocol
+from typing import Protocol
 
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from streamrec.errors import SettingsError
 from streamrec.health import Health
-from streamrec.settings import ENV_PREFIX, Settings
+from streamrec.setting_groups import HttpSettings
 from streamrec.web.access import Access, is_loopback
 
 log = logging.getLogger(__name__)
@@ -40,19 +40,22 @@ class WebServer:
     Args:
         health: whether it is alive and ready; None: it is, while it answers.
         routes: what else the port serves, and tells of users.
-        port: the setting that holds the port.
+        chosen: whether the port was set; a default port that is taken is replaced by a free one.
+        variable: the environment variable that sets the port.
     """
 
     def __init__(
         self,
-        settings: Settings,
+        settings: HttpSettings,
         metrics: Exposed,
         health: Health | None,
         routes: Routes | None = None,
-        port: Literal["http_port", "retrain_http_port"] = "http_port",
+        chosen: bool = True,
+        variable: str = "STREAMREC_HTTP_PORT",
     ) -> None:
         self._settings = settings
-        self._port = port
+        self._chosen = chosen
+        self._variable = variable
         self._metrics = metrics
         self._health = health
         app = web.Application(client_max_size=MAX_BODY_BYTES)
@@ -74,23 +77,23 @@ class WebServer:
             SettingsError: the address or port that was asked for cannot be had.
         """
         await self._runner.setup()
-        host, port = self._settings.http_host, int(getattr(self._settings, self._port))
-        variable = ENV_PREFIX + self._port.upper()
+        host, port = self._settings.host, self._settings.port
         try:
             await self._listen(host, port)
         except OSError as error:
-            if error.errno != errno.EADDRINUSE or self._port in self._settings.model_fields_set:
+            if error.errno != errno.EADDRINUSE or self._chosen:
                 await self._runner.cleanup()
-                remedy = f"set {variable} (0: any free port)"
+                remedy = f"set {self._variable} (0: any free port)"
                 if error.errno not in (errno.EADDRINUSE, errno.EACCES):
                     remedy = "set STREAMREC_HTTP_HOST to an address of this machine"
                 raise SettingsError(f"cannot listen on {host}:{port}: {error.strerror}; {remedy}") from None
-            log.info("port is taken, using a free one; set %s to choose", variable, extra={"port": port})
+            log.info("port is taken, using a free one; set %s to choose", self._variable, extra={"port": port})
             await self._listen(host, 0)
-        if self._tells_of_users and not self._settings.http_token and not is_loopback(host):
-            log.warning("whoever reaches this port can read what users click: set STREAMREC_HTTP_TOKEN", extra={
-                "host": host, "port": port
-            })  # fmt: skip
+        if self._tells_of_users and not self._settings.token and not is_loopback(host):
+            log.warning(
+                "whoever reaches this port can read what users click: set STREAMREC_HTTP_TOKEN",
+                extra={"host": host, "port": port},
+            )
         host, port = self._runner.addresses[0][:2]
         return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 

@@ -18,10 +18,11 @@ import pytest
 
 from streamrec.archive.segments import EventArchive
 from streamrec.commands.main import main
-from streamrec.kafka.connection import topic_partitions
+from streamrec.kafka.topics import topic_partitions
+from streamrec.local.daemon import EMBEDDED, environment
 from streamrec.settings import Settings
 
-from support.harness import Record, click, environment_of, eventually, feed, feeding, read_topic, workload
+from support.harness import Record, click, eventually, feed, feeding, read_topic, workload
 from support.oracle import is_bad
 
 MakeSettings = Callable[..., Settings]
@@ -31,9 +32,12 @@ MakeSettings = Callable[..., Settings]
 def archiving(settings: Settings, *arguments: str) -> Iterator[subprocess.Popen[str]]:
     """A `streamrec archive follow` process; killed at the end if it still runs."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "streamrec", "archive", "follow", *arguments],
-        env=environment_of(settings), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        [sys.executable, "-m", *EMBEDDED, "archive", "follow", *arguments],
+        env=environment(settings),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     try:
         yield process
     finally:
@@ -54,7 +58,7 @@ def rows(archive: EventArchive) -> list[tuple[str, str, int]]:
 
 
 async def assert_equals_the_topic(archive: EventArchive, settings: Settings) -> None:
-    records = await read_topic(settings, settings.kafka_topic)
+    records = await read_topic(settings, settings.kafka.topic)
     expected = []
     for record in records:
         if not is_bad(record):
@@ -75,7 +79,7 @@ async def test_the_archive_is_the_topic_and_dead_letters_are_only_counted(
         assert "events archived in" in await ends(process)
     await assert_equals_the_topic(archive, settings)
     assert archive.stats().dead_letters > 10
-    assert await read_topic(settings, settings.kafka_dead_letters) == []
+    assert await read_topic(settings, settings.kafka.dead_letters) == []
     await feed(settings, islice(workload(2), 200))
     with archiving(settings, "--burst") as process:
         await ends(process)
@@ -125,7 +129,7 @@ async def test_a_topic_that_does_not_exist_is_created(make_settings: MakeSetting
     settings = make_settings(archive_dir=tmp_path / "archive")
     with archiving(settings, "--burst") as process:
         assert (await ends(process)).startswith("0 events archived")
-    assert await topic_partitions(settings, [settings.kafka_topic]) == {settings.kafka_topic: 4}
+    assert await topic_partitions(settings.kafka, [settings.kafka.topic]) == {settings.kafka.topic: 4}
 
 
 @pytest.fixture

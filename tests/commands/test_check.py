@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from streamrec.commands.check import Finding, check
-from streamrec.kafka.connection import ensure_topics, topic_partitions
+from streamrec.kafka.topics import ensure_topics, topic_partitions
 from streamrec.settings import Settings
 
 MakeSettings = Callable[..., Settings]
@@ -25,16 +25,17 @@ async def findings(settings: Settings) -> dict[str, list[Finding]]:
 
 async def test_all_is_well(make_settings: MakeSettings, model_dir: Path) -> None:
     settings = make_settings(model_dir=model_dir, kafka_partitions=3)
-    await ensure_topics(settings, (settings.kafka_topic, settings.kafka_dead_letters))
+    await ensure_topics(settings.kafka, (settings.kafka.topic, settings.kafka.dead_letters))
     found = await findings(settings)
     assert list(found) == ["model", "Redis", "Kafka", "topic"]
     assert all(finding.ok for several in found.values() for finding in several)
     assert "50 items, max_len 8, 2 blocks of 16, rope positions" in found["model"][0].detail
-    assert found["Redis"][0].detail == f"{settings.redis_address} answers"
-    assert found["Kafka"][0].detail == f"{settings.kafka_bootstrap_servers} answers"
+    assert found["Redis"][0].detail == f"{settings.redis.address} answers"
+    assert found["Kafka"][0].detail == f"{settings.kafka.bootstrap_servers} answers"
     assert [topic.detail for topic in found["topic"]] == [
-        f"{settings.kafka_topic}: 3 partitions", f"{settings.kafka_dead_letters}: 3 partitions"
-    ]  # fmt: skip
+        f"{settings.kafka.topic}: 3 partitions",
+        f"{settings.kafka.dead_letters}: 3 partitions",
+    ]
 
 
 async def test_topics_that_do_not_exist_are_told_and_not_made(make_settings: MakeSettings, model_dir: Path) -> None:
@@ -43,7 +44,7 @@ async def test_topics_that_do_not_exist_are_told_and_not_made(make_settings: Mak
         for topic in (await findings(settings))["topic"]:
             assert topic.ok
             assert topic.detail.endswith("does not exist yet; serve creates it")
-    assert await topic_partitions(settings, [settings.kafka_topic]) == {settings.kafka_topic: 0}
+    assert await topic_partitions(settings.kafka, [settings.kafka.topic]) == {settings.kafka.topic: 0}
 
 
 async def test_without_redis_the_rest_is_checked(

@@ -18,17 +18,21 @@ import pytest
 
 import streamrec.commands.main
 import streamrec.daemon
-from streamrec.commands.main import KAFKA_FLAGS, REDIS_FLAGS, SERVE_FLAGS, _parser, main
+from streamrec.commands.main import _parser, main
+from streamrec.commands.options import KAFKA, REDIS
+from streamrec.commands.serve import FLAGS as SERVE_FLAGS
+from streamrec.local.daemon import EMBEDDED, environment
 from streamrec.local.servers import free_port
 from streamrec.metrics import Metrics
 from streamrec.redis.client import RedisClient
 from streamrec.redis.keys import Keys
+from streamrec.redis_urls import MASK
 from streamrec.schemas import Recommendation
 from streamrec.serving.publisher import Publisher
 from streamrec.serving.sequences import SequenceStore
-from streamrec.settings import MASK, Settings, secret_variables
+from streamrec.settings import Settings, all_settings
+from streamrec.settings_sources import secret_variables
 
-from support.harness import environment_of
 from support.redis_access import BASE_MS, clicks, raw_redis
 
 MakeSettings = Callable[..., Settings]
@@ -45,7 +49,7 @@ def run(
     make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., Any]:
     """Runs a command in this process, against the test's own servers and keys."""
-    for name, value in environment_of(make_settings()).items():
+    for name, value in environment(make_settings()).items():
         if name.startswith("STREAMREC_"):
             monkeypatch.setenv(name, value)
     monkeypatch.setenv("COLUMNS", "1000")  # help texts in one line each
@@ -68,14 +72,14 @@ def run(
 
 async def write(settings: Settings, users: dict[str, list[str]]) -> None:
     """Clicks of users, and a list for each."""
-    async with RedisClient(settings) as redis:
-        store = SequenceStore(redis, settings, 50, Metrics())
+    async with RedisClient(settings.redis) as redis:
+        store = SequenceStore(redis, settings.sequences, settings.kafka.topic_epoch, 50, Metrics())
         for user, items in users.items():
             await store.append(clicks(user, items))
         lists = [
             Recommendation(user, ["é 1", "2"], [2.5, -1.0], "m1", BASE_MS, len(items)) for user, items in users.items()
         ]
-        await Publisher(redis, settings, Metrics()).publish(lists)
+        await Publisher(redis, settings.lists.ttl_s, Metrics()).publish(lists)
 
 
 def lines_of_json(out: str) -> list[dict[str, Any]]:
@@ -97,8 +101,12 @@ async def test_recs_as_json_is_the_stored_list_a_line_a_user(
 async def test_user_as_json_has_the_promised_fields(run: Callable[..., Any], make_settings: MakeSettings) -> None:
     await write(make_settings(), {"ann": ["a", "é", "a"]})
     result = await run("user", "ann", "--json")
-    assert json.loads(result.out) == {"user_id": "ann", "items": ["a", "é", "a"], "n": 3,
-                                      "last_event_ts_ms": BASE_MS + 2}  # fmt: skip
+    assert json.loads(result.out) == {
+        "user_id": "ann",
+        "items": ["a", "é", "a"],
+        "n": 3,
+        "last_event_ts_ms": BASE_MS + 2,
+    }
 
 
 async def test_all_users_are_listed_whatever_their_ids(run: Callable[..., Any], make_settings: MakeSettings) -> None:
@@ -136,9 +144,10 @@ async def test_a_missing_user_is_told_and_the_others_are_shown(
     await write(make_settings(), {"ann": ["a"]})
     result = await run(command, "nobody", "ann", *extra)
     assert result.status == 1
-    assert result.err == {
-        "recs": "no list is published for user nobody\n", "user": "nothing is stored of user nobody\n"
-    }[command]  # fmt: skip
+    assert (
+        result.err
+        == {"recs": "no list is published for user nobody\n", "user": "nothing is stored of user nobody\n"}[command]
+    )
     assert "ann" in result.out
 
 
@@ -164,7 +173,7 @@ async def test_an_id_that_is_no_text_is_told(run: Callable[..., Any]) -> None:
 async def test_a_value_that_cannot_be_read_is_one_line(run: Callable[..., Any], make_settings: MakeSettings) -> None:
     settings = make_settings()
     async with raw_redis(settings) as raw:
-        await raw.set(Keys(settings.redis_key_prefix).recommendation("ann"), "garbage")
+        await raw.set(Keys(settings.redis.key_prefix).recommendation("ann"), "garbage")
     result = await run("recs", "ann")
     assert result.status == 1
     assert re.fullmatch(r"streamrec: the published list of user 'ann' cannot be read: .*\n", result.err)
@@ -174,7 +183,7 @@ async def test_values_that_cannot_be_read_are_told_and_the_others_are_shown(
     run: Callable[..., Any], make_settings: MakeSettings
 ) -> None:
     settings = make_settings()
-    keys = Keys(settings.redis_key_prefix)
+    keys = Keys(settings.redis.key_prefix)
     users = [f"u{n}" for n in range(20)]
     await write(settings, {user: ["a"] for user in users})
     async with raw_redis(settings) as raw:
@@ -194,9 +203,9 @@ async def test_for_people_nothing_that_is_stored_can_steer_the_terminal(
     user, item = f"u{steering}", f"i{steering}"
     settings = make_settings()
     await write(settings, {user: [item]})
-    async with RedisClient(settings) as redis:
+    async with RedisClient(settings.redis) as redis:
         newer = Recommendation(user, [item], [1.0], "m", BASE_MS, 2)
-        await Publisher(redis, settings, Metrics()).publish([newer])
+        await Publisher(redis, settings.lists.ttl_s, Metrics()).publish([newer])
     for command in ("recs", "user"):
         shown = (await run(command, user)).out
         assert shown.replace("\n", "").isprintable()
@@ -217,13 +226,19 @@ async def test_check_says_what_is_well_and_what_is_not(run: Callable[..., Any], 
     well = await run("check", "--model-dir", str(model_dir))
     assert well.status == 0
     assert [line[:14].split() for line in well.out.splitlines()] == [
-        ["ok", "model"], ["ok", "Redis"], ["ok", "Kafka"], ["ok", "topic"], ["ok", "topic"]
-    ]  # fmt: skip
+        ["ok", "model"],
+        ["ok", "Redis"],
+        ["ok", "Kafka"],
+        ["ok", "topic"],
+        ["ok", "topic"],
+    ]
     ill = await run("check", "--kafka-bootstrap-servers", f"127.0.0.1:{free_port()}")
     assert ill.status == 1
     assert [line[:14].split() for line in ill.out.splitlines()] == [
-        ["FAILED", "model"], ["ok", "Redis"], ["FAILED", "Kafka"]
-    ]  # fmt: skip
+        ["FAILED", "model"],
+        ["ok", "Redis"],
+        ["FAILED", "Kafka"],
+    ]
     assert well.err == ill.err == ""
 
 
@@ -231,19 +246,24 @@ async def test_check_show_masks_secrets_and_is_a_settings_file(
     run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("STREAMREC_KAFKA_SASL_PASSWORD", "s3cr3t")
-    monkeypatch.setenv("STREAMREC_EVENT_TYPES", "click,view")
+    monkeypatch.setenv("STREAMREC_EVENTS_TYPES", "click,view")
     arguments = ["check", "--show", "--redis-url", "redis://u:s3cr3t@h:1/0", "--kafka-topic", "views"]
     result = await run(*arguments)
     assert (result.status, result.err) == (0, "")
     assert "s3cr3t" not in result.out
     shown = tomllib.loads(result.out)
-    assert shown["redis_url"] == f"redis://u:{MASK}@h:1/0"
-    assert (shown["kafka_sasl_password"], shown["kafka_topic"]) == (MASK, "views")
-    assert shown["event_types"] == ["click", "view"]
-    assert (shown["top_k"], shown["filter_seen"], shown["session_gap_s"]) == (20, True, 0)
-    assert all(name in result.out for name in Settings.model_fields)
-    for name in Settings.model_fields:
-        monkeypatch.delenv(f"STREAMREC_{name.upper()}", raising=False)
+    assert shown["redis"]["url"] == f"redis://u:{MASK}@h:1/0"
+    assert (shown["kafka"]["sasl_password"], shown["kafka"]["topic"]) == (MASK, "views")
+    assert shown["events"]["types"] == ["click", "view"]
+    assert (shown["lists"]["top_k"], shown["lists"]["filter_seen"], shown["sequences"]["session_gap_s"]) == (
+        20,
+        True,
+        0,
+    )
+    lines = result.out.splitlines()
+    for setting in all_settings().values():
+        assert any(re.match(rf"(# )?{setting.key} (=|is not set)", line) for line in lines), setting.name
+        monkeypatch.delenv(setting.variable, raising=False)
     path = tmp_path / "streamrec.toml"
     path.write_text(result.out)
     assert (await run("check", "--show", "--config", str(path))).out == result.out
@@ -268,18 +288,18 @@ async def test_replay_tells_how_much_went_where(
 async def test_a_misspelt_variable_is_warned_of(run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STREAMREC_TOPK", "7")
     result = await run("check", "--show")
-    assert result.err == "streamrec: STREAMREC_TOPK is not a setting; did you mean STREAMREC_TOP_K?\n"
+    assert result.err == "streamrec: STREAMREC_TOPK is not a setting; did you mean STREAMREC_LISTS_TOP_K?\n"
 
 
 FLAGS = {
-    "serve": (*KAFKA_FLAGS, *REDIS_FLAGS, *SERVE_FLAGS, "config", "burst", "embedded"),
-    "replay": (*KAFKA_FLAGS, "config", "rate", "limit", "timestamp_unit"),
-    "recs": (*REDIS_FLAGS, "config", "all", "json"),
-    "user": (*REDIS_FLAGS, "config", "all", "json"),
-    "check": (*KAFKA_FLAGS, *REDIS_FLAGS, "model_dir", "registry_dir", "config", "show"),
+    "serve": (*KAFKA, *REDIS, *SERVE_FLAGS, "config", "burst", "embedded"),
+    "replay": (*KAFKA, "config", "rate", "limit", "timestamp_unit"),
+    "recs": (*REDIS, "config", "all", "json"),
+    "user": (*REDIS, "config", "all", "json"),
+    "check": (*KAFKA, *REDIS, "model_dir", "registry_dir", "config", "show"),
     "retrain": (
-        *KAFKA_FLAGS,
-        *REDIS_FLAGS,
+        *KAFKA,
+        *REDIS,
         "archive_dir",
         "registry_dir",
         "retrain_mode",
@@ -290,7 +310,7 @@ FLAGS = {
         "min_new_events",
         "no_follow",
     ),
-    "rebuild": (*KAFKA_FLAGS, *REDIS_FLAGS, "archive_dir", "model_dir", "registry_dir", "config", "rate", "dry_run"),
+    "rebuild": (*KAFKA, *REDIS, "archive_dir", "model_dir", "registry_dir", "config", "rate", "dry_run"),
     "demo": ("config", "data", "json", "rate", "epochs", "stay"),
     "bench": (
         "model_dir",
@@ -340,8 +360,8 @@ async def test_the_help_of_a_command_explains_its_settings_and_options(run: Call
     for name in FLAGS[command]:
         flag = f"--{name.replace('_', '-')}"
         assert re.search(rf"^  {flag}\b.*  +\S|^  {flag}\b.*\n +\S", result.out, re.MULTILINE), flag
-        if name in Settings.model_fields:
-            assert (Settings.model_fields[name].description or "") in result.out
+        if name in all_settings():
+            assert all_settings()[name].help in result.out
 
 
 @pytest.mark.parametrize(
@@ -352,13 +372,13 @@ async def test_the_help_of_a_command_explains_its_settings_and_options(run: Call
         (["recs", "ann", "--nope"], 2, "unrecognized arguments: --nope"),
         (["replay"], 2, "required: FILE"),
         (["replay", "f", "--rate", "fast"], 2, "--rate"),
-        (["replay", "f", "--rate", "-1"], 2, "a number a second"),
-        (["replay", "f", "--rate", "nan"], 2, "a number a second"),
+        (["replay", "f", "--rate", "-1"], 2, "a number per second"),
+        (["replay", "f", "--rate", "nan"], 2, "a number per second"),
         (["replay", "f", "--limit", "-1"], 2, "at least 1"),
         (["replay", "/no/such/file"], 1, "there is no file /no/such/file"),
         (["serve", "--log-format", "xml"], 2, "invalid choice: 'xml'"),
-        (["serve", "--max-len", "many"], 1, "max_len='many': Input should be a valid integer"),
-        (["serve", "--kafka-bootstrap-servers", "localhost"], 1, "'localhost' is no host:port"),
+        (["serve", "--sequences-max-len", "many"], 1, "sequences_max_len='many': Input should be a valid integer"),
+        (["serve", "--kafka-bootstrap-servers", "localhost"], 1, "'localhost' is not host:port"),
         (["serve"], 1, "no model: set STREAMREC_MODEL_DIR or --model-dir"),
         (["serve", "--embedded"], 1, "no model: set STREAMREC_MODEL_DIR or --model-dir"),
         (["serve", "--model-dir", "/no/such/model"], 1, "/no/such/model"),
@@ -382,7 +402,7 @@ async def test_embedded_serving_keeps_what_was_set_and_what_was_not(
     served: list[Settings] = []
 
     async def serve(settings: Settings, burst: bool) -> int:
-        async with RedisClient(settings) as redis:
+        async with RedisClient(settings.redis) as redis:
             await redis.ping()
         served.append(settings)
         return 7
@@ -397,24 +417,29 @@ async def test_embedded_serving_keeps_what_was_set_and_what_was_not(
         "TLS_CA_FILE": "/c",
     }.items():
         monkeypatch.setenv(f"STREAMREC_REDIS_{name}", of_other_servers)
-    result = await run("serve", "--embedded", "--model-dir", str(model_dir), "--top-k", "3", "--event-types", "a,b")
+    result = await run(
+        "serve", "--embedded", "--model-dir", str(model_dir), "--lists-top-k", "3", "--events-types", "a,b"
+    )
     assert result.status == 7
     (settings,) = served
     assert result.out == (
-        f"export STREAMREC_KAFKA_BOOTSTRAP_SERVERS={settings.kafka_bootstrap_servers}\n"
-        f"export STREAMREC_REDIS_URL={settings.redis_url.get_secret_value()}\n"
+        f"export STREAMREC_KAFKA_BOOTSTRAP_SERVERS={settings.kafka.bootstrap_servers}\n"
+        f"export STREAMREC_REDIS_URL={settings.redis.url.get_secret_value()}\n"
     )
-    assert (settings.top_k, settings.event_types, settings.model_dir) == (3, ("a", "b"), model_dir)
-    assert settings.kafka_sasl_password is not None
-    assert settings.kafka_sasl_password.get_secret_value() == "s3cr3t"
-    assert "http_port" not in settings.model_fields_set  # so a taken default port is still replaced
+    assert (settings.lists.top_k, settings.events.types, settings.model.dir) == (3, ("a", "b"), model_dir)
+    assert settings.kafka.sasl_password is not None
+    assert settings.kafka.sasl_password.get_secret_value() == "s3cr3t"
+    assert "http_port" not in settings.given  # so a taken default port is still replaced
 
 
 def process(settings: Settings, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "streamrec", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env={**environment_of(settings), "PYTHONUNBUFFERED": ""},
-    )  # fmt: skip
+        [sys.executable, "-m", *EMBEDDED, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**environment(settings), "PYTHONUNBUFFERED": ""},
+    )
 
 
 @pytest.mark.parametrize(
@@ -470,6 +495,6 @@ def test_showing_a_list_does_without_torch_and_its_seconds(make_settings: MakeSe
         "import sys; from streamrec.commands.main import main; main(['recs', 'ann']); sys.exit('torch' in sys.modules)"
     )
     child = subprocess.run(
-        [sys.executable, "-c", code], env=environment_of(make_settings()), capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", code], env=environment(make_settings()), capture_output=True, text=True, timeout=60
     )
     assert (child.returncode, child.stderr) == (0, "no list is published for user ann\n")

@@ -18,7 +18,7 @@ from streamrec.demo.screen import sparkline
 from streamrec.local.daemon import environment
 from streamrec.local.movielens import CLICKS, TITLES, FetchError, fetch_movielens
 from streamrec.local.simulator import simulate_clicks
-from streamrec.settings import load_settings
+from streamrec.settings_sources import load_settings
 from streamrec.web.titles import read_titles
 
 from support.harness import eventually, get
@@ -78,17 +78,22 @@ def test_latencies_of_one_time_leave_out_those_of_another() -> None:
 
 
 def test_a_child_is_under_the_same_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    flags = {"redis_url": "redis://:secret@localhost:1/2", "registry_dir": tmp_path, "filter_seen": False}
+    flags = {"redis_url": "redis://:secret@localhost:1/2", "registry_dir": tmp_path, "lists_filter_seen": False}
     settings = load_settings(flags=flags)
     for name, value in environment(settings).items():
         monkeypatch.setenv(name, value)
-    assert load_settings().model_dump() == settings.model_dump()
+    assert load_settings().shown() == settings.shown()
+    assert load_settings().redis.url == settings.redis.url
 
 
 def test_the_hit_rate_of_another_model_is_that_of_the_lists_it_would_have_made(tmp_path: Path) -> None:
-    settings = load_settings(flags={
-        "registry_dir": tmp_path / "registry", "archive_dir": tmp_path / "archive", "filter_seen": True,
-    })  # fmt: skip
+    settings = load_settings(
+        flags={
+            "registry_dir": tmp_path / "registry",
+            "archive_dir": tmp_path / "archive",
+            "lists_filter_seen": True,
+        }
+    )
     vocab = ItemVocab.from_items([f"i{n}" for n in range(11)])
     version = save_model(tmp_path / "model", SASRec(SASRecConfig(len(vocab), max_len=4, hidden_units=4)), vocab, {})
     prepare(settings, tmp_path / "model", past_clicks(("a", "i1"), ("a", "i2")))
@@ -163,9 +168,11 @@ NOON_MS = 1_700_000_000_000
 def start_demo(clicks: Path, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "streamrec", "demo", "--data", str(clicks), "--epochs", "3", *arguments],
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
         env={**os.environ, "XDG_CACHE_HOME": str(clicks.parent / "cache"), "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    )
 
 
 def test_the_demo_runs_on_ones_own_clicks_and_a_new_model_takes_over(own_clicks: Path, tmp_path: Path) -> None:
@@ -178,8 +185,14 @@ def test_the_demo_runs_on_ones_own_clicks_and_a_new_model_takes_over(own_clicks:
     assert demo.returncode == 0, output
     written = json.loads(summary.read_text())
     assert written.keys() == {
-        "events", "events_per_s", "latency_ms", "hit_rate_at_10", "popularity_hit_rate_at_10", "dead_letters", "swap",
-    }  # fmt: skip
+        "events",
+        "events_per_s",
+        "latency_ms",
+        "hit_rate_at_10",
+        "popularity_hit_rate_at_10",
+        "dead_letters",
+        "swap",
+    }
     assert written["events"] == 800
     assert re.search("clicked My .*; now first: My ", output)
     assert written["dead_letters"] == 0

@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +23,16 @@ from sasrec import load_model
 from streamrec.commands.main import _parser
 from streamrec.errors import SettingsError
 from streamrec.health import Health
-from streamrec.kafka.connection import Producer
 from streamrec.kafka.consumer import ClickConsumer
+from streamrec.kafka.producer import Producer
 from streamrec.local.servers import free_port
 from streamrec.metrics import Metrics, unix_s
 from streamrec.redis.client import RedisClient
-from streamrec.redis.keys import Keys
 from streamrec.registry import Registry
 from streamrec.retraining.worker import RetrainWorker
 from streamrec.serving.inspection import stored
-from streamrec.settings import ENV_PREFIX, Settings, secret_variables
+from streamrec.settings import ENV_PREFIX, Settings, all_settings
+from streamrec.settings_sources import secret_variables
 
 from support.harness import Daemon, Record, Retrain, click, eventually, feed, get, models, own_servers, wait_caught_up
 from support.redis_access import raw_redis
@@ -183,10 +184,21 @@ async def test_what_rules_dashboard_and_docs_name_is_what_running_processes_expo
 
 async def test_retraining_tells_how_its_rounds_end(make_settings: MakeSettings, tmp_path: Path) -> None:
     settings = make_settings(
-        archive_dir=tmp_path / "archive", registry_dir=tmp_path / "registry", archive_flush_s=0.2, retrain_every_s=1,
-        retrain_min_new_events=0, retrain_http_port=0, model_max_len=8, model_hidden_units=16, model_num_blocks=1,
-        model_dropout_rate=0.0, train_epochs=40, train_batch_size=16, train_learning_rate=0.01, filter_seen=False,
-    )  # fmt: skip
+        archive_dir=tmp_path / "archive",
+        registry_dir=tmp_path / "registry",
+        archive_flush_s=0.2,
+        retrain_every_s=1,
+        retrain_min_new_events=0,
+        retrain_http_port=0,
+        model_max_len=8,
+        model_hidden_units=16,
+        model_num_blocks=1,
+        model_dropout_rate=0.0,
+        train_epochs=40,
+        train_batch_size=16,
+        train_learning_rate=0.01,
+        lists_filter_seen=False,
+    )
     ring = [(user, step) for step in range(10) for user in range(30)]
     records = [
         Record(f"u{user}".encode(), click(f"u{user}", f"i{(user + step) % 12}", 1_700_000_000_000 + 1000 * n))
@@ -217,8 +229,7 @@ async def test_a_port_that_was_asked_for_is_had_or_refused_and_a_default_one_rep
         with pytest.raises(SettingsError, match="set STREAMREC_RETRAIN_HTTP_PORT"):
             async with RetrainWorker(make_settings(**folders, retrain_http_port=taken))._seen_from_outside():
                 pass
-        by_default = make_settings(**folders).model_copy(update={"retrain_http_port": taken})
-        by_default.model_fields_set.discard("retrain_http_port")
+        by_default = replace(make_settings(**folders, retrain_http_port=taken), given={})
         async with RetrainWorker(by_default)._seen_from_outside():
             first, second = [record.http for record in caplog.records if hasattr(record, "http")]
             assert first == f"http://127.0.0.1:{taken}" != second
@@ -251,8 +262,8 @@ async def test_a_long_session_time_out_slows_no_rebalance(make_settings: MakeSet
     """Members learn of a rebalance by their heartbeats, and all the others wait for them."""
     for timeout_s, expected_ms in ((120, 3000), (6, 2000)):
         settings = make_settings(kafka_session_timeout_s=timeout_s)
-        producer = Producer(settings)
-        consumer = ClickConsumer(settings, producer, Metrics(), Health(1, 1))
+        producer = Producer(settings.kafka)
+        consumer = ClickConsumer(settings.kafka, settings.events, producer, Metrics(), Health(1, 1))
         assert consumer._consumer._heartbeat_interval_ms == expected_ms
         await consumer.stop()
         await producer.stop()
@@ -300,16 +311,16 @@ async def test_a_full_redis_that_evicts_nothing_delays_clicks_and_loses_none(
         daemon = Daemon(settings)
         try:
             await daemon.wait_ready()
-            async with raw_redis(settings) as raw, RedisClient(settings) as redis:
+            async with raw_redis(settings) as raw, RedisClient(settings.redis) as redis:
                 await raw.config_set("maxmemory-policy", "noeviction")
                 await raw.config_set("maxmemory", 1)
                 await feed(settings, [Record(b"ann", click("ann", f"i{n}", 1_700_000_000_000 + n)) for n in range(9)])
-                await eventually(lambda: daemon.has_logged("holding the batch and trying again"))
+                await eventually(lambda: daemon.has_logged("the batch waits and is retried"))
                 assert await daemon.metric("streamrec_events_total", outcome="applied") == 0
                 assert await daemon.get("/livez") == (200, "ok\n")
                 await raw.config_set("maxmemory", 0)
                 await wait_caught_up(settings)
-                found = [user async for user in stored(redis, Keys(settings.redis_key_prefix), ["ann"], print)]
+                found = [user async for user in stored(redis, print)]
             assert [(user, value.n, value.items[-1]) for user, value in found if value] == [("ann", 9, "i8")]
             assert await daemon.metric("streamrec_events_total", outcome="applied") == 9
         finally:
@@ -321,15 +332,16 @@ def test_a_redis_exporter_exposes_what_the_rules_name(make_settings: MakeSetting
     address = f"127.0.0.1:{free_port()}"
     url = make_settings().redis_url.get_secret_value()
     process = subprocess.Popen(
-        [program, "-redis.addr", url, "-web.listen-address", address], stdout=subprocess.DEVNULL,
+        [program, "-redis.addr", url, "-web.listen-address", address],
+        stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+    )
     try:
         text = asyncio.run(eventually(lambda: said(f"http://{address}/metrics", "redis_memory_used_bytes")))
     finally:
         process.kill()
         process.wait()
-    used = named(" ".join([*EXPRESSIONS, README]), "redis") - {"redis_exporter", *Settings.model_fields}
+    used = named(" ".join([*EXPRESSIONS, README]), "redis") - {"redis_exporter", *all_settings()}
     assert {"redis_memory_used_bytes", "redis_memory_max_bytes", "redis_evicted_keys_total"} <= used <= exposed(text)
 
 
@@ -401,9 +413,15 @@ async def test_prometheus_scrapes_a_daemon_and_an_alert_fires_when_it_is_stopped
     config.write_text(yaml.safe_dump({"global": fast, "rule_files": ["rules.yaml"], "scrape_configs": jobs}))
     http = f"http://127.0.0.1:{free_port()}"
     process = await asyncio.create_subprocess_exec(
-        program, "--config.file", config, "--storage.tsdb.path", tmp_path / "data",
-        "--web.listen-address", http.removeprefix("http://"), "--log.level=error",
-    )  # fmt: skip
+        program,
+        "--config.file",
+        config,
+        "--storage.tsdb.path",
+        tmp_path / "data",
+        "--web.listen-address",
+        http.removeprefix("http://"),
+        "--log.level=error",
+    )
 
     async def query(expression: str) -> list[dict[str, Any]]:
         status, text = await asyncio.to_thread(get, f"{http}/api/v1/query?query={expression}")
@@ -450,11 +468,11 @@ def test_every_setting_is_one_and_has_a_value_that_it_takes() -> None:
     assert {"STREAMREC_REDIS_PASSWORD_FILE", "STREAMREC_HTTP_TOKEN_FILE"} <= files
     names = {name.removeprefix(ENV_PREFIX).lower(): value for name, value in given.items() if name not in files}
     names |= {secret_variables()[name.removesuffix("_FILE")]: "sixteen-or-more-letters" for name in files}
-    settings = Settings.model_validate(names)
-    assert settings.http_host == "0.0.0.0"
+    settings = Settings.of(**names)
+    assert settings.http.host == "0.0.0.0"
     mentioned = set(re.findall(r"\bSTREAMREC_([A-Z_]+[A-Z])\b", README))
     secrets = {f"{name}_FILE".removeprefix(ENV_PREFIX) for name in secret_variables()}
-    assert {name.lower() for name in mentioned - secrets} <= set(Settings.model_fields)
+    assert {name.lower() for name in mentioned - secrets} <= set(all_settings())
 
 
 def test_every_file_with_a_secret_is_one_that_its_container_has() -> None:
@@ -509,18 +527,21 @@ def test_compose_opens_no_port_to_other_machines() -> None:
 
 
 def test_ports_and_times_are_those_of_the_settings() -> None:
-    settings = Settings()
-    ports = {"serve": settings.http_port, "retrain": settings.retrain_http_port}
+    settings = Settings.of()
+    ports = {"serve": settings.http.port, "retrain": settings.retrain.http_port}
     (published,) = COMPOSE["services"]["serve"]["ports"]  # one for each daemon that can have a partition
-    last = settings.http_port + int(OURS["serve"]["environment"]["STREAMREC_KAFKA_PARTITIONS"]) - 1
-    assert published == f"127.0.0.1:{settings.http_port}-{last}:{settings.http_port}"
+    last = settings.http.port + int(OURS["serve"]["environment"]["STREAMREC_KAFKA_PARTITIONS"]) - 1
+    assert published == f"127.0.0.1:{settings.http.port}-{last}:{settings.http.port}"
     scraped = (PROMETHEUS / "prometheus.yml").read_text("utf-8")
     for name, spec in WORKLOADS.items():
         (container,) = spec["containers"]
         assert container["ports"] == [{"name": "metrics", "containerPort": ports[name]}]
-        assert spec["terminationGracePeriodSeconds"] > settings.shutdown_timeout_s + 10
+        assert spec["terminationGracePeriodSeconds"] > settings.serving.shutdown_timeout_s + 10
         assert str(ports[name]) in scraped
-        assert int(re.findall(r"\d+", COMPOSE["services"][name]["stop_grace_period"])[0]) > settings.shutdown_timeout_s
+        assert (
+            int(re.findall(r"\d+", COMPOSE["services"][name]["stop_grace_period"])[0])
+            > settings.serving.shutdown_timeout_s
+        )
 
 
 @pytest.mark.parametrize("version", ["1.28.0", "1.34.0"])

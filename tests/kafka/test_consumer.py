@@ -7,8 +7,9 @@ import contextlib
 from collections.abc import AsyncIterator, Callable
 
 from streamrec.health import Health
-from streamrec.kafka.connection import Producer, ensure_topics
 from streamrec.kafka.consumer import ClickConsumer
+from streamrec.kafka.producer import Producer
+from streamrec.kafka.topics import ensure_topics
 from streamrec.metrics import Metrics
 from streamrec.settings import Settings
 
@@ -19,8 +20,8 @@ MakeSettings = Callable[..., Settings]
 
 @contextlib.asynccontextmanager
 async def consuming(settings: Settings) -> AsyncIterator[ClickConsumer]:
-    dead_letters = Producer(settings, idempotent=False)
-    consumer = ClickConsumer(settings, dead_letters, Metrics(), Health(60, 60))
+    dead_letters = Producer(settings.kafka, idempotent=False)
+    consumer = ClickConsumer(settings.kafka, settings.events, dead_letters, Metrics(), Health(60, 60))
     await consumer.wait_idle()
     async with contextlib.AsyncExitStack() as parts:
         await dead_letters.start()
@@ -31,8 +32,8 @@ async def consuming(settings: Settings) -> AsyncIterator[ClickConsumer]:
 
 
 async def test_while_the_next_batch_waits_the_consumer_is_not_idle(make_settings: MakeSettings) -> None:
-    settings = make_settings(kafka_partitions=1, max_batch=1)
-    await ensure_topics(settings, (settings.kafka_topic,))
+    settings = make_settings(kafka_partitions=1, kafka_max_batch=1)
+    await ensure_topics(settings.kafka, (settings.kafka.topic,))
     await produce_clicks(settings, [("ann", f"i{n}") for n in range(5)])
     async with consuming(settings) as consumer:
         handled = 0
@@ -50,7 +51,7 @@ async def test_while_the_next_batch_waits_the_consumer_is_not_idle(make_settings
 
 async def test_all_that_comes_while_a_batch_is_in_hand_is_in_the_next_one(make_settings: MakeSettings) -> None:
     settings = make_settings(kafka_partitions=1)
-    await ensure_topics(settings, (settings.kafka_topic,))
+    await ensure_topics(settings.kafka, (settings.kafka.topic,))
     await produce_clicks(settings, [("ann", "first")])
     async with consuming(settings) as consumer, contextlib.aclosing(consumer.batches(asyncio.Event())) as batches:
         assert [event.item_id for event in (await anext(batches)).events] == ["first"]

@@ -29,7 +29,7 @@ json_values = st.recursive(
 
 
 def decode(value: bytes | str | None, record_ts_ms: int = RECORD_MS, **settings: Any) -> ClickEvent | None:
-    decoder = EventDecoder(Settings(**settings), lambda: float(NOW_MS))
+    decoder = EventDecoder(Settings.of(**settings).events, lambda: float(NOW_MS))
     return decoder.decode(value.encode() if isinstance(value, str) else value, 3, 17, record_ts_ms)
 
 
@@ -54,7 +54,7 @@ def timed(timestamp: str) -> str:
     return f'{{"user_id": "u", "item_id": "i", "timestamp": {timestamp}}}'
 
 
-decoder = EventDecoder(Settings(event_types=("click",)), lambda: float(NOW_MS))
+decoder = EventDecoder(Settings.of(events_types=("click",)).events, lambda: float(NOW_MS))
 
 
 def decode_anything(value: bytes) -> None:
@@ -205,8 +205,8 @@ def test_an_integer_with_more_digits_than_python_prints_is_refused() -> None:
 
 def test_how_far_ahead_a_timestamp_may_be_is_a_setting() -> None:
     ahead = timed(str(NOW_MS + 60_000))
-    assert decoded(ahead, max_future_s=60).timestamp_ms == NOW_MS + 60_000
-    assert "more than 59.5 s" in reason(ahead, max_future_s=59.5)
+    assert decoded(ahead, events_max_future_s=60).timestamp_ms == NOW_MS + 60_000
+    assert "more than 59.5 s" in reason(ahead, events_max_future_s=59.5)
 
 
 @pytest.mark.parametrize("value", [None, b""])
@@ -237,9 +237,23 @@ def test_json_that_is_no_object_is_refused(value: str) -> None:
         b"{'user_id': 'u', 'item_id': 'i'}",
         b'{"user_id": "u", "item_id": "i",}',
     ],
-    ids=["blank", "open", "NUL", "form", "cut", "trailing", "two", "BOM", "bad UTF-8", "surrogate in UTF-8", "UTF-16",
-         "raw NUL", "quotes", "comma"],
-)  # fmt: skip
+    ids=[
+        "blank",
+        "open",
+        "NUL",
+        "form",
+        "cut",
+        "trailing",
+        "two",
+        "BOM",
+        "bad UTF-8",
+        "surrogate in UTF-8",
+        "UTF-16",
+        "raw NUL",
+        "quotes",
+        "comma",
+    ],
+)
 def test_bytes_that_are_no_json_are_refused(value: bytes) -> None:
     assert reason(value).startswith("not a click event: ")
 
@@ -272,7 +286,7 @@ def test_the_last_of_two_fields_of_one_name_counts() -> None:
 
 
 def test_field_names_are_settings() -> None:
-    names = {"user_id_field": "visitor", "item_id_field": "sku", "timestamp_field": "at", "event_type_field": "kind"}
+    names = {"events_user_id": "visitor", "events_item_id": "sku", "events_timestamp": "at", "events_type": "kind"}
     value = {"visitor": 5, "sku": "s", "at": 9, "kind": "view", "user_id": None, "item_id": [], "timestamp": "no"}
     event = decoded(json.dumps(value), event_types="view", **names)
     assert (event.user_id, event.item_id, event.timestamp_ms) == ("5", "s", 9)
@@ -285,8 +299,10 @@ def test_field_names_are_settings() -> None:
 def test_field_names_may_be_swapped_and_odd() -> None:
     event = decoded(
         json.dumps({"item_id": "a", "user_id": "b", "it's {é} $.at": 9}),
-        user_id_field="item_id", item_id_field="user_id", timestamp_field="it's {é} $.at",
-    )  # fmt: skip
+        events_user_id="item_id",
+        events_item_id="user_id",
+        events_timestamp="it's {é} $.at",
+    )
     assert (event.user_id, event.item_id, event.timestamp_ms) == ("a", "b", 9)
 
 

@@ -16,9 +16,11 @@ import pytest
 import streamrec.kafka.replay
 from sasrec import Event
 from streamrec.errors import KafkaUnavailable, StreamrecError
-from streamrec.kafka.connection import Producer, topic_partitions, unavailable
+from streamrec.kafka.connection import unavailable
 from streamrec.kafka.decode import EventDecoder
+from streamrec.kafka.producer import Producer
 from streamrec.kafka.replay import ClickProducer, Pacer, click_producer, replay
+from streamrec.kafka.topics import topic_partitions
 from streamrec.settings import Settings
 
 from support.harness import read_topic
@@ -52,14 +54,14 @@ def write(folder: Path, name: str, content: str) -> Path:
 
 
 async def run(settings: Settings, path: Path, limit: int | None = None) -> int:
-    return await replay(settings, path, 0, None, limit)
+    return await replay(settings.kafka, settings.events, path, 0, None, limit)
 
 
 async def events_in(settings: Settings) -> list[Event]:
     """What is in the topic, as the daemon would read it; users in the order of their partitions."""
-    decoder = EventDecoder(settings)
+    decoder = EventDecoder(settings.events)
     found = []
-    for record in await read_topic(settings, settings.kafka_topic):
+    for record in await read_topic(settings, settings.kafka.topic):
         event = decoder.decode(record.value, record.partition, record.offset, record.timestamp)
         assert event is not None
         assert record.key == event.user_id.encode()
@@ -89,8 +91,11 @@ async def test_a_missing_topic_is_created_with_a_line_that_says_so(
     settings = make_settings(kafka_partitions=3)
     path = write(tmp_path, "clicks.csv", FORMATS["clicks.csv"])
     await run(settings, path)
-    assert capsys.readouterr().err == f"topic {settings.kafka_topic} created with 3 partitions\n"
-    assert await topic_partitions(settings, [settings.kafka_topic, "none"]) == {settings.kafka_topic: 3, "none": 0}
+    assert capsys.readouterr().err == f"topic {settings.kafka.topic} created with 3 partitions\n"
+    assert await topic_partitions(settings.kafka, [settings.kafka.topic, "none"]) == {
+        settings.kafka.topic: 3,
+        "none": 0,
+    }
     await run(settings, path)
     assert capsys.readouterr().err == ""
     assert len(await events_in(settings)) == 2 * len(EVENTS)
@@ -107,14 +112,14 @@ async def test_thousands_of_events_keep_each_users_order(make_settings: MakeSett
 async def test_events_without_a_time_are_sent_without_one(make_settings: MakeSettings, tmp_path: Path) -> None:
     settings = make_settings()
     await run(settings, write(tmp_path, "clicks.csv", "user_id,item_id\nann,a\n"))
-    (record,) = await read_topic(settings, settings.kafka_topic)
+    (record,) = await read_topic(settings, settings.kafka.topic)
     assert json.loads(record.value) == {"user_id": "ann", "item_id": "a"}
 
 
 async def test_field_names_are_the_configured_ones(make_settings: MakeSettings, tmp_path: Path) -> None:
-    settings = make_settings(user_id_field="visitor", item_id_field="sku", timestamp_field="at")
+    settings = make_settings(events_user_id="visitor", events_item_id="sku", events_timestamp="at")
     await run(settings, write(tmp_path, "clicks.csv", "user_id,item_id,timestamp\nann,é,1700000000000\n"))
-    (record,) = await read_topic(settings, settings.kafka_topic)
+    (record,) = await read_topic(settings, settings.kafka.topic)
     assert json.loads(record.value) == {"visitor": "ann", "sku": "é", "at": BASE_S * 1000}
 
 
@@ -196,7 +201,7 @@ async def test_an_event_that_is_not_acknowledged_is_an_error(
 ) -> None:
     monkeypatch.setattr(streamrec.kafka.replay, "Producer", ProducerThatLosesAcknowledgements)
     with pytest.raises(KafkaUnavailable, match="connection lost"):
-        async with click_producer(make_settings()) as clicks:
+        async with click_producer(make_settings().kafka, make_settings().events) as clicks:
             await clicks.send(EVENTS[0])
 
 
@@ -218,7 +223,7 @@ class ProducerThatNeverAcknowledges(Producer):
 async def test_unacknowledged_events_are_bounded(make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(streamrec.kafka.replay, "WINDOW", 10)
     producer = ProducerThatNeverAcknowledges(make_settings())
-    clicks = ClickProducer(producer, make_settings())
+    clicks = ClickProducer(producer, make_settings().kafka.topic, make_settings().events)
     for _ in range(25):
         await clicks.send(EVENTS[0])
     assert (producer.most_waiting, producer.waiting) == (10, 5)

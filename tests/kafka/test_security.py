@@ -19,13 +19,16 @@ from aiokafka.errors import GroupAuthorizationFailedError, TopicAuthorizationFai
 
 from sasrec import load_model
 from streamrec.errors import KafkaUnavailable
-from streamrec.kafka.connection import ensure_topics, topic_partitions, unavailable
+from streamrec.kafka.connection import unavailable
+from streamrec.kafka.topics import ensure_topics, topic_partitions
+from streamrec.local.daemon import EMBEDDED, environment
 from streamrec.local.servers import EmbeddedServers
 from streamrec.registry import Registry
-from streamrec.settings import Settings, load_settings
+from streamrec.settings import Settings
+from streamrec.settings_sources import load_settings
 
 from support.fronts import Certificates, KafkaFront
-from support.harness import Daemon, Record, Retrain, click, environment_of, eventually, feed
+from support.harness import Daemon, Record, Retrain, click, eventually, feed
 
 README = (Path(__file__).parents[2] / "deploy" / "README.md").read_text("utf-8")
 USER, PASSWORD = "str=eam,rec", "s3cr3t-right"
@@ -36,14 +39,14 @@ CREATE_TOPICS = 19
 
 async def reached(address: str, **more: Any) -> None:
     settings = load_settings(flags={"kafka_bootstrap_servers": address} | more)
-    assert await topic_partitions(settings, ["no-such-topic"]) == {"no-such-topic": 0}
+    assert await topic_partitions(settings.kafka, ["no-such-topic"]) == {"no-such-topic": 0}
 
 
 async def refusal_of(address: str, **more: Any) -> str:
     settings = load_settings(flags={"kafka_bootstrap_servers": address} | more)
     with pytest.raises(KafkaUnavailable) as told:
         async with asyncio.timeout(15):
-            await ensure_topics(settings, ["no-such-topic"])
+            await ensure_topics(settings.kafka, ["no-such-topic"])
     assert "\n" not in str(told.value)
     assert "s3cr3t" not in f"{told.value!r}"
     return str(told.value)
@@ -77,9 +80,14 @@ async def test_brokers_are_reached_over_tls_with_a_client_certificate_where_one_
     ids=["another CA", "expired", "another name"],
 )
 async def test_a_broker_that_is_not_proven_to_be_ours_is_refused(
-    own: EmbeddedServers, certificates: Certificates, other_certificates: Certificates,
-    names: tuple[str, ...], expired: bool, trusted: bool, said: str,
-) -> None:  # fmt: skip
+    own: EmbeddedServers,
+    certificates: Certificates,
+    other_certificates: Certificates,
+    names: tuple[str, ...],
+    expired: bool,
+    trusted: bool,
+    said: str,
+) -> None:
     known = certificates if trusted else other_certificates
     tls: dict[str, Any] = {"kafka_security_protocol": "SSL", "kafka_tls_ca_file": known.ca_file}
     async with KafkaFront(own.kafka.port, certificates.server(*names, expired=expired)).listening() as front:
@@ -130,9 +138,14 @@ def settings_of(own: EmbeddedServers, model_dir: Path, tmp_path: Path) -> Callab
 
     def make(address: str = own.kafka_bootstrap_servers, **more: Any) -> Settings:
         flags = {
-            "kafka_bootstrap_servers": address, "redis_url": own.redis_url, "model_dir": model_dir, "http_port": 0,
-            "kafka_topic": name, "kafka_group": name, "redis_key_prefix": name,
-        }  # fmt: skip
+            "kafka_bootstrap_servers": address,
+            "redis_url": own.redis_url,
+            "model_dir": model_dir,
+            "http_port": 0,
+            "kafka_topic": name,
+            "kafka_group": name,
+            "redis_key_prefix": name,
+        }
         return load_settings(flags=flags | more)
 
     return make
@@ -143,9 +156,13 @@ async def test_a_daemon_serves_over_tls_and_login_and_tells_no_secret_even_while
     own: EmbeddedServers, certificates: Certificates, settings_of: Callable[..., Settings], mechanism: str
 ) -> None:
     secured: dict[str, Any] = {
-        "kafka_security_protocol": "SASL_SSL", "kafka_sasl_mechanism": mechanism, "log_level": "DEBUG",
-        "kafka_tls_ca_file": certificates.ca_file, "http_token": "s3cr3t-s3cr3t-s3cr3t", **LOGIN,
-    }  # fmt: skip
+        "kafka_security_protocol": "SASL_SSL",
+        "kafka_sasl_mechanism": mechanism,
+        "log_level": "DEBUG",
+        "kafka_tls_ca_file": certificates.ca_file,
+        "http_token": "s3cr3t-s3cr3t-s3cr3t",
+        **LOGIN,
+    }
     users = {USER: PASSWORD}
     async with KafkaFront(own.kafka.port, certificates.server(), mechanism, users).listening() as front:
         async with daemon_of(settings_of(front.address, **secured)) as daemon:
@@ -183,7 +200,7 @@ async def test_a_password_that_is_changed_at_the_broker_is_told_while_the_daemon
 
 def test_a_right_that_is_missing_is_told_with_where_rights_are_listed() -> None:
     for error in (TopicAuthorizationFailedError("clicks"), GroupAuthorizationFailedError("streamrec")):
-        said = str(unavailable(Settings(), error))
+        said = str(unavailable(Settings.of(), error))
         assert re.search(
             r"AuthorizationFailedError: (clicks|streamrec) \(the rights .* deploy/README.md, Security\)", said
         )
@@ -196,7 +213,7 @@ async def test_topics_that_are_there_are_used_without_the_right_to_create_any_an
     async with KafkaFront(own.kafka.port, may_create=False).listening() as front:
         strict = settings_of(front.address)
         with pytest.raises(KafkaUnavailable) as told:
-            await ensure_topics(strict, (strict.kafka_topic,))
+            await ensure_topics(strict.kafka, (strict.kafka_topic,))
         assert re.match(
             rf"topic {strict.kafka_topic} is not there, or may not be seen, .*: create it,", str(told.value)
         )
@@ -216,7 +233,7 @@ async def test_a_daemon_that_may_not_read_ends_with_a_line_that_says_what_it_may
             assert await daemon.wait_exit() == 1
             last = daemon.output.splitlines()[-1]
             assert re.match(
-                rf"streamrec: Kafka at .* GroupAuthorizationFailedError: {settings.kafka_group} \(the", last
+                rf"streamrec: Kafka at .* GroupAuthorizationFailedError: {settings.kafka.group} \(the", last
             )
             assert "Traceback" not in daemon.output
 
@@ -263,7 +280,7 @@ def least(asked: set[int]) -> set[tuple[str, str]]:
 
 async def command(settings: Settings, *arguments: str) -> None:
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "streamrec", *arguments, env=environment_of(settings), stdout=subprocess.DEVNULL
+        sys.executable, "-m", *EMBEDDED, *arguments, env=environment(settings), stdout=subprocess.DEVNULL
     )
     assert await process.wait() == 0
 
@@ -290,10 +307,15 @@ async def test_the_requests_of_each_part_need_the_rights_of_the_docs_and_no_more
         )
         await daemon.wait_handled(10)
         await eventually(lambda: counted(daemon))
-        retrain = Retrain(settings_of(
-            fronts["streamrec-retrain"].address, retrain_every_s=10**6, retrain_http_port=0, archive_flush_s=0.1,
-            **where,
-        ))  # fmt: skip
+        retrain = Retrain(
+            settings_of(
+                fronts["streamrec-retrain"].address,
+                retrain_every_s=10**6,
+                retrain_http_port=0,
+                archive_flush_s=0.1,
+                **where,
+            )
+        )
         await retrain.says("segments written")
         daemon.process.terminate()
         retrain.process.terminate()

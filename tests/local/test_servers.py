@@ -17,10 +17,11 @@ import pytest
 
 import streamrec.local.servers
 from streamrec.errors import EmbeddedError
-from streamrec.kafka.connection import ensure_topics, topic_partitions
+from streamrec.kafka.topics import ensure_topics, topic_partitions
 from streamrec.local.servers import EmbeddedServer, EmbeddedServers, kafka_command, redis_command
 from streamrec.redis.client import RedisClient
-from streamrec.settings import Settings, load_settings
+from streamrec.settings import Settings
+from streamrec.settings_sources import load_settings
 
 from support.harness import eventually
 from support.redis_access import raw_redis
@@ -60,9 +61,9 @@ async def test_both_servers_answer_and_are_gone_after_stop(temporary: Path) -> N
     with EmbeddedServers() as servers:
         settings, pids = settings_of(servers), pids_of(servers)
         assert len(pids) == 2
-        async with RedisClient(settings) as redis:
+        async with RedisClient(settings.redis) as redis:
             await redis.ping()
-        assert await ensure_topics(settings, ["clicks"]) == ["clicks"]
+        assert await ensure_topics(settings.kafka, ["clicks"]) == ["clicks"]
         assert list(temporary.iterdir())
     assert not any(alive(pid) for pid in pids)
     assert not list(temporary.iterdir())
@@ -72,13 +73,13 @@ async def test_a_server_started_again_has_its_port_and_its_data(free_servers: Em
     settings = settings_of(free_servers.start())
     async with raw_redis(settings) as raw:
         await raw.set("key", "value")
-    await ensure_topics(settings, ["clicks"])
+    await ensure_topics(settings.kafka, ["clicks"])
     for server in (free_servers.redis, free_servers.kafka):
         server.stop()
         server.start()
     async with raw_redis(settings) as raw:
         assert await raw.get("key") == b"value"
-    assert (await topic_partitions(settings, ["clicks"]))["clicks"] == settings.kafka_partitions
+    assert (await topic_partitions(settings.kafka, ["clicks"]))["clicks"] == settings.kafka.partitions
 
 
 def test_two_pairs_of_servers_live_side_by_side(free_servers: EmbeddedServers) -> None:
@@ -110,9 +111,12 @@ async def test_a_killed_parent_takes_its_servers_with_it(temporary: Path) -> Non
         "print(s.redis.process.pid, s.kafka.process.pid, flush=True); os.kill(os.getpid(), signal.SIGKILL)"
     )
     parent = await asyncio.to_thread(
-        subprocess.run, [sys.executable, "-c", script], stdout=subprocess.PIPE, text=True,
+        subprocess.run,
+        [sys.executable, "-c", script],
+        stdout=subprocess.PIPE,
+        text=True,
         env={**os.environ, "TMPDIR": str(temporary)},
-    )  # fmt: skip
+    )
     assert parent.returncode == -signal.SIGKILL
     pids = [int(pid) for pid in parent.stdout.split()]
     assert len(pids) == 2

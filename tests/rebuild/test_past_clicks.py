@@ -52,18 +52,18 @@ async def test_the_sequence_of_all_clicks_is_what_is_appended_one_by_one(
     gap_s: float,
     epoch: int,
 ) -> None:
-    settings = fresh(make_settings, session_gap_s=gap_s, kafka_topic_epoch=epoch)
+    settings = fresh(make_settings, sequences_session_gap_s=gap_s, kafka_topic_epoch=epoch)
     store = store_of(redis, settings, max_len)
     for click in events:
         await store.append(batch(click))
     archive = archived(tmp_path_factory.mktemp("archive"), events[: in_archive + 1], epoch)
-    past = PastClicks(archive, settings, max_len)
+    past = PastClicks(archive, settings.sequences, max_len)
     past.add(events[in_archive + 1 :])
     assert len(past) == len(events)
     assert sorted(past.users()) == sorted({e.user_id for e in events})
     async with raw_redis(settings) as raw:
         for user in past.users():
-            stored = await raw.get(Keys(settings.redis_key_prefix).sequence(user))
+            stored = await raw.get(Keys(settings.redis.key_prefix).sequence(user))
             assert past.sequence_of(user).encode() == stored
 
 
@@ -75,7 +75,7 @@ def test_imported_clicks_come_first_by_time_and_guard_nothing(make_settings: Mak
     archive = archived(tmp_path, [event("ann", "t1", 4, BASE_MS), event("ann", "t2", 5, BASE_MS + 1)])
     archive.import_events([Event("ann", "f3", BASE_MS + 30), Event("ann", "f1", 1), Event("bob", "b", 1)])
     archive.import_events([Event("ann", "f2", 2)])
-    past = PastClicks(archive, make_settings(sequence_ttl_s=CENTURY_S), 10)
+    past = PastClicks(archive, make_settings(sequences_ttl_s=CENTURY_S).sequences, 10)
     assert items_of(past, "ann") == ["f1", "f2", "f3", "t1", "t2"]
     found = past.sequence_of("ann")
     assert (found.n, found.last_event_ts_ms, found.offsets) == (5, BASE_MS + 1, {0: 5})
@@ -90,7 +90,7 @@ def test_a_topic_before_it_was_created_again_comes_first_and_guards_nothing(
     archived(tmp_path, [event("ann", "older", 900, BASE_MS)], epoch=10)
     archive = archived(tmp_path, [event("ann", "new", 0, BASE_MS + 9)], epoch=11)
     archived(tmp_path, [event("ann", "of an epoch to come", 0, BASE_MS + 10)], epoch=12)
-    past = PastClicks(archive, make_settings(kafka_topic_epoch=11), 10)
+    past = PastClicks(archive, make_settings(kafka_topic_epoch=11).sequences, 10)
     assert items_of(past, "ann") == ["old", "older", "new"]
     assert (past.sequence_of("ann").offsets, past.sequence_of("ann").topic_epoch) == ({0: 0}, 11)
 
@@ -102,7 +102,7 @@ def test_clicks_of_a_user_in_several_partitions_are_merged_by_time_each_in_its_o
     before = [event("ann", f"b{n}", n, BASE_MS + n, partition=2) for n in range(3)]
     late = event("ann", "late", 3, BASE_MS - 50, partition=2)
     after = [event("ann", f"a{n}", n, BASE_MS + 10 + n, partition=0) for n in range(3)]
-    past = PastClicks(archived(tmp_path, [*before, late, after[0]]), make_settings(), 10)
+    past = PastClicks(archived(tmp_path, [*before, late, after[0]]), make_settings().sequences, 10)
     past.add([*after[1:], event("ann", "no key", 0, BASE_MS + 11, partition=1)])
     assert items_of(past, "ann") == ["b0", "b1", "b2", "late", "a0", "a1", "no key", "a2"]
     assert past.sequence_of("ann").offsets == {0: 2, 1: 0, 2: 3}
@@ -111,7 +111,7 @@ def test_clicks_of_a_user_in_several_partitions_are_merged_by_time_each_in_its_o
 def test_what_was_forgotten_after_a_long_silence_stays_forgotten(make_settings: MakeSettings, tmp_path: Path) -> None:
     clicks = [event("ann", "long ago", 0, BASE_MS), event("ann", "back", 1, BASE_MS + 2_000_001)]
     clicks += [event("bob", "b1", 2, BASE_MS), event("bob", "b2", 3, BASE_MS + 2_000_000)]
-    past = PastClicks(archived(tmp_path, clicks), make_settings(sequence_ttl_s=2_000), 10)
+    past = PastClicks(archived(tmp_path, clicks), make_settings(sequences_ttl_s=2_000).sequences, 10)
     assert (items_of(past, "ann"), past.sequence_of("ann").n) == (["back"], 1)
     assert (items_of(past, "bob"), past.sequence_of("bob").n) == (["b1", "b2"], 2)
 
@@ -121,8 +121,9 @@ def test_who_clicked_last_comes_first_and_a_click_halves_in_popularity(
 ) -> None:
     past = PastClicks(
         archived(tmp_path, [event("ann", "x", 0, 0), event("bob", "y", 1, 20_000), event("cid", "x", 2, 10_000)]),
-        make_settings(), 10,
-    )  # fmt: skip
+        make_settings().sequences,
+        10,
+    )
     assert past.users() == ["bob", "cid", "ann"]
     assert past.popularity(10) == ({"x": 0.75, "y": 1.0}, 20_000)
     past.add([event("ann", "z", 3, 30_000)])
@@ -132,4 +133,4 @@ def test_who_clicked_last_comes_first_and_a_click_halves_in_popularity(
 
 def test_an_empty_archive_is_an_error_that_says_how_to_fill_it(make_settings: MakeSettings, tmp_path: Path) -> None:
     with pytest.raises(ArchiveError, match=f"{tmp_path}/none is empty; fill it with: streamrec archive follow"):
-        PastClicks(EventArchive(tmp_path / "none"), make_settings(), 10)
+        PastClicks(EventArchive(tmp_path / "none"), make_settings().sequences, 10)

@@ -23,8 +23,9 @@ from sasrec import Event, load_model
 from streamrec.archive.follow import Archiver
 from streamrec.archive.segments import EventArchive
 from streamrec.errors import KafkaUnavailable, StreamrecError
-from streamrec.kafka.connection import ensure_topics
 from streamrec.kafka.reader import Stretch
+from streamrec.kafka.topics import ensure_topics
+from streamrec.local.daemon import EMBEDDED, environment
 from streamrec.metrics import Metrics
 from streamrec.rebuild.past_clicks import PastClicks
 from streamrec.rebuild.rebuild import Rebuilder, Report, rebuild
@@ -42,7 +43,6 @@ from support.harness import (
     Daemon,
     Record,
     click,
-    environment_of,
     eventually,
     feed,
     feeding,
@@ -56,12 +56,12 @@ from support.sequences import against_redis, fresh, store_of
 
 MakeSettings = Callable[..., Settings]
 # the clicks of these tests are years old
-AGELESS = {"sequence_ttl_s": CENTURY_S, "recs_ttl_s": CENTURY_S}
+AGELESS = {"sequences_ttl_s": CENTURY_S, "lists_ttl_s": CENTURY_S}
 
 
 @pytest.fixture
 async def topic(make_settings: MakeSettings) -> None:
-    await ensure_topics(make_settings(), (make_settings().kafka_topic,))
+    await ensure_topics(make_settings().kafka, (make_settings().kafka_topic,))
 
 
 @pytest.fixture
@@ -73,22 +73,22 @@ def ageless(make_settings: MakeSettings, model_dir: Path, tmp_path: Path) -> Mak
 
 
 async def archive_topic(settings: Settings) -> None:
-    assert settings.archive_dir is not None
-    archive = EventArchive(settings.archive_dir, settings.kafka_topic_epoch)
-    await Archiver(settings, archive).run(asyncio.Event(), burst=True)
+    assert settings.archive.dir is not None
+    archive = EventArchive(settings.archive.dir, settings.kafka.topic_epoch)
+    await Archiver(settings.kafka, settings.events, archive, settings.archive.flush_s).run(asyncio.Event(), burst=True)
 
 
 async def values(settings: Settings, kinds: tuple[str, ...] = ("seq", "recs")) -> dict[bytes, bytes]:
     """What is stored of all users, as it is stored."""
     async with raw_redis(settings) as raw:
-        keys = [key for kind in kinds for key in await raw.keys(f"{settings.redis_key_prefix}:{kind}:{{*")]
+        keys = [key for kind in kinds for key in await raw.keys(f"{settings.redis.key_prefix}:{kind}:{{*")]
         return {key: await raw.get(key) for key in sorted(keys)}
 
 
 async def forget(settings: Settings, *patterns: str) -> None:
     async with raw_redis(settings) as raw:
         for pattern in patterns or ("*",):
-            for key in await raw.keys(f"{settings.redis_key_prefix}:{pattern}"):
+            for key in await raw.keys(f"{settings.redis.key_prefix}:{pattern}"):
                 await raw.delete(key)
 
 
@@ -97,9 +97,12 @@ class RebuildProcess:
 
     def __init__(self, settings: Settings, *arguments: str) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "streamrec", "rebuild", *arguments], env=environment_of(settings),
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
+            [sys.executable, "-m", *EMBEDDED, "rebuild", *arguments],
+            env=environment(settings),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
 
     async def ends(self, status: int = 0) -> tuple[str, str]:
         out, err = await asyncio.to_thread(self.process.communicate, None, 100)
@@ -149,7 +152,7 @@ async def test_a_flushed_redis_is_rebuilt_while_a_daemon_runs_and_clicks_flow(
         assert await values(settings) == before
 
 
-@pytest.mark.parametrize("changes", [{}, {"session_gap_s": 25}, {"max_len": 3}], ids=str)
+@pytest.mark.parametrize("changes", [{}, {"sequences_session_gap_s": 25}, {"max_len": 3}], ids=str)
 async def test_what_comes_back_is_what_was_there_byte_for_byte(
     start_daemon: Callable[..., Daemon], ageless: MakeSettings, changes: dict[str, Any]
 ) -> None:
@@ -170,7 +173,7 @@ async def test_what_comes_back_is_what_was_there_byte_for_byte(
 
 async def format_of(settings: Settings) -> bytes | None:
     async with raw_redis(settings) as raw:
-        found: bytes | None = await raw.get(Keys(settings.redis_key_prefix).format)
+        found: bytes | None = await raw.get(Keys(settings.redis.key_prefix).format)
         return found
 
 
@@ -206,12 +209,12 @@ async def test_imported_clicks_come_before_those_of_the_topic(ageless: MakeSetti
     settings = ageless()
     await feed(settings, [Record(b"ann", click("ann", f"i{n}", BASE_MS + n)) for n in range(3)])
     await archive_topic(settings)
-    assert settings.archive_dir is not None
-    EventArchive(settings.archive_dir).import_events([Event("ann", f"i{n}", n) for n in range(10, 13)])
+    assert settings.archive.dir is not None
+    EventArchive(settings.archive.dir).import_events([Event("ann", f"i{n}", n) for n in range(10, 13)])
     assert (await rebuild(settings)).rebuilt == 1
-    async with RedisClient(settings) as redis:
-        ((_, ann),) = [found async for found in stored(redis, Keys(settings.redis_key_prefix), None)]
-        ((_, his_list),) = [found async for found in published(redis, Keys(settings.redis_key_prefix), None)]
+    async with RedisClient(settings.redis) as redis:
+        ((_, ann),) = [found async for found in stored(redis, None)]
+        ((_, his_list),) = [found async for found in published(redis, None)]
     assert ann is not None and his_list is not None
     assert (ann.items, ann.n) == (["i10", "i11", "i12", "i0", "i1", "i2"], 6)
     assert (his_list.n, set(his_list.items) & set(ann.items)) == (6, set())
@@ -225,7 +228,7 @@ async def test_a_dry_run_says_what_would_be_done_and_writes_nothing(ageless: Mak
         out, _ = await dry.ends()
     assert out.startswith("would be: 2 users rebuilt, 0 kept as they were") and "2 lists published; " in out
     async with raw_redis(settings) as raw:
-        assert await raw.keys(f"{settings.redis_key_prefix}*") == []
+        assert await raw.keys(f"{settings.redis.key_prefix}*") == []
 
 
 async def test_a_daemon_behind_the_rebuild_takes_its_clicks_for_replays_and_publishes(
@@ -245,12 +248,12 @@ async def test_a_daemon_behind_the_rebuild_takes_its_clicks_for_replays_and_publ
 
 async def test_popularity_comes_back_once(start_daemon: Callable[..., Daemon], ageless: MakeSettings) -> None:
     # of more clicks in a batch than are kept of a user the daemon counts those that are kept
-    slow = {"popular_half_life_s": CENTURY_S, "max_len": 500, **AGELESS}
+    slow = {"lists_popular_half_life_s": CENTURY_S, "sequences_max_len": 500, **AGELESS}
     settings = ageless(**slow)
     await feed(settings, islice(workload(16), 500))
     assert await start_daemon("--burst", **slow).wait_exit() == 0
     await archive_topic(settings)
-    key = Keys(settings.redis_key_prefix).popularity
+    key = Keys(settings.redis.key_prefix).popularity
 
     async def scores() -> dict[bytes, float]:
         async with raw_redis(settings) as raw:
@@ -263,7 +266,7 @@ async def test_popularity_comes_back_once(start_daemon: Callable[..., Daemon], a
     assert (await rebuild(settings)).popularity
     assert await scores() == pytest.approx(before, rel=0.1)  # the years between the clicks
     async with raw_redis(settings) as raw:
-        assert b'"model":"popular"' in await raw.get(Keys(settings.redis_key_prefix).popular)
+        assert b'"model":"popular"' in await raw.get(Keys(settings.redis.key_prefix).popular)
         await raw.zremrangebyrank(key, 0, -2)
     assert (await rebuild(settings)).popularity
 
@@ -281,11 +284,11 @@ async def test_a_sequence_lives_as_long_as_it_would_have_and_what_is_too_old_sta
         for k, item in enumerate(("i1", "i2"))
     ]
     archived(tmp_path / "archive", clicks)
-    async with RedisClient(settings) as redis:  # a daemon has read his second click from an old file
+    async with RedisClient(settings.redis) as redis:  # a daemon has read his second click from an old file
         await store_of(redis, settings, 8).append(batch(clicks[-1]))
     report = await rebuild(settings)
     assert (report.rebuilt, report.too_old, report.lists) == (4, 1, 1)
-    keys = Keys(settings.redis_key_prefix)
+    keys = Keys(settings.redis.key_prefix)
     async with raw_redis(settings) as raw:
         left_days = [await raw.ttl(keys.sequence(user)) / 86_400 for user in ages]
         assert left_days == pytest.approx([90, 82, 60, -2 / 86_400, 90], abs=0.01)
@@ -299,10 +302,10 @@ async def test_a_larger_max_len_is_filled_from_the_archive_even_from_a_pruned_on
     settings = ageless(max_len=6)
     clicks = [event(user, f"i{n}", 2 * n + k, BASE_MS + n) for n in range(10) for k, user in enumerate(("ann", "bob"))]
     await store_of(redis, settings, 2).append(batch(*clicks))
-    assert settings.archive_dir is not None
+    assert settings.archive.dir is not None
     of_ann = [e for e in clicks if e.user_id == "ann"]
     of_bob = [e for e in clicks if e.user_id == "bob"][5:]
-    archived(settings.archive_dir, sorted([*of_ann, *of_bob], key=lambda e: e.offset))
+    archived(settings.archive.dir, sorted([*of_ann, *of_bob], key=lambda e: e.offset))
     report = await rebuild(settings)
     assert (report.rebuilt, report.lists) == (2, 2)
     (ann, bob) = await store_of(redis, settings).read(["ann", "bob"])
@@ -318,10 +321,10 @@ async def test_a_list_that_a_kill_left_behind_its_sequence_is_published(
     redis: RedisClient, ageless: MakeSettings
 ) -> None:
     settings = ageless()
-    assert settings.archive_dir is not None
-    archived(settings.archive_dir, [event(user, "i1", n, BASE_MS) for n, user in enumerate(("ann", "bob", "cid"))])
+    assert settings.archive.dir is not None
+    archived(settings.archive.dir, [event(user, "i1", n, BASE_MS) for n, user in enumerate(("ann", "bob", "cid"))])
     await rebuild(settings)
-    keys = Keys(settings.redis_key_prefix)
+    keys = Keys(settings.redis.key_prefix)
     async with raw_redis(settings) as raw:
         await raw.delete(keys.recommendation("ann"))
         await raw.set(keys.recommendation("bob"), (await raw.get(keys.recommendation("bob"))).replace(b":1}", b":0}"))
@@ -335,9 +338,9 @@ async def test_damaged_values_are_replaced_and_those_of_a_newer_version_end_it(
     redis: RedisClient, ageless: MakeSettings
 ) -> None:
     settings = ageless()
-    assert settings.archive_dir is not None
-    archived(settings.archive_dir, [event(user, "i1", n, BASE_MS) for n, user in enumerate(("ann", "bob", "cid"))])
-    keys = Keys(settings.redis_key_prefix)
+    assert settings.archive.dir is not None
+    archived(settings.archive.dir, [event(user, "i1", n, BASE_MS) for n, user in enumerate(("ann", "bob", "cid"))])
+    keys = Keys(settings.redis.key_prefix)
     async with raw_redis(settings) as raw:
         await raw.set(keys.sequence("ann"), "junk")
         await raw.lpush(keys.sequence("bob"), "another type")
@@ -360,9 +363,9 @@ async def test_clicks_that_only_redis_knows_are_kept(
     """Of bob the archive missed a click; the one of ann has an offset that topic and archive have yet to reach."""
     monkeypatch.setattr(streamrec.rebuild.rebuild, "AGAIN_S", 1.0)
     settings = ageless()
-    assert settings.archive_dir is not None
+    assert settings.archive.dir is not None
     clicks = [event("bob", "i1", 0), event("ann", "i2", 1), event("bob", "i3", 2), event("cid", "i4", 3)]
-    archived(settings.archive_dir, [clicks[0], clicks[1], clicks[3]])
+    archived(settings.archive.dir, [clicks[0], clicks[1], clicks[3]])
     await store_of(redis, settings).append(batch(clicks[2], event("ann", "i5", 4)))
     before = await values(settings)
     assert (await rebuild(settings)) == Report(rebuilt=1, ahead=2, lists=1, popularity=True)
@@ -374,14 +377,14 @@ async def test_what_the_topic_no_longer_holds_is_told(
 ) -> None:
     settings = ageless(kafka_partitions=1)
     await feed(settings, [Record(b"ann", click("ann", f"i{n}", BASE_MS + n)) for n in range(8)])
-    assert settings.archive_dir is not None
-    archived(settings.archive_dir, [event("ann", f"i{n}", n, BASE_MS + n) for n in range(3)])
+    assert settings.archive.dir is not None
+    archived(settings.archive.dir, [event("ann", f"i{n}", n, BASE_MS + n) for n in range(3)])
     monkeypatch.setattr("aiokafka.AIOKafkaConsumer.beginning_offsets", retention_up_to(5))
     with caplog.at_level("WARNING"):
         assert (await rebuild(settings)).rebuilt == 1
     (line,) = [record for record in caplog.records if "no longer in the topic" in record.getMessage()]
     assert (line.__dict__["first"], line.__dict__["last"]) == (3, 4)
-    async with RedisClient(settings) as redis:
+    async with RedisClient(settings.redis) as redis:
         (ann,) = await store_of(redis, settings).read(["ann"])
     assert ann.items == ["i0", "i1", "i2", "i5", "i6", "i7"]
 
@@ -400,9 +403,9 @@ async def test_a_topic_created_again_is_rebuilt_with_what_was_before_it(
     await feed(settings, [Record(b"ann", click("ann", f"i{n}", BASE_MS + n)) for n in range(4)])
     await archive_topic(settings)
     assert await start_daemon("--burst", **AGELESS).wait_exit() == 0
-    admin = AIOKafkaAdminClient(bootstrap_servers=settings.kafka_bootstrap_servers)
+    admin = AIOKafkaAdminClient(bootstrap_servers=settings.kafka.bootstrap_servers)
     await admin.start()
-    await admin.delete_topics([settings.kafka_topic])
+    await admin.delete_topics([settings.kafka.topic])
     await admin.close()
     raised = ageless(kafka_topic_epoch=1)
     await feed(raised, [Record(b"ann", click("ann", f"i{n}", BASE_MS + n)) for n in range(4, 6)])
@@ -423,13 +426,13 @@ async def test_users_moved_by_new_partitions_keep_their_order_where_the_topic_wa
     async def clicks_are_applied(numbers: range) -> None:
         users = {n: f"u{n % 30}" for n in numbers}
         await feed(settings, [Record(u.encode(), click(u, f"i{n}", BASE_MS + n)) for n, u in users.items()])
-        assert await start_daemon("--burst", max_len=100, **AGELESS).wait_exit() == 0
+        assert await start_daemon("--burst", sequences_max_len=100, **AGELESS).wait_exit() == 0
 
     await clicks_are_applied(range(200))
     await archive_topic(settings)
-    admin = AIOKafkaAdminClient(bootstrap_servers=settings.kafka_bootstrap_servers)
+    admin = AIOKafkaAdminClient(bootstrap_servers=settings.kafka.bootstrap_servers)
     await admin.start()
-    await admin.create_partitions({settings.kafka_topic: NewPartitions(5)})
+    await admin.create_partitions({settings.kafka.topic: NewPartitions(5)})
     await admin.close()
     await clicks_are_applied(range(200, 400))
     await archive_topic(settings)
@@ -451,7 +454,7 @@ async def test_another_prefix_is_filled_before_the_daemons_move_there(
     start_daemon: Callable[..., Daemon], ageless: MakeSettings
 ) -> None:
     settings = ageless()
-    prefix = f"{settings.redis_key_prefix}-new"
+    prefix = f"{settings.redis.key_prefix}-new"
     moved = ageless(redis_key_prefix=prefix)
     await feed(settings, islice(workload(19), 200))
     assert await start_daemon("--burst", **AGELESS).wait_exit() == 0
@@ -501,21 +504,31 @@ class TopicAtHand:
 @pytest.fixture
 def scorer(redis: RedisClient, ageless: MakeSettings, model_dir: Path) -> Any:
     saved, settings = load_model(model_dir), ageless(cache_bytes=0)
-    lists = SharedLists(redis, settings, 8, saved.vocab)
-    predictor = Predictor(ServedModel.of(saved, settings).engine, lists, settings, Metrics())
+    lists = SharedLists(redis, settings.lists, settings.sequences.ttl_s, 8, saved.vocab)
+    predictor = Predictor(
+        ServedModel.of(saved, settings.inference, settings.sequences.max_len).engine,
+        lists,
+        settings.lists,
+        settings.serving.rescore_users,
+        Metrics(),
+    )
     return lists, predictor
 
 
 @against_redis
-@given(
-    st.integers(1, 14), st.data(), st.integers(1, 6), st.sampled_from([0, 0.010])
-)  # fmt: skip
+@given(st.integers(1, 14), st.data(), st.integers(1, 6), st.sampled_from([0, 0.010]))
 async def test_whatever_is_stored_and_archived_no_click_is_lost_or_doubled(
-    redis: RedisClient, ageless: MakeSettings, scorer: Any, tmp_path_factory: pytest.TempPathFactory, count: int,
-    data: st.DataObject, max_len: int, gap_s: float,
-) -> None:  # fmt: skip
+    redis: RedisClient,
+    ageless: MakeSettings,
+    scorer: Any,
+    tmp_path_factory: pytest.TempPathFactory,
+    count: int,
+    data: st.DataObject,
+    max_len: int,
+    gap_s: float,
+) -> None:
     """Redis was lost before click ``lost``; a daemon has applied those up to ``applied``, and goes on in the end."""
-    settings = fresh(ageless, session_gap_s=gap_s)
+    settings = fresh(ageless, sequences_session_gap_s=gap_s)
     clicks = [event("ann", f"i{n}", n, BASE_MS + data.draw(st.integers(0, 9)) + 6 * n) for n in range(count)]
     lost = data.draw(st.integers(0, count), "lost")
     applied = data.draw(st.integers(lost, count), "applied")
@@ -524,15 +537,15 @@ async def test_whatever_is_stored_and_archived_no_click_is_lost_or_doubled(
     store = store_of(redis, settings, data.draw(st.integers(1, 6), "max_len of the daemon before"))
     if applied > lost:
         await store.append(batch(*clicks[lost:applied]))
-    before = await redis.get_many([Keys(settings.redis_key_prefix).sequence("ann")])
+    before = await redis.get_many([Keys(settings.redis.key_prefix).sequence("ann")])
     archive = archived(tmp_path_factory.mktemp("archive"), clicks[:in_archive])
-    past, topic = PastClicks(archive, settings, max_len), TopicAtHand({0: in_archive})
+    past, topic = PastClicks(archive, settings.sequences, max_len), TopicAtHand({0: in_archive})
     lists, predictor = scorer
     rebuilder = Rebuilder(settings, redis, past, topic, lists, predictor)  # type: ignore[arg-type]
     topic.waiting = clicks[in_archive:read]
     await rebuilder._read_on()
     again = await rebuilder._rebuild(["ann"])
-    after = await redis.get_many([Keys(settings.redis_key_prefix).sequence("ann")])
+    after = await redis.get_many([Keys(settings.redis.key_prefix).sequence("ann")])
     assert again == (["ann"] if applied > max(lost, read) else [])
     if again:
         assert after == before, "what the archive does not know stays"
@@ -548,6 +561,6 @@ async def test_whatever_is_stored_and_archived_no_click_is_lost_or_doubled(
     store = store_of(redis, settings, max_len)
     await store.append(batch(*clicks[max(0, applied - 2) :]))
     (found,) = await store.read(["ann"])
-    expected = fresh(ageless, session_gap_s=gap_s)
+    expected = fresh(ageless, sequences_session_gap_s=gap_s)
     (whole,) = await store_of(redis, expected, max_len).append(batch(*clicks))
     assert (found.items[-max_len:], found.n, found.session_n) == (whole.items, whole.n, whole.session_n)

@@ -63,7 +63,7 @@ async def test_an_unreachable_redis_is_told_soon_and_without_the_password(
     make_settings: MakeSettings, unused_tcp_port: int
 ) -> None:
     url = f"redis://u:s3cr3t@127.0.0.1:{unused_tcp_port}/0"
-    async with RedisClient(make_settings(redis_url=url)) as redis:
+    async with RedisClient(make_settings(redis_url=url).redis) as redis:
         async with asyncio.timeout(5):
             with pytest.raises(
                 RedisUnavailable, match=rf"Redis at redis://u:\*+@127.0.0.1:{unused_tcp_port}/0: "
@@ -89,7 +89,10 @@ class ServerThatNeverAnswers:
 
 
 async def test_a_redis_that_hangs_is_given_up_after_its_time_out(make_settings: MakeSettings) -> None:
-    async with ServerThatNeverAnswers() as url, RedisClient(make_settings(redis_url=url, redis_timeout_s=0.1)) as redis:
+    async with (
+        ServerThatNeverAnswers() as url,
+        RedisClient(make_settings(redis_url=url, redis_timeout_s=0.1).redis) as redis,
+    ):
         async with asyncio.timeout(5):
             with pytest.raises(RedisUnavailable):
                 await redis.ping()
@@ -113,7 +116,7 @@ async def test_a_script_that_breaks_is_told(redis: RedisClient) -> None:
 
 async def test_calls_are_timed_by_what_they_do(make_settings: MakeSettings) -> None:
     metrics = Metrics()
-    async with RedisClient(make_settings(), metrics) as redis:
+    async with RedisClient(make_settings().redis, metrics) as redis:
         for _ in range(3):
             await redis.run(PUBLISH, [], [1])
     assert metrics.registry.get_sample_value("streamrec_redis_seconds_count", {"operation": "publish"}) == 3

@@ -18,6 +18,7 @@ import pytest
 from streamrec.commands.check import check
 from streamrec.errors import RedisUnavailable, SettingsError
 from streamrec.local.cluster import EmbeddedCluster
+from streamrec.local.daemon import EMBEDDED, environment
 from streamrec.metrics import Metrics
 from streamrec.redis.client import RedisClient
 from streamrec.redis.keys import Keys
@@ -27,12 +28,12 @@ from streamrec.schemas import EventBatch, Recommendation, UserSequence
 from streamrec.serving.online import ONLINE
 from streamrec.serving.publisher import Publisher
 from streamrec.serving.sequences import SequenceStore
-from streamrec.settings import Settings, load_settings
+from streamrec.settings import Settings
+from streamrec.settings_sources import load_settings
 
 from support import redis_rights as security
 from support.harness import (
     Daemon,
-    environment_of,
     eventually,
     feed,
     models,
@@ -57,7 +58,7 @@ def cluster() -> Iterator[EmbeddedCluster]:
 
 
 def store_of(redis: RedisClient, settings: Settings) -> SequenceStore:
-    return SequenceStore(redis, settings, 50, Metrics())
+    return SequenceStore(redis, settings.sequences, settings.kafka.topic_epoch, 50, Metrics())
 
 
 def lists_of(sequences: list[UserSequence]) -> list[Recommendation]:
@@ -68,25 +69,29 @@ async def test_a_cluster_answers_what_one_server_answers(make_settings: MakeSett
     one, many = make_settings(), make_settings(**where(cluster))
     answers = []
     for settings in (one, many):
-        async with RedisClient(settings) as redis:
-            store, publisher, keys = store_of(redis, settings), Publisher(redis, settings, Metrics()), Keys("p")
+        async with RedisClient(settings.redis) as redis:
+            store, publisher, keys = (
+                store_of(redis, settings),
+                Publisher(redis, settings.lists.ttl_s, Metrics()),
+                Keys("p"),
+            )
             first = await store.append(batch(*(event(f"u{k % 60}", f"i{k}", k, partition=k % 3) for k in range(200))))
             again = await store.append(batch(*(event(f"u{k % 90}", f"i{k}", k, partition=k % 3) for k in range(90))))
             found: list[Any] = [first, again]
             found.append([value is not None for value in await publisher.publish(lists_of(first))])
             found.append([value is not None for value in await publisher.publish(lists_of(again))])
-            names = [Keys(settings.redis_key_prefix).sequence(f"u{k}") for k in range(100)]
+            names = [Keys(settings.redis.key_prefix).sequence(f"u{k}") for k in range(100)]
             found.append(await redis.get_many(names))
             found.append(
-                sorted([key.removeprefix(settings.redis_key_prefix) async for key in redis.scan(names[0][:-5])])
+                sorted([key.removeprefix(settings.redis.key_prefix) async for key in redis.scan(names[0][:-5])])
             )
             found.append(
                 [await take_lock(redis, keys.training, "a", 60_000), await take_lock(redis, keys.training, "b", 60_000)]
             )
             found.append(await take_lock(redis, keys.training, "a", 0))
-            await redis.run(ONLINE, [f"{settings.redis_key_prefix}:online:v"], [60, "hits", 3])
-            found.append(await redis.hash(f"{settings.redis_key_prefix}:online:v"))
-            found.append(await redis.members(f"{settings.redis_key_prefix}:blocklist"))
+            await redis.run(ONLINE, [f"{settings.redis.key_prefix}:online:v"], [60, "hits", 3])
+            found.append(await redis.hash(f"{settings.redis.key_prefix}:online:v"))
+            found.append(await redis.members(f"{settings.redis.key_prefix}:blocklist"))
             found.append(await redis.memory_bytes() > 0)
             answers.append(found)
     assert answers[0] == answers[1]
@@ -94,7 +99,10 @@ async def test_a_cluster_answers_what_one_server_answers(make_settings: MakeSett
 
 
 async def test_a_message_reaches_whoever_listens(make_settings: MakeSettings, cluster: EmbeddedCluster) -> None:
-    async with RedisClient(make_settings(**where(cluster))) as one, RedisClient(make_settings(**where(cluster))) as two:
+    async with (
+        RedisClient(make_settings(**where(cluster)).redis) as one,
+        RedisClient(make_settings(**where(cluster)).redis) as two,
+    ):
         messages = one.listen("a channel")
         heard = asyncio.ensure_future(anext(messages))
 
@@ -111,7 +119,7 @@ async def test_nodes_that_forgot_the_scripts_are_told_again(
     make_settings: MakeSettings, cluster: EmbeddedCluster
 ) -> None:
     settings = make_settings(**where(cluster))
-    async with RedisClient(settings) as redis:
+    async with RedisClient(settings.redis) as redis:
         store = store_of(redis, settings)
         for round_ in range(2):
             found = await store.append(batch(*(event(f"u{k}", "i", round_) for k in range(30))))
@@ -131,7 +139,7 @@ async def test_a_batch_is_one_round_trip_to_each_node(make_settings: MakeSetting
                 total += (await client.info("stats"))["total_reads_processed"]
         return total
 
-    async with RedisClient(settings) as redis:
+    async with RedisClient(settings.redis) as redis:
         store = store_of(redis, settings)
         await store.append(batch(*(event(f"u{k}", "i", 0) for k in range(60))))
         asked = await packets()
@@ -145,11 +153,14 @@ async def test_keys_of_a_slot_that_moves_are_found_where_they_are(
     make_settings: MakeSettings, cluster: EmbeddedCluster, connections: int
 ) -> None:
     settings = make_settings(**where(cluster))
-    keys = Keys(settings.redis_key_prefix)
+    keys = Keys(settings.redis.key_prefix)
     slot = slot_of(keys.sequence("ann"))
     source = await owner_of(cluster, slot)
-    async with RedisClient(settings) as redis:
-        store, publisher = store_of(redis, settings), Publisher(redis, settings, Metrics())
+    async with RedisClient(settings.redis) as redis:
+        store, publisher = (
+            store_of(redis, settings),
+            Publisher(redis, settings.lists.ttl_s, Metrics()),
+        )
         await asyncio.gather(*(store.append(clicks(f"u{k}", ["i"] * 50)) for k in range(30 * connections)))
         move = MovingSlot(cluster, slot, source, (source + 1) % 3)
         await move.begin()
@@ -172,7 +183,7 @@ async def test_a_plain_connection_to_a_cluster_is_told_what_to_set(
     make_settings: MakeSettings, cluster: EmbeddedCluster
 ) -> None:
     settings = make_settings(redis_url=cluster.redis_url)
-    async with RedisClient(settings) as redis:
+    async with RedisClient(settings.redis) as redis:
         acts: list[Callable[[], Any]] = [
             redis.ping,
             lambda: store_of(redis, settings).append(batch(*(event(f"u{k}", "i", 0) for k in range(9)))),
@@ -193,7 +204,7 @@ async def ask_one_by_one(redis: RedisClient) -> None:
 
 async def test_one_server_taken_for_a_cluster_is_told_what_to_set(make_settings: MakeSettings) -> None:
     with own_servers() as own:
-        async with RedisClient(make_settings(redis_url=own.redis_url, redis_cluster=True)) as redis:
+        async with RedisClient(make_settings(redis_url=own.redis_url, redis_cluster=True).redis) as redis:
             for act in (redis.ping, lambda: redis.get_many(["k"])):
                 with pytest.raises(RedisUnavailable, match=r"no Redis Cluster; set STREAMREC_REDIS_CLUSTER=false$"):
                     await act()
@@ -204,7 +215,7 @@ async def test_the_rights_of_the_docs_are_enough_on_a_cluster(
 ) -> None:
     found = re.search(r"On a Redis Cluster all but the last take `([^`]*)` besides", " ".join(security.README.split()))
     assert found
-    password = {"redis_password": security.PASSWORD, "redis_key_prefix": "streamrec", "popular_half_life_s": 0.01}
+    password = {"redis_password": security.PASSWORD, "redis_key_prefix": "streamrec", "lists_popular_half_life_s": 0.01}
     for user, does in security.DONE_BY.items():
         rights = security.RIGHTS[user].replace("PASSWORD", security.PASSWORD).split() + found[1].split()
         for server in cluster.nodes:
@@ -228,7 +239,7 @@ async def test_a_cluster_of_which_no_node_answers_is_told_soon(
     make_settings: MakeSettings, unused_tcp_port: int
 ) -> None:
     settings = make_settings(redis_url=f"redis://u:s3cr3t@127.0.0.1:{unused_tcp_port}", redis_cluster=True)
-    async with RedisClient(settings) as redis, asyncio.timeout(5):
+    async with RedisClient(settings.redis) as redis, asyncio.timeout(5):
         for _ in range(2):
             with pytest.raises(RedisUnavailable, match="is STREAMREC_REDIS_URL right, and the server up") as told:
                 await redis.ping()
@@ -238,7 +249,7 @@ async def test_a_cluster_of_which_no_node_answers_is_told_soon(
 async def test_readiness_sees_that_one_node_hangs_and_nobody_waits_long_for_it(make_settings: MakeSettings) -> None:
     with running(replicas=0) as cluster:
         settings = make_settings(**where(cluster), redis_timeout_s=0.2)
-        async with RedisClient(settings) as redis:
+        async with RedisClient(settings.redis) as redis:
             store, users = store_of(redis, settings), [f"u{k}" for k in range(30)]
             await store.append(batch(*(event(user, "i", 0) for user in users)))
             cluster.nodes[0].pause()  # the one that the URL names, too
@@ -269,7 +280,7 @@ async def test_a_daemon_on_a_cluster_serves_swaps_and_shows(
         "model_dir": None,
         "registry_dir": registry.folder,
         "registry_poll_s": 3600,
-        "refresh_s": 0.1,
+        "lists_refresh_s": 0.1,
     }
     settings = make_settings(**more)
     daemon = start_daemon(**more)
@@ -281,15 +292,15 @@ async def test_a_daemon_on_a_cluster_serves_swaps_and_shows(
     await eventually(lambda: serves(daemon, new))
     await feed(settings, islice(workload(22), 600))
     await wait_caught_up(settings)
-    users = await assert_delivered(settings.model_copy(update={"model_dir": registry.folder / "versions" / new}))
+    users = await assert_delivered(settings.but(model_dir=registry.folder / "versions" / new))
     shown = json.loads((await daemon.get("/api/user?id=u1"))[1])
     assert shown["n"] == shown["list"]["n"] == users["u1"].n
     lines = command(settings, "recs", "--all", "--json")
     assert {line["user_id"] for line in lines} == users.keys()
-    async with RedisClient(settings) as redis:
+    async with RedisClient(settings.redis) as redis:
 
         async def popular_counts_all() -> bool:
-            (value,) = await redis.get_many([Keys(settings.redis_key_prefix).popular])
+            (value,) = await redis.get_many([Keys(settings.redis.key_prefix).popular])
             return value is not None and json.loads(value)["event_ts_ms"] == max(
                 u.last_event_ts_ms for u in users.values()
             )
@@ -299,7 +310,11 @@ async def test_a_daemon_on_a_cluster_serves_swaps_and_shows(
 
 def command(settings: Settings, *arguments: str) -> list[Any]:
     ran = subprocess.run(
-        [sys.executable, "-m", "streamrec", *arguments], env=environment_of(settings), capture_output=True, text=True,
-        timeout=60, check=True,
-    )  # fmt: skip
+        [sys.executable, "-m", *EMBEDDED, *arguments],
+        env=environment(settings),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
     return [json.loads(line) for line in ran.stdout.splitlines()]

@@ -40,7 +40,7 @@ async def test_slots_that_move_in_mid_stream_lose_nothing(
     start_daemon: StartDaemon, make_settings: MakeSettings, model_dir: Path
 ) -> None:
     with running(replicas=0) as cluster:
-        options = {**where(cluster), "model_dir": model_dir, "max_batch": 16, "refresh_s": 0.2}
+        options = {**where(cluster), "model_dir": model_dir, "kafka_max_batch": 16, "lists_refresh_s": 0.2}
         settings, keys = make_settings(**options), Keys(make_settings().redis_key_prefix)
         users = [f"u{n}" for n in range(40)] + [str(n) for n in range(1000, 1020)]
         names = [keys.popular, keys.popularity, *map(keys.sequence, users)]
@@ -65,7 +65,7 @@ async def test_slots_that_move_all_at_once_lose_nothing(
     start_daemon: StartDaemon, make_settings: MakeSettings, model_dir: Path
 ) -> None:
     with running(replicas=0) as cluster:
-        options = {**where(cluster), "model_dir": model_dir, "max_batch": 16}
+        options = {**where(cluster), "model_dir": model_dir, "kafka_max_batch": 16}
         settings = make_settings(**options)
         async with feeding(settings, seed=32, per_s=300, at_least=1_000), node(cluster.nodes[0]) as first:
             if not (await first.info("server")).get("valkey_version", "0").startswith("9."):
@@ -89,8 +89,12 @@ async def test_a_primary_that_is_killed_loses_nothing_though_its_replica_lagged(
 ) -> None:
     with running(replicas=1) as cluster:
         options = {
-            **where(cluster), "model_dir": model_dir, "max_batch": 16, "redis_wait_replicas": 1, "redis_timeout_s": 0.5,
-        }  # fmt: skip
+            **where(cluster),
+            "model_dir": model_dir,
+            "kafka_max_batch": 16,
+            "redis_wait_replicas": 1,
+            "redis_timeout_s": 0.5,
+        }
         settings = make_settings(**options)
         async with feeding(settings, seed=33, per_s=200):
             daemon = start_daemon(**options)
@@ -101,8 +105,8 @@ async def test_a_primary_that_is_killed_loses_nothing_though_its_replica_lagged(
                     replica.pause()
                     async with node(cluster.nodes[primary]) as client:
                         await client.execute_command("CLIENT KILL", "TYPE", "replica")
-                    held = daemon.output.count("holding the batch")
-                    await eventually(lambda held=held: says_more_often(daemon, "holding the batch", held))
+                    held = daemon.output.count("the batch waits")
+                    await eventually(lambda held=held: says_more_often(daemon, "the batch waits", held))
                 cluster.nodes[primary].kill()
                 replica.resume()
                 await eventually(lambda replica=replica: is_primary(replica))
@@ -120,8 +124,8 @@ async def test_who_calls_while_a_primary_dies_is_told_that_redis_is_away_and_not
 ) -> None:
     with running(replicas=1) as cluster:
         settings = make_settings(**where(cluster), redis_timeout_s=0.3)
-        async with RedisClient(settings) as redis:
-            store, done = SequenceStore(redis, settings, 8, Metrics()), 0
+        async with RedisClient(settings.redis) as redis:
+            store, done = SequenceStore(redis, settings.sequences, settings.kafka.topic_epoch, 8, Metrics()), 0
 
             async def call(task: int) -> None:
                 nonlocal done
@@ -203,8 +207,11 @@ async def test_appends_and_lists_wait_for_replicas_also_when_a_retry_finds_them_
     settings = make_settings(redis_url=f"redis://127.0.0.1:{primary.port}", redis_wait_replicas=1)
     events = batch(*(event(f"u{k}", "i", 0) for k in range(20)))
     lists = [Recommendation("u1", ["j"], [1.0], "m", 0, 1, ())]
-    async with replicating(primary, replica), RedisClient(settings) as redis:
-        store, publisher = SequenceStore(redis, settings, 8, Metrics()), Publisher(redis, settings, Metrics())
+    async with replicating(primary, replica), RedisClient(settings.redis) as redis:
+        store, publisher = (
+            SequenceStore(redis, settings.sequences, settings.kafka.topic_epoch, 8, Metrics()),
+            Publisher(redis, settings.lists.ttl_s, Metrics()),
+        )
         assert [s.applied for s in await store.append(events)] == [1] * 20
         assert await publisher.publish(lists) == [None]
         replica.pause()
@@ -230,12 +237,16 @@ async def test_a_retry_over_a_new_connection_waits_as_well(
     async with replicating(primary, replica):
         replica.pause()
         for _ in range(2):
-            async with RedisClient(settings) as redis:
+            async with RedisClient(settings.redis) as redis:
                 with pytest.raises(RedisUnavailable):
-                    await SequenceStore(redis, settings, 8, Metrics()).append(batch(event("ann", "i", 0)))
+                    await SequenceStore(redis, settings.sequences, settings.kafka.topic_epoch, 8, Metrics()).append(
+                        batch(event("ann", "i", 0))
+                    )
         replica.resume()
-        async with RedisClient(settings) as redis:
-            (found,) = await SequenceStore(redis, settings, 8, Metrics()).append(batch(event("ann", "i", 0)))
+        async with RedisClient(settings.redis) as redis:
+            (found,) = await SequenceStore(redis, settings.sequences, settings.kafka.topic_epoch, 8, Metrics()).append(
+                batch(event("ann", "i", 0))
+            )
         assert (found.n, found.applied) == (1, 0)
 
 
@@ -243,7 +254,12 @@ async def test_without_replicas_to_wait_for_the_server_is_not_ready(
     make_settings: MakeSettings, pair: tuple[EmbeddedServer, EmbeddedServer]
 ) -> None:
     settings: Any = make_settings(redis_url=f"redis://127.0.0.1:{pair[0].port}", redis_wait_replicas=1)
-    async with RedisClient(settings) as redis, asyncio.timeout(3):
-        for act in (redis.ping, lambda: SequenceStore(redis, settings, 8, Metrics()).append(batch(event("a", "i", 0)))):
+    async with RedisClient(settings.redis) as redis, asyncio.timeout(3):
+        for act in (
+            redis.ping,
+            lambda: SequenceStore(redis, settings.sequences, settings.kafka.topic_epoch, 8, Metrics()).append(
+                batch(event("a", "i", 0))
+            ),
+        ):
             with pytest.raises(RedisUnavailable, match="0 of redis_wait_replicas=1"):
                 await act()

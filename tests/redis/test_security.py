@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives import serialization
 
 from sasrec import load_model
 from streamrec.errors import RedisRefused, RedisUnavailable, SettingsError
+from streamrec.local.daemon import environment
 from streamrec.local.servers import EmbeddedServers
 from streamrec.metrics import Metrics
 from streamrec.redis.client import RedisClient
@@ -27,7 +28,8 @@ from streamrec.registry import Registry
 from streamrec.schemas import Recommendation
 from streamrec.serving.publisher import Publisher
 from streamrec.serving.sequences import SequenceStore
-from streamrec.settings import Settings, load_settings
+from streamrec.settings import Settings
+from streamrec.settings_sources import load_settings
 
 from support.fronts import Certificates, tls_front
 from support.harness import (
@@ -35,7 +37,6 @@ from support.harness import (
     Record,
     Retrain,
     click,
-    environment_of,
     eventually,
     feed,
     models,
@@ -51,7 +52,7 @@ def redis_settings(port: int, scheme: str = "rediss", **more: Any) -> Settings:
 
 
 async def refusal_of(settings: Settings) -> str:
-    async with RedisClient(settings) as redis:
+    async with RedisClient(settings.redis) as redis:
         with pytest.raises(RedisUnavailable) as told:
             await redis.ping()
     assert "\n" not in str(told.value)
@@ -66,7 +67,7 @@ async def test_commands_run_over_tls_under_the_name_in_the_certificate(
 ) -> None:
     async with (
         tls_front(own.redis.port, certificates.server()) as port,
-        RedisClient(redis_settings(port, redis_tls_ca_file=certificates.ca_file)) as redis,
+        RedisClient(redis_settings(port, redis_tls_ca_file=certificates.ca_file).redis) as redis,
     ):
         await redis.set("over-tls", b"yes", 60)
         assert await redis.get_many(["over-tls"]) == [b"yes"]
@@ -82,9 +83,14 @@ async def test_commands_run_over_tls_under_the_name_in_the_certificate(
     ids=["another CA", "expired", "another name"],
 )
 async def test_a_server_that_is_not_proven_to_be_ours_is_refused(
-    own: EmbeddedServers, certificates: Certificates, other_certificates: Certificates,
-    names: tuple[str, ...], expired: bool, trusted: bool, said: str,
-) -> None:  # fmt: skip
+    own: EmbeddedServers,
+    certificates: Certificates,
+    other_certificates: Certificates,
+    names: tuple[str, ...],
+    expired: bool,
+    trusted: bool,
+    said: str,
+) -> None:
     known = certificates if trusted else other_certificates
     async with tls_front(own.redis.port, certificates.server(*names, expired=expired)) as port:
         assert re.search(said, await refusal_of(redis_settings(port, redis_tls_ca_file=known.ca_file)))
@@ -99,7 +105,7 @@ async def test_a_client_certificate_is_shown_where_one_is_wanted(
             files = dict(zip(("redis_tls_cert_file", "redis_tls_key_file"), pair, strict=True)) if pair else {}
             return redis_settings(port, redis_tls_ca_file=certificates.ca_file, **files)
 
-        async with RedisClient(settings(certificates.client("streamrec"))) as redis:
+        async with RedisClient(settings(certificates.client("streamrec")).redis) as redis:
             await redis.ping()
         assert "does it want a client certificate (redis_tls_cert_file)?" in await refusal_of(settings(None))
         stranger = settings(other_certificates.client("streamrec"))
@@ -142,7 +148,7 @@ def test_a_tls_file_that_is_of_no_use_is_named(
     elif content is not None:
         path.write_text(content)
     with pytest.raises(SettingsError) as told:
-        RedisClient(redis_settings(1, **files))
+        RedisClient(redis_settings(1, **files).redis)
     assert said.format(path=path) in str(told.value)
 
 
@@ -190,10 +196,17 @@ def settings_of(own: EmbeddedServers, registry: Registry, tmp_path: Path) -> Cal
 
     def make(user: str, **more: Any) -> Settings:
         own_ones = {
-            "kafka_bootstrap_servers": own.kafka_bootstrap_servers, "redis_url": own.redis_url, "redis_username": user,
-            "redis_password": PASSWORD, "registry_dir": registry.folder, "archive_dir": tmp_path / "archive",
-            "http_port": 0, "refresh_s": 0.2, "popular_half_life_s": 1, "kafka_topic": f"clicks-{tmp_path.name[-20:]}",
-        }  # fmt: skip
+            "kafka_bootstrap_servers": own.kafka_bootstrap_servers,
+            "redis_url": own.redis_url,
+            "redis_username": user,
+            "redis_password": PASSWORD,
+            "registry_dir": registry.folder,
+            "archive_dir": tmp_path / "archive",
+            "http_port": 0,
+            "lists_refresh_s": 0.2,
+            "lists_popular_half_life_s": 1,
+            "kafka_topic": f"clicks-{tmp_path.name[-20:]}",
+        }
         return load_settings(flags=own_ones | more)
 
     return make
@@ -218,9 +231,14 @@ def clicks_of(user: str, times: int, first: int = 0) -> list[Record]:
 
 async def command(settings: Settings, *arguments: str) -> str:
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "streamrec", *arguments, env=environment_of(settings),
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
+        sys.executable,
+        "-m",
+        "streamrec",
+        *arguments,
+        env=environment(settings),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
     out, _ = await process.communicate()
     assert process.returncode == 0, out.decode()
     return out.decode()
@@ -244,12 +262,19 @@ async def test_every_part_works_with_the_rights_of_the_docs(
         assert await serves(daemon, newer)
         assert (await versions_published(commands))["ann"] == newer
         said = await asyncio.gather(
-            command(commands, "user", "ann"), command(commands, "recs", "--all"), command(commands, "check"),
+            command(commands, "user", "ann"),
+            command(commands, "recs", "--all"),
+            command(commands, "check"),
             command(commands, "models", "list"),
-        )  # fmt: skip
+        )
         for text, wanted in zip(said, ("user ann: 5 events", "user ann: model", "ok      Redis", newer), strict=True):
             assert wanted in text
-        tiny = {"train_epochs": 1, "train_update_epochs": 1, "gate_tolerance": 0.99, "holdout_share": 0.3}
+        tiny = {
+            "train_epochs": 1,
+            "retrain_update_epochs": 1,
+            "retrain_gate_tolerance": 0.99,
+            "retrain_holdout_share": 0.3,
+        }
         retrain = Retrain(settings_of("streamrec-retrain", **tiny), "--once")
         await retrain.ends()
         page = own.redis_url.replace("redis://", f"redis://pages:{quote(PASSWORD, safe='')}@")
@@ -273,7 +298,7 @@ async def test_all_rights_are_enough_and_each_is_needed(
     await admin(own, "SCRIPT", "FLUSH")
     await give_rights(own, user, right)
     await refused(own)
-    await DONE_BY[user](settings_of(user, popular_half_life_s=0.01), model_dir)
+    await DONE_BY[user](settings_of(user, lists_popular_half_life_s=0.01), model_dir)
     assert bool(await refused(own)) is bool(right)
 
 
@@ -282,8 +307,11 @@ async def test_a_sequence_or_list_that_may_not_be_read_is_not_taken_for_damaged_
 ) -> None:
     settings, keys = settings_of("streamrec-serve"), Keys()
     await give_rights(own, "streamrec-serve")
-    async with RedisClient(settings) as redis:
-        store, publisher = SequenceStore(redis, settings, 8, Metrics()), Publisher(redis, settings, Metrics())
+    async with RedisClient(settings.redis) as redis:
+        store, publisher = (
+            SequenceStore(redis, settings.sequences, settings.kafka.topic_epoch, 8, Metrics()),
+            Publisher(redis, settings.lists.ttl_s, Metrics()),
+        )
         lists = [Recommendation("eve", ["i1"], [1.0], "m", 1, 2)]
         fewer = [Recommendation("eve", ["i9"], [1.0], "m", 1, 1)]
         await store.append(clicks("eve", ["i1", "i2"]))
@@ -311,7 +339,7 @@ async def test_a_right_that_is_taken_away_holds_the_batch_until_it_is_back(
         await daemon.wait_handled(1)
         await give_rights(own, "streamrec-serve", "+set")
         await feed(settings, clicks_of("ann", 1, first=1))
-        await eventually(lambda: daemon.has_logged("holding the batch and trying again"))
+        await eventually(lambda: daemon.has_logged("the batch waits and is retried"))
         await eventually(lambda: daemon.has_logged("popular list and online figures are behind"))
         warnings = daemon.lines("WARNING")
         for line in warnings:  # Redis 7.0 does not say which command

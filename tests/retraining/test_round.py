@@ -17,6 +17,7 @@ from sasrec import Event, Interactions, ItemVocab, SASRec, SASRecConfig, SavedMo
 from streamrec.archive.segments import EventArchive
 from streamrec.commands.main import main
 from streamrec.errors import RetrainError
+from streamrec.local.daemon import environment
 from streamrec.registry import Registry
 from streamrec.retraining.round import judge, refusal, retrain, sessions, timeline
 from streamrec.settings import Settings
@@ -24,10 +25,17 @@ from streamrec.settings import Settings
 MakeSettings = Callable[..., Settings]
 ITEMS = 12
 QUICK: dict[str, Any] = {
-    "model_max_len": 8, "model_hidden_units": 16, "model_num_blocks": 1, "model_dropout_rate": 0.0,
-    "train_epochs": 60, "train_batch_size": 16, "train_learning_rate": 0.01, "train_update_learning_rate": 0.01,
-    "train_patience": 0, "filter_seen": False,
-}  # fmt: skip
+    "model_max_len": 8,
+    "model_hidden_units": 16,
+    "model_num_blocks": 1,
+    "model_dropout_rate": 0.0,
+    "train_epochs": 60,
+    "train_batch_size": 16,
+    "train_learning_rate": 0.01,
+    "retrain_update_learning_rate": 0.01,
+    "train_patience": 0,
+    "lists_filter_seen": False,
+}
 
 
 def circle(steps: int, start: int = 0, users: int = 30) -> list[Event]:
@@ -71,7 +79,7 @@ def test_a_worse_model_stays_in_the_registry_with_its_report_and_the_reason(benc
     settings, archive, registry = bench
     archive.import_events(circle(steps=10))
     first = retrain(settings)
-    hopeless = settings.model_copy(update={"train_epochs": 1, "train_learning_rate": 1e-5, "retrain_mode": "full"})
+    hopeless = settings.but(train_epochs=1, train_learning_rate=1e-5, retrain_mode="full")
     second = retrain(hopeless)
     assert not second.promoted
     assert "is no better than popularity's" in second.reason or "is below the champion's" in second.reason
@@ -193,9 +201,8 @@ def test_the_command_trains_promotes_and_reports(
 ) -> None:
     settings, archive, registry = bench
     archive.import_events(circle(steps=10))
-    for name in settings.model_fields_set:
-        value = getattr(settings, name)
-        monkeypatch.setenv(f"STREAMREC_{name.upper()}", getattr(value, "get_secret_value", lambda v=value: str(v))())
+    for name, value in environment(settings).items():
+        monkeypatch.setenv(name, value)
     assert main(["retrain", "--once", "--no-follow"]) == 0
     out = capsys.readouterr().out.splitlines()
     champion = registry.champion()

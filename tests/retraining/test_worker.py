@@ -16,6 +16,7 @@ import pytest
 from sasrec import Event
 from streamrec.archive.segments import EventArchive
 from streamrec.errors import ArchiveError, RetrainError, RetrainStopped
+from streamrec.local.daemon import EMBEDDED
 from streamrec.redis.client import RedisClient
 from streamrec.redis.keys import Keys
 from streamrec.registry import Registry
@@ -44,11 +45,20 @@ StartDaemon = Callable[..., Daemon]
 ITEMS, USERS = 12, 30
 BASE_MS = 1_700_000_000_000
 QUICK: dict[str, Any] = {
-    "model_max_len": 8, "model_hidden_units": 16, "model_num_blocks": 1, "model_dropout_rate": 0.0,
-    "train_epochs": 40, "train_update_epochs": 10, "train_batch_size": 16, "train_learning_rate": 0.01,
-    "train_update_learning_rate": 0.01, "train_patience": 0, "filter_seen": False,
-    "archive_flush_s": 0.2, "registry_poll_s": 3600,
-}  # fmt: skip
+    "model_max_len": 8,
+    "model_hidden_units": 16,
+    "model_num_blocks": 1,
+    "model_dropout_rate": 0.0,
+    "train_epochs": 40,
+    "retrain_update_epochs": 10,
+    "train_batch_size": 16,
+    "train_learning_rate": 0.01,
+    "retrain_update_learning_rate": 0.01,
+    "train_patience": 0,
+    "lists_filter_seen": False,
+    "archive_flush_s": 0.2,
+    "registry_poll_s": 3600,
+}
 # Kills its own process when it is about to flush a file for the n-th time: a SIGKILL at a moment that can be chosen.
 KILLED_AT_FLUSH = """
 import os, signal, sys
@@ -83,7 +93,7 @@ def settings(make_settings: MakeSettings, tmp_path: Path) -> Settings:
 
 
 def changed(settings: Settings, **changes: Any) -> Settings:
-    return settings.model_copy(update=changes)
+    return settings.but(**changes)
 
 
 @pytest.fixture
@@ -91,9 +101,8 @@ def start(settings: Settings) -> Iterator[Callable[..., Retrain]]:
     """Starts `streamrec retrain` processes; whatever is left of them is killed when the test ends."""
     started: list[Retrain] = []
 
-    def run(*arguments: str, program: tuple[str, ...] = ("-m", "streamrec"), **changes: Any) -> Retrain:
-        changed_fields = {**{name: getattr(settings, name) for name in settings.model_fields_set}, **changes}
-        started.append(Retrain(Settings.model_validate(changed_fields), *arguments, program=program))
+    def run(*arguments: str, program: tuple[str, ...] = ("-m", *EMBEDDED), **changes: Any) -> Retrain:
+        started.append(Retrain(settings.but(**changes), *arguments, program=program))
         return started[-1]
 
     yield run
@@ -105,8 +114,8 @@ StartRetrain = Callable[..., Retrain]
 
 
 def champion_of(settings: Settings) -> str | None:
-    assert settings.registry_dir is not None
-    champion = Registry(settings.registry_dir).champion()
+    assert settings.registry.dir is not None
+    champion = Registry(settings.registry.dir).champion()
     return champion.version if champion else None
 
 
@@ -115,8 +124,8 @@ def champion_of(settings: Settings) -> str | None:
 
 def rounds(settings: Settings) -> list[tuple[str, int, bool]]:
     """Mode, rounds since a full one, and whether it was promoted, of every version."""
-    assert settings.registry_dir is not None
-    found = [version.metadata for version in Registry(settings.registry_dir).versions()]
+    assert settings.registry.dir is not None
+    found = [version.metadata for version in Registry(settings.registry.dir).versions()]
     return [(each["mode"], each["rounds_since_full"], each["refused"] is None) for each in found]
 
 
@@ -125,8 +134,8 @@ async def train_once(settings: Settings, **changes: Any) -> Any:
 
 
 async def test_a_round_trains_the_champion_on_and_every_so_many_th_begins_from_scratch(settings: Settings) -> None:
-    assert settings.archive_dir is not None
-    archive = EventArchive(settings.archive_dir)
+    assert settings.archive.dir is not None
+    archive = EventArchive(settings.archive.dir)
     modes = []
     for number in range(5):
         archive.import_events(ring(steps=10, start=10 * number))
@@ -138,13 +147,13 @@ async def test_a_round_trains_the_champion_on_and_every_so_many_th_begins_from_s
 
 
 async def test_an_incremental_round_keeps_known_items_in_their_place_and_learns_new_ones(settings: Settings) -> None:
-    assert settings.archive_dir is not None and settings.registry_dir is not None
-    archive, registry = EventArchive(settings.archive_dir), Registry(settings.registry_dir)
+    assert settings.archive.dir is not None and settings.registry.dir is not None
+    archive, registry = EventArchive(settings.archive.dir), Registry(settings.registry.dir)
     archive.import_events(ring(steps=10))
     first = registry.load((await train_once(settings)).version)
     news = [Event(f"v{e.user_id}", f"new-{e.item_id}", (e.timestamp_ms or 0) + 10**6) for e in ring(steps=10)]
     archive.import_events(news)
-    verdict = await train_once(settings, train_update_epochs=40)
+    verdict = await train_once(settings, retrain_update_epochs=40)
     second = registry.load(verdict.version)
     assert second.vocab.ids[: len(first.vocab)] == first.vocab.ids
     assert set(second.vocab.ids[len(first.vocab) :]) == {f"new-i{n}" for n in range(ITEMS)}
@@ -159,8 +168,8 @@ async def test_an_incremental_round_keeps_known_items_in_their_place_and_learns_
 async def test_why_a_round_begins_from_scratch_is_said(
     settings: Settings, change: dict[str, Any], why: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert settings.archive_dir is not None
-    archive = EventArchive(settings.archive_dir)
+    assert settings.archive.dir is not None
+    archive = EventArchive(settings.archive.dir)
     archive.import_events(ring(steps=10))
     await train_once(settings)
     archive.import_events(ring(steps=10, start=10))
@@ -170,14 +179,14 @@ async def test_why_a_round_begins_from_scratch_is_said(
 
 
 async def test_what_judges_is_newer_than_all_that_the_champion_has_seen(settings: Settings) -> None:
-    assert settings.archive_dir is not None
-    archive = EventArchive(settings.archive_dir)
+    assert settings.archive.dir is not None
+    archive = EventArchive(settings.archive.dir)
     archive.import_events(ring(steps=10))
-    await train_once(settings, holdout_share=0.01)  # the champion has seen all but the last three clicks
+    await train_once(settings, retrain_holdout_share=0.01)  # the champion has seen all but the last three clicks
     archive.import_events(ring(steps=1, start=10))
     with pytest.raises(RetrainError, match="wait for more"):
-        await train_once(settings, holdout_share=0.5)
-    verdict = await train_once(settings, holdout_share=0.5, retrain_mode="full")
+        await train_once(settings, retrain_holdout_share=0.5)
+    verdict = await train_once(settings, retrain_holdout_share=0.5, retrain_mode="full")
     assert verdict.report["cases"] == 33, "the hold-out of half of the clicks shrinks to those"
 
 
@@ -187,12 +196,12 @@ async def test_of_few_new_clicks_half_judge_so_that_the_rest_is_learned_at_once(
 ) -> None:
     """Three more than that are new to the champion; a hold-out of 90 % would be all of them."""
     monkeypatch.setattr("streamrec.retraining.round.JUDGED_AT_LEAST", 50)
-    assert settings.archive_dir is not None
-    archive = EventArchive(settings.archive_dir)
+    assert settings.archive.dir is not None
+    archive = EventArchive(settings.archive.dir)
     archive.import_events(ring(steps=10))
-    await train_once(settings, holdout_share=0.01)
+    await train_once(settings, retrain_holdout_share=0.01)
     archive.import_events(ring(steps=10, start=10)[:new])
-    how = {"retrain_mode": "full", "holdout_share": 0.9}
+    how = {"retrain_mode": "full", "retrain_holdout_share": 0.9}
     assert (await train_once(settings, **how)).report["cases"] == judging
 
 
@@ -200,9 +209,9 @@ async def test_of_few_new_clicks_half_judge_so_that_the_rest_is_learned_at_once(
 
 
 async def test_only_one_worker_trains(settings: Settings, redis: RedisClient) -> None:
-    assert settings.archive_dir is not None
-    EventArchive(settings.archive_dir).import_events(ring(steps=10))
-    lock = Keys(settings.redis_key_prefix).training
+    assert settings.archive.dir is not None
+    EventArchive(settings.archive.dir).import_events(ring(steps=10))
+    lock = Keys(settings.redis.key_prefix).training
     assert await take_lock(redis, lock, "somebody", 60_000) == "somebody"
     with pytest.raises(RetrainError, match="another worker trains: somebody holds"):
         await train_once(settings)
@@ -216,10 +225,10 @@ async def test_only_one_worker_trains(settings: Settings, redis: RedisClient) ->
 async def test_who_loses_the_lock_publishes_nothing(
     settings: Settings, redis: RedisClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert settings.archive_dir is not None
-    EventArchive(settings.archive_dir).import_events(ring(steps=10))
+    assert settings.archive.dir is not None
+    EventArchive(settings.archive.dir).import_events(ring(steps=10))
     monkeypatch.setattr("streamrec.retraining.worker.LOCK_RENEWED_EVERY_S", 0.05)
-    lock = Keys(settings.redis_key_prefix).training
+    lock = Keys(settings.redis.key_prefix).training
     training = asyncio.create_task(train_once(settings, train_epochs=100_000))
 
     async def is_held() -> bool:
@@ -234,8 +243,8 @@ async def test_who_loses_the_lock_publishes_nothing(
 
 
 async def test_two_workers_do_not_write_one_archive(settings: Settings) -> None:
-    assert settings.archive_dir is not None
-    archive = EventArchive(settings.archive_dir)
+    assert settings.archive.dir is not None
+    archive = EventArchive(settings.archive.dir)
     with archive.following(), pytest.raises(ArchiveError, match="another process writes the topic into"):
         await RetrainWorker(settings).once()
     await feed(settings, records(ring(steps=10)))
@@ -315,12 +324,12 @@ async def test_mistakes_are_one_clear_line(start: StartRetrain, arguments: list[
 
 
 async def assert_archive_is_the_topic(settings: Settings) -> None:
-    assert settings.archive_dir is not None
+    assert settings.archive.dir is not None
     expected = []
-    for record in await read_topic(settings, settings.kafka_topic):
+    for record in await read_topic(settings, settings.kafka.topic):
         event = json.loads(record.value)
         expected.append((event["user_id"], event["item_id"], event["timestamp"]))
-    found = EventArchive(settings.archive_dir).read()
+    found = EventArchive(settings.archive.dir).read()
     assert list(zip(found.user_ids, found.item_ids, found.timestamps_ms.tolist(), strict=True)) == expected
 
 
@@ -334,7 +343,7 @@ async def clicking(settings: Settings, start_step: int, per_s: float) -> Any:
             step = start_step
             while not left.is_set():
                 for record in records(ring(1, step)):
-                    await producer.send_and_wait(settings.kafka_topic, record.value, key=record.key)
+                    await producer.send_and_wait(settings.kafka.topic, record.value, key=record.key)
                     await asyncio.sleep(1 / per_s)
                 step += 1
 
@@ -348,12 +357,17 @@ async def clicking(settings: Settings, start_step: int, per_s: float) -> Any:
 async def test_promotion_refusal_damage_rollback_and_kills_while_the_daemon_serves(
     settings: Settings, start: StartRetrain, start_daemon: StartDaemon, make_settings: MakeSettings, tmp_path: Path
 ) -> None:
-    assert settings.registry_dir is not None and settings.archive_dir is not None
-    registry = Registry(settings.registry_dir)
+    assert settings.registry.dir is not None and settings.archive.dir is not None
+    registry = Registry(settings.registry.dir)
     await feed(settings, records(ring(steps=20)))
     assert "promoted: it passed the gate" in await start("--once").ends()
     first = champion_of(settings)
-    where = {"model_dir": None, "registry_dir": settings.registry_dir, "registry_poll_s": 3600, "filter_seen": False}
+    where = {
+        "model_dir": None,
+        "registry_dir": settings.registry.dir,
+        "registry_poll_s": 3600,
+        "lists_filter_seen": False,
+    }
     daemon = start_daemon(**where)
     await daemon.wait_ready()
 
@@ -366,10 +380,10 @@ async def test_promotion_refusal_damage_rollback_and_kills_while_the_daemon_serv
 
         # killed in the middle of the archive
         archiving = start("--every", "1h")
-        ends = sum(EventArchive(settings.archive_dir).next_offsets().values())
+        ends = sum(EventArchive(settings.archive.dir).next_offsets().values())
 
         async def has_grown() -> bool:
-            return sum(EventArchive(settings.archive_dir).next_offsets().values()) > ends
+            return sum(EventArchive(settings.archive.dir).next_offsets().values()) > ends
 
         await eventually(has_grown)
         archiving.kill()
@@ -422,21 +436,21 @@ async def test_promotion_refusal_damage_rollback_and_kills_while_the_daemon_serv
         return set((await versions_published(settings)).values()) <= {second, "popular"}
 
     await eventually(everybody_has_its_list)
-    await assert_delivered(make_settings(model_dir=registry.folder / "versions" / str(second), filter_seen=False))
+    await assert_delivered(make_settings(model_dir=registry.folder / "versions" / str(second), lists_filter_seen=False))
     assert daemon.lines("ERROR") == []
     await start("--once").ends()
     await assert_archive_is_the_topic(settings)
 
 
 async def lock_is_free(settings: Settings) -> bool:
-    async with RedisClient(settings) as redis:
-        return await redis.get_many([Keys(settings.redis_key_prefix).training]) == [None]
+    async with RedisClient(settings.redis) as redis:
+        return await redis.get_many([Keys(settings.redis.key_prefix).training]) == [None]
 
 
 async def take_lock_from_the_dead(settings: Settings) -> None:
     """What time would do, too."""
-    key = Keys(settings.redis_key_prefix).training
-    async with RedisClient(settings) as redis:
+    key = Keys(settings.redis.key_prefix).training
+    async with RedisClient(settings.redis) as redis:
         (holder,) = await redis.get_many([key])
         assert holder is not None
         await take_lock(redis, key, holder.decode(), 0)

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from aiokafka.admin import AIOKafkaAdminClient
 
-from streamrec.kafka.connection import leave_for_members
+from streamrec.kafka.members import member_prefix, remove_members
+from streamrec.local.embedded_kafka import has_died
 from streamrec.redis.client import RedisClient
 from streamrec.redis.keys import Keys
 from streamrec.serving.inspection import published, stored
@@ -25,7 +26,7 @@ async def test_every_event_is_applied_once_though_the_daemon_is_killed_again_and
     start_daemon: Callable[..., Daemon], make_settings: Callable[..., Settings], model_dir: Path, seed: int = 1
 ) -> None:
     # small batches and a cache of few users: more places to die in
-    small = {"max_batch": 16, "cache_bytes": 20_000}
+    small = {"kafka_max_batch": 16, "inference_cache_bytes": 20_000}
     settings = make_settings(model_dir=model_dir, **small)
     rng = random.Random(seed)
     async with feeding(settings, seed, per_s=300, at_least=3_000):
@@ -42,11 +43,11 @@ async def test_every_event_is_applied_once_though_the_daemon_is_killed_again_and
 async def test_daemons_join_leave_and_die_in_mid_stream(
     start_daemon: Callable[..., Daemon], make_settings: Callable[..., Settings], model_dir: Path
 ) -> None:
-    settings = make_settings(model_dir=model_dir, max_batch=16)
+    settings = make_settings(model_dir=model_dir, kafka_max_batch=16)
     async with feeding(settings, seed=2, per_s=300):
-        first = start_daemon(max_batch=16)
+        first = start_daemon(kafka_max_batch=16)
         await first.wait_handled()
-        second, third = start_daemon(max_batch=16), start_daemon(max_batch=16)
+        second, third = start_daemon(kafka_max_batch=16), start_daemon(kafka_max_batch=16)
         await second.wait_handled()
         await third.wait_handled()
         first.signal(signal.SIGTERM)
@@ -54,7 +55,7 @@ async def test_daemons_join_leave_and_die_in_mid_stream(
         before = await third.metric(EVENTS, outcome="applied")
         await third.wait_handled(int(before) + 200)
         second.kill()
-        await leave_for_members(settings)  # a broker does so after the session time-out; the embedded one never
+        await remove_dead_members(settings)
         before = await third.metric(EVENTS, outcome="applied")
         await third.wait_handled(int(before) + 200)
     await wait_caught_up(settings)
@@ -64,7 +65,7 @@ async def test_daemons_join_leave_and_die_in_mid_stream(
 async def test_sessions_end_at_the_same_gaps_whoever_handles_them(
     start_daemon: Callable[..., Daemon], make_settings: Callable[..., Settings], model_dir: Path
 ) -> None:
-    sessions = {"session_gap_s": 25, "max_batch": 32}
+    sessions = {"sequences_session_gap_s": 25, "kafka_max_batch": 32}
     settings = make_settings(model_dir=model_dir, **sessions)
     async with feeding(settings, seed=3, per_s=300):
         staying = start_daemon(**sessions)
@@ -91,14 +92,14 @@ async def test_a_crash_between_append_and_publish_still_gets_every_user_his_list
         await feed(settings, [Record(f"u{n % 20}".encode(), click(f"u{n % 20}", f"i{n % 50}", n)) for n in range(200)])
         own.redis.pause()
         daemon.signal(signal.SIGCONT)
-        await eventually(lambda: daemon.has_logged("holding the batch"))
+        await eventually(lambda: daemon.has_logged("the batch waits"))
         own.kafka.stop()
         own.redis.resume()
-        async with RedisClient(settings) as redis:
+        async with RedisClient(settings.redis) as redis:
             applied = await eventually(lambda: published_events(redis, settings))
             daemon.kill()
             for user in range(20):  # as if the crash had come before the publish
-                await redis._call("DEL", Keys(settings.redis_key_prefix).recommendation(f"u{user}"))
+                await redis._call("DEL", Keys(settings.redis.key_prefix).recommendation(f"u{user}"))
         own.kafka.start()
         after = start_daemon(**where)
         await wait_caught_up(settings)
@@ -107,11 +108,15 @@ async def test_a_crash_between_append_and_publish_still_gets_every_user_his_list
         assert await after.metric(EVENTS, outcome="applied") == 200 - applied
 
 
+async def remove_dead_members(settings: Settings) -> None:
+    """Remove members that died: Apache Kafka does so after the session time-out, the embedded server never."""
+    await remove_members(settings.kafka, lambda client_id: has_died(client_id, member_prefix()))
+
+
 async def published_events(redis: RedisClient, settings: Settings) -> int:
     """How many events are stored, once their users' lists are published; 0 before."""
-    keys = Keys(settings.redis_key_prefix)
-    sequences = {user: value.n async for user, value in stored(redis, keys, None) if value}
-    lists = {user: value.n async for user, value in published(redis, keys, None) if value}
+    sequences = {user: value.n async for user, value in stored(redis, None) if value}
+    lists = {user: value.n async for user, value in published(redis, None) if value}
     return sum(sequences.values()) if sequences == lists else 0
 
 
@@ -122,9 +127,9 @@ async def test_a_topic_created_again_is_reported_and_a_raised_epoch_accepts_its_
     old = [Record(b"ann", click("ann", f"i{n}", n)) for n in range(30)]
     await feed(settings, old)
     assert await start_daemon("--burst").wait_exit() == 0
-    admin = AIOKafkaAdminClient(bootstrap_servers=settings.kafka_bootstrap_servers)
+    admin = AIOKafkaAdminClient(bootstrap_servers=settings.kafka.bootstrap_servers)
     await admin.start()
-    await admin.delete_topics([settings.kafka_topic])
+    await admin.delete_topics([settings.kafka.topic])
     await admin.close()
     new = [Record(b"ann", click("ann", f"x{n}", 1_000 + n)) for n in range(20)]
     await feed(settings, new)
@@ -139,9 +144,9 @@ async def test_a_topic_created_again_is_reported_and_a_raised_epoch_accepts_its_
     daemon.signal(signal.SIGTERM)
     assert await daemon.wait_exit() == 0
 
-    again = {"kafka_topic_epoch": 1, "kafka_group": f"{settings.kafka_group}-again"}
+    again = {"kafka_topic_epoch": 1, "kafka_group": f"{settings.kafka.group}-again"}
     assert await start_daemon("--burst", **again).wait_exit() == 0
-    async with RedisClient(settings) as redis:
-        found = [value async for _, value in stored(redis, Keys(settings.redis_key_prefix), ["ann"])]
+    async with RedisClient(settings.redis) as redis:
+        found = [value async for _, value in stored(redis, ["ann"])]
     assert found[0] is not None
     assert (found[0].n, found[0].items) == (50, [f"x{n}" for n in range(12, 20)])

@@ -90,12 +90,16 @@ def assert_said_once(daemon: Daemon, server: str) -> None:
 
 @pytest.mark.parametrize(("how", "seconds"), [("stopped", 0), ("killed", 0), ("paused", SHORTEST_SESSION_S + 2)])
 async def test_an_outage_of_redis_loses_nothing(
-    how: str, seconds: float, own: EmbeddedServers, where: dict[str, Any], start_daemon: StartDaemon,
+    how: str,
+    seconds: float,
+    own: EmbeddedServers,
+    where: dict[str, Any],
+    start_daemon: StartDaemon,
     make_settings: MakeSettings,
-) -> None:  # fmt: skip
-    where |= {"liveness_timeout_s": 5}
+) -> None:
+    where |= {"serving_liveness_timeout_s": 5}
     settings = make_settings(**where)
-    async with RedisClient(settings) as redis:
+    async with RedisClient(settings.redis) as redis:
         # what Redis acknowledges it then keeps through SIGKILL too; it may lose a second otherwise
         await redis._call("CONFIG", "SET", "appendfsync", "always")
     async with feeding(settings, seed=4, per_s=150):
@@ -116,7 +120,10 @@ async def test_an_outage_of_redis_loses_nothing(
 async def test_an_outage_of_kafka_loses_nothing(
     how: str, own: EmbeddedServers, where: dict[str, Any], start_daemon: StartDaemon, make_settings: MakeSettings
 ) -> None:
-    where |= {"liveness_timeout_s": 8, "max_batch": 16}  # the watch needs 7 s to be sure that Kafka is away
+    where |= {
+        "serving_liveness_timeout_s": 8,
+        "kafka_max_batch": 16,
+    }  # the watch needs 7 s to be sure that Kafka is away
     settings = make_settings(**where)
     clicks = workload(5)
     await feed(settings, islice(clicks, 1_500))
@@ -139,7 +146,7 @@ async def test_an_outage_of_kafka_loses_nothing(
 async def test_a_daemon_told_to_stop_while_kafka_is_away_ends_in_time(
     how: str, own: EmbeddedServers, where: dict[str, Any], start_daemon: StartDaemon, make_settings: MakeSettings
 ) -> None:
-    where |= {"max_batch": 16, "shutdown_timeout_s": 2}
+    where |= {"kafka_max_batch": 16, "serving_shutdown_timeout_s": 2}
     settings = make_settings(**where)
     await feed(settings, islice(workload(6, bad_share=0.3), 1_500))  # dead letters wait for Kafka too
     daemon = start_daemon(**where)
@@ -160,12 +167,14 @@ async def test_a_daemon_told_to_stop_while_kafka_is_away_ends_in_time(
 async def member(settings: Settings, listener: ConsumerRebalanceListener | None = None) -> AsyncIterator[None]:
     """Another member of the group, with partitions of its own while the block runs; it commits nothing."""
     consumer = AIOKafkaConsumer(
-        bootstrap_servers=settings.kafka_bootstrap_servers, group_id=settings.kafka_group, enable_auto_commit=False,
+        bootstrap_servers=settings.kafka.bootstrap_servers,
+        group_id=settings.kafka.group,
+        enable_auto_commit=False,
         heartbeat_interval_ms=200,
-    )  # fmt: skip
+    )
     await consumer.start()
     try:
-        consumer.subscribe([settings.kafka_topic], listener=listener)
+        consumer.subscribe([settings.kafka.topic], listener=listener)
         await eventually(lambda: has_partitions(consumer))
         yield
     finally:
@@ -185,11 +194,11 @@ async def test_a_batch_held_while_redis_is_away_does_not_hold_up_a_rebalance(
     await daemon.wait_ready()
     with away(own.redis, "stopped"):
         await feed(settings, islice(workload(7), 100))
-        await eventually(lambda: daemon.has_logged("holding the batch"))
+        await eventually(lambda: daemon.has_logged("the batch waits"))
         started = time.monotonic()
         async with member(settings):
-            assert time.monotonic() - started < settings.kafka_rebalance_timeout_s / 2
-            await eventually(lambda: daemon.has_logged("let go"))
+            assert time.monotonic() - started < settings.kafka.rebalance_timeout_s / 2
+            await eventually(lambda: daemon.has_logged("batch abandoned"))
     await wait_caught_up(settings)
     await assert_delivered(settings)
 

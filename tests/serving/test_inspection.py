@@ -19,28 +19,50 @@ from streamrec.settings import Settings
 from support.redis_access import BASE_MS, batch, clicks, event, raw_redis
 
 MakeSettings = Callable[..., Settings]
-AWKWARD = ["*", "?", "[a]", "[", "]", "{", "}", "{}", "a}b", "}{", "\\", "^", "a b", "é", "日本", "a\nb", "a:b",
-           "popular",
-           "-1", "0", "x" * 256, "a*", "ab", "h[ae]llo", "\\*"]  # fmt: skip
+AWKWARD = [
+    "*",
+    "?",
+    "[a]",
+    "[",
+    "]",
+    "{",
+    "}",
+    "{}",
+    "a}b",
+    "}{",
+    "\\",
+    "^",
+    "a b",
+    "é",
+    "日本",
+    "a\nb",
+    "a:b",
+    "popular",
+    "-1",
+    "0",
+    "x" * 256,
+    "a*",
+    "ab",
+    "h[ae]llo",
+    "\\*",
+]
 
 
 async def write(redis: RedisClient, settings: Settings, users: list[str]) -> None:
-    store = SequenceStore(redis, settings, 10, Metrics())
+    store = SequenceStore(redis, settings.sequences, settings.kafka.topic_epoch, 10, Metrics())
     await store.append(batch(*(event(user, f"item of {user}", k, BASE_MS + k) for k, user in enumerate(users))))
     lists = [Recommendation(user, [f"for {user}"], [1.0], "m", BASE_MS, 1) for user in users]
-    await Publisher(redis, settings, Metrics()).publish(lists)
+    await Publisher(redis, settings.lists.ttl_s, Metrics()).publish(lists)
 
 
 async def items_stored(redis: RedisClient, settings: Settings, users: list[str] | None) -> dict[str, list[str] | None]:
-    keys = Keys(settings.redis_key_prefix)
-    return {user: value and value.items async for user, value in stored(redis, keys, users)}
+    return {user: value and value.items async for user, value in stored(redis, users)}
 
 
 async def items_published(
     redis: RedisClient, settings: Settings, users: list[str] | None
 ) -> dict[str, list[str] | None]:
-    keys = Keys(settings.redis_key_prefix)
-    return {user: value and value.items async for user, value in published(redis, keys, users)}
+    return {user: value and value.items async for user, value in published(redis, users)}
 
 
 @pytest.mark.parametrize("everybody", [True, False])
@@ -60,9 +82,7 @@ async def test_users_come_in_the_order_asked_and_missing_ones_as_none(
     settings = make_settings()
     await write(redis, settings, ["ann", "bob"])
     found = await items_stored(redis, settings, ["nobody", "bob", "ann*", "ann"])
-    assert list(found.items()) == [
-        ("nobody", None), ("bob", ["item of bob"]), ("ann*", None), ("ann", ["item of ann"])
-    ]  # fmt: skip
+    assert list(found.items()) == [("nobody", None), ("bob", ["item of bob"]), ("ann*", None), ("ann", ["item of ann"])]
     assert await items_published(redis, settings, ["nobody"]) == {"nobody": None}
 
 
@@ -70,16 +90,15 @@ async def test_thousands_of_users_are_all_listed_once(redis: RedisClient, make_s
     settings = make_settings()
     users = [f"u{k}" for k in range(2_500)]
     await write(redis, settings, users)
-    keys = Keys(settings.redis_key_prefix)
-    assert sorted([user async for user, _ in stored(redis, keys, None)]) == sorted(users)
-    assert sorted([user async for user, _ in published(redis, keys, None)]) == sorted(users)
+    assert sorted([user async for user, _ in stored(redis, None)]) == sorted(users)
+    assert sorted([user async for user, _ in published(redis, None)]) == sorted(users)
 
 
 async def test_keys_that_belong_to_no_user_or_to_another_prefix_are_not_listed(
     redis: RedisClient, make_settings: MakeSettings
 ) -> None:
     settings = make_settings()
-    prefix = settings.redis_key_prefix
+    prefix = settings.redis.key_prefix
     await write(redis, settings, ["ann"])
     for other in (f"{prefix}2", f"x{prefix}", f"{prefix}:seq", f"{prefix}:recs"):
         await write(redis, make_settings(redis_key_prefix=other), ["stranger"])
@@ -97,8 +116,10 @@ async def test_nobody_is_listed_where_nothing_is_stored(redis: RedisClient, make
 
 async def test_a_stored_sequence_comes_back_whole(redis: RedisClient, make_settings: MakeSettings) -> None:
     settings = make_settings()
-    await SequenceStore(redis, settings, 3, Metrics()).append(clicks("ann", list("abcde")))
-    ((user, found),) = [pair async for pair in stored(redis, Keys(settings.redis_key_prefix), ["ann"])]
+    await SequenceStore(redis, settings.sequences, settings.kafka.topic_epoch, 3, Metrics()).append(
+        clicks("ann", list("abcde"))
+    )
+    ((user, found),) = [pair async for pair in stored(redis, ["ann"])]
     assert found is not None
     assert (user, found.items, found.n, found.last_event_ts_ms) == ("ann", ["c", "d", "e"], 5, BASE_MS + 4)
 
@@ -108,7 +129,7 @@ async def test_a_value_that_cannot_be_read_names_its_user(
     redis: RedisClient, make_settings: MakeSettings, value: str
 ) -> None:
     settings = make_settings()
-    keys = Keys(settings.redis_key_prefix)
+    keys = Keys(settings.redis.key_prefix)
     async with raw_redis(settings) as raw:
         await raw.set(keys.recommendation("ann"), value)
         await raw.set(keys.sequence("ann"), value)

@@ -33,10 +33,14 @@ class Bench:
 
     def __init__(self, redis: RedisClient, settings: Settings) -> None:
         self.metrics = Metrics()
-        self.store = SequenceStore(redis, settings, 50, self.metrics)
-        self.publisher = Publisher(redis, settings, self.metrics)
-        counts = OnlineCounts(redis, settings, self.metrics)
-        self.judge = OnlineJudge(SharedLists(redis, settings, 50, POPULAR), counts, settings.filter_seen)
+        self.store = SequenceStore(redis, settings.sequences, settings.kafka.topic_epoch, 50, self.metrics)
+        self.publisher = Publisher(redis, settings.lists.ttl_s, self.metrics)
+        counts = OnlineCounts(redis, self.metrics)
+        self.judge = OnlineJudge(
+            SharedLists(redis, settings.lists, settings.sequences.ttl_s, 50, POPULAR),
+            counts,
+            settings.lists.filter_seen,
+        )
         self.offset = 0
 
     async def click(self, user: str, *items: str, then: list[str] | None = None, model: str = "m1") -> None:
@@ -86,7 +90,7 @@ async def test_beside_a_list_the_popular_one_is_judged_without_what_was_seen(
     redis: RedisClient, make_settings: MakeSettings
 ) -> None:
     for filter_seen, hits in ((True, 2), (False, 1)):
-        bench = Bench(redis, make_settings(filter_seen=filter_seen, redis_key_prefix=f"judge-{filter_seen}"))
+        bench = Bench(redis, make_settings(lists_filter_seen=filter_seen, redis_key_prefix=f"judge-{filter_seen}"))
         await bench.click("ann", "p0", "p1", then=["z"])
         await bench.click("ann", "p11", then=["z"])  # the tenth that is not seen
         await bench.click("ann", "p2", then=["z"])
@@ -123,7 +127,7 @@ async def test_a_list_that_cannot_be_read_is_not_judged(
     settings = make_settings()
     bench = Bench(redis, settings)
     async with raw_redis(settings) as raw:
-        await raw.set(Keys(settings.redis_key_prefix).recommendation("ann"), value)
+        await raw.set(Keys(settings.redis.key_prefix).recommendation("ann"), value)
     await bench.click("ann", "a", then=["b"])
     await bench.click("ann", "b", then=["b"])
     assert bench.counted("m1") == (1, 1, 1.0, 0)

@@ -40,12 +40,12 @@ def sequence(items: list[str], last_event_ts_ms: int = BASE_MS, applied: int | N
 
 
 def lists_of(redis: RedisClient, settings: Settings, vocab: ItemVocab = NO_VOCAB, max_len: int = 50) -> SharedLists:
-    return SharedLists(redis, settings, max_len, vocab)
+    return SharedLists(redis, settings.lists, settings.sequences.ttl_s, max_len, vocab)
 
 
 def fresh(make_settings: MakeSettings, **changes: Any) -> Settings:
     settings = make_settings(**changes)
-    return settings.model_copy(update={"redis_key_prefix": f"{settings.redis_key_prefix}-{next(numbers)}"})
+    return settings.model_copy(update={"redis_key_prefix": f"{settings.redis.key_prefix}-{next(numbers)}"})
 
 
 def refuse_constant(name: str) -> None:
@@ -53,7 +53,7 @@ def refuse_constant(name: str) -> None:
 
 
 async def published(redis: RedisClient, settings: Settings) -> dict[str, Any]:
-    (value,) = await redis.get_many([Keys(settings.redis_key_prefix).popular])
+    (value,) = await redis.get_many([Keys(settings.redis.key_prefix).popular])
     assert value is not None
     found: dict[str, Any] = json.loads(value, parse_constant=refuse_constant)
     return found
@@ -108,7 +108,7 @@ def rounds(draw: st.DrawFn, half_lives: float) -> list[list[UserSequence]]:
 async def test_decayed_counts_match_the_oracle_over_many_half_lives(
     redis: RedisClient, make_settings: MakeSettings, given_rounds: list[list[UserSequence]]
 ) -> None:
-    settings, oracle = fresh(make_settings, popular_half_life_s=86_400), Oracle(DAY_MS)
+    settings, oracle = fresh(make_settings, lists_popular_half_life_s=86_400), Oracle(DAY_MS)
     lists = lists_of(redis, settings)
     for sequences in given_rounds:
         lists.count(sequences)
@@ -123,7 +123,7 @@ async def test_decayed_counts_match_the_oracle_over_many_half_lives(
 async def test_two_daemons_count_into_one_list(
     redis: RedisClient, make_settings: MakeSettings, given_rounds: list[list[UserSequence]], daemons: list[int]
 ) -> None:
-    settings, oracle = fresh(make_settings, popular_half_life_s=86_400), Oracle(DAY_MS)
+    settings, oracle = fresh(make_settings, lists_popular_half_life_s=86_400), Oracle(DAY_MS)
     both = [lists_of(redis, settings), lists_of(redis, settings)]
     for sequences, daemon in zip(given_rounds, daemons, strict=False):
         both[daemon].count(sequences)
@@ -145,7 +145,7 @@ async def test_two_daemons_count_into_one_list(
 async def test_the_published_list_never_holds_infinity_or_nan(
     redis: RedisClient, make_settings: MakeSettings, half_life_s: float, clicks: list[tuple[str, int]]
 ) -> None:
-    settings = fresh(make_settings, popular_half_life_s=half_life_s)
+    settings = fresh(make_settings, lists_popular_half_life_s=half_life_s)
     lists = lists_of(redis, settings, ItemVocab(["a", "x"], [10**9, 1]))
     for item, ts in clicks:
         lists.count([sequence([item] * 3, ts)])
@@ -156,7 +156,7 @@ async def test_the_published_list_never_holds_infinity_or_nan(
 
 
 async def test_years_of_daily_clicks_are_rescaled_without_loss(redis: RedisClient, make_settings: MakeSettings) -> None:
-    lists = lists_of(redis, make_settings(popular_half_life_s=86_400))
+    lists = lists_of(redis, make_settings(lists_popular_half_life_s=86_400))
     for day in range(400):
         lists.count([sequence(["daily"] + ["weekly"] * (day % 7 == 0), BASE_MS + day * DAY_MS)])
         await lists.refresh()
@@ -168,7 +168,7 @@ async def test_years_of_daily_clicks_are_rescaled_without_loss(redis: RedisClien
 async def test_before_any_click_the_training_data_is_the_popular_list(
     redis: RedisClient, make_settings: MakeSettings
 ) -> None:
-    settings = make_settings(top_k=2)
+    settings = make_settings(lists_top_k=2)
     lists = lists_of(redis, settings, ItemVocab(["a", "b", "c"], [1, 5, 3]))
     await lists.refresh()
     found = await published(redis, settings)
@@ -208,13 +208,13 @@ async def test_replayed_events_are_not_counted(redis: RedisClient, make_settings
 
 
 async def test_the_most_popular_10_000_items_are_kept(redis: RedisClient, make_settings: MakeSettings) -> None:
-    settings = make_settings(top_k=1_000)
+    settings = make_settings(lists_top_k=1_000)
     lists = lists_of(redis, settings)
     for start in range(0, KEPT_ITEMS + 500, 2_100):
         lists.count([sequence([f"i{k}"] * (2 if k % 2 else 1)) for k in range(start, start + 2_100)])
         await lists.refresh()
     async with raw_redis(settings) as raw:
-        members = dict(await raw.zrange(Keys(settings.redis_key_prefix).popularity, 0, -1, withscores=True))
+        members = dict(await raw.zrange(Keys(settings.redis.key_prefix).popularity, 0, -1, withscores=True))
     members.pop(b"\0landmark")
     assert len(members) == KEPT_ITEMS
     assert {f"i{k}".encode() for k in range(1, KEPT_ITEMS + 500, 2)} <= members.keys()
@@ -223,19 +223,19 @@ async def test_the_most_popular_10_000_items_are_kept(redis: RedisClient, make_s
 async def test_a_catalogue_beyond_10_000_items_begins_with_its_most_popular(
     redis: RedisClient, make_settings: MakeSettings
 ) -> None:
-    settings = make_settings(top_k=3)
+    settings = make_settings(lists_top_k=3)
     size = KEPT_ITEMS + 2_000
     lists = lists_of(redis, settings, ItemVocab([f"i{k}" for k in range(size)], list(range(size))))
     lists.count([sequence(["i0"])])
     await lists.refresh()
     assert lists.popular_for(b"", 3).items == [f"i{size - 1}", f"i{size - 2}", f"i{size - 3}"]
     async with raw_redis(settings) as raw:
-        assert await raw.zcard(Keys(settings.redis_key_prefix).popularity) == KEPT_ITEMS + 1
+        assert await raw.zcard(Keys(settings.redis.key_prefix).popularity) == KEPT_ITEMS + 1
 
 
 async def test_every_key_has_a_ttl(redis: RedisClient, make_settings: MakeSettings) -> None:
-    settings = make_settings(sequence_ttl_s=5_000, recs_ttl_s=900)
-    lists, keys = lists_of(redis, settings), Keys(settings.redis_key_prefix)
+    settings = make_settings(sequences_ttl_s=5_000, lists_ttl_s=900)
+    lists, keys = lists_of(redis, settings), Keys(settings.redis.key_prefix)
     lists.count([sequence(["a"])])
     await lists.refresh()
     async with raw_redis(settings) as raw:
@@ -245,7 +245,7 @@ async def test_every_key_has_a_ttl(redis: RedisClient, make_settings: MakeSettin
 
 async def test_the_blocklist_is_read_again_at_every_refresh(redis: RedisClient, make_settings: MakeSettings) -> None:
     settings = make_settings()
-    lists, key = lists_of(redis, settings, ItemVocab(["a", "b é", "c"], [3, 2, 1])), Keys(settings.redis_key_prefix)
+    lists, key = lists_of(redis, settings, ItemVocab(["a", "b é", "c"], [3, 2, 1])), Keys(settings.redis.key_prefix)
     async with raw_redis(settings) as raw:
         await raw.sadd(key.blocklist, "a", "b é", "not in the catalogue")  # type: ignore[misc]
         await lists.refresh()
@@ -257,10 +257,10 @@ async def test_the_blocklist_is_read_again_at_every_refresh(redis: RedisClient, 
 
 
 async def test_a_long_blocklist_leaves_enough_popular_items(redis: RedisClient, make_settings: MakeSettings) -> None:
-    settings = make_settings(top_k=5)
+    settings = make_settings(lists_top_k=5)
     lists = lists_of(redis, settings, max_len=10)
     async with raw_redis(settings) as raw:
-        await raw.sadd(Keys(settings.redis_key_prefix).blocklist, *(f"i{k}" for k in range(100)))  # type: ignore[misc]
+        await raw.sadd(Keys(settings.redis.key_prefix).blocklist, *(f"i{k}" for k in range(100)))  # type: ignore[misc]
     lists.count([sequence([f"i{k}"] * (200 - k)) for k in range(200)])
     await lists.refresh()
     assert lists.popular_for(stored([f"i{k}" for k in range(100, 110)]), 5).items == [f"i{k}" for k in range(110, 115)]
@@ -272,7 +272,7 @@ async def test_seen_and_blocked_items_are_left_out_and_order_stays(
     settings = make_settings()
     lists = lists_of(redis, settings, ItemVocab(list("abcdef"), [6, 5, 4, 3, 2, 1]))
     async with raw_redis(settings) as raw:
-        await raw.sadd(Keys(settings.redis_key_prefix).blocklist, "c")  # type: ignore[misc]
+        await raw.sadd(Keys(settings.redis.key_prefix).blocklist, "c")  # type: ignore[misc]
     await lists.refresh()
     assert lists.popular_for(stored(["a", "zzz"]), 3) == Ranking(["b", "d", "e"], [5.0, 3.0, 2.0])
     assert lists.popular_for(stored(list("abcdef")), 3) == Ranking([], [])
@@ -291,9 +291,9 @@ async def test_a_refresh_is_at_most_four_round_trips(redis: RedisClient, make_se
 
 
 async def test_a_refresh_that_fails_keeps_the_counts(make_settings: MakeSettings) -> None:
-    settings, oracle = make_settings(popular_half_life_s=86_400), Oracle(DAY_MS)
+    settings, oracle = make_settings(lists_popular_half_life_s=86_400), Oracle(DAY_MS)
     early, late = [sequence(["a", "b"])], [sequence(["b", "c"], BASE_MS + 3 * DAY_MS)]
-    async with RedisThatFailsScripts(settings) as redis:
+    async with RedisThatFailsScripts(settings.redis) as redis:
         lists = lists_of(redis, settings)
         lists.count(early)
         refresh = asyncio.create_task(lists.refresh())
@@ -313,9 +313,9 @@ async def test_a_refresh_that_fails_keeps_the_counts(make_settings: MakeSettings
 async def test_many_items_are_counted_a_few_at_a_time_and_once_where_that_fails_on_the_way(
     make_settings: MakeSettings,
 ) -> None:
-    settings = make_settings(top_k=1_000)
+    settings = make_settings(lists_top_k=1_000)
     items = [f"i{k}" for k in range(3 * ADDED_AT_ONCE + 7)]
-    async with RedisThatFailsScripts(settings) as redis:
+    async with RedisThatFailsScripts(settings.redis) as redis:
         redis.working = 2
         lists = lists_of(redis, settings)
         lists.count([sequence(items)])
@@ -333,7 +333,7 @@ async def test_many_items_are_counted_a_few_at_a_time_and_once_where_that_fails_
 
 async def test_a_failed_first_refresh_still_counts_the_training_data_later(make_settings: MakeSettings) -> None:
     settings = make_settings()
-    async with RedisThatFailsScripts(settings) as redis:
+    async with RedisThatFailsScripts(settings.redis) as redis:
         redis.fail.set()
         lists = lists_of(redis, settings, ItemVocab(["a"], [5]))
         lists.count([sequence(["a"])])

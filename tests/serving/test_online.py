@@ -15,6 +15,7 @@ import torch
 from sasrec import ItemVocab, SASRec, SASRecConfig
 from streamrec.commands.main import main
 from streamrec.errors import RedisUnavailable
+from streamrec.local.daemon import environment
 from streamrec.local.servers import EmbeddedServers, free_port
 from streamrec.metrics import Metrics
 from streamrec.redis.client import RedisClient
@@ -23,20 +24,22 @@ from streamrec.registry import Registry
 from streamrec.serving.online import TTL_S, OnlineCounts, OnlineFigures, read_figures
 from streamrec.settings import Settings
 
-from support.harness import Daemon, environment_of, eventually, own_servers, produce_clicks, wait_caught_up
+from support.harness import Daemon, eventually, own_servers, produce_clicks, wait_caught_up
 from support.redis_access import RedisThatFailsScripts, raw_redis
 
 StartDaemon = Callable[..., Daemon]
 MakeSettings = Callable[..., Settings]
 METRICS = {
-    "judged": "streamrec_judged_clicks_total", "hits": "streamrec_hits_total",
-    "reciprocal_ranks": "streamrec_reciprocal_ranks_total", "popularity_hits": "streamrec_popularity_hits_total",
-}  # fmt: skip
+    "judged": "streamrec_judged_clicks_total",
+    "hits": "streamrec_hits_total",
+    "reciprocal_ranks": "streamrec_reciprocal_ranks_total",
+    "popularity_hits": "streamrec_popularity_hits_total",
+}
 
 
 async def stored(settings: Settings, version: str) -> dict[str, float]:
-    async with RedisClient(settings) as redis:
-        found = await read_figures(redis, Keys(settings.redis_key_prefix), [version])
+    async with RedisClient(settings.redis) as redis:
+        found = await read_figures(redis, [version])
     return {name: getattr(found.get(version, OnlineFigures()), name) for name in METRICS}
 
 
@@ -63,28 +66,31 @@ async def test_what_is_counted_is_added_to_what_is_there_and_kept_for_90_days(
     redis: RedisClient, make_settings: MakeSettings
 ) -> None:
     settings = make_settings()
-    one, other = (OnlineCounts(redis, settings, Metrics()) for _ in range(2))
+    one, other = (OnlineCounts(redis, Metrics()) for _ in range(2))
     one.count("m1", ["a", "b"], ["x", "b"], 1)
     one.count("m2", ["a"], ["a"], 0)
     await one.flush()
     await one.flush()
-    key = Keys(settings.redis_key_prefix).online("m1")
+    key = Keys(settings.redis.key_prefix).online("m1")
     async with raw_redis(settings) as raw:
         await raw.expire(key, 60)
         other.count("m1", ["x"], ["x"], 0)
         await other.flush()
         assert TTL_S - 60 < await raw.ttl(key) <= TTL_S
-    found = await read_figures(redis, Keys(settings.redis_key_prefix), ["m1", "m2", "m3"])
+    found = await read_figures(redis, ["m1", "m2", "m3"])
     assert found == {"m1": OnlineFigures(3, 2, 1.5, 1), "m2": OnlineFigures(1, 1, 1, 0)}
     assert found["m1"].rates() == {
-        "judged": 3, "hr@10": pytest.approx(2 / 3), "mrr@10": 0.5, "popularity_hr@10": pytest.approx(1 / 3)
-    }  # fmt: skip
+        "judged": 3,
+        "hr@10": pytest.approx(2 / 3),
+        "mrr@10": 0.5,
+        "popularity_hr@10": pytest.approx(1 / 3),
+    }
 
 
 async def test_a_flush_that_fails_keeps_the_counts(make_settings: MakeSettings) -> None:
     settings = make_settings()
-    async with RedisThatFailsScripts(settings) as redis:
-        counts = OnlineCounts(redis, settings, Metrics())
+    async with RedisThatFailsScripts(settings.redis) as redis:
+        counts = OnlineCounts(redis, Metrics())
         counts.count("m1", ["a"], ["a"], 0)
         flush = asyncio.create_task(counts.flush())
         await redis.arrived.wait()
@@ -99,8 +105,8 @@ async def test_a_flush_that_fails_keeps_the_counts(make_settings: MakeSettings) 
 
 async def test_a_last_flush_waits_for_the_one_that_is_under_way(make_settings: MakeSettings) -> None:
     settings = make_settings()
-    async with RedisThatFailsScripts(settings) as redis:
-        counts = OnlineCounts(redis, settings, Metrics())
+    async with RedisThatFailsScripts(settings.redis) as redis:
+        counts = OnlineCounts(redis, Metrics())
         counts.count("m1", ["a"], ["a"], 0)
         periodic = asyncio.create_task(counts.flush())
         await redis.arrived.wait()
@@ -115,9 +121,9 @@ async def test_a_version_whose_key_is_taken_keeps_nobody_elses_figures_away(
     redis: RedisClient, make_settings: MakeSettings
 ) -> None:
     settings = make_settings()
-    counts = OnlineCounts(redis, settings, Metrics())
+    counts = OnlineCounts(redis, Metrics())
     async with raw_redis(settings) as raw:
-        await raw.set(Keys(settings.redis_key_prefix).online("taken"), "by somebody")
+        await raw.set(Keys(settings.redis.key_prefix).online("taken"), "by somebody")
     for version in ("taken", "m1"):
         counts.count(version, ["a"], ["a"], 0)
     for _ in range(2):
@@ -133,7 +139,7 @@ async def test_the_figures_of_two_daemons_add_up_and_outlive_them(
     start_daemon: StartDaemon, make_settings: MakeSettings
 ) -> None:
     settings = make_settings()
-    one, other = start_daemon(refresh_s=0.1), start_daemon(refresh_s=3600)  # the other flushes when it ends
+    one, other = start_daemon(lists_refresh_s=0.1), start_daemon(lists_refresh_s=3600)  # the other flushes when it ends
     for daemon in (one, other):
         await daemon.wait_ready()
 
@@ -153,7 +159,7 @@ async def test_the_figures_of_two_daemons_add_up_and_outlive_them(
         daemon.signal(signal.SIGTERM)
         assert await daemon.wait_exit() == 0
     assert await stored(settings, version) == total(*parts)
-    again = start_daemon(refresh_s=0.1)
+    again = start_daemon(lists_refresh_s=0.1)
     await again.wait_ready()
     await produce_clicks(settings, clicks(400, 500))
     await wait_caught_up(settings)
@@ -180,13 +186,15 @@ async def test_an_outage_of_redis_loses_no_figures(
     own: EmbeddedServers, start_daemon: StartDaemon, make_settings: MakeSettings
 ) -> None:
     where = {
-        "kafka_bootstrap_servers": own.kafka_bootstrap_servers, "redis_url": own.redis_url, "refresh_s": 0.1,
+        "kafka_bootstrap_servers": own.kafka_bootstrap_servers,
+        "redis_url": own.redis_url,
+        "lists_refresh_s": 0.1,
         "kafka_session_timeout_s": 6,
-    }  # fmt: skip
+    }
     settings = make_settings(**where)
-    async with RedisClient(settings) as redis:
+    async with RedisClient(settings.redis) as redis:
         await redis._call("CONFIG", "SET", "appendfsync", "always")
-        counts = OnlineCounts(redis, settings, Metrics())
+        counts = OnlineCounts(redis, Metrics())
         daemon = start_daemon(**where)
         await daemon.wait_ready()
         await produce_clicks(settings, clicks(0, 100))
@@ -197,7 +205,7 @@ async def test_an_outage_of_redis_loses_no_figures(
             await counts.flush()
         counts.count("m1", ["a"], ["b", "a"], 0)
         await produce_clicks(settings, clicks(100, 200))
-        await eventually(lambda: daemon.has_logged("holding the batch"))
+        await eventually(lambda: daemon.has_logged("the batch waits"))
         own.redis.start()
         await counts.flush()
     assert await stored(settings, "m1") == figures(2, 2, 1.5, 0)
@@ -235,7 +243,7 @@ def run(
     capsys: pytest.CaptureFixture[str],
 ) -> Callable[..., Any]:
     """Runs `streamrec models ...` under the test's settings; gives status, lines of output, and stderr."""
-    for name, value in environment_of(make_settings(registry_dir=registry.folder)).items():
+    for name, value in environment(make_settings(registry_dir=registry.folder)).items():
         monkeypatch.setenv(name, value)
 
     async def run_command(*arguments: str) -> tuple[int, list[str], str]:
@@ -257,7 +265,7 @@ async def test_the_list_shows_offline_figures_and_online_ones(
     broken = publish(registry, 3)
     (registry.folder / "versions" / broken / "metadata.json").write_text("{}")
     registry.promote(judged, "better")
-    counts = OnlineCounts(redis, make_settings(), Metrics())
+    counts = OnlineCounts(redis, Metrics())
     for _ in range(1_000):
         counts.count(judged, ["a", "b"], ["b", "a"], 1)
     await counts.flush()
@@ -269,14 +277,27 @@ async def test_the_list_shows_offline_figures_and_online_ones(
     cells = [[line[a:b].strip() for a, b in zip([0, *starts], [*starts, None], strict=True)] for line in lines[2:4]]
     assert cells == [
         ["", trained, "2026-01-01 12:30:00", "validation", "0.2500", "0.1250", "-", "-", "-", "-", "0"],
-        ["champion", judged, "2026-01-02 12:30:00", "newest clicks", "0.5000", "0.2500", "0.1250", "1.0000", "0.7500",
-         "0.5000", "2,000"],
-    ]  # fmt: skip
+        [
+            "champion",
+            judged,
+            "2026-01-02 12:30:00",
+            "newest clicks",
+            "0.5000",
+            "0.2500",
+            "0.1250",
+            "1.0000",
+            "0.7500",
+            "0.5000",
+            "2,000",
+        ],
+    ]
     assert lines[1].split()[:2] == [broken, "damaged:"]
     as_json = [json.loads(line) for line in (await run("list", "--json"))[1]]
     assert [found["online"] for found in as_json] == [
-        None, None, {"judged": 2_000, "hr@10": 1.0, "mrr@10": 0.75, "popularity_hr@10": 0.5}
-    ]  # fmt: skip
+        None,
+        None,
+        {"judged": 2_000, "hr@10": 1.0, "mrr@10": 0.75, "popularity_hr@10": 0.5},
+    ]
     assert as_json[2]["report"]["challenger"]["hr@10"] == 0.5
 
 
@@ -297,7 +318,7 @@ async def test_figures_that_cannot_be_read_are_told_and_the_list_is_shown(
 ) -> None:
     version, settings = publish(registry, 1), make_settings()
     async with raw_redis(settings) as raw:
-        key = Keys(settings.redis_key_prefix).online(version)
+        key = Keys(settings.redis.key_prefix).online(version)
         await raw.hset(key, mapping={"judged": "many", "of a newer version": "1"})  # type: ignore[misc]
     status, lines, err = await run("list")
     assert (status, version in lines[1]) == (0, True)

@@ -39,7 +39,7 @@ class Bench:
         self.engine = Engine(saved.model, saved.vocab, version=saved.version, cache_bytes=slots * slot_bytes)
         self.reference = Engine(saved.model, saved.vocab, cache_bytes=0)
         self.metrics = Metrics()
-        self.lists = SharedLists(redis, settings, config.max_len, saved.vocab)
+        self.lists = SharedLists(redis, settings.lists, settings.sequences.ttl_s, config.max_len, saved.vocab)
         self.predictor = Predictor(self.engine, self.lists, settings, self.metrics)
 
     def metric(self, name: str) -> float:
@@ -224,7 +224,13 @@ async def test_the_event_loop_has_its_turn_between_the_parts_of_a_batch(
     saved: SavedModel, redis: RedisClient, make_settings: MakeSettings
 ) -> None:
     settings, engine = make_settings(), EngineThatCounts(saved.model, saved.vocab, version="old")
-    predictor = Predictor(engine, SharedLists(redis, settings, 8, saved.vocab), settings, Metrics())
+    predictor = Predictor(
+        engine,
+        SharedLists(redis, settings.lists, settings.sequences.ttl_s, 8, saved.vocab),
+        settings.lists,
+        settings.serving.rescore_users,
+        Metrics(),
+    )
     users = [sequence(f"user{number}", ["i1"]) for number in range(2 * AT_ONCE + 1)]
     prediction = asyncio.create_task(predictor.predict(users))
     turns = []
@@ -253,6 +259,12 @@ async def test_an_error_in_the_model_reaches_the_caller(
 ) -> None:
     settings = make_settings()
     engine = EngineThatFails(saved.model, saved.vocab)
-    predictor = Predictor(engine, SharedLists(redis, settings, 8, saved.vocab), settings, Metrics())
+    predictor = Predictor(
+        engine,
+        SharedLists(redis, settings.lists, settings.sequences.ttl_s, 8, saved.vocab),
+        settings.lists,
+        settings.serving.rescore_users,
+        Metrics(),
+    )
     with pytest.raises(RuntimeError, match="out of memory"):
         await predictor.predict([sequence("ann", ["i1"])])

@@ -33,23 +33,23 @@ def recommendation(user: str, n: int, items: list[str] | None = None, model: str
 
 
 def publisher_of(redis: RedisClient, settings: Settings, metrics: Metrics | None = None) -> Publisher:
-    return Publisher(redis, settings, metrics or Metrics())
+    return Publisher(redis, settings.lists.ttl_s, metrics or Metrics())
 
 
 async def append(redis: RedisClient, settings: Settings, user: str, count: int, first_offset: int = 0) -> None:
-    store = SequenceStore(redis, settings, 50, Metrics())
+    store = SequenceStore(redis, settings.sequences, settings.kafka.topic_epoch, 50, Metrics())
     await store.append(clicks(user, [f"i{k}" for k in range(count)], first_offset))
 
 
 async def stored(redis: RedisClient, settings: Settings, user: str) -> dict[str, Any]:
-    (value,) = await redis.get_many([Keys(settings.redis_key_prefix).recommendation(user)])
+    (value,) = await redis.get_many([Keys(settings.redis.key_prefix).recommendation(user)])
     assert value is not None
     found: dict[str, Any] = json.loads(value)
     return found
 
 
 async def test_the_published_json_is_the_contract(redis: RedisClient, make_settings: MakeSettings) -> None:
-    settings = make_settings(recs_ttl_s=1_000)
+    settings = make_settings(lists_ttl_s=1_000)
     before_ms = int(time.time() * 1000)
     await publisher_of(redis, settings).publish(
         [Recommendation("ann", ["i1", 'ü "quoted" {}'], [2.5, -1.25], "v7", BASE_MS, 3, (BASE_MS,))]
@@ -58,10 +58,15 @@ async def test_the_published_json_is_the_contract(redis: RedisClient, make_setti
     assert list(found) == ["items", "scores", "model", "event_ts_ms", "published_ts_ms", "n"]
     published_ts_ms = found.pop("published_ts_ms")
     assert before_ms <= published_ts_ms <= time.time() * 1000
-    assert found == {"items": ["i1", 'ü "quoted" {}'], "scores": [2.5, -1.25], "model": "v7", "event_ts_ms": BASE_MS,
-                     "n": 3}  # fmt: skip
+    assert found == {
+        "items": ["i1", 'ü "quoted" {}'],
+        "scores": [2.5, -1.25],
+        "model": "v7",
+        "event_ts_ms": BASE_MS,
+        "n": 3,
+    }
     async with raw_redis(settings) as raw:
-        assert 990 <= await raw.ttl(f"{settings.redis_key_prefix}:recs:{{ann}}") <= 1_000
+        assert 990 <= await raw.ttl(f"{settings.redis.key_prefix}:recs:{{ann}}") <= 1_000
 
 
 async def test_a_list_may_be_empty(redis: RedisClient, make_settings: MakeSettings) -> None:
@@ -109,7 +114,7 @@ async def test_counts_are_compared_as_numbers(redis: RedisClient, make_settings:
     settings = make_settings()
     publisher = publisher_of(redis, settings)
     async with raw_redis(settings) as raw:
-        await raw.set(Keys(settings.redis_key_prefix).sequence("ann"), f"1 {n + 1} 1 1 0 0 0:1\0a\0")
+        await raw.set(Keys(settings.redis.key_prefix).sequence("ann"), f"1 {n + 1} 1 1 0 0 0:1\0a\0")
     for count in (n, n + 1, n):
         await publisher.publish([recommendation("ann", count)])
     assert (await stored(redis, settings, "ann"))["n"] == n + 1
@@ -123,7 +128,7 @@ async def test_a_user_who_begins_anew_after_his_sequence_expired_is_published(
     await append(redis, settings, "ann", 40)
     await publisher.publish([recommendation("ann", 40)])
     async with raw_redis(settings) as raw:
-        await raw.delete(Keys(settings.redis_key_prefix).sequence("ann"))
+        await raw.delete(Keys(settings.redis.key_prefix).sequence("ann"))
     for n in (1, 2):
         await append(redis, settings, "ann", 1, first_offset=39 + n)
         await publisher.publish([recommendation("ann", n)])
@@ -140,7 +145,7 @@ async def test_what_is_no_list_is_overwritten(
 ) -> None:
     settings = make_settings()
     await append(redis, settings, "ann", 99)
-    key = Keys(settings.redis_key_prefix).recommendation("ann")
+    key = Keys(settings.redis.key_prefix).recommendation("ann")
     async with raw_redis(settings) as raw:
         if value is None:
             await raw.sadd(key, "another type")  # type: ignore[misc]
@@ -203,6 +208,6 @@ async def test_latency_is_measured_from_each_record(redis: RedisClient, make_set
 async def test_published_lists_can_be_read_by_the_package(redis: RedisClient, make_settings: MakeSettings) -> None:
     settings = make_settings()
     await publisher_of(redis, settings).publish([recommendation("ann", 4)])
-    (value,) = await redis.get_many([Keys(settings.redis_key_prefix).recommendation("ann")])
+    (value,) = await redis.get_many([Keys(settings.redis.key_prefix).recommendation("ann")])
     assert value is not None
     assert parse_published("ann", value).items == ["after-4"]

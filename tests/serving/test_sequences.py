@@ -88,9 +88,14 @@ def steps(**fixed: Any) -> st.SearchStrategy[list[Step]]:
     """Batches of few users, partitions and offsets: prefixes, suffixes and duplicates of one another abound."""
     users = st.shared(st.lists(ids, min_size=1, max_size=4, unique=True), key="users").flatmap(st.sampled_from)
     events = st.builds(
-        ClickEvent, users, ids, st.integers(BASE_MS, BASE_MS + 40), st.integers(0, 11), st.integers(0, 12),
+        ClickEvent,
+        users,
+        ids,
         st.integers(BASE_MS, BASE_MS + 40),
-    )  # fmt: skip
+        st.integers(0, 11),
+        st.integers(0, 12),
+        st.integers(BASE_MS, BASE_MS + 40),
+    )
     return st.lists(
         st.builds(
             Step,
@@ -106,8 +111,8 @@ def steps(**fixed: Any) -> st.SearchStrategy[list[Step]]:
 
 async def run_step(redis: RedisClient, settings: Settings, step: Step) -> list[UserSequence]:
     settings = settings.model_copy(
-        update={"session_gap_s": step.gap_ms / 1000, "kafka_topic_epoch": step.epoch}
-    )  # fmt: skip
+        update={"sequences_session_gap_s": step.gap_ms / 1000, "kafka_topic_epoch": step.epoch}
+    )
     return await store_of(redis, settings, step.max_len).append(batch(*step.events))
 
 
@@ -121,9 +126,9 @@ async def test_random_batches_replays_and_settings_match_the_oracle(
         assert await run_step(redis, settings, step) == oracle.append(step)
     async with raw_redis(settings) as raw:
         for user in oracle.users:
-            key = Keys(settings.redis_key_prefix).sequence(user)
+            key = Keys(settings.redis.key_prefix).sequence(user)
             value = await raw.get(key)
-            assert 0 < await raw.ttl(key) <= settings.sequence_ttl_s
+            assert 0 < await raw.ttl(key) <= settings.sequences.ttl_s
             # read here and not by parse_sequence, which forgives
             assert [item.decode() for item in value.split(b"\0")[1:]] == [*oracle.users[user].items, ""]
 
@@ -213,7 +218,7 @@ async def test_the_largest_batch_is_appended_whole(redis: RedisClient, make_sett
 async def test_concurrent_appends_of_the_same_events_apply_once(make_settings: MakeSettings) -> None:
     settings = make_settings()
     batches = [clicks("ann", [f"i{k}" for k in range(start, start + 7)], start) for start in range(0, 60, 3)]
-    async with RedisClient(settings) as one, RedisClient(settings) as two:
+    async with RedisClient(settings.redis) as one, RedisClient(settings.redis) as two:
         stores = [store_of(one, settings, 100), store_of(two, settings, 100)]
         answers = [await asyncio.gather(*(store.append(part) for store in stores)) for part in batches]
     final = answers[-1][0][0]
@@ -252,14 +257,14 @@ async def test_a_replayed_user_comes_back_so_that_he_is_published_again(
 async def test_several_session_gaps_in_one_batch_leave_the_newest_session(
     redis: RedisClient, make_settings: MakeSettings
 ) -> None:
-    store = store_of(redis, make_settings(session_gap_s=10))
+    store = store_of(redis, make_settings(sequences_session_gap_s=10))
     times = [0, 10_000, 20_001, 25_000, 90_000, 91_000, 101_000]
     (found,) = await store.append(batch(*(event("ann", str(t), k, BASE_MS + t) for k, t in enumerate(times))))
     assert (found.items, found.session_n, found.n, found.applied) == (["90000", "91000", "101000"], 3, 7, 7)
 
 
 async def test_a_late_event_begins_no_session(redis: RedisClient, make_settings: MakeSettings) -> None:
-    store = store_of(redis, make_settings(session_gap_s=10))
+    store = store_of(redis, make_settings(sequences_session_gap_s=10))
     (found,) = await store.append(batch(event("ann", "new", 0, BASE_MS), event("ann", "late", 1, BASE_MS - 60_000)))
     assert (found.items, found.session_n) == (["new", "late"], 2)
 
@@ -287,8 +292,8 @@ async def test_a_raised_topic_epoch_accepts_offsets_that_begin_again(
 
 
 async def test_every_write_renews_the_ttl(redis: RedisClient, make_settings: MakeSettings) -> None:
-    settings = make_settings(sequence_ttl_s=1_000)
-    store, key = store_of(redis, settings), Keys(settings.redis_key_prefix).sequence("ann")
+    settings = make_settings(sequences_ttl_s=1_000)
+    store, key = store_of(redis, settings), Keys(settings.redis.key_prefix).sequence("ann")
     async with raw_redis(settings) as raw:
         for offset in range(3):
             await store.append(clicks("ann", ["a"], offset))
@@ -306,7 +311,7 @@ async def test_users_whose_ids_look_like_keys_do_not_collide(redis: RedisClient,
 
 async def set_stored(settings: Settings, user: str, value: bytes | None) -> None:
     """Overwrite a user's stored value; None puts a list there."""
-    key = Keys(settings.redis_key_prefix).sequence(user)
+    key = Keys(settings.redis.key_prefix).sequence(user)
     async with raw_redis(settings) as raw:
         await raw.delete(key)
         if value is None:
@@ -317,18 +322,31 @@ async def set_stored(settings: Settings, user: str, value: bytes | None) -> None
 
 async def get_stored(settings: Settings, user: str) -> bytes:
     async with raw_redis(settings) as raw:
-        value = await raw.get(Keys(settings.redis_key_prefix).sequence(user))
+        value = await raw.get(Keys(settings.redis.key_prefix).sequence(user))
         assert isinstance(value, bytes)
         return value
 
 
 @pytest.mark.parametrize(
     "value",
-    [None, b"", b"\0", b"garbage", b"1", b"1 2 3", b"\xff\xfe", b"1 1 1 1 0 0 0:1", b"1 -1 1 1 0 0 0:1\0a\0",
-     b"1 1 1 1 0 0 x\0a\0", b'{"items": []}', b"x" * 100_000,
-     b"1 5 1 2 0 0 0:1\0a\0b\0", b"1 1 2 2 0 0 0:1\0a\0b\0"],
+    [
+        None,
+        b"",
+        b"\0",
+        b"garbage",
+        b"1",
+        b"1 2 3",
+        b"\xff\xfe",
+        b"1 1 1 1 0 0 0:1",
+        b"1 -1 1 1 0 0 0:1\0a\0",
+        b"1 1 1 1 0 0 x\0a\0",
+        b'{"items": []}',
+        b"x" * 100_000,
+        b"1 5 1 2 0 0 0:1\0a\0b\0",
+        b"1 1 2 2 0 0 0:1\0a\0b\0",
+    ],
     ids=lambda value: repr(value)[:40],
-)  # fmt: skip
+)
 async def test_an_unreadable_value_is_begun_anew_with_a_warning(
     redis: RedisClient, make_settings: MakeSettings, caplog: pytest.LogCaptureFixture, value: bytes | None
 ) -> None:
@@ -394,7 +412,7 @@ async def test_a_format_of_a_newer_version_is_refused_and_left_alone(
 
 async def test_outcomes_are_counted(redis: RedisClient, make_settings: MakeSettings) -> None:
     metrics = Metrics()
-    store = SequenceStore(redis, make_settings(), 5, metrics)
+    store = SequenceStore(redis, make_settings().sequences, make_settings().kafka.topic_epoch, 5, metrics)
     await store.append(clicks("ann", ["a", "b", "c"]))
     await store.append(clicks("ann", ["b", "c", "d"], 1))
     value = metrics.registry.get_sample_value
@@ -428,7 +446,7 @@ class RedisThatLosesTheAnswer(RedisClient):
 
 async def test_trying_again_after_a_lost_answer_applies_nothing_twice(make_settings: MakeSettings) -> None:
     settings, events = make_settings(), clicks("ann", ["a", "b"])
-    async with RedisThatLosesTheAnswer(settings) as faulty, RedisClient(settings) as healthy:
+    async with RedisThatLosesTheAnswer(settings) as faulty, RedisClient(settings.redis) as healthy:
         with pytest.raises(RedisUnavailable):
             await store_of(faulty, settings).append(events)
         (found,) = await store_of(healthy, settings).append(events)

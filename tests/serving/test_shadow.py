@@ -93,12 +93,17 @@ def registry(tmp_path: Path) -> Registry:
 
 
 def of(registry: Registry, **changes: Any) -> dict[str, Any]:
-    return {"model_dir": None, "registry_dir": registry.folder, "registry_poll_s": 3600, "refresh_s": 0.1} | changes
+    return {
+        "model_dir": None,
+        "registry_dir": registry.folder,
+        "registry_poll_s": 3600,
+        "lists_refresh_s": 0.1,
+    } | changes
 
 
 async def figures(settings: Settings, version: str) -> OnlineFigures:
-    async with RedisClient(settings) as redis:
-        found = await read_figures(redis, Keys(settings.redis_key_prefix), [version])
+    async with RedisClient(settings.redis) as redis:
+        found = await read_figures(redis, [version])
     return found.get(version, OnlineFigures())
 
 
@@ -109,8 +114,8 @@ async def logged(daemon: Daemon, text: str) -> None:
 async def click_in_turn(daemon: Daemon, settings: Settings, step: int) -> int:
     """Every user's next item of the ring; returns in how many published lists it stood, of sampled users."""
     items = [RING[(7 * n + step) % 60] for n in range(len(USERS))]
-    async with RedisClient(settings) as redis:
-        lists = {u: v async for u, v in published(redis, Keys(settings.redis_key_prefix), USERS) if v}
+    async with RedisClient(settings.redis) as redis:
+        lists = {u: v async for u, v in published(redis, USERS) if v}
     await produce_clicks(settings, list(zip(USERS, items, strict=True)))
     await wait_caught_up(settings)
     return sum(
@@ -119,7 +124,7 @@ async def click_in_turn(daemon: Daemon, settings: Settings, step: int) -> int:
 
 
 def sampled(user: str, settings: Settings) -> bool:
-    return zlib.crc32(user.encode()) / 2**32 < settings.shadow_share
+    return zlib.crc32(user.encode()) / 2**32 < settings.serving.shadow_share
 
 
 # --- of daemons
@@ -132,8 +137,8 @@ async def test_a_shadow_is_judged_on_the_clicks_that_judge_the_champion(
     knows = registry.publish(ring_model, ItemVocab(RING))
     registry.promote(guesses, "first")
     registry.set_shadow(knows)  # before the daemon is there
-    settings = make_settings(**of(registry, shadow_share=0.6))
-    daemon = start_daemon(**of(registry, shadow_share=0.6))
+    settings = make_settings(**of(registry, serving_shadow_share=0.6))
+    daemon = start_daemon(**of(registry, serving_shadow_share=0.6))
     await daemon.wait_ready()
     await logged(daemon, f"a shadow begins model={knows} share=0.6")
     some = sum(sampled(user, settings) for user in USERS)
@@ -178,8 +183,8 @@ async def test_a_damaged_shadow_is_refused_a_good_one_begins_and_ends_by_command
     registry.set_shadow(broken)
     weights = registry.folder / "versions" / broken / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-4] + b"rust")
-    settings = make_settings(**of(registry, shadow_share=1))
-    daemon = start_daemon(**of(registry, shadow_share=1))
+    settings = make_settings(**of(registry, serving_shadow_share=1))
+    daemon = start_daemon(**of(registry, serving_shadow_share=1))
     await daemon.wait_ready()
     await logged(daemon, f"the shadow {broken} is refused: ")
     await click_in_turn(daemon, settings, 0)
@@ -208,7 +213,7 @@ async def test_a_shadow_that_becomes_champion_is_none_any_longer(
 ) -> None:
     old, new = (registry.publish(guessing_model(seed), ItemVocab(RING)) for seed in (1, 2))
     registry.promote(old, "first")
-    where = of(registry, shadow_share=1, registry_poll_s=0.1)
+    where = of(registry, serving_shadow_share=1, registry_poll_s=0.1)
     settings, daemon = make_settings(**where), start_daemon(**where)
     await daemon.wait_ready()
     registry.set_shadow(new)  # no message: the daemon looks
@@ -259,14 +264,14 @@ class Bench:
     def __init__(self, saved: SavedModel, redis: RedisClient, settings: Settings) -> None:
         self.settings = settings
         self.metrics = Metrics()
-        self.lists = SharedLists(redis, settings, 8, saved.vocab)
-        self.counts = OnlineCounts(redis, settings, self.metrics)
+        self.lists = SharedLists(redis, settings.lists, settings.sequences.ttl_s, 8, saved.vocab)
+        self.counts = OnlineCounts(redis, self.metrics)
         self.predictor = Predictor(self.engine(saved), self.lists, settings, self.metrics)
         self.shadow = Shadow(settings, self.lists, self.counts, self.metrics)
         self.turn = Turn()
-        self.store = SequenceStore(redis, settings, 8, self.metrics)
-        self.publisher = Publisher(redis, settings, self.metrics)
-        self.judge = OnlineJudge(self.lists, self.counts, settings.filter_seen)
+        self.store = SequenceStore(redis, settings.sequences, settings.kafka.topic_epoch, 8, self.metrics)
+        self.publisher = Publisher(redis, settings.lists.ttl_s, self.metrics)
+        self.judge = OnlineJudge(self.lists, self.counts, settings.lists.filter_seen)
         self.asked = 0
 
     @staticmethod
@@ -295,7 +300,7 @@ class Bench:
 
 @pytest.fixture
 async def bench(saved: SavedModel, redis: RedisClient, make_settings: MakeSettings) -> AsyncIterator[Bench]:
-    made = Bench(saved, redis, make_settings(shadow_share=1, top_k=12))
+    made = Bench(saved, redis, make_settings(serving_shadow_share=1, lists_top_k=12))
     running = asyncio.create_task(made.shadow.run(made.turn.idle))
     yield made
     running.cancel()
@@ -316,7 +321,7 @@ async def test_a_twin_of_the_champion_hits_what_the_champion_hits(
 ) -> None:
     rng, items = random.Random(1), list(saved.vocab.ids)
     async with raw_redis(bench.settings) as raw:
-        await raw.sadd(Keys(bench.settings.redis_key_prefix).blocklist, *items[:5])  # type: ignore[misc]
+        await raw.sadd(Keys(bench.settings.redis.key_prefix).blocklist, *items[:5])  # type: ignore[misc]
     await bench.lists.refresh()
     bench.shadow.begin(bench.engine(saved))
     bench.turn.always()

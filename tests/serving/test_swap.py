@@ -40,7 +40,7 @@ async def test_a_new_champion_takes_over_in_mid_stream_and_recent_users_get_its_
     registry.promote(old, "first")
     # a larger vocabulary in another order, and longer windows: nothing of the old engine fits the new one
     new = publish(registry, seed=2, items=range(59, -1, -1), max_len=12)
-    where = {"model_dir": None, "registry_dir": registry.folder, "registry_poll_s": 3600, "max_len": 12}
+    where = {"model_dir": None, "registry_dir": registry.folder, "registry_poll_s": 3600, "sequences_max_len": 12}
     settings = make_settings(**where)
     daemon = start_daemon(**where)
     await daemon.wait_ready()
@@ -57,7 +57,7 @@ async def test_a_new_champion_takes_over_in_mid_stream_and_recent_users_get_its_
         return set((await versions_published(settings)).values()) <= {new, "popular"}
 
     await eventually(everybody_has_the_new_list)
-    await assert_delivered(make_settings(model_dir=registry.folder / "versions" / new, max_len=12))
+    await assert_delivered(make_settings(model_dir=registry.folder / "versions" / new, sequences_max_len=12))
     assert await daemon.metric("streamrec_model_swaps_total", outcome="swapped") == 1
     assert daemon.lines("ERROR") == []
 
@@ -67,7 +67,7 @@ async def test_users_who_do_not_click_again_are_re_scored(
 ) -> None:
     old, new = publish(registry, seed=1), publish(registry, seed=2)
     registry.promote(old, "first")
-    where = {"model_dir": None, "registry_dir": registry.folder, "registry_poll_s": 0.2, "rescore_users": 30}
+    where = {"model_dir": None, "registry_dir": registry.folder, "registry_poll_s": 0.2, "serving_rescore_users": 30}
     settings = make_settings(**where)
     daemon = start_daemon(**where)
     await daemon.wait_ready()

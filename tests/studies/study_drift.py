@@ -28,7 +28,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from sasrec import Event
 from streamrec.archive.segments import EventArchive
-from streamrec.kafka.connection import ensure_topics
+from streamrec.kafka.topics import ensure_topics
 from streamrec.settings import Settings
 
 from support.harness import EVENTS, Daemon, Retrain, click, raw_producer, wait_caught_up
@@ -51,11 +51,18 @@ RECOVERED = 0.7  # of the earlier hit rate
 K = 10
 
 SETTINGS: dict[str, Any] = {
-    "model_dir": None, "filter_seen": False,  # walkers come back to items
-    "popular_half_life_s": 20,  # popularity is to follow the turn as well as it can
-    "model_max_len": 20, "model_hidden_units": 32, "model_num_blocks": 1, "model_dropout_rate": 0.1,
-    "train_learning_rate": 0.003, "train_update_learning_rate": 0.003, "holdout_share": 0.05, "archive_flush_s": 2,
-}  # fmt: skip
+    "model_dir": None,
+    "lists_filter_seen": False,  # walkers come back to items
+    "lists_popular_half_life_s": 20,  # popularity is to follow the turn as well as it can
+    "model_max_len": 20,
+    "model_hidden_units": 32,
+    "model_num_blocks": 1,
+    "model_dropout_rate": 0.1,
+    "train_learning_rate": 0.003,
+    "retrain_update_learning_rate": 0.003,
+    "retrain_holdout_share": 0.05,
+    "archive_flush_s": 2,
+}
 
 
 class Walkers:
@@ -209,34 +216,36 @@ async def send(settings: Settings, walkers: Walkers, enough: Callable[[int], boo
             if enough(sent):
                 break
             await asyncio.sleep(max(0.0, started + sent / PER_S - time.monotonic()))
-            waiting.append(await producer.send(settings.kafka_topic, click(user, item), key=user.encode()))
+            waiting.append(await producer.send(settings.kafka.topic, click(user, item), key=user.encode()))
         await asyncio.gather(*waiting)
     return sent
 
 
 async def first_champion(settings: Settings, walkers: Walkers) -> None:
     """Trained on what was before the stream, by the command that trains all others."""
-    assert settings.archive_dir is not None
+    assert settings.archive.dir is not None
     begin_ms = time.time() * 1000 - TRAINED / PER_S * 1000
     clicks = [
         Event(user, item, int(begin_ms + number / PER_S * 1000))
         for number, (user, item) in zip(range(TRAINED), walkers, strict=False)
     ]
-    EventArchive(settings.archive_dir).import_events(clicks)
+    EventArchive(settings.archive.dir).import_events(clicks)
     await Retrain(settings, "--once", "--no-follow").ends()
 
 
 async def race(make_settings: MakeSettings, start_daemon: StartDaemon, walkers: Walkers, folder: Path) -> Race:
     """Both daemons from the same champion on, through the turn, until one has recovered and all clicks are handled."""
     shared = make_settings()
-    await ensure_topics(shared, (shared.kafka_topic, shared.kafka_dead_letters))
+    await ensure_topics(shared.kafka, (shared.kafka_topic, shared.kafka_dead_letters))
     own: dict[str, dict[str, Any]] = {
-        name: SETTINGS | {
-            "registry_dir": folder / name, "kafka_group": f"{shared.kafka_group}-{name}",
+        name: SETTINGS
+        | {
+            "registry_dir": folder / name,
+            "kafka_group": f"{shared.kafka_group}-{name}",
             "redis_key_prefix": f"{shared.redis_key_prefix}-{name}",
         }
         for name in ("with", "without")
-    }  # fmt: skip
+    }
     retrained = make_settings(**own["with"], archive_dir=folder / "archive")
     await first_champion(retrained, walkers)
     shutil.copytree(folder / "with", folder / "without")

@@ -20,10 +20,10 @@ from sasrec import save_model
 from streamrec.bench.daemon import Load, _measured
 from streamrec.bench.engine import SHAPES, random_model
 from streamrec.bench.users import fill_windows
-from streamrec.kafka.connection import ensure_topics
+from streamrec.kafka.topics import ensure_topics
 from streamrec.local.servers import EmbeddedServers, free_port
 from streamrec.redis.client import RedisClient
-from streamrec.settings import load_settings
+from streamrec.settings_sources import load_settings
 
 log = logging.getLogger(__name__)
 pytestmark = [pytest.mark.study, pytest.mark.timeout(900)]
@@ -63,18 +63,23 @@ async def test_open_pages_cost_nothing_that_can_be_measured(tmp_path: Path) -> N
     save_model(tmp_path / "model", subject.model, subject.vocab)
     rates: dict[int, list[float]] = {pages: [] for pages in PAGES}
     with EmbeddedServers() as servers:
-        settings = load_settings(flags={
-            "kafka_bootstrap_servers": servers.kafka_bootstrap_servers, "redis_url": servers.redis_url,
-            "model_dir": tmp_path / "model", "log_level": "WARNING", "http_port": free_port(),
-        })  # fmt: skip
-        await ensure_topics(settings, (settings.kafka_topic,))
-        async with RedisClient(settings) as redis:
+        settings = load_settings(
+            flags={
+                "kafka_bootstrap_servers": servers.kafka_bootstrap_servers,
+                "redis_url": servers.redis_url,
+                "model_dir": tmp_path / "model",
+                "log_level": "WARNING",
+                "http_port": free_port(),
+            }
+        )
+        await ensure_topics(settings.kafka, (settings.kafka.topic,))
+        async with RedisClient(settings.redis) as redis:
             await fill_windows(redis, settings, subject, load.users)
         async with _measured([settings], load.users) as bench:
             await bench.worked_off(EVENTS)  # to warm up
             for _ in range(ROUNDS):
                 for pages in PAGES:
-                    async with open_pages(f"http://{settings.http_host}:{settings.http_port}", pages):
+                    async with open_pages(f"http://{settings.http.host}:{settings.http.port}", pages):
                         rates[pages].append(await bench.worked_off(EVENTS))
     medians = {pages: statistics.median(found) for pages, found in rates.items()}
     for pages, found in rates.items():

@@ -25,10 +25,11 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRebalanceListen
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from streamrec.errors import EmbeddedError
-from streamrec.kafka.connection import ensure_topics
+from streamrec.kafka.topics import ensure_topics
+from streamrec.local.daemon import EMBEDDED, environment
+from streamrec.local.embedded_kafka import adapt
 from streamrec.local.servers import EmbeddedServers
 from streamrec.redis.client import RedisClient
-from streamrec.redis.keys import Keys
 from streamrec.serving.inspection import published
 from streamrec.settings import Settings
 
@@ -64,6 +65,7 @@ def find_servers(environ: Mapping[str, str]) -> Iterator[Servers]:
         pytest.exit(f"no servers to test against: none given, no Docker engine, and {error}", returncode=3)
     with contextlib.ExitStack() as stack:
         stack.callback(embedded.stop)
+        adapt()
         yield Servers("embedded", embedded.redis_url, embedded.kafka_bootstrap_servers)
 
 
@@ -76,6 +78,7 @@ def own_servers() -> Iterator[EmbeddedServers]:
         pytest.skip(f"needs servers of its own to stop and to kill: {error}")
     with contextlib.closing(contextlib.ExitStack()) as stack:
         stack.callback(servers.stop)
+        adapt()
         yield servers
 
 
@@ -135,15 +138,17 @@ class Daemon:
     """A `streamrec serve` process under given settings."""
 
     def __init__(
-        self, settings: Settings, arguments: tuple[str, ...] = (), program: tuple[str, ...] = ("streamrec", "serve")
+        self, settings: Settings, arguments: tuple[str, ...] = (), program: tuple[str, ...] = (*EMBEDDED, "serve")
     ) -> None:
         self.settings = settings
         self._log = tempfile.NamedTemporaryFile(prefix="daemon-", suffix=".log", delete=False)  # noqa: SIM115
         self.process = subprocess.Popen(
             [sys.executable, "-m", *program, *arguments],
-            stdout=self._log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
-            env={**environment_of(settings), "OMP_NUM_THREADS": "1"},
-        )  # fmt: skip
+            stdout=self._log,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            env={**environment(settings), "OMP_NUM_THREADS": "1"},
+        )
         self._log.close()
 
     @property
@@ -214,13 +219,15 @@ class Daemon:
 class Retrain:
     """A `streamrec retrain` process."""
 
-    def __init__(self, settings: Settings, *arguments: str, program: tuple[str, ...] = ("-m", "streamrec")) -> None:
+    def __init__(self, settings: Settings, *arguments: str, program: tuple[str, ...] = ("-m", *EMBEDDED)) -> None:
         with tempfile.NamedTemporaryFile(prefix="retrain-", suffix=".log", delete=False) as log:
             self._log = Path(log.name)
             self.process = subprocess.Popen(
-                [sys.executable, *program, "retrain", *arguments], stdout=log, stderr=subprocess.STDOUT,
-                env={**environment_of(settings), "OMP_NUM_THREADS": "1"},
-            )  # fmt: skip
+                [sys.executable, *program, "retrain", *arguments],
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env={**environment(settings), "OMP_NUM_THREADS": "1"},
+            )
 
     @property
     def output(self) -> str:
@@ -244,32 +251,15 @@ class Retrain:
         self.process.wait()
 
 
-def environment_of(settings: Settings) -> dict[str, str]:
-    """The environment that gives these settings to a process."""
-    values = {
-        f"STREAMREC_{name.upper()}": str(value.get_secret_value() if hasattr(value, "get_secret_value") else value)
-        for name in settings.model_fields_set
-        if (value := getattr(settings, name)) is not None and not isinstance(value, tuple)
-    }
-    tuples = {
-        f"STREAMREC_{name.upper()}": ",".join(value)
-        for name in settings.model_fields_set
-        if isinstance(value := getattr(settings, name), tuple)
-    }
-    return {**os.environ, **values, **tuples}
-
-
 def models(settings: Settings, *arguments: str) -> subprocess.CompletedProcess[str]:
     """`streamrec models ...` as an operator runs it."""
-    command = [sys.executable, "-m", "streamrec", "models", *arguments]
-    return subprocess.run(
-        command, env=environment_of(settings), capture_output=True, text=True, timeout=60, check=False
-    )
+    command = [sys.executable, "-m", *EMBEDDED, "models", *arguments]
+    return subprocess.run(command, env=environment(settings), capture_output=True, text=True, timeout=60, check=False)
 
 
 async def versions_published(settings: Settings) -> dict[str, str]:
-    async with RedisClient(settings) as redis:
-        lists = published(redis, Keys(settings.redis_key_prefix), None)
+    async with RedisClient(settings.redis) as redis:
+        lists = published(redis, None)
         return {user: value.model async for user, value in lists if value}
 
 
@@ -281,7 +271,7 @@ async def serves(daemon: Daemon, version: str) -> bool:
 async def raw_producer(settings: Settings, **options: Any) -> AsyncIterator[AIOKafkaProducer]:
     # not idempotent: such a producer does not survive the restart of a broker that forgets producers
     producer = AIOKafkaProducer(
-        bootstrap_servers=settings.kafka_bootstrap_servers, acks="all", max_request_size=20_000_000, **options
+        bootstrap_servers=settings.kafka.bootstrap_servers, acks="all", max_request_size=20_000_000, **options
     )
     await producer.start()
     try:
@@ -306,7 +296,7 @@ async def produce_clicks(settings: Settings, clicks: list[tuple[str, str]], base
     """Produce (user, item) clicks, keyed by user, a second apart; acknowledged when it returns."""
     async with raw_producer(settings) as producer:
         sent = [
-            await producer.send(settings.kafka_topic, click(user, item, base_ms + 1000 * i), key=user.encode())
+            await producer.send(settings.kafka.topic, click(user, item, base_ms + 1000 * i), key=user.encode())
             for i, (user, item) in enumerate(clicks)
         ]
         await producer.flush()
@@ -372,7 +362,7 @@ def workload(seed: int, bad_share: float = 0.02) -> Iterator[Record]:
 
 async def feed(settings: Settings, records: Iterable[Record]) -> None:
     """Produce records; all are acknowledged when it returns."""
-    await ensure_topics(settings, (settings.kafka_topic, settings.kafka_dead_letters))
+    await ensure_topics(settings.kafka, (settings.kafka.topic, settings.kafka.dead_letters))
     async with raw_producer(settings) as producer:
         sent = [await _send(producer, settings, record) for record in records]
         await producer.flush()
@@ -383,7 +373,7 @@ async def feed(settings: Settings, records: Iterable[Record]) -> None:
 @contextlib.asynccontextmanager
 async def feeding(settings: Settings, seed: int, per_s: float, at_least: int = 0) -> AsyncIterator[None]:
     """Produce the workload of a seed while the block runs, and until so many records were sent."""
-    await ensure_topics(settings, (settings.kafka_topic, settings.kafka_dead_letters))
+    await ensure_topics(settings.kafka, (settings.kafka.topic, settings.kafka.dead_letters))
     left = asyncio.Event()
 
     async def stream(producer: AIOKafkaProducer) -> None:
@@ -404,19 +394,21 @@ async def feeding(settings: Settings, seed: int, per_s: float, at_least: int = 0
 
 
 async def _send(producer: AIOKafkaProducer, settings: Settings, record: Record) -> asyncio.Future[Any]:
-    return await producer.send(settings.kafka_topic, record.value, key=record.key, headers=record.headers)
+    return await producer.send(settings.kafka.topic, record.value, key=record.key, headers=record.headers)
 
 
 @contextlib.asynccontextmanager
 async def member(settings: Settings, listener: ConsumerRebalanceListener | None = None) -> AsyncIterator[None]:
     """Another member of the group, with partitions of its own while the block runs; it commits nothing."""
     consumer = AIOKafkaConsumer(
-        bootstrap_servers=settings.kafka_bootstrap_servers, group_id=settings.kafka_group, enable_auto_commit=False,
+        bootstrap_servers=settings.kafka.bootstrap_servers,
+        group_id=settings.kafka.group,
+        enable_auto_commit=False,
         heartbeat_interval_ms=200,
-    )  # fmt: skip
+    )
     await consumer.start()
     try:
-        consumer.subscribe([settings.kafka_topic], listener=listener)
+        consumer.subscribe([settings.kafka.topic], listener=listener)
         await eventually(lambda: _has_partitions(consumer))
         yield
     finally:
@@ -431,12 +423,12 @@ async def _has_partitions(consumer: AIOKafkaConsumer) -> bool:
 async def wait_caught_up(settings: Settings, timeout_s: float = 60.0) -> None:
     """Until the group has committed every partition to its end."""
     consumer = AIOKafkaConsumer(
-        bootstrap_servers=settings.kafka_bootstrap_servers, group_id=settings.kafka_group, enable_auto_commit=False
+        bootstrap_servers=settings.kafka.bootstrap_servers, group_id=settings.kafka.group, enable_auto_commit=False
     )
     await consumer.start()
     try:
-        numbers = await eventually(lambda: _partitions(consumer, settings.kafka_topic))
-        partitions = [TopicPartition(settings.kafka_topic, number) for number in numbers]
+        numbers = await eventually(lambda: _partitions(consumer, settings.kafka.topic))
+        partitions = [TopicPartition(settings.kafka.topic, number) for number in numbers]
 
         async def caught_up() -> bool:
             ends = await consumer.end_offsets(partitions)
@@ -450,9 +442,11 @@ async def wait_caught_up(settings: Settings, timeout_s: float = 60.0) -> None:
 async def read_topic(settings: Settings, topic: str) -> list[Any]:
     """Every record of a topic, in partition and offset order."""
     consumer = AIOKafkaConsumer(
-        bootstrap_servers=settings.kafka_bootstrap_servers, enable_auto_commit=False, auto_offset_reset="earliest",
+        bootstrap_servers=settings.kafka.bootstrap_servers,
+        enable_auto_commit=False,
+        auto_offset_reset="earliest",
         fetch_max_wait_ms=50,
-    )  # fmt: skip
+    )
     await consumer.start()
     try:
         await consumer._client.force_metadata_update()

@@ -13,7 +13,6 @@ from typing import Any
 
 from sasrec import Engine, load_model
 from streamrec.redis.client import RedisClient
-from streamrec.redis.keys import Keys
 from streamrec.schemas import PublishedList, UserSequence
 from streamrec.serving.inspection import published, stored
 from streamrec.settings import Settings
@@ -52,9 +51,9 @@ def expected_sequences(records: list[Any], settings: Settings, max_len: int) -> 
     for record in records:
         if not is_bad(record):
             event = json.loads(record.value)
-            ts_ms = event.get(settings.timestamp_field) or record.timestamp
-            user = users.setdefault(str(event[settings.user_id_field]), Expected())
-            user.append(str(event[settings.item_id_field]), ts_ms, max_len, settings.session_gap_s * 1000)
+            ts_ms = event.get(settings.events.timestamp) or record.timestamp
+            user = users.setdefault(str(event[settings.events.user_id]), Expected())
+            user.append(str(event[settings.events.item_id]), ts_ms, max_len, settings.sequences.session_gap_s * 1000)
     return users
 
 
@@ -63,15 +62,14 @@ async def assert_delivered(settings: Settings) -> dict[str, Expected]:
 
     Returns the expected sequences.
     """
-    assert settings.model_dir is not None
-    records = await read_topic(settings, settings.kafka_topic)
-    saved = load_model(settings.model_dir)
-    max_len = settings.max_len or saved.model.config.max_len
+    assert settings.model.dir is not None
+    records = await read_topic(settings, settings.kafka.topic)
+    saved = load_model(settings.model.dir)
+    max_len = settings.sequences.max_len or saved.model.config.max_len
     users = expected_sequences(records, settings, max_len)
-    async with RedisClient(settings) as redis:
-        keys = Keys(settings.redis_key_prefix)
-        sequences = {user: value async for user, value in stored(redis, keys, None)}
-        lists = {user: value async for user, value in published(redis, keys, None)}
+    async with RedisClient(settings.redis) as redis:
+        sequences = {user: value async for user, value in stored(redis, None)}
+        lists = {user: value async for user, value in published(redis, None)}
     assert_sequences(sequences, users)
     assert_lists(lists, users, settings, Engine(saved.model, saved.vocab, version=saved.version, cache_bytes=0))
     await assert_dead_letters(settings, [record for record in records if is_bad(record)])
@@ -95,7 +93,7 @@ def assert_lists(
         assert value is not None
         assert (value.n, value.event_ts_ms) == (expected.n, expected.last_event_ts_ms), user
         assert len(set(value.items)) == len(value.items) == len(value.scores), user
-        if not settings.filter_seen or not set(value.items) & set(expected.items):
+        if not settings.lists.filter_seen or not set(value.items) & set(expected.items):
             assert_list(user, value, expected, settings, engine)
         else:
             raise AssertionError(f"{user} is recommended what he has seen: {value.items}, {expected.items}")
@@ -104,13 +102,13 @@ def assert_lists(
 def assert_list(user: str, value: PublishedList, expected: Expected, settings: Settings, engine: Engine) -> None:
     """The list is the best of a fresh engine's scores; of equal scores any may stand first."""
     best = engine.recommend(
-        [expected.items], k=len(engine.vocab), counts=[expected.session_n], filter_seen=settings.filter_seen
+        [expected.items], k=len(engine.vocab), counts=[expected.session_n], filter_seen=settings.lists.filter_seen
     )[0]
     if best is None:
         assert value.model == "popular", f"{user} has no known item in his window, but model {value.model}"
         return
     assert value.model == engine.version, f"{user}: model {value.model}, expected {engine.version}"
-    wanted = best.scores[: settings.top_k]
+    wanted = best.scores[: settings.lists.top_k]
     assert len(value.scores) == len(wanted), user
     score_of = dict(zip(best.items, best.scores, strict=True))
     for item, score, at_this_place in zip(value.items, value.scores, wanted, strict=True):
@@ -122,12 +120,12 @@ async def assert_dead_letters(settings: Settings, bad: list[Any]) -> None:
     """Every bad record at least once, nothing else, with origin, reason and its bytes."""
     origins = {(record.partition, record.offset): record for record in bad}
     found: Counter[tuple[int, int]] = Counter()
-    for letter in await read_topic(settings, settings.kafka_dead_letters):
+    for letter in await read_topic(settings, settings.kafka.dead_letters):
         headers = {name: value.decode() for name, value in letter.headers}
         origin = (int(headers["streamrec.partition"]), int(headers["streamrec.offset"]))
         assert origin in origins, f"{origin} is no bad record: {headers}"
         record = origins[origin]
-        assert headers["streamrec.topic"] == settings.kafka_topic
+        assert headers["streamrec.topic"] == settings.kafka.topic
         assert headers["streamrec.timestamp_ms"] == str(record.timestamp)
         assert headers["streamrec.reason"]
         assert letter.key == record.key

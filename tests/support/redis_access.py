@@ -31,13 +31,14 @@ def batch(*events: ClickEvent) -> EventBatch:
 
 
 def clicks(user: str, items: list[str], first_offset: int = 0, partition: int = 0) -> EventBatch:
-    return batch(*(event(user, item, offset, BASE_MS + offset, partition) for offset, item in
-                   enumerate(items, first_offset)))  # fmt: skip
+    return batch(
+        *(event(user, item, offset, BASE_MS + offset, partition) for offset, item in enumerate(items, first_offset))
+    )
 
 
 @contextlib.asynccontextmanager
 async def raw_redis(settings: Settings) -> AsyncIterator[redis.Redis]:
-    client = redis.Redis.from_url(settings.redis_url.get_secret_value())
+    client = redis.Redis.from_url(settings.redis.url.get_secret_value())
     try:
         yield client
     finally:
@@ -82,5 +83,5 @@ async def commands_about(settings: Settings) -> AsyncIterator[SentCommands]:
         async for command in monitor.listen():
             if end in command["command"]:
                 return
-            if settings.redis_key_prefix in command["command"] and command["client_type"] != "lua":
+            if settings.redis.key_prefix in command["command"] and command["client_type"] != "lua":
                 found.append(re.split(r"\s", command["command"])[0].strip('"').upper())

@@ -31,10 +31,10 @@ RIGHTS = dict(re.findall(r"^    ACL SETUSER (\S+) (reset on >PASSWORD .*)$", REA
 async def what_serve_does(settings: Settings, model_dir: Path) -> None:
     """All that `streamrec serve` asks of Redis; each step whatever became of the others."""
     metrics = Metrics()
-    async with RedisClient(settings, metrics) as redis:
-        store = SequenceStore(redis, settings, 8, metrics)
-        lists = SharedLists(redis, settings, 8, load_model(model_dir).vocab)
-        counts = OnlineCounts(redis, settings, metrics)
+    async with RedisClient(settings.redis, metrics) as redis:
+        store = SequenceStore(redis, settings.sequences, settings.kafka.topic_epoch, 8, metrics)
+        lists = SharedLists(redis, settings.lists, settings.sequences.ttl_s, 8, load_model(model_dir).vocab)
+        counts = OnlineCounts(redis, metrics)
 
         async def refresh() -> None:
             for batch in (clicks("ann", ["i1"], 1), clicks("ann", ["i2"], 10**6)):  # apart enough for a new landmark
@@ -43,7 +43,9 @@ async def what_serve_does(settings: Settings, model_dir: Path) -> None:
 
         async def publish() -> None:
             for n in (2, 1):
-                await Publisher(redis, settings, metrics).publish([Recommendation("ann", ["i1"], [1.0], "m", 1, n)])
+                await Publisher(redis, settings.lists.ttl_s, metrics).publish(
+                    [Recommendation("ann", ["i1"], [1.0], "m", 1, n)]
+                )
 
         async def figures() -> None:
             counts.count("m", ["i1"], ["i1"], 1)
@@ -63,7 +65,7 @@ async def what_serve_does(settings: Settings, model_dir: Path) -> None:
 
 async def what_retrain_does(settings: Settings, _: Path) -> None:
     keys = Keys()
-    async with RedisClient(settings) as redis:
+    async with RedisClient(settings.redis) as redis:
         for step in (
             redis.check_format,
             lambda: take_lock(redis, keys.training, "me", 1000),
@@ -76,12 +78,14 @@ async def what_retrain_does(settings: Settings, _: Path) -> None:
 
 async def what_rebuild_does(settings: Settings, model_dir: Path) -> None:
     keys, metrics = Keys(), Metrics()
-    async with RedisClient(settings, metrics) as redis:
-        lists = SharedLists(redis, settings, 8, load_model(model_dir).vocab)
+    async with RedisClient(settings.redis, metrics) as redis:
+        lists = SharedLists(redis, settings.lists, settings.sequences.ttl_s, 8, load_model(model_dir).vocab)
 
         async def publish() -> None:
             for n in (2, 1):
-                await Publisher(redis, settings, metrics).publish([Recommendation("ann", ["i1"], [1.0], "m", 1, n)])
+                await Publisher(redis, settings.lists.ttl_s, metrics).publish(
+                    [Recommendation("ann", ["i1"], [1.0], "m", 1, n)]
+                )
 
         for step in (
             redis.check_format,
@@ -97,7 +101,7 @@ async def what_rebuild_does(settings: Settings, model_dir: Path) -> None:
 
 async def what_commands_do(settings: Settings, _: Path) -> None:
     keys = Keys()
-    async with RedisClient(settings) as redis:
+    async with RedisClient(settings.redis) as redis:
 
         async def scan() -> list[str]:
             return [key async for key in redis.scan(keys.recommendation("").removesuffix("}"))]
@@ -116,6 +120,8 @@ async def what_commands_do(settings: Settings, _: Path) -> None:
 
 
 DONE_BY = {
-    "streamrec-serve": what_serve_does, "streamrec-retrain": what_retrain_does,
-    "streamrec-rebuild": what_rebuild_does, "streamrec-commands": what_commands_do,
-}  # fmt: skip
+    "streamrec-serve": what_serve_does,
+    "streamrec-retrain": what_retrain_does,
+    "streamrec-rebuild": what_rebuild_does,
+    "streamrec-commands": what_commands_do,
+}

@@ -21,16 +21,40 @@ against_redis = hypothesis_settings(
     deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
 
-AWKWARD = ["ann", "a b", "1 2 3", "{a}", "{", "}", "a:b", "0:5,1:7", "a\nb", "50%", "%d %s", "\\", "'\"", "é", "日本",
-           "😀", "*", " ", "\r", "\x01", "-1", "1", "x" * 256, "popular"]  # fmt: skip
+AWKWARD = [
+    "ann",
+    "a b",
+    "1 2 3",
+    "{a}",
+    "{",
+    "}",
+    "a:b",
+    "0:5,1:7",
+    "a\nb",
+    "50%",
+    "%d %s",
+    "\\",
+    "'\"",
+    "é",
+    "日本",
+    "😀",
+    "*",
+    " ",
+    "\r",
+    "\x01",
+    "-1",
+    "1",
+    "x" * 256,
+    "popular",
+]
 ids = st.sampled_from(AWKWARD) | st.text(st.characters(exclude_characters="\0", codec="utf-8"), min_size=1, max_size=5)
 
 
 def store_of(redis: RedisClient, settings: Settings, max_len: int = 5) -> SequenceStore:
-    return SequenceStore(redis, settings, max_len, Metrics())
+    return SequenceStore(redis, settings.sequences, settings.kafka.topic_epoch, max_len, Metrics())
 
 
 def fresh(make_settings: MakeSettings, **changes: Any) -> Settings:
     """Settings with keys that no other example has."""
     settings = make_settings(**changes)
-    return settings.model_copy(update={"redis_key_prefix": f"{settings.redis_key_prefix}-{next(numbers)}"})
+    return settings.model_copy(update={"redis_key_prefix": f"{settings.redis.key_prefix}-{next(numbers)}"})

@@ -51,7 +51,7 @@ async def test_a_stuck_consumer_is_not_alive_and_a_waiting_one_is(
     make_settings: MakeSettings, model_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("streamrec.daemon.Predictor", StuckPredictor)
-    settings = make_settings(model_dir=model_dir, liveness_timeout_s=1)
+    settings = make_settings(model_dir=model_dir, serving_liveness_timeout_s=1)
     async with served(settings, caplog) as http:
         await eventually(lambda: says(http, "/readyz", 200))
         until = time.monotonic() + 2
@@ -89,7 +89,7 @@ async def test_a_rebalance_that_takes_long_is_waited_out_alive_and_does_not_hold
     start_daemon: StartDaemon, make_settings: MakeSettings
 ) -> None:
     settings = make_settings()
-    daemon = start_daemon(liveness_timeout_s=1, kafka_session_timeout_s=6)
+    daemon = start_daemon(serving_liveness_timeout_s=1, kafka_session_timeout_s=6)
     await daemon.wait_ready()
     slow = SlowListener()
     async with member(settings, slow), asyncio.TaskGroup() as group:

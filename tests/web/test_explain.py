@@ -17,7 +17,7 @@ from streamrec.schemas import UserSequence
 from streamrec.serving.lists import SharedLists
 from streamrec.serving.model import ServedModel
 from streamrec.serving.predictor import Predictor
-from streamrec.settings import load_settings
+from streamrec.settings_sources import load_settings
 from streamrec.web import explain
 from streamrec.web.explain import CLICKS, WAITING, Explainer, Why
 
@@ -28,11 +28,14 @@ class Scene:
     """An explainer over a predictor, and whether a batch is in hand."""
 
     def __init__(self, model_dir: Path) -> None:
-        settings = load_settings(flags={"cache_bytes": 1 << 20})
+        settings = load_settings(flags={"inference_cache_bytes": 1 << 20})
         saved = load_model(model_dir)
-        self.engine, self.metrics = ServedModel.of(saved, settings).engine, Metrics()
-        lists = SharedLists(RedisClient(settings), settings, 8, saved.vocab)
-        self.predictor = Predictor(self.engine, lists, settings, self.metrics)
+        self.engine, self.metrics = (
+            ServedModel.of(saved, settings.inference, settings.sequences.max_len).engine,
+            Metrics(),
+        )
+        lists = SharedLists(RedisClient(settings.redis), settings.lists, settings.sequences.ttl_s, 8, saved.vocab)
+        self.predictor = Predictor(self.engine, lists, settings.lists, settings.serving.rescore_users, self.metrics)
         self.explainer = Explainer(self.predictor)
         self.idle = asyncio.Event()
         self.idle.set()

@@ -27,8 +27,16 @@ StartDaemon = Callable[..., Daemon]
 MakeSettings = Callable[..., Settings]
 
 TOKEN = "t0ken-of-enough-characters"
-READ = ("/", "/api/live", "/api/user?id=ann", "/api/why?id=ann", "/api/users", "/api/dead-letters", "/metrics",
-        "/page/page.js")  # fmt: skip
+READ = (
+    "/",
+    "/api/live",
+    "/api/user?id=ann",
+    "/api/why?id=ann",
+    "/api/users",
+    "/api/dead-letters",
+    "/metrics",
+    "/page/page.js",
+)
 DEMO = ("streamrec.demo.daemon",)
 
 
@@ -73,7 +81,7 @@ async def test_the_stream_tells_the_past_first_and_then_what_is_new(start_daemon
         async with ClientSession() as http:
             async with contextlib.aclosing(events(http, f"{daemon.http}/api/live")) as stream:
                 name, about = await anext(stream)
-                assert (name, about["topic"], about["demo"]) == ("about", daemon.settings.kafka_topic, False)
+                assert (name, about["topic"], about["demo"]) == ("about", daemon.settings.kafka.topic, False)
                 _, first = await anext(stream)
                 began = time.monotonic()
                 _, second = await anext(stream)
@@ -95,7 +103,7 @@ async def test_a_user_is_shown_by_title_with_scores_model_and_age(
 ) -> None:
     items = tmp_path / "items.csv"
     items.write_text("item_id,title\ni1,<script>alert(1)</script>\ni2,Brazil\n")
-    daemon = start_daemon(items=items, top_k=50, filter_seen=False)
+    daemon = start_daemon(http_titles=items, lists_top_k=50, lists_filter_seen=False)
     await daemon.wait_ready()
     await produce_clicks(daemon.settings, [("ann", f"i{n % 9}") for n in range(30)])
 
@@ -133,7 +141,7 @@ async def test_bad_questions_are_answered_and_serving_goes_on(start_daemon: Star
         assert await status(http, f"{daemon.http}/api/user{bad}") == 400
     for path in ("/page/../web.py", "/page/%2e%2e%2fweb.py", "/page/login.html", "/page/", "/api/none"):
         assert await status(http, daemon.http + path) == 404, path
-    keys = Keys(daemon.settings.redis_key_prefix)
+    keys = Keys(daemon.settings.redis.key_prefix)
     async with raw_redis(daemon.settings) as redis:
         await redis.set(keys.sequence("ann"), "garbage")
         await redis.lpush(keys.recommendation("bob"), "not a string")  # type: ignore[misc]
@@ -233,7 +241,7 @@ async def test_in_the_demo_one_clicks_as_a_user_of_ones_own_and_nobody_elses(
 ) -> None:
     items = tmp_path / "items.csv"
     items.write_text("item_id,title\ni7,Brazil\ni8,Alien\n")
-    daemon = start_daemon(program=DEMO, items=items)
+    daemon = start_daemon(program=DEMO, http_titles=items)
     await daemon.wait_ready()
     click, own = f"{daemon.http}/api/click", {"user_id": "visitor-abcd", "item_id": "i7"}
     assert await status(http, click, "POST", json=own) == 503, "the stream has not begun"

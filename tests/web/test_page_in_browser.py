@@ -18,7 +18,6 @@ pytest.importorskip("playwright", reason="playwright is not installed: pip insta
 from playwright.async_api import Page, async_playwright, expect
 
 from streamrec.redis.client import RedisClient
-from streamrec.redis.keys import Keys
 from streamrec.registry import Registry
 from streamrec.schemas import PublishedList
 from streamrec.serving.inspection import published
@@ -73,8 +72,8 @@ async def live(page: Page) -> Page:
 
 
 async def published_for(daemon: Daemon, user: str) -> PublishedList | None:
-    async with RedisClient(daemon.settings) as redis:
-        async for _, found in published(redis, Keys(daemon.settings.redis_key_prefix), [user]):
+    async with RedisClient(daemon.settings.redis) as redis:
+        async for _, found in published(redis, [user]):
             return found
     return None
 
@@ -145,7 +144,7 @@ async def test_a_user_is_found_by_keyboard_and_shown_by_title_and_why(
 ) -> None:
     items = tmp_path / "items.csv"
     items.write_text("item_id,title\n" + "".join(f"i{n},Film no. {n}\n" for n in range(50)))
-    daemon = start_daemon(items=items, top_k=5)
+    daemon = start_daemon(http_titles=items, lists_top_k=5)
     await daemon.wait_ready()
     await produce_clicks(daemon.settings, [("ann", "i3"), ("ann", "i4"), ("ann", "i5"), ("bob", "i9")])
     await daemon.wait_handled(4)
@@ -184,7 +183,7 @@ async def test_in_the_demo_a_click_changes_ones_list(
 ) -> None:
     items = tmp_path / "items.csv"
     items.write_text("item_id,title\n" + "".join(f"i{n},Film no. {n}\n" for n in range(50)))
-    daemon = start_daemon(program=DEMO, items=items, top_k=5)
+    daemon = start_daemon(program=DEMO, http_titles=items, lists_top_k=5)
     await daemon.wait_ready()
     await produce_clicks(daemon.settings, [("ann", "i3")])
     await daemon.wait_handled(1)
@@ -235,7 +234,7 @@ async def test_what_events_and_catalogue_hold_is_shown_as_text(
 ) -> None:
     items = tmp_path / "items.csv"
     items.write_text(f'item_id,title\ni1,"{HOSTILE}"\n' + "".join(f'i{n},"{HOSTILE} {n}"\n' for n in range(2, 50)))
-    daemon = start_daemon(program=DEMO, items=items, top_k=5)
+    daemon = start_daemon(program=DEMO, http_titles=items, lists_top_k=5)
     await daemon.wait_ready()
     await produce_clicks(daemon.settings, [(HOSTILE, "i1"), (HOSTILE, HOSTILE)])
     await feed(daemon.settings, [Record(b"k", click("ann", "i1", HOSTILE), bad=True)])  # type: ignore[arg-type]
@@ -272,8 +271,10 @@ async def test_it_fits_a_phone_in_either_scheme_with_contrast_that_can_be_read(
     await page.locator("#recent button").click()
     await expect(page.locator("#clicks .name")).to_have_count(2)
     assert await page.evaluate("document.documentElement.scrollWidth") == 360
-    colors = [await page.evaluate(f"getComputedStyle(document.querySelector('{place}')).{what}")
-              for place, what in (("body", "color"), (".hint", "color"), (".card", "backgroundColor"))]  # fmt: skip
+    colors = [
+        await page.evaluate(f"getComputedStyle(document.querySelector('{place}')).{what}")
+        for place, what in (("body", "color"), (".hint", "color"), (".card", "backgroundColor"))
+    ]
     ink, soft, card = (luminance(color) for color in colors)
     assert (card > 0.5) is (scheme == "light")
     assert contrast(ink, card) > 10

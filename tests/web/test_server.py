@@ -13,14 +13,15 @@ from aiohttp import ClientSession
 from streamrec.errors import SettingsError
 from streamrec.health import Health
 from streamrec.metrics import Metrics
-from streamrec.settings import Settings, load_settings
+from streamrec.settings import Settings
+from streamrec.settings_sources import load_settings
 from streamrec.web.server import WebServer
 
 MakeSettings = Callable[..., Settings]
 
 
 def server_of(settings: Settings, health: Health | None = None) -> WebServer:
-    return WebServer(settings, Metrics(), health or Health(60, 60))
+    return WebServer(settings.http, Metrics(), health or Health(60, 60))
 
 
 @contextlib.asynccontextmanager
@@ -102,11 +103,11 @@ async def test_a_taken_default_port_is_replaced_by_a_free_one(caplog: pytest.Log
     with contextlib.ExitStack() as stack:
         other = stack.enter_context(socket.socket())
         with contextlib.suppress(OSError):  # taken already, by whomever: just as well
-            other.bind((settings.http_host, settings.http_port))
+            other.bind((settings.http.host, settings.http.port))
             other.listen()
         with caplog.at_level(logging.INFO):
             async with serving(settings) as address:
-                assert not address.endswith(f":{settings.http_port}")
+                assert not address.endswith(f":{settings.http.port}")
                 assert (await get(f"{address}/livez"))[0] == 200
     assert "STREAMREC_HTTP_PORT" in caplog.text
 

@@ -279,9 +279,20 @@ def test_without_the_library_approximate_is_an_error_that_says_what_to_install()
     with pytest.raises(ImportError, match=r"needs faiss, which is not installed: pip install 'streamrec\[index\]'"):
         make_engine("approximate")
     saved = SavedModel(EXACT.model, EXACT.vocab, {}, "v1")
-    with pytest.raises(SettingsError, match=r"top_k_index=approximate: .* pip install"):
-        ServedModel.of(saved, Settings(top_k_index="approximate"))
-    assert ServedModel.of(saved, Settings(top_k_index="exact")).engine.index is None
+    with pytest.raises(SettingsError, match=r"inference_index=approximate: .* pip install"):
+        ServedModel.of(
+            saved,
+            Settings.of(inference_index="approximate").inference,
+            Settings.of(inference_index="approximate").sequences.max_len,
+        )
+    assert (
+        ServedModel.of(
+            saved,
+            Settings.of(inference_index="exact").inference,
+            Settings.of(inference_index="exact").sequences.max_len,
+        ).engine.index
+        is None
+    )
 
 
 def test_a_model_on_an_accelerator_stays_exact_unless_asked(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -293,15 +304,20 @@ def test_a_model_on_an_accelerator_stays_exact_unless_asked(monkeypatch: pytest.
 
 
 async def test_a_swap_brings_the_index_of_the_new_model() -> None:
-    options = Settings(top_k_index="approximate", top_k=10, cache_bytes=2**20)
+    options = Settings.of(inference_index="approximate", lists_top_k=10, inference_cache_bytes=2**20)
     embeddings = [synthetic_catalogue(NUM_ITEMS, HIDDEN, 1, seed)[0] for seed in (0, 1)]
     exact = [make_engine("exact", embedding) for embedding in embeddings]
-    old, new = (ServedModel.of(SavedModel(e.model, e.vocab, {}, f"v{n}"), options).engine for n, e in enumerate(exact))
+    old, new = (
+        ServedModel.of(SavedModel(e.model, e.vocab, {}, f"v{n}"), options.inference, options.sequences.max_len).engine
+        for n, e in enumerate(exact)
+    )
     assert old.index is not None and new.index is not None and old.index is not new.index
     metrics = Metrics()
-    lists = SharedLists(RedisClient(options, metrics), options, 20, old.vocab)  # it is not connected
+    lists = SharedLists(
+        RedisClient(options.redis, metrics), options.lists, options.sequences.ttl_s, 20, old.vocab
+    )  # it is not connected
     lists.blocked = frozenset({"4"})
-    predictor = Predictor(old, lists, options, metrics)
+    predictor = Predictor(old, lists, options.lists, options.serving.rescore_users, metrics)
     sequence = UserSequence("ann", b"3\x005\0", n=2, session_n=2, last_event_ts_ms=1)
     for engine, reference in ((old, exact[0]), (new, exact[1])):
         predictor.warm_up(engine)

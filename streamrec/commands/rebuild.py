@@ -1,0 +1,37 @@
+"""`streamrec rebuild`: restore Redis from the archive and the topic."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import time
+
+from streamrec.commands.options import KAFKA, REDIS, Subparsers, add_command, folder, rate
+from streamrec.settings import Settings
+
+
+def add_to(commands: Subparsers) -> None:
+    """Declare the command."""
+    command = add_command(
+        commands,
+        "rebuild",
+        run,
+        ("archive_dir", "model_dir", "registry_dir", *KAFKA, *REDIS),
+        "restore what Redis has lost, from the archive and the topic",
+        "Compute sequences, lists and click counts from the archive and the rest of the topic, and write them where "
+        "Redis holds less. Daemons may run meanwhile. A second run changes nothing; one that was stopped can be "
+        "started again.",
+    )
+    command.add_argument("--rate", type=rate, default=0.0, help="users per second [as fast as possible]")
+    command.add_argument("--dry-run", action="store_true", help="write nothing, only report what would be written")
+
+
+def run(settings: Settings, options: argparse.Namespace) -> int:
+    """Rebuild, and print a report."""
+    folder(settings.archive.dir, "archive_dir")
+    from streamrec.rebuild.rebuild import rebuild
+
+    started = time.monotonic()
+    report = asyncio.run(rebuild(settings, options.rate, options.dry_run))
+    print(f"{'would be: ' if options.dry_run else ''}{report}; {time.monotonic() - started:.1f} s")
+    return 0

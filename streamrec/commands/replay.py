@@ -1,0 +1,39 @@
+"""`streamrec replay`: produce the events of a file to Kafka."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import time
+from pathlib import Path
+
+from streamrec.commands.options import FILE_HELP, KAFKA, Subparsers, add_command, positive, rate
+from streamrec.settings import Settings
+
+
+def add_to(commands: Subparsers) -> None:
+    """Declare the command."""
+    command = add_command(
+        commands,
+        "replay",
+        run,
+        KAFKA,
+        "produce the events of a file to Kafka",
+        "Produce the events of a file to Kafka, keyed by user, so that the clicks of a user stay in order.",
+    )
+    command.add_argument("file", metavar="FILE", type=Path, help=FILE_HELP)
+    command.add_argument("--rate", type=rate, default=0.0, help="events per second [as fast as possible]")
+    command.add_argument("--limit", type=positive, help="stop after N events", metavar="N")
+    command.add_argument("--timestamp-unit", choices=("s", "ms"), help="[s for MovieLens files, else ms]")
+
+
+def run(settings: Settings, options: argparse.Namespace) -> int:
+    """Produce the events, and print how many."""
+    from streamrec.kafka.replay import replay
+
+    started = time.monotonic()
+    sent = asyncio.run(
+        replay(settings.kafka, settings.events, options.file, options.rate, options.timestamp_unit, options.limit)
+    )
+    print(f"{sent:,} events to topic {settings.kafka.topic} in {time.monotonic() - started:.1f} s")
+    return 0

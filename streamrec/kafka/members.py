@@ -1,0 +1,56 @@
+"""Members of the consumer group: their names, and removing one whose client cannot leave by itself."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+from aiokafka.client import AIOKafkaClient, ConnectionGroup, CoordinationType
+from aiokafka.errors import KafkaError
+from aiokafka.protocol.admin import DescribeGroupsRequest
+from aiokafka.protocol.group import LeaveGroupRequest
+
+from streamrec.kafka.connection import connection_options
+from streamrec.setting_groups import KafkaSettings
+
+TIMEOUT_S = 5.0
+
+
+def member_name() -> str:
+    """Return a new client id for a group member of this process; it names the machine and the process."""
+    return f"{member_prefix()}{os.getpid()}-{os.urandom(3).hex()}"
+
+
+def member_prefix() -> str:
+    """Return the start of the client ids of this machine's members; the process id follows."""
+    # process ids are unique within their namespace only: containers may share a host name
+    namespace = Path("/proc/self/ns/pid")
+    return f"streamrec-{socket.gethostname()}-{namespace.stat().st_ino if namespace.exists() else 0}-"
+
+
+async def remove_members(kafka: KafkaSettings, chosen: Callable[[str], bool]) -> int:
+    """Leave the group on behalf of its members with chosen client ids; return how many there were.
+
+    It only spares the others the session time-out: if the broker does not allow it, nothing happens.
+    """
+    client = AIOKafkaClient(**connection_options(kafka))
+    try:
+        async with asyncio.timeout(TIMEOUT_S):
+            await client.bootstrap()
+            node = await client.coordinator_lookup(CoordinationType.GROUP, kafka.group)
+            if not await client.ready(node, group=ConnectionGroup.COORDINATION):
+                return 0
+            request = DescribeGroupsRequest([kafka.group])
+            described = await client.send(node, request, group=ConnectionGroup.COORDINATION)
+            members = [member for _, _, _, _, _, members, *_ in described.groups for member in members]
+            removed = [member_id for member_id, client_id, *_ in members if chosen(client_id)]
+            for member_id in removed:
+                await client.send(node, LeaveGroupRequest(kafka.group, member_id), group=ConnectionGroup.COORDINATION)
+            return len(removed)
+    except (KafkaError, OSError, TimeoutError):
+        return 0
+    finally:
+        await client.close()

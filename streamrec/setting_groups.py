@@ -1,0 +1,336 @@
+"""The settings, in groups: each part of the program takes its own group.
+
+A setting is declared once: here, or in ``SASRecConfig`` and ``TrainConfig`` of the model library. Flags, help texts,
+`streamrec check --show` and deploy/SETTINGS.md are made from these declarations.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, SecretStr, field_validator, model_validator
+
+from streamrec.redis_urls import check_url, fits_cluster, has_credentials, masked
+
+DAY_S = 86_400
+LONGEST_S = 100 * 365 * DAY_S  # longer times would overflow in Redis
+ADVANCED: dict[str, JsonValue] = {"advanced": True}
+
+
+class Group(BaseModel):
+    """Settings that belong together. Frozen: a changed setting needs a restart."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class TlsSettings(Group):
+    """The files of a TLS connection."""
+
+    ca_file: Path | None = Field(None, description="CA certificates that sign the server's [the system's]")
+    cert_file: Path | None = Field(None, description="client certificate")
+    key_file: Path | None = Field(None, description="client key, unencrypted")
+
+    def check(self, prefix: str, used: bool, need: str) -> None:
+        """Check that the files fit the connection.
+
+        Raises:
+            ValueError: a file is set though the connection is not encrypted, or a certificate has no key.
+        """
+        files = {"ca_file": self.ca_file, "cert_file": self.cert_file, "key_file": self.key_file}
+        given = [name for name, path in files.items() if path]
+        if given and not used:
+            raise ValueError(f"{prefix}_{given[0]} needs {need}")
+        if self.cert_file and not self.key_file:
+            raise ValueError(f"{prefix}_cert_file needs {prefix}_key_file")
+
+
+class KafkaSettings(Group):
+    """Brokers, topics and the consumer group."""
+
+    bootstrap_servers: str = Field("localhost:9092", description="Kafka brokers, host:port[,host:port...]")
+    topic: str = Field("clicks", min_length=1, description="topic of the click events")
+    group: str = Field("streamrec", min_length=1, description="consumer group; its daemons share the partitions")
+    group_instance_id: str | None = Field(
+        None, description="static membership: a name unique to this daemon", json_schema_extra=ADVANCED
+    )
+    dead_letter_topic: str = Field("", description="topic for records that are not click events [TOPIC-dead-letter]")
+    partitions: int = Field(4, ge=1, description="partitions of topics that streamrec creates")
+    replication_factor: int = Field(1, ge=1, description="replicas of topics that streamrec creates; usually 3")
+    topic_epoch: int = Field(0, ge=0, le=2**31, description="raise by one when the topic was deleted and created again")
+    auto_offset_reset: Literal["earliest", "latest"] = Field("earliest", description="where a new group begins")
+    session_timeout_s: float = Field(
+        10, ge=1, description="Kafka removes a member after this time without a heartbeat", json_schema_extra=ADVANCED
+    )
+    rebalance_timeout_s: float = Field(
+        60, ge=2, description="longest time a rebalance waits for the current batch", json_schema_extra=ADVANCED
+    )
+    max_batch: int = Field(256, ge=1, le=10_000, description="most records in a batch", json_schema_extra=ADVANCED)
+    poll_timeout_ms: int = Field(
+        200, ge=1, description="longest time a poll waits for records", json_schema_extra=ADVANCED
+    )
+    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
+        "PLAINTEXT", description="protocol of the connection to the brokers"
+    )
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = Field("PLAIN", description="SASL mechanism")
+    sasl_username: str | None = Field(None, description="SASL user")
+    sasl_password: SecretStr | None = Field(None, description="SASL password")
+    tls: TlsSettings = TlsSettings()
+
+    @field_validator("security_protocol", "sasl_mechanism", mode="before")
+    @classmethod
+    def _upper(cls, value: object) -> object:
+        return value.upper() if isinstance(value, str) else value
+
+    @field_validator("bootstrap_servers")
+    @classmethod
+    def _addresses(cls, value: str) -> str:
+        for address in value.split(","):
+            found = re.fullmatch(r"\s*(?:[^\s:]+|\[[0-9a-fA-F:]+\]):(\d{1,5})\s*", address)
+            if not found or not 1 <= int(found[1]) <= 65_535:
+                raise ValueError(f"{address!r} is not host:port")
+        return value.replace(" ", "")
+
+    @field_validator("topic", "dead_letter_topic")
+    @classmethod
+    def _topic(cls, value: str) -> str:
+        if value and not re.fullmatch(r"[a-zA-Z0-9._-]{1,249}", value):
+            raise ValueError("a topic name is 1 to 249 letters, digits, '.', '_' and '-'")
+        return value
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> Self:
+        if self.dead_letters == self.topic:
+            raise ValueError(
+                "kafka_dead_letter_topic must differ from kafka_topic, or dead letters would be read again"
+            )
+        if self.security_protocol.startswith("SASL") and not (self.sasl_username and self.sasl_password):
+            raise ValueError(f"{self.security_protocol} needs kafka_sasl_username and kafka_sasl_password")
+        self.tls.check("kafka_tls", self.uses_tls, "kafka_security_protocol SSL or SASL_SSL")
+        return self
+
+    @property
+    def dead_letters(self) -> str:
+        """The dead-letter topic in force."""
+        return self.dead_letter_topic or f"{self.topic}-dead-letter"
+
+    @property
+    def uses_tls(self) -> bool:
+        """Whether the connection is encrypted."""
+        return self.security_protocol.endswith("SSL")
+
+
+class RedisSettings(Group):
+    """The Redis server or cluster."""
+
+    url: SecretStr = Field(
+        SecretStr("redis://localhost:6379/0"), description="redis[s]://[USER:PASSWORD@]HOST:PORT/DB, or unix://PATH"
+    )
+    username: str | None = Field(None, description="Redis user, if the URL names none")
+    password: SecretStr | None = Field(None, description="Redis password as it is; in a URL it is percent-encoded")
+    cluster: bool = Field(False, description="the server is a Redis Cluster; the URL names any of its nodes")
+    wait_replicas: int = Field(
+        0, ge=0, description="replicas that must have a batch's writes before its offsets are committed"
+    )
+    key_prefix: str = Field("streamrec", description="first part of every Redis key")
+    timeout_s: float = Field(
+        1.0, gt=0, description="time after which a Redis command is retried", json_schema_extra=ADVANCED
+    )
+    tls: TlsSettings = TlsSettings()
+
+    @field_validator("key_prefix")
+    @classmethod
+    def _prefix(cls, value: str) -> str:
+        if not re.fullmatch(r"[a-zA-Z0-9._:-]+", value):
+            raise ValueError("a prefix is letters, digits, '.', '_', ':' and '-': braces would move keys between nodes")
+        return value
+
+    @field_validator("url")
+    @classmethod
+    def _url(cls, value: SecretStr) -> SecretStr:
+        check_url(value.get_secret_value())
+        return value
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> Self:
+        url = self.url.get_secret_value()
+        if self.cluster and not fits_cluster(url):
+            raise ValueError("redis_cluster needs a redis_url with host and port, and no database but 0")
+        if (self.username or self.password) and has_credentials(url):
+            raise ValueError(
+                "redis_url names a user or password, and redis_username or redis_password too: name them once"
+            )
+        self.tls.check("redis_tls", self.uses_tls, "a redis_url that begins with rediss://")
+        return self
+
+    @property
+    def uses_tls(self) -> bool:
+        """Whether the connection is encrypted."""
+        return self.url.get_secret_value().lower().startswith("rediss:")
+
+    @property
+    def address(self) -> str:
+        """The URL without its password, for logs."""
+        return masked(self.url.get_secret_value())
+
+
+class EventSettings(Group):
+    """The JSON fields of a click event, and which events are accepted."""
+
+    user_id: str = Field("user_id", min_length=1, description="name of the event field with the user")
+    item_id: str = Field("item_id", min_length=1, description="name of the event field with the item")
+    timestamp: str = Field("timestamp", min_length=1, description="name of the event field with the time in ms")
+    type: str = Field("event_type", min_length=1, description="name of the event field with the event type")
+    types: tuple[str, ...] = Field(
+        (), description="accepted event types, comma-separated; events without a type are always accepted [all]"
+    )
+    max_future_s: float = Field(
+        DAY_S, ge=0, description="a timestamp further ahead of now is a bad record", json_schema_extra=ADVANCED
+    )
+
+    @field_validator("types", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("user_id", "item_id", "timestamp", "type")
+    @classmethod
+    def _field_name(cls, value: str) -> str:
+        if re.search(r'[\x00-\x1f"\\]', value):
+            raise ValueError("a field name holds no quotes, backslashes or control characters")
+        return value
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> Self:
+        names = (self.user_id, self.item_id, self.timestamp, self.type)
+        if len(set(names)) < len(names):
+            raise ValueError(f"event fields must have four different names, not {', '.join(names)}")
+        return self
+
+
+class SequenceSettings(Group):
+    """The sequence of items that Redis stores for each user."""
+
+    max_len: int | None = Field(None, ge=1, le=10_000, description="items stored per user [the model's max_len]")
+    session_gap_s: float = Field(0, ge=0, description="a longer pause starts a new sequence; 0: never")
+    ttl_s: int = Field(90 * DAY_S, ge=1, le=LONGEST_S, description="a sequence expires after this time without a click")
+
+
+class ListSettings(Group):
+    """The published lists."""
+
+    top_k: int = Field(20, ge=1, le=1_000, description="items in a published list")
+    filter_seen: bool = Field(True, description="do not recommend items in the user's stored sequence")
+    ttl_s: int = Field(7 * DAY_S, ge=1, le=LONGEST_S, description="a published list expires after this time")
+    popular_half_life_s: float = Field(
+        7 * DAY_S, gt=0, description="a click counts half as much for popularity after this time"
+    )
+    refresh_s: float = Field(
+        2.0, gt=0, description="how often the popular list and the blocklist are refreshed", json_schema_extra=ADVANCED
+    )
+
+
+class InferenceSettings(Group):
+    """How the model is run for serving."""
+
+    threads: int = Field(1, ge=1, description="processor threads of the model")
+    cache_bytes: int = Field(512 * 2**20, ge=0, description="memory for cached keys and values; 0: no cache")
+    cache_half: bool = Field(False, description="cache float16: twice the users in the same memory")
+    index: Literal["auto", "exact", "approximate"] = Field(
+        "auto", description="choose list items from the whole catalogue (exact) or from an index; auto: by its size"
+    )
+
+
+class ServingSettings(Group):
+    """The life of the daemon and its model swaps."""
+
+    rescore_users: int = Field(10_000, ge=0, description="most recent users who get new lists after a model swap")
+    rescore_users_per_s: float = Field(
+        200, gt=0, description="users re-scored per second after a model swap", json_schema_extra=ADVANCED
+    )
+    shadow_share: float = Field(0.1, ge=0, le=1, description="share of users that a shadow model scores")
+    shutdown_timeout_s: float = Field(
+        20, gt=0, description="longest time SIGTERM waits for the current batch", json_schema_extra=ADVANCED
+    )
+    liveness_timeout_s: float = Field(
+        60, gt=0, description="/livez fails after this time without progress", json_schema_extra=ADVANCED
+    )
+
+
+class ModelSettings(Group):
+    """The model directory to serve."""
+
+    dir: Path | None = Field(None, description="model directory to serve")
+
+
+class RegistrySettings(Group):
+    """The folder of model versions."""
+
+    dir: Path | None = Field(None, description="folder of model versions; its champion is served")
+    poll_s: float = Field(
+        5, gt=0, description="how often the registry is checked for a new champion", json_schema_extra=ADVANCED
+    )
+    keep_versions: int = Field(5, ge=1, description="newest versions that pruning keeps, besides champion and shadow")
+
+
+class ArchiveSettings(Group):
+    """The folder of the event archive."""
+
+    dir: Path | None = Field(None, description="folder of the event archive, from which models are trained")
+    flush_s: float = Field(10, gt=0, description="longest time between two segments", json_schema_extra=ADVANCED)
+
+
+class RetrainSettings(Group):
+    """When retraining runs, on which clicks, and which models it promotes."""
+
+    mode: Literal["incremental", "full"] = Field(
+        "incremental", description="incremental trains the champion further, full trains from scratch"
+    )
+    every_s: float = Field(3600, gt=0, description="time between the starts of two rounds")
+    min_new_events: int = Field(1, ge=0, description="new clicks that a round needs to start")
+    full_every: int = Field(10, ge=1, description="train from scratch every N rounds")
+    days: float = Field(90, gt=0, description="train on the clicks of the last N days")
+    update_epochs: int = Field(10, ge=1, description="most epochs of an incremental round")
+    update_learning_rate: float = Field(
+        3e-4, gt=0, description="learning rate of incremental rounds", json_schema_extra=ADVANCED
+    )
+    holdout_share: float = Field(
+        0.1, gt=0, lt=1, description="share of the newest clicks that judges models and trains none"
+    )
+    gate_tolerance: float = Field(
+        0.02, ge=0, lt=1, description="how much worse than the champion a promoted model may be, as a share"
+    )
+    http_port: int = Field(9465, ge=0, le=65_535, description="port of /metrics of streamrec retrain")
+
+
+class HttpSettings(Group):
+    """The HTTP port of the daemon."""
+
+    host: str = Field("127.0.0.1", description="address of the live page, /metrics, /livez and /readyz")
+    port: int = Field(9464, ge=0, le=65_535, description="port of the live page; 0: any free port")
+    token: SecretStr | None = Field(
+        None, min_length=16, description="bearer token for the page and /metrics [no token: open]"
+    )
+    titles: Path | None = Field(
+        None, description="item titles for the page: CSV, TSV or Parquet with item_id and title, or MovieLens items"
+    )
+
+    @field_validator("token")
+    @classmethod
+    def _token(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and not re.fullmatch(r"[\x21-\x7e]+", value.get_secret_value()):
+            raise ValueError("a token is ASCII without spaces: it is sent in an HTTP header")
+        return value
+
+
+class LogSettings(Group):
+    """Log lines on stderr."""
+
+    level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="lowest severity that is logged")
+    format: Literal["text", "json"] = Field("text", description="log lines for people or for machines")
+
+    @field_validator("level", mode="before")
+    @classmethod
+    def _upper(cls, value: object) -> object:
+        return value.upper() if isinstance(value, str) else value
