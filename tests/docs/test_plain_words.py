@@ -174,9 +174,8 @@ def main(arguments: list[str]) -> int:
     for name, paths in (groups or GROUPS).items():
         findings, rate = rate_of(path.resolve() for path in paths)
         total += len(findings)
-        for finding in findings:
-            print(finding)
-        print(f"{name}: {len(findings)} findings, {rate:.1f} in 1,000 lines (at most {LIMIT_PER_1000_LINES})")
+        summary = f"{name}: {len(findings)} findings, {rate:.1f} in 1,000 lines (at most {LIMIT_PER_1000_LINES})"
+        sys.stdout.writelines(f"{line}\n" for line in (*findings, summary))
     return int(total > 0)
 
 
