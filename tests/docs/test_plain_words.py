@@ -26,6 +26,11 @@ GROUPS = {
     "deploy": [path for path in sorted((ROOT / "deploy").rglob("*")) if path.suffix in (".yaml", ".yml", ".env")],
     "sasrec": sorted((ROOT / "sasrec").rglob("*.py")),
     "streamrec": [path for path in sorted((ROOT / "streamrec").rglob("*")) if path.suffix in (".py", ".lua")],
+    "page": [
+        path
+        for path in sorted((ROOT / "streamrec/web/static").iterdir())
+        if path.suffix in (".js", ".html") and not path.name.startswith("uPlot")
+    ],
 }
 
 PATTERNS = (
@@ -72,6 +77,14 @@ def texts_of(path: Path) -> Iterator[Text]:
         yield from strings_of(source)
     elif path.suffix == ".md":
         yield from paragraphs_of(source)
+    elif path.suffix == ".html":
+        yield Text(1, re.sub(r"<[^>]*>", " ", source).split("\n"))
+    elif path.suffix == ".js":
+        lines = list(enumerate(source.splitlines(), 1))
+        yield from joined((n, found[1]) for n, line in lines if (found := re.search(r"(?:^|\s)//(.*)", line)))
+        yield from (
+            Text(n, [text]) for n, line in lines for text in re.findall(r"[\"`]([^\"`]*\w \w[^\"`]*)[\"`]", line)
+        )
     else:
         mark = "--" if path.suffix == ".lua" else "#"
         yield from joined((n, line.split(mark, 1)[1]) for n, line in enumerate(source.splitlines(), 1) if mark in line)
@@ -157,18 +170,23 @@ def test_sentences_are_plain(group: str) -> None:
         ("a.md", "Run `so many`. What is it?\n", []),
         ("a.lua", "-- it stays\nlocal told = 1\n", [(1, "stays")]),
         ("a.yaml", "key: 1  # it stays\n", [(1, "stays")]),
+        ("a.js", 'const told = "list of his"; // nobody\n', [(1, "his"), (1, "nobody")]),
+        ("a.html", "<p id='told'>A list.</p>\n<p>Seen by him.</p>\n", [(2, "him")]),
     ],
 )
 def test_what_is_found(tmp_path: Path, name: str, source: str, found: list[tuple[int, str]]) -> None:
     path = tmp_path / name
     path.write_text(source, "utf-8")
-    assert [(finding.line, finding.words) for finding in findings_in(path)] == found
+    assert sorted((finding.line, finding.words) for finding in findings_in(path)) == found
 
 
 def main(arguments: list[str]) -> int:
     """Print the findings of each path, or of all that the tests look at."""
-    suffixes = (".py", ".md", ".lua", ".yaml", ".env")
-    groups = {name: [p for p in sorted(Path(name).rglob("*")) if p.suffix in suffixes] for name in arguments}
+    suffixes = (".py", ".md", ".lua", ".yaml", ".env", ".js", ".html")
+    groups = {
+        name: [p for p in sorted(Path(name).rglob("*")) if p.suffix in suffixes and "uPlot" not in p.name]
+        for name in arguments
+    }
     groups |= {name: [Path(name)] for name in arguments if Path(name).is_file()}
     total = 0
     for name, paths in (groups or GROUPS).items():
