@@ -30,7 +30,7 @@ from streamrec.settings_sources import load_settings
 from support.fronts import Certificates, KafkaFront
 from support.harness import Daemon, Record, Retrain, click, eventually, feed
 
-README = (Path(__file__).parents[2] / "deploy" / "README.md").read_text("utf-8")
+PAGE = (Path(__file__).parents[2] / "deploy" / "SECURITY.md").read_text("utf-8")
 USER, PASSWORD = "str=eam,rec", "s3cr3t-right"
 MECHANISMS = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
 LOGIN = {"kafka_sasl_username": USER, "kafka_sasl_password": PASSWORD}
@@ -266,7 +266,7 @@ NEEDED: dict[int, tuple[Any, ...]] = {
 def granted(user: str) -> set[tuple[str, str]]:
     """What the docs tell to grant a user: resource and operation."""
     lines = re.findall(
-        rf"^    \$acl --allow-principal User:{user} --operation (\w+) --(topic|group) ", README, re.MULTILINE
+        rf"^    \$acl --allow-principal User:{user} --operation (\w+) --(topic|group) ", PAGE, re.MULTILINE
     )
     return {(resource, operation) for operation, resource in lines}
 

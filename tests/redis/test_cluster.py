@@ -213,7 +213,7 @@ async def test_one_server_taken_for_a_cluster_is_told_what_to_set(make_settings:
 async def test_the_rights_of_the_docs_are_enough_on_a_cluster(
     make_settings: MakeSettings, cluster: EmbeddedCluster, model_dir: Path
 ) -> None:
-    found = re.search(r"On a Redis Cluster all but the last take `([^`]*)` besides", " ".join(security.README.split()))
+    found = re.search(r"On a Redis Cluster: `([^`]*)` for all users but `pages`", " ".join(security.PAGE.split()))
     assert found
     password = {"redis_password": security.PASSWORD, "redis_key_prefix": "streamrec", "lists_popular_half_life_s": 0.01}
     for user, does in security.DONE_BY.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 import re
 import uuid
 from collections.abc import AsyncIterator
@@ -13,6 +14,7 @@ import redis.asyncio as redis
 
 from streamrec.errors import RedisUnavailable
 from streamrec.redis.client import RedisClient
+from streamrec.redis.keys import Keys
 from streamrec.redis.script import Script
 from streamrec.schemas import ClickEvent, EventBatch
 from streamrec.settings import Settings
@@ -34,6 +36,13 @@ def clicks(user: str, items: list[str], first_offset: int = 0, partition: int = 
     return batch(
         *(event(user, item, offset, BASE_MS + offset, partition) for offset, item in enumerate(items, first_offset))
     )
+
+
+def under(redis: RedisClient, settings: Settings) -> RedisClient:
+    """Return the same connection with the keys of these settings."""
+    found = copy.copy(redis)
+    found.keys = Keys(settings.redis.key_prefix)
+    return found
 
 
 @contextlib.asynccontextmanager

@@ -23,9 +23,9 @@ from streamrec.settings import Settings
 
 from support.redis_access import clicks
 
-README = (Path(__file__).parents[2] / "deploy" / "README.md").read_text("utf-8")
+PAGE = (Path(__file__).parents[2] / "deploy" / "SECURITY.md").read_text("utf-8")
 PASSWORD = "s3cr3t-a@b/c?d#e%f"  # with what a URL would want encoded
-RIGHTS = dict(re.findall(r"^    ACL SETUSER (\S+) (reset on >PASSWORD .*)$", README, re.MULTILINE))
+RIGHTS = dict(re.findall(r"^    ACL SETUSER (\S+) (reset on >PASSWORD .*)$", PAGE, re.MULTILINE))
 
 
 async def what_serve_does(settings: Settings, model_dir: Path) -> None:

@@ -15,6 +15,8 @@ from streamrec.redis.client import RedisClient
 from streamrec.serving.sequences import SequenceStore
 from streamrec.settings import Settings
 
+from support.redis_access import under
+
 MakeSettings = Callable[..., Settings]
 numbers = itertools.count()
 against_redis = hypothesis_settings(
@@ -51,7 +53,7 @@ ids = st.sampled_from(AWKWARD) | st.text(st.characters(exclude_characters="\0", 
 
 
 def store_of(redis: RedisClient, settings: Settings, max_len: int = 5) -> SequenceStore:
-    return SequenceStore(redis, settings.sequences, settings.kafka.topic_epoch, max_len, Metrics())
+    return SequenceStore(under(redis, settings), settings.sequences, settings.kafka.topic_epoch, max_len, Metrics())
 
 
 def fresh(make_settings: MakeSettings, **changes: Any) -> Settings:
