@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 
-from sasrec import DataFileError, read_events
+from sasrec import Columns, DataFileError, read_events
 from streamrec.archive.follow import Archiver
 from streamrec.archive.segments import EventArchive
 from streamrec.errors import ArchiveError
@@ -36,7 +36,7 @@ def follow(settings: Settings, archive: EventArchive, options: argparse.Namespac
 def import_file(settings: Settings, archive: EventArchive, options: argparse.Namespace) -> Iterator[str]:
     """Add the events of a file."""
     try:
-        count = archive.import_events(read_events(options.file, options.timestamp_unit))
+        count = archive.import_events(read_events(options.file, Columns(timestamp_unit=options.timestamp_unit)))
     except DataFileError as error:
         raise ArchiveError(str(error)) from None
     yield f"{count:,} events of {options.file} imported" if count else f"{options.file} had been imported before"

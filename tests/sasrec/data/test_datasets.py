@@ -32,7 +32,7 @@ from sasrec.data.datasets import (
     read_interactions,
     read_items,
 )
-from sasrec.data.readers import DataFileError
+from sasrec.data.formats import DataFileError
 
 TIME_MS = 1_700_000_000_000
 ROWS = {
@@ -504,7 +504,10 @@ def test_times_and_outcomes_of_other_types_are_refused(values: list[Any], kind: 
 def test_a_missing_column_lists_those_there_are(tmp_path: Path, source: str, missing: str) -> None:
     columns = {name: values for name, values in ROWS.items() if name != missing}
     there = ", ".join(map(repr, columns))
-    with pytest.raises(DataFileError, match=f": column {missing} is missing; the columns are {there}$"):
+    option = missing.partition("_")[0].lower()
+    remedy = f"if one of them is meant, name it with --{option}-column or Columns({option}=...)"
+    message = re.escape(f": column {missing} is missing; the columns are {there}; {remedy}")
+    with pytest.raises(DataFileError, match=f"{message}$"):
         read_interactions(SOURCES[source](tmp_path, columns), outcome="required")
 
 
@@ -512,7 +515,7 @@ def test_a_missing_column_lists_those_there_are(tmp_path: Path, source: str, mis
     "frame", [pd.DataFrame([[1, 2]], columns=["ITEM_ID"] * 2), pa.table([[1], [2]], ["ITEM_ID"] * 2)]
 )
 def test_a_column_given_twice_is_refused(tmp_path: Path, frame: Any) -> None:
-    for source, where in ((frame, "the frame"), (write(tmp_path, "ITEM_ID,ITEM_ID\n1,2\n"), r".*clicks\.csv")):
+    for source, where in ((frame, "the frame"), (write(tmp_path, "ITEM_ID,ITEM_ID\n1,2\n"), r".*clicks\.csv:1")):
         with pytest.raises(DataFileError, match=rf"^{where}: column ITEM_ID is there 2 times; keep one of them$"):
             read_items(source)
 
@@ -538,16 +541,16 @@ GOOD_GZIP = gzip.compress(b"ITEM_ID\n" + b"".join(b"%d\n" % (n * n) for n in ran
 FILE_FAULTS: dict[str, tuple[str, bytes | None, str]] = {
     "missing": ("items.csv", None, "cannot read {path}: No such file or directory"),
     "missing parquet": ("items.parquet", None, "cannot read {path}: No such file or directory"),
-    "unknown kind": ("items.xlsx", b"x", "{path} is of no known kind; expected .parquet, .csv, .csv.gz"),
+    "unknown kind": ("items.xlsx", b"x", "{path}:1: no known format in 'x'; expected a header with ITEM_ID (CSV, TSV"),
     "csv empty": ("items.csv", b"", "{path} is empty; expected a header with ITEM_ID"),
     "csv blank": ("items.csv", b"\n\n", "{path} is empty; expected a header with ITEM_ID"),
-    "csv no header": ("items.csv", b"1\n2\n", "{path}: column ITEM_ID is missing; the columns are '1'"),
-    "csv semicolons": ("items.csv", b"ITEM_ID;A\n", "{path}: column ITEM_ID is missing; the columns are 'ITEM_ID;A'"),
+    "csv no header": ("items.csv", b"1\n2\n", "{path}:1: no known format in '1'; expected a header with ITEM_ID "),
+    "csv semicolons": ("items.csv", b"ITEM_ID;A\n", "{path} has no rows"),
     "csv latin-1": ("items.csv", b"ITEM_ID\ncaf\xe9\n", "{path} is not UTF-8 text: "),
     "csv latin-1 header": ("items.csv", b"caf\xe9\n1\n", "{path} is not UTF-8 text: "),
     "csv row beyond a block": ("items.csv", b'ITEM_ID\n"' + b"x" * 3_000_000 + b'"\n', "{path}:2: field larger than"),
     "gzip, but none": ("items.csv.gz", b"ITEM_ID\n1\n", "cannot read {path}: Not a gzipped file"),
-    "gzip cut short": ("items.csv.gz", GOOD_GZIP[:2000], "cannot read {path}: "),
+    "gzip cut short": ("items.csv.gz", GOOD_GZIP[:2000], "{path} is cut short: "),
     "gzip flipped": ("items.csv.gz", GOOD_GZIP[:1000] + b"\xff\xff\xff" + GOOD_GZIP[1003:], "cannot read {path}: "),
     "parquet empty": ("items.parquet", b"", "cannot read {path}: Parquet file size is 0 bytes"),
     "parquet damaged": ("items.parquet", b"PAR1" + b"x" * 99, "cannot read {path}: Parquet magic bytes not found"),
@@ -600,7 +603,7 @@ FOLDER_FAULTS: dict[str, tuple[dict[str, dict[str, list[Any]]], str]] = {
     "both kinds": ({"1.csv": {"ITEM_ID": [1]}, "2.parquet": {"ITEM_ID": [2]}}, "{path} has both CSV and Parquet files"),
     "a column missing": (
         {"1.csv": {"ITEM_ID": [1]}, "2.csv": {"ID": [2]}},
-        "{path}/2.csv: column ITEM_ID is missing; the columns are 'ID'",
+        "{path}/2.csv:1: no known format in 'ID'; expected a header with ITEM_ID ",
     ),
     "types at odds": (
         {"1.parquet": {"ITEM_ID": [1]}, "2.parquet": {"ITEM_ID": ["a"]}},

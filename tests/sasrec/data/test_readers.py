@@ -15,7 +15,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sasrec.data.readers import DataFileError, Event, read_events
+from sasrec.data.formats import Columns, DataFileError
+from sasrec.data.readers import Event, read_events
 
 TIME_MS = 1_700_000_000_000
 EXPECTED = [Event("196", "242", TIME_MS), Event("186", "302", TIME_MS + 5000), Event("196", "51", TIME_MS + 1000)]
@@ -105,8 +106,8 @@ def test_a_file_without_timestamps_gives_events_without(tmp_path: Path) -> None:
 def test_the_unit_given_overrides_the_formats_own(tmp_path: Path) -> None:
     in_seconds = write(tmp_path, "user_id,item_id,timestamp\nu,a,1700000000\n", "a.csv")
     movielens = write(tmp_path, "1::2::3::1700000000123\n", "b.dat")
-    assert next(read_events(in_seconds, "s")).timestamp_ms == TIME_MS
-    assert next(read_events(movielens, "ms")).timestamp_ms == TIME_MS + 123
+    assert next(read_events(in_seconds, Columns(timestamp_unit="s"))).timestamp_ms == TIME_MS
+    assert next(read_events(movielens, Columns(timestamp_unit="ms"))).timestamp_ms == TIME_MS + 123
 
 
 @pytest.mark.parametrize(
@@ -115,7 +116,7 @@ def test_the_unit_given_overrides_the_formats_own(tmp_path: Path) -> None:
 )
 def test_fractions_of_seconds_survive(tmp_path: Path, written: str, expected_ms: int) -> None:
     path = write(tmp_path, f"user_id,item_id,timestamp\nu,a,{written}\n")
-    assert next(read_events(path, "s")).timestamp_ms == expected_ms
+    assert next(read_events(path, Columns(timestamp_unit="s"))).timestamp_ms == expected_ms
 
 
 def test_seconds_read_as_milliseconds_are_warned_of_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -124,8 +125,8 @@ def test_seconds_read_as_milliseconds_are_warned_of_once(tmp_path: Path, caplog:
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "clicks.csv:2: timestamp 1700000000 looks like seconds" in caplog.text
     caplog.clear()
-    list(read_events(write(tmp_path, content), "s"))
-    list(read_events(write(tmp_path, content), "ms"))
+    list(read_events(write(tmp_path, content), Columns(timestamp_unit="s")))
+    list(read_events(write(tmp_path, content), Columns(timestamp_unit="ms")))
     list(read_events(write(tmp_path, FORMATS["csv"])))
     assert not caplog.records
 
@@ -186,8 +187,8 @@ CSV = "user_id,item_id,timestamp\n"
 JSON = '{"user_id": "u", "item_id": "a", "timestamp": 1700000000000}\n'
 DAT = "1::2::3::1700000000\n"
 DAMAGED = {
-    "no item column": ("user_id,timestamp\nu,1\n", ":1: no known format in 'user_id,timestamp'"),
-    "no user column": ("item_id,timestamp\na,1\n", ":1: no known format"),
+    "no item column": ("user_id,timestamp\nu,1\n", ":1: column ITEM_ID is missing; the columns are 'user_id', 'tim"),
+    "no user column": ("item_id,timestamp\na,1\n", ":1: column USER_ID is missing; the columns are 'item_id', 'tim"),
     "no header": ("u,a,1700000000000\n", ":1: no known format"),
     "prose": ("once upon a time\n", ":1: no known format"),
     "csv, field missing": (CSV + "u,a,1\nu,a\n", ":3: 3 columns expected, got 2"),
@@ -252,7 +253,7 @@ def test_the_rows_before_the_damage_are_still_read(tmp_path: Path) -> None:
 def test_a_missing_file_and_a_folder_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataFileError, match=r"cannot read .*nowhere\.csv: No such file"):
         list(read_events(tmp_path / "nowhere.csv"))
-    with pytest.raises(DataFileError, match=f"cannot read {tmp_path}: Is a directory"):
+    with pytest.raises(DataFileError, match=f"{tmp_path} has no data files; expected .parquet, .csv, "):
         list(read_events(tmp_path))
 
 

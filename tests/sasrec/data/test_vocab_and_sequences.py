@@ -11,9 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sasrec.data.readers import DataFileError, Event
-from sasrec.data.sequences import Holdout, Interactions, Sequences, TrainingWindows
+from sasrec.data.formats import DataFileError
+from sasrec.data.readers import Event
+from sasrec.data.sequences import Holdout, Interactions, Sequences
 from sasrec.data.vocab import ItemVocab
+from sasrec.data.windows import TrainingWindows
 
 SHORT_IDS = st.text("abc", min_size=1, max_size=2)
 CLICKS = st.lists(st.tuples(SHORT_IDS, SHORT_IDS, st.integers(0, 4)), min_size=1, max_size=60)
