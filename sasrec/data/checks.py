@@ -125,7 +125,7 @@ def _float_times(data: Data, values: NDArray[np.floating[Any]]) -> NDArray[np.in
     bad = ~exact | (np.where(exact, values, 0) % 1 != 0)
     if bad.any():
         row = int(bad.argmax())
-        raise data.error(row, f"{data.label(TIMESTAMP)} {values[row]} is not a whole number held exactly; {TIMES}")
+        raise data.error(row, f"{data.label(TIMESTAMP)} {values[row]} is not an exact whole number; {TIMES}")
     return values.astype(np.int64)
 
 

@@ -153,7 +153,7 @@ def recognise(path: Path, number: int, line: str, request: Request) -> Layout:
     def found(header: tuple[str, list[str]]) -> int:
         return sum(bool(_matches(name, header[1], columns, {}, plain_name)) for name in request.needed)
 
-    separator, fields = max(headers, key=found)  # the first of the best
+    separator, fields = max((header for header in headers if header[0]), key=found)  # the first of the best
     if not found((separator, fields)) and columns == Columns(timestamp_unit=columns.timestamp_unit):
         wanted = " and ".join(name for name in request.names if name in request.needed)
         others = ", ".join(known.name for known in FORMATS if known is not CSV)

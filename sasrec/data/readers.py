@@ -78,10 +78,16 @@ Report = Callable[[int], None] | None
 
 def _parquet_events(path: Path, raw: BufferedReader, request: Request, report: Report) -> Iterator[Event]:
     size, is_empty = path.stat().st_size, True
+    suspect = request.columns.timestamp_unit is None
     for data, share in parquet_batches(path, raw, request):
         present = data.table.column_names
         users, items = checks.ids(data, USER_ID)[0], checks.ids(data, ITEM_ID)[0]
         times = [None] * len(users) if TIMESTAMP not in present else checks.timestamps(data).tolist()
+        if suspect and TIMESTAMP in present:
+            row = next((row for row, time in enumerate(times) if time is not None and _is_suspect(time)), None)
+            if row is not None:
+                _warn(data.where(row), times[row])
+                suspect = False
         good: list[float] | list[None] = [None] * len(users)
         if OUTCOME in request.names:
             if RATING in present and OUTCOME not in present:
@@ -102,21 +108,16 @@ def _text_events(path: Path, raw: BufferedReader, request: Request, report: Repo
         layout, lines = open_rows(path, text, request)
         labels = layout.labels
         factor = 1000 if layout.timestamp_unit == "s" else 1
-        warned = request.columns.timestamp_unit is not None or factor == 1000
+        suspect = request.columns.timestamp_unit is None and factor == 1
         number = -1
         for number, (line, (user_id, item_id, time, *outcome)) in enumerate(rows(path, layout, lines)):
             if user_id is None or item_id is None or user_id == "" or item_id == "":
                 which = labels[USER_ID if user_id is None or user_id == "" else ITEM_ID]
                 raise DataFileError(f"{path}:{line}: {which} is empty; give every row both ids, or remove the row")
             timestamp_ms = None if time is None or time == "" else _timestamp(path, line, time, factor)
-            if not warned and timestamp_ms is not None and 0 < timestamp_ms < SECONDS_SUSPECTED_BELOW_MS:
-                log.warning(
-                    "%s:%d: timestamp %s looks like seconds, but is read as milliseconds; give the unit if it is wrong",
-                    path,
-                    line,
-                    time,
-                )
-                warned = True
+            if suspect and timestamp_ms is not None and _is_suspect(timestamp_ms):
+                _warn(f"{path}:{line}", time)
+                suspect = False
             good = _outcome(path, line, outcome) if outcome else None
             yield Event(str(user_id), str(item_id), timestamp_ms, good)
             if report is not None and number % ROWS_PER_REPORT == 0:
@@ -125,6 +126,16 @@ def _text_events(path: Path, raw: BufferedReader, request: Request, report: Repo
             raise DataFileError(f"{path} has a header but no interactions")
         if report is not None:
             report(raw.tell())
+
+
+def _is_suspect(timestamp_ms: int) -> bool:
+    return 0 < timestamp_ms < SECONDS_SUSPECTED_BELOW_MS
+
+
+def _warn(where: str, time: object) -> None:
+    log.warning(
+        "%s: timestamp %s looks like seconds, but is read as milliseconds; give the unit if it is wrong", where, time
+    )
 
 
 def _timestamp(path: Path, line: int, time: object, factor: int) -> int:

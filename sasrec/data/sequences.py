@@ -1,4 +1,4 @@
-"""Interactions -> per-user sequences of model indices, splits, and length-bucketed training batches."""
+"""Sort interactions in time, group them into sequences of model indices per user, and split off test cases."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Outcomes = NDArray[np.float32]
 class Interactions:
     """Events as columns, each (N,), in stream order: by time, ties in file order.
 
-    ``outcomes`` say how good an event was (a rating, say); None where all count the same.
+    ``outcomes`` say how good an event was, for example a rating; None where all events count alike.
     """
 
     user_ids: list[str]
@@ -31,10 +31,10 @@ class Interactions:
 
     @classmethod
     def from_events(cls, events: Iterable[Event]) -> Interactions:
-        """Collect and sort events, stably: more than half of ML-1M's neighbours share a timestamp.
+        """Collect and sort events. The sort is stable: most neighbours in ML-1M share a timestamp.
 
         Raises:
-            DataFileError: no events, or some rows have a timestamp and some have none.
+            DataFileError: there are no events, or only some rows have a timestamp.
         """
         rows = list(events)
         if not rows:
@@ -48,7 +48,7 @@ class Interactions:
         return cls([row.user_id for row in rows], [row.item_id for row in rows], times, outcomes).in_order()
 
     def in_order(self, by: Indices | None = None) -> Interactions:
-        """Sorted by time, or by other keys (N,); ties as they are."""
+        """Return the events sorted by time, or by other keys (N,); ties keep their order."""
         order = np.argsort(self.timestamps_ms if by is None else by, kind="stable")
         outcomes = None if self.outcomes is None else self.outcomes[order]
         places = order.tolist()
@@ -59,45 +59,45 @@ class Interactions:
         return len(self.item_ids)
 
     def at_least_outcome(self, least: float) -> Interactions:
-        """Only the events whose outcome is no lower.
+        """Return the events with an outcome of at least ``least``.
 
         Raises:
             ValueError: there are no outcomes.
         """
         if self.outcomes is None:
-            raise ValueError("these interactions have no outcomes to choose by")
+            raise ValueError("these interactions have no outcomes to compare")
         return self.where(self.outcomes >= least)
 
     def at_least(self, user_events: int = 1, item_events: int = 1) -> Interactions:
-        """Without items of fewer events, then without users of fewer events than asked."""
-        kept = self._only(self.item_ids, item_events)
-        return kept._only(kept.user_ids, user_events)
+        """Drop items with fewer events, then users with fewer events."""
+        frequent = self._with_frequent(self.item_ids, item_events)
+        return frequent._with_frequent(frequent.user_ids, user_events)
 
     def split_at(self, fraction: float) -> tuple[Interactions, Interactions]:
-        """The first ``fraction`` of the time line, and the rest."""
+        """Return the first ``fraction`` of the events, and the rest."""
         if not 0.0 < fraction < 1.0:
             raise ValueError(f"fraction={fraction}: must lie between 0 and 1")
         cut = int(len(self) * fraction)
         return self._take(slice(0, cut)), self._take(slice(cut, None))
 
     def first(self, count: int) -> Interactions:
-        """The first ``count`` events."""
+        """Return the first ``count`` events."""
         return self._take(slice(0, count))
 
     def newest(self, count: int) -> Interactions:
-        """The last ``count`` events."""
+        """Return the last ``count`` events."""
         return self._take(slice(max(0, len(self) - count), None))
 
     def _take(self, part: slice) -> Interactions:
         outcomes = None if self.outcomes is None else self.outcomes[part]
         return Interactions(self.user_ids[part], self.item_ids[part], self.timestamps_ms[part], outcomes)
 
-    def _only(self, ids: list[str], events: int) -> Interactions:
+    def _with_frequent(self, ids: list[str], events: int) -> Interactions:
         _, codes, counts = np.unique(np.array(ids, dtype=object), return_inverse=True, return_counts=True)
         return self.where(counts[codes] >= events)
 
     def where(self, mask: NDArray[np.bool_]) -> Interactions:
-        """Only the events that a mask (N,) marks."""
+        """Return the events that a mask (N,) marks."""
         users, items = compress(self.user_ids, mask), compress(self.item_ids, mask)
         outcomes = None if self.outcomes is None else self.outcomes[mask]
         return Interactions(list(users), list(items), self.timestamps_ms[mask], outcomes)
@@ -108,7 +108,7 @@ class Sequences:
     """Every user's events as model indices, oldest first, in one flat array.
 
     ``items[offsets[u]:offsets[u + 1]]`` is the sequence of ``user_ids[u]``. Events on items outside the
-    vocabulary are left out, as the engine leaves them out.
+    vocabulary are dropped, as in the engine.
     """
 
     vocab: ItemVocab
@@ -119,7 +119,7 @@ class Sequences:
 
     @classmethod
     def build(cls, interactions: Interactions, vocab: ItemVocab) -> Sequences:
-        """Group interactions by user, keeping their order."""
+        """Group interactions by user, each user's in their order."""
         codes: dict[str, int] = {}
         users = np.array([codes.setdefault(user, len(codes)) for user in interactions.user_ids], np.int64)
         items = np.array(vocab.encode(interactions.item_ids), np.int64)
@@ -139,32 +139,32 @@ class Sequences:
         return self.items[self.offsets[user] : self.offsets[user + 1]]
 
     def leave_last_out(self, users: int | None = None, seed: int = 0) -> tuple[Sequences, Holdout]:
-        """Each user's last event as a target, the events before it as training data.
+        """Split off each user's last event as a target; return the events before it and the targets.
 
-        Users with fewer than two events have nothing to predict from: they keep theirs and give no target.
+        Users with fewer than two events give no target, as nothing predicts it; their events are all returned.
 
         Args:
-            users: only of so many users, drawn at random; all of them by default.
+            users: take targets of this number of users, drawn at random; of all users by default.
         """
         lengths = np.diff(self.offsets)
-        held = lengths >= 2
-        if users is not None and held.sum() > users:
-            chosen = np.random.default_rng(seed).choice(np.flatnonzero(held), users, replace=False)
-            held = np.isin(np.arange(len(lengths)), chosen)
-        kept = lengths - held
-        offsets = np.concatenate(([0], np.cumsum(kept)))
+        split = lengths >= 2  # (U,) users who give a target
+        if users is not None and split.sum() > users:
+            chosen = np.random.default_rng(seed).choice(np.flatnonzero(split), users, replace=False)
+            split = np.isin(np.arange(len(lengths)), chosen)
+        train_lengths = lengths - split
+        offsets = np.concatenate(([0], np.cumsum(train_lengths)))
         within = np.arange(len(self.items)) - np.repeat(self.offsets[:-1], lengths)
-        rest = within < np.repeat(kept, lengths)
+        rest = within < np.repeat(train_lengths, lengths)
         outcomes = None if self.outcomes is None else self.outcomes[rest]
         train = Sequences(self.vocab, self.user_ids, offsets, self.items[rest], outcomes)
-        histories = [train[int(user)] for user in np.flatnonzero(held)]
-        return train, Holdout(histories, self.items[self.offsets[1:][held] - 1])
+        histories = [train[int(user)] for user in np.flatnonzero(split)]
+        return train, Holdout(histories, self.items[self.offsets[1:][split] - 1])
 
     def each_after_the_first(self, which: NDArray[np.bool_] | None = None) -> Holdout:
-        """Every event but a user's first as a target, after all of its user before it.
+        """Return every event but each user's first as a target, with the user's earlier events as history.
 
         Args:
-            which: (N,) only the events marked so; all by default.
+            which: (N,) marks the events to return; all by default.
         """
         starts = np.repeat(self.offsets[:-1], np.diff(self.offsets))
         later = np.arange(len(starts)) > starts
@@ -174,7 +174,7 @@ class Sequences:
 
 @dataclass(frozen=True)
 class Holdout:
-    """Predictions to judge: after ``histories[i]`` (indices, oldest first) came ``targets[i]``."""
+    """Test cases: ``targets[i]`` followed ``histories[i]`` (indices, oldest first)."""
 
     histories: list[Indices]
     targets: Indices
@@ -183,7 +183,7 @@ class Holdout:
         return len(self.targets)
 
     def sample(self, size: int, seed: int) -> Holdout:
-        """At most ``size`` of the cases, the same ones for the same seed."""
+        """Return at most ``size`` cases, drawn at random by ``seed``."""
         if len(self) <= size:
             return self
         chosen = np.sort(np.random.default_rng(seed).choice(len(self), size, replace=False))

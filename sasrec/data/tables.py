@@ -227,7 +227,7 @@ def _read_file(path: Path, request: Request) -> tuple[Layout | None, Mapping[str
             with text_of(path, raw) as text:
                 layout, lines = open_rows(path, text, request)
                 if not (layout.is_csv and layout.separator.isascii()):
-                    return layout, layout.labels, _table_of(layout, rows(path, layout, lines))
+                    return layout, layout.labels, _table_of(layout, rows(path, layout, lines, strict=True))
         return layout, layout.labels, _read_csv(path, layout)
 
 
@@ -255,7 +255,7 @@ def _read_csv(path: Path, layout: Layout) -> pa.Table:
     with path.open("rb") as raw, unzipped(path, raw) as content:
         quoted = any(b'"' in block for block in iter(lambda: content.read(1 << 20), b""))
     if quoted:
-        _check_csv(path, layout)  # Arrow takes an open quote for an id that reaches to the end of the file
+        _check_csv(path, layout)  # Arrow reads an open quote as an id that reaches to the end of the file
     kinds = dict.fromkeys(sources.values(), TEXT)
     try:
         with pa.input_stream(str(path), compression="gzip" if path.suffix.lower() == ".gz" else None) as stream:

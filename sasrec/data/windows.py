@@ -14,16 +14,16 @@ BUCKET_NOISE_TOKENS = 8
 
 
 class TrainingWindows:
-    """Sequences cut into windows in which every event but a user's first is a target exactly once.
+    """Cut sequences into windows so that every event but each user's first is a target exactly once.
 
-    Windows are cut from the newest end, so that the newest one is the fullest. No prefix is expanded: a
-    window of T tokens trains T predictions.
+    Windows are cut from the newest end, so that the newest is the fullest. No prefix is expanded: a window of
+    T tokens trains T predictions.
 
     Args:
-        newest: only the newest window of each user; what is older is not trained on.
+        newest: cut only the newest window of each user; older events are not trained on.
 
     Raises:
-        ValueError: no user has two events, so there is nothing to learn from.
+        ValueError: no user has two events.
     """
 
     def __init__(self, sequences: Sequences, max_len: int, newest: bool = False) -> None:
@@ -39,7 +39,7 @@ class TrainingWindows:
         first = np.maximum(last - max_len, 0)
         self.starts: Indices = sequences.offsets[user] + first
         self.lengths: Indices = last - first
-        self._user, self._behind = user, targets[user] - last  # events of the user that came after the window
+        self._user, self._later = user, targets[user] - last  # the user's events that came after the window
         self._items = sequences.items
         self._num_items = len(sequences.vocab)
         self._outcomes = sequences.outcomes
@@ -48,7 +48,7 @@ class TrainingWindows:
         return len(self.starts)
 
     def target_share(self, which: Indices | None = None) -> NDArray[np.float64]:
-        """Share of each item in the targets of these windows, or of all, (num_items + 1,)."""
+        """Return each item's share of the targets in these windows, or in all, (num_items + 1,)."""
         starts, lengths = (self.starts, self.lengths) if which is None else (self.starts[which], self.lengths[which])
         before = np.cumsum(lengths) - lengths
         targets = np.repeat(starts + 1 - before, lengths) + np.arange(lengths.sum())
@@ -56,16 +56,16 @@ class TrainingWindows:
         return share
 
     def with_new(self, new_events: Indices) -> NDArray[np.bool_]:
-        """Which windows (W,) hold one of the last ``new_events[u]`` events of user u as a target."""
-        held: NDArray[np.bool_] = self._behind < new_events[self._user]
-        return held
+        """Mark the windows (W,) with one of the last ``new_events[u]`` events of user u as a target."""
+        marked: NDArray[np.bool_] = self._later < new_events[self._user]
+        return marked
 
     def batches(
         self, batch_size: int, rng: np.random.Generator, which: Indices | None = None
     ) -> Iterator[tuple[Indices, Indices, Outcomes | None]]:
-        """One epoch of (items, targets, outcomes of the targets), each (B, T).
+        """Yield one epoch of (items, targets, outcomes of the targets), each (B, T).
 
-        A row's tokens come first, zeros behind; lengths are alike in a batch.
+        Padding follows a row's tokens. The windows of a batch have similar lengths.
 
         Args:
             which: the windows of the epoch; all by default.

@@ -1,4 +1,4 @@
-"""Data sets: every source gives the same rows, every event keeps its place, every fault names its row and remedy."""
+"""Read data sets: all sources give equal rows in their order, and an error names the row and the remedy."""
 
 from __future__ import annotations
 
@@ -143,12 +143,12 @@ def assert_rows(rows: InteractionRows) -> None:
 
 
 @pytest.mark.parametrize("source", SOURCES.values(), ids=SOURCES.keys())
-def test_every_source_gives_the_same_rows(tmp_path: Path, source: Source) -> None:
+def test_all_sources_give_equal_rows(tmp_path: Path, source: Source) -> None:
     assert_rows(read_interactions(source(tmp_path, ROWS)))
 
 
 @pytest.mark.parametrize("source", ["dict", "pandas", "polars", "pyarrow", "csv", "parquet", "csv folder"])
-def test_every_source_gives_the_same_items(tmp_path: Path, source: str) -> None:
+def test_all_sources_give_equal_items(tmp_path: Path, source: str) -> None:
     columns = {"ITEM_ID": ["a", "b", "c"], "PRICE": [1, 2, 3]}
     rows = read_items(SOURCES[source](tmp_path, columns))
     assert (rows.item_ids, rows.integer_items) == (["a", "b", "c"], False)
@@ -163,7 +163,7 @@ def test_events_are_sorted_by_time_and_ties_keep_their_order() -> None:
     assert interactions.outcomes.tolist() == [0.5, 5.0, 1.0, 0.0]
 
 
-def test_without_timestamps_and_outcomes_the_order_stays() -> None:
+def test_without_timestamps_and_outcomes_the_order_is_unchanged() -> None:
     rows = read_interactions({"USER_ID": ["b", "a"], "ITEM_ID": ["y", "x"]}, timestamp="optional")
     assert (rows.timestamps, rows.outcomes) == (None, None)
     interactions = rows.to_interactions()
@@ -188,7 +188,7 @@ def test_a_changed_file_is_seen(tmp_path: Path) -> None:
     assert read_interactions(dataset).user_ids == ["u1"]
 
 
-def test_a_dataset_is_made_before_its_file(tmp_path: Path) -> None:
+def test_a_dataset_can_be_made_before_its_file(tmp_path: Path) -> None:
     dataset = ItemsDataset(tmp_path / "items.csv")
     write(tmp_path, "ITEM_ID\na\n", "items.csv")
     assert dataset.fetch_data().to_pydict() == {"ITEM_ID": ["a"]}
@@ -231,16 +231,16 @@ def test_any_ids_survive_every_source(tmp_path: Path, pairs: list[tuple[str, str
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(ids=st.lists(st.integers(-(2**63), 2**63 - 1), min_size=1, max_size=8))
-def test_integer_ids_are_their_digits_and_stay_integers(tmp_path: Path, ids: list[int]) -> None:
+def test_integer_ids_become_their_digits_and_are_known_as_integers(tmp_path: Path, ids: list[int]) -> None:
     columns: dict[str, list[Any]] = {"USER_ID": ids, "ITEM_ID": list(map(str, ids))}
     for name in ("csv", "parquet", "dict", "pandas", "polars", "pyarrow"):
         rows = read_interactions(SOURCES[name](tmp_path, columns), timestamp="optional")
         assert rows.user_ids == rows.item_ids == list(map(str, ids))
         assert rows.integer_users
-        assert rows.integer_items is (name == "csv"), "a CSV file cannot tell 5 from '5'"
+        assert rows.integer_items is (name == "csv"), "CSV has no types: 5 and '5' are equal"
 
 
-def test_leading_zeros_in_a_csv_file_are_kept(tmp_path: Path) -> None:
+def test_leading_zeros_in_a_csv_file_survive(tmp_path: Path) -> None:
     rows = read_items(write(tmp_path, "ITEM_ID\n007\n7\n0x7\n-0\nNA\n 7\n"))
     assert (rows.item_ids, rows.integer_items) == (["007", "7", "0x7", "-0", "NA", " 7"], False)
 
@@ -252,7 +252,7 @@ def test_one_word_makes_the_ids_of_a_whole_folder_text(tmp_path: Path) -> None:
     assert (rows.item_ids, rows.integer_items) == (["1", "x2"], False)
 
 
-def test_uint64_ids_are_kept() -> None:
+def test_uint64_ids_survive() -> None:
     assert read_items({"ITEM_ID": np.array([2**64 - 1], np.uint64)}).item_ids == [str(2**64 - 1)]
 
 
@@ -321,7 +321,7 @@ def test_datetimes_of_frames(frame: Any) -> None:
 
 @settings(deadline=None)
 @given(time=st.datetimes(timezones=st.sampled_from([UTC, timezone(timedelta(hours=-9, minutes=-30))])))
-def test_a_time_as_text_and_as_datetime_are_the_same(time: datetime) -> None:
+def test_times_as_text_and_as_datetimes_are_equal(time: datetime) -> None:
     columns: dict[str, Any] = {"USER_ID": ["u"], "ITEM_ID": ["i"]}
     found = [read_interactions(columns | {"TIMESTAMP": [value]}).timestamps for value in (time, time.isoformat())]
     assert found[0] is not None
@@ -354,7 +354,7 @@ def test_decimals_and_spaces_are_numbers(tmp_path: Path) -> None:
         assert rows.outcomes.tolist() == [1.5]
 
 
-# --- faults in the rows: of a frame, of a CSV file where it can hold them, of a Parquet file
+# --- damaged rows of frames, CSV files and Parquet files
 
 
 FINE: dict[str, list[Any]] = {"USER_ID": ["u", "v", "w"], "ITEM_ID": ["i", "j", "k"], "TIMESTAMP": [1, 2, 3]}
@@ -381,15 +381,15 @@ ROW_FAULTS: dict[str, tuple[str, list[Any] | pa.Array, int, str]] = {
     "time null": ("TIMESTAMP", [1, None, 3], 1, "is null"),
     "time null, datetimes": ("TIMESTAMP", [datetime(2024, 1, 1), datetime(2024, 1, 1), None], 2, "is null"),
     "times all null": ("TIMESTAMP", [None] * 3, 0, "is null"),
-    "time a fraction": ("TIMESTAMP", [1.0, 2.5, 3.0], 1, "2.5 is not a whole number held exactly"),
-    "time NaN": ("TIMESTAMP", [1.0, 2.0, NAN], 2, "nan is not a whole number held exactly"),
-    "time infinite": ("TIMESTAMP", [1.0, INFINITY, 2.0], 1, "inf is not a whole number held exactly"),
-    "time rounded": ("TIMESTAMP", [1.0, 1e18, 2.0], 1, "1e+18 is not a whole number held exactly"),
+    "time a fraction": ("TIMESTAMP", [1.0, 2.5, 3.0], 1, "2.5 is not an exact whole number"),
+    "time NaN": ("TIMESTAMP", [1.0, 2.0, NAN], 2, "nan is not an exact whole number"),
+    "time infinite": ("TIMESTAMP", [1.0, INFINITY, 2.0], 1, "inf is not an exact whole number"),
+    "time rounded": ("TIMESTAMP", [1.0, 1e18, 2.0], 1, "1e+18 is not an exact whole number"),
     "time rounded to float32": (
         "TIMESTAMP",
         pa.array(np.array([1, 2, 2**24 + 2], np.float32)),
         2,
-        "16777218.0 is not a whole number held exactly",
+        "16777218.0 is not an exact whole number",
     ),
     "time beyond 64 bits": (
         "TIMESTAMP",
@@ -429,7 +429,7 @@ def test_a_fault_names_column_row_and_remedy(tmp_path: Path, column: str, values
 
 
 @pytest.mark.parametrize("frame", [pd.DataFrame, pl.DataFrame])
-def test_a_hole_in_a_frame_is_found(frame: Any) -> None:
+def test_a_missing_value_in_a_frame_is_found(frame: Any) -> None:
     for column, values in (("USER_ID", [1, None, 3]), ("ITEM_ID", ["a", None, "b"]), ("OUTCOME", [1.0, None, 2.0])):
         with pytest.raises(DataFileError, match=f"^row 1: {column} is null; {REMEDIES[column]}"):
             read_interactions(frame(FINE | {column: values}))
@@ -480,9 +480,16 @@ def test_a_fault_in_a_csv_file_names_file_and_line(tmp_path: Path, rows: str, me
 @pytest.mark.parametrize("column", ["USER_ID", "ITEM_ID"])
 @pytest.mark.parametrize(
     ("values", "kind"),
-    [([1.0], "double"), ([1.5, None], "double"), ([True], "bool"), ([b"a"], "binary"), ([[1]], "list<.*>"),
-     ([date(2024, 1, 1)], "date32"), ([Decimal(1)], "decimal128.*")],
-)  # fmt: skip
+    [
+        ([1.0], "double"),
+        ([1.5, None], "double"),
+        ([True], "bool"),
+        ([b"a"], "binary"),
+        ([[1]], "list<.*>"),
+        ([date(2024, 1, 1)], "date32"),
+        ([Decimal(1)], "decimal128.*"),
+    ],
+)
 def test_ids_of_other_types_are_refused(column: str, values: list[Any], kind: str) -> None:
     columns = {name: ["x"] * len(values) for name in ("USER_ID", "ITEM_ID")} | {column: values}
     with pytest.raises(DataFileError, match=rf"^the frame: {column} has type {kind}.*; give strings or integers$"):
@@ -501,7 +508,7 @@ def test_times_and_outcomes_of_other_types_are_refused(values: list[Any], kind: 
 
 @pytest.mark.parametrize("source", ["dict", "pandas", "polars", "pyarrow", "csv", "parquet"])
 @pytest.mark.parametrize("missing", ["USER_ID", "ITEM_ID", "TIMESTAMP", "OUTCOME"])
-def test_a_missing_column_lists_those_there_are(tmp_path: Path, source: str, missing: str) -> None:
+def test_the_error_of_a_missing_column_lists_the_columns(tmp_path: Path, source: str, missing: str) -> None:
     columns = {name: values for name, values in ROWS.items() if name != missing}
     there = ", ".join(map(repr, columns))
     option = missing.partition("_")[0].lower()
@@ -585,7 +592,7 @@ def test_every_damaged_parquet_file_is_a_data_file_error(tmp_path: Path) -> None
 
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@example(junk=b",\xc2\x80\xc2", prefix=b"ITEM_ID,A\n1,2\n")  # the column that is not read is no text
+@example(junk=b",\xc2\x80\xc2", prefix=b"ITEM_ID,A\n1,2\n")  # a column that is not read is not UTF-8
 @given(junk=st.binary(max_size=300), prefix=st.sampled_from([b"", b"ITEM_ID\n", b"ITEM_ID,A\n1,2\n", b"PAR1"]))
 def test_junk_gives_items_or_a_data_file_error_and_nothing_else(tmp_path: Path, junk: bytes, prefix: bytes) -> None:
     for name in ("junk.csv", "junk.csv.gz", "junk.parquet"):
@@ -721,9 +728,7 @@ def test_ids_declared_int_are_integers(tmp_path: Path) -> None:
 def test_declared_columns_of_other_names_are_read(tmp_path: Path) -> None:
     path = schema(tmp_path, *IDS_AS_TEXT, "PRICE, type: float, vocab: [a]", "SHOP, type: str")
     table = InteractionsDataset(write(tmp_path, "SHOP,USER_ID,ITEM_ID,PRICE\n1,2,3,\n1,2,3,4\n"), path).fetch_data()
-    assert table.to_pydict() == {
-        "USER_ID": ["2", "2"], "ITEM_ID": ["3", "3"], "PRICE": [None, 4.0], "SHOP": ["1", "1"]
-    }  # fmt: skip
+    assert table.to_pydict() == {"USER_ID": ["2", "2"], "ITEM_ID": ["3", "3"], "PRICE": [None, 4.0], "SHOP": ["1", "1"]}
 
 
 MISFITS: dict[str, tuple[str, list[Any], str]] = {
@@ -769,7 +774,7 @@ SCHEMA_FAULTS: dict[str, tuple[bytes | None, str]] = {
     "no users": (b"columns: [{name: ITEM_ID, type: str}]", "{path}: column USER_ID is not declared; add - "),
     "float ids": (b"columns: [{name: USER_ID, type: float}]", "{path}: column USER_ID is declared float; declare it"),
     "outcome text": (b"columns: [{name: OUTCOME, type: str}]", "{path}: column OUTCOME is declared str; declare it"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("content", "message"), SCHEMA_FAULTS.values(), ids=SCHEMA_FAULTS.keys())

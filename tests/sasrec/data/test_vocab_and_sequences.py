@@ -1,4 +1,4 @@
-"""Vocabulary, interactions, sequences, splits and training windows."""
+"""Test vocabularies, interactions, sequences, splits and training windows."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LENGTHS = st.lists(st.integers(0, 30), min_size=1, max_size=12)
 
 
 def sequences_of(lengths: list[int]) -> Sequences:
-    """One user a length; every event has an index of its own, so that an event can be told from any other."""
+    """Return a sequence of each length; every event has an index of its own."""
     offsets = np.concatenate(([0], np.cumsum(lengths))).astype(np.int64)
     total = int(offsets[-1])
     vocab = ItemVocab(f"i{n}" for n in range(total))
@@ -31,7 +31,7 @@ def sequences_of(lengths: list[int]) -> Sequences:
 
 
 def events(text: str) -> list[Event]:
-    """ "u1:a u2:b@5": user, item and, after @, the timestamp."""
+    """Parse "u1:a u2:b@5": user, item and, after @, the timestamp."""
     found = []
     for word in text.split():
         ids, _, time = word.partition("@")
@@ -53,12 +53,12 @@ def test_indices_count_from_one_and_decode_to_the_ids_they_came_from(ids: list[s
 
 def test_an_id_outside_the_vocabulary_is_padding() -> None:
     vocab = ItemVocab(["a", "b"])
-    assert vocab.encode(["b", "nobody", "a"]) == [2, 0, 1]
+    assert vocab.encode(["b", "unknown", "a"]) == [2, 0, 1]
     assert "a" in vocab
-    assert "nobody" not in vocab
+    assert "unknown" not in vocab
 
 
-def test_vocabulary_from_clicks_keeps_the_order_of_first_appearance_and_counts() -> None:
+def test_a_vocabulary_from_clicks_has_counts_and_the_order_of_first_appearance() -> None:
     clicks = ["c", "a", "c", "b", "c", "a"]
     vocab = ItemVocab.from_items(clicks)
     assert vocab.ids == ("c", "a", "b")
@@ -85,7 +85,7 @@ def test_events_are_sorted_by_time_and_ties_stay_in_file_order(clicks: list[tupl
 
 
 def test_a_thousand_events_of_one_timestamp_keep_their_order() -> None:
-    # long enough that an unstable quicksort or heapsort shows
+    # long enough to reveal an unstable sort
     clicks = [Event("u", str(n), 7) for n in range(1000)]
     assert Interactions.from_events(clicks).item_ids == [str(n) for n in range(1000)]
 
@@ -106,21 +106,21 @@ def test_no_events_at_all_are_refused() -> None:
 
 def test_at_least_drops_rare_items_first_and_then_users_left_with_too_few_events() -> None:
     interactions = Interactions.from_events(events("u:a@1 v:a@2 u:b@3 v:rare@4 u:b@5 w:b@6"))
-    kept = interactions.at_least(user_events=2, item_events=2)
+    left = interactions.at_least(user_events=2, item_events=2)
     # v had two events, but one of them was on an item of a single event
-    assert (kept.user_ids, kept.item_ids) == (["u", "u", "u"], ["a", "b", "b"])
-    assert kept.timestamps_ms.tolist() == [1, 3, 5]
+    assert (left.user_ids, left.item_ids) == (["u", "u", "u"], ["a", "b", "b"])
+    assert left.timestamps_ms.tolist() == [1, 3, 5]
 
 
 @given(CLICKS, st.integers(1, 4), st.integers(1, 4))
 def test_at_least_equals_counting_by_hand(clicks: list[tuple[str, str, int]], user_least: int, item_least: int) -> None:
-    kept = Interactions.from_events(Event(*click) for click in clicks).at_least(user_least, item_least)
+    left = Interactions.from_events(Event(*click) for click in clicks).at_least(user_least, item_least)
     ordered = sorted(clicks, key=lambda click: click[2])
     items = Counter(item for _, item, _ in ordered)
     ordered = [click for click in ordered if items[click[1]] >= item_least]
     users = Counter(user for user, _, _ in ordered)
     expected = [click for click in ordered if users[click[0]] >= user_least]
-    assert list(zip(kept.user_ids, kept.item_ids, kept.timestamps_ms.tolist(), strict=True)) == expected
+    assert list(zip(left.user_ids, left.item_ids, left.timestamps_ms.tolist(), strict=True)) == expected
 
 
 def test_split_at_cuts_the_time_line_once() -> None:
@@ -156,7 +156,7 @@ def test_a_sequence_outside_the_range_is_an_index_error_so_that_iteration_ends()
 
 
 @given(LENGTHS)
-def test_leave_last_out_takes_the_last_event_of_all_who_have_two(lengths: list[int]) -> None:
+def test_leave_last_out_takes_the_last_event_of_users_with_two_events(lengths: list[int]) -> None:
     sequences = sequences_of(lengths)
     train, holdout = sequences.leave_last_out()
     expected_histories, expected_targets = [], []
@@ -177,7 +177,7 @@ def test_leaving_out_twice_gives_the_last_event_and_the_one_before() -> None:
     assert (rest[0].tolist(), validation.targets.tolist(), test.targets.tolist()) == ([1, 2], [3], [4])
 
 
-def test_a_sample_of_a_holdout_is_a_subset_and_the_same_for_the_same_seed() -> None:
+def test_a_sample_of_a_holdout_is_a_subset_that_the_seed_decides() -> None:
     _, holdout = sequences_of([3] * 40).leave_last_out()
     sample = holdout.sample(10, seed=1)
     pairs = {(tuple(h), t) for h, t in zip(holdout.histories, holdout.targets, strict=True)}
@@ -193,7 +193,7 @@ def test_a_sample_of_a_holdout_is_a_subset_and_the_same_for_the_same_seed() -> N
 
 
 def trained_pairs(windows: TrainingWindows, batch_size: int, seed: int) -> list[tuple[int, int]]:
-    """Every (input, target) of an epoch; checks the form of the batches on the way."""
+    """Return every (input, target) of an epoch; check the form of the batches, too."""
     pairs = []
     for items, targets, _ in windows.batches(batch_size, np.random.default_rng(seed)):
         assert items.shape == targets.shape
@@ -231,13 +231,13 @@ def test_windows_are_cut_from_the_newest_end_so_the_newest_is_the_fullest() -> N
     assert sorted(found) == [[1], [2, 3, 4], [5, 6, 7]]
 
 
-def test_of_the_newest_windows_alone_each_user_has_one() -> None:
+def test_each_user_has_one_newest_window() -> None:
     windows = TrainingWindows(sequences_of([8, 0, 3]), max_len=3, newest=True)
     batches = [items.tolist() for items, _, _ in windows.batches(1, np.random.default_rng(0))]
     assert sorted(batches) == [[[5, 6, 7]], [[9, 10]]]
 
 
-def test_batches_put_windows_of_like_lengths_together_and_vary_from_epoch_to_epoch() -> None:
+def test_batches_group_windows_of_similar_length_and_vary_from_epoch_to_epoch() -> None:
     windows = TrainingWindows(sequences_of([3, 40] * 32), max_len=50)
     rng = np.random.default_rng(0)
     first = [items for items, _, _ in windows.batches(8, rng)]
@@ -280,7 +280,7 @@ def test_each_event_after_the_first_is_a_case() -> None:
     assert cases.targets.tolist() == [2, 3, 6]
 
 
-def test_an_extended_vocabulary_keeps_every_index_and_counts_on() -> None:
+def test_an_extended_vocabulary_changes_no_index_and_adds_counts() -> None:
     old = ItemVocab(["a", "b"], [5, 1])
     new = old.extended(["c", "b", "d", "c"])
     assert new.ids == ("a", "b", "c", "d")
@@ -290,12 +290,12 @@ def test_an_extended_vocabulary_keeps_every_index_and_counts_on() -> None:
     assert old.extended([]).ids == old.ids
 
 
-def test_data_in_which_nobody_has_two_events_are_refused() -> None:
+def test_data_without_a_user_of_two_events_are_refused() -> None:
     with pytest.raises(ValueError, match="no user has two or more known events"):
         TrainingWindows(sequences_of([1, 0, 1]), max_len=5)
 
 
-def test_a_holdout_of_nothing_is_empty_not_an_error() -> None:
+def test_a_holdout_without_cases_is_empty() -> None:
     _, holdout = sequences_of([1, 0]).leave_last_out()
     assert (len(holdout), holdout.histories) == (0, [])
     assert isinstance(holdout.sample(5, seed=0), Holdout)
