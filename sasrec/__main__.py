@@ -150,8 +150,12 @@ def _read(options: argparse.Namespace, scale: float | None = None) -> Interactio
     outcomes = None if scale is None or interactions.outcomes is None else interactions.outcomes / np.float32(scale)
     left = replace(interactions, outcomes=outcomes).at_least(options.min_user_events, options.min_item_events)
     if not len(left):
-        chosen = {name: getattr(options, name) for name in ("min_outcome", "min_user_events", "min_item_events")}
-        given = ", ".join(f"--{name.replace('_', '-')}={value}" for name, value in chosen.items() if value is not None)
+        filters = {
+            "--min-outcome": options.min_outcome,
+            "--min-user-events": options.min_user_events,
+            "--min-item-events": options.min_item_events,
+        }
+        given = ", ".join(f"{flag}={value}" for flag, value in filters.items() if value is not None)
         raise DataFileError(f"{options.file}: no event is left; lower {given}")
     return left
 

@@ -14,16 +14,21 @@ FILE_HELP = (
 
 def add_column_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that :func:`columns_from` reads."""
-    group = parser.add_argument_group("the file, where its format does not say it")
+    group = parser.add_argument_group("columns of the file, where its format does not say")
     group.add_argument("--user-column", metavar="NAME", help="column of user ids [user_id]")
     group.add_argument("--item-column", metavar="NAME", help="column of item ids [item_id]")
     group.add_argument("--timestamp-column", metavar="NAME", help="column of times [timestamp]")
     group.add_argument("--outcome-column", metavar="NAME", help="column of outcomes [outcome or rating]")
     group.add_argument(
-        "--separator", metavar="TEXT", type=_separator, help=r"between the fields; \t for a tab [by the first line]"
+        "--separator",
+        metavar="TEXT",
+        type=_separator,
+        help=r"characters between the fields; \t for a tab [found in the first line]",
     )
     group.add_argument(
-        "--timestamp-unit", choices=("s", "ms"), help="of timestamps that are numbers [s for MovieLens files, else ms]"
+        "--timestamp-unit",
+        choices=("s", "ms"),
+        help="of numeric timestamps [s for MovieLens and RecBole files, else ms]",
     )
 
 
