@@ -15,7 +15,6 @@ import numpy as np
 import pandas as pd
 import polars as pl
 import pyarrow as pa
-import pyarrow.parquet as parquet
 import pytest
 
 from sasrec.data.datasets import InteractionsDataset, ItemsDataset, read_interactions, read_items
@@ -23,7 +22,8 @@ from sasrec.data.formats import DEFAULT_COLUMNS, Columns, DataFileError
 from sasrec.data.options import add_column_options, columns_from
 from sasrec.data.readers import Event, read_events
 
-TIME_MS = 1_700_000_000_000
+from support.interactions import TIME_MS, write, write_parquet
+
 Rows = list[tuple[str, str, int | None]]
 ROWS: Rows = [("196", "242", TIME_MS), ("186", "302", TIME_MS + 5000), ("196", "51", TIME_MS + 1000)]
 
@@ -60,19 +60,6 @@ FORMATS = {
         "user_id:token\titem_id:token\trating:float\ttimestamp:float", "\t", lambda u, i, t: [u, i, 3, t / 1000]
     ),
 }
-
-
-def write(folder: Path, content: str | bytes, name: str = "clicks.csv") -> Path:
-    path = folder / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content.encode() if isinstance(content, str) else content)
-    return path
-
-
-def write_parquet(folder: Path, columns: dict[str, Any], name: str = "clicks.parquet") -> Path:
-    path = write(folder, b"", name)
-    parquet.write_table(pa.table(columns), path)
-    return path
 
 
 def streamed(path: Path, columns: Columns = DEFAULT_COLUMNS) -> Rows:
