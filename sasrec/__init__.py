@@ -6,7 +6,9 @@ datasets, train, stream_eval, estimator, recommender.
 
 from sasrec.checkpoint import ModelDirectoryError, SavedModel, load_model, read_metadata, save_model
 from sasrec.data.datasets import InteractionsDataset, ItemsDataset
-from sasrec.data.readers import DataFileError, Event, read_events
+from sasrec.data.formats import Columns, DataFileError
+from sasrec.data.options import add_column_options, columns_from
+from sasrec.data.readers import Event, read_events
 from sasrec.data.sequences import Holdout, Interactions, Sequences
 from sasrec.data.vocab import ItemVocab
 from sasrec.estimator import (
@@ -24,6 +26,7 @@ from sasrec.recommender import SequentialRecommender, SequentialScorer
 from sasrec.training.train import TrainConfig, TrainingError, TrainResult, grown, train
 
 __all__ = [
+    "Columns",
     "DataFileError",
     "Engine",
     "Event",
@@ -48,7 +51,9 @@ __all__ = [
     "TrainConfig",
     "TrainResult",
     "TrainingError",
+    "add_column_options",
     "anchor",
+    "columns_from",
     "evaluate",
     "grown",
     "load_estimator",

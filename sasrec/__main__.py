@@ -13,7 +13,9 @@ from typing import Any, get_args
 import numpy as np
 
 from sasrec.checkpoint import ModelDirectoryError, check_destination, load_model, save_model
-from sasrec.data.readers import DataFileError, read_events
+from sasrec.data.formats import DataFileError
+from sasrec.data.options import FILE_HELP, add_column_options, columns_from
+from sasrec.data.readers import read_events
 from sasrec.data.sequences import Holdout, Indices, Interactions, Sequences
 from sasrec.data.vocab import ItemVocab
 from sasrec.evaluation.baselines import all_baselines
@@ -22,8 +24,6 @@ from sasrec.inference.engine import Engine
 from sasrec.model import SASRecConfig
 from sasrec.stream_eval import Rule, StreamEvaluation, plot, table
 from sasrec.training.train import Loss, Schedule, TrainConfig, TrainingError, Windows, train
-
-FILE_HELP = "interactions: CSV or TSV with user_id, item_id, timestamp; JSON lines; MovieLens ratings; may be .gz"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -131,6 +131,7 @@ def _add_filters(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--min-item-events", metavar="INT", type=int, default=1, help="drop items with fewer events [1]"
     )
+    add_column_options(command)
 
 
 def _scale(text: str) -> float:
@@ -141,16 +142,20 @@ def _scale(text: str) -> float:
 
 
 def _read(options: argparse.Namespace, scale: float | None = None) -> Interactions:
-    """The interactions that the options leave, with outcomes where they are to be learned from."""
+    """Return the interactions that the options leave; with outcomes if the model learns from them."""
     rated = scale is not None or options.min_outcome is not None
-    interactions = Interactions.from_events(read_events(options.file, outcomes=rated))
+    interactions = Interactions.from_events(read_events(options.file, columns_from(options), outcomes=rated))
     if options.min_outcome is not None:
         interactions = interactions.at_least_outcome(options.min_outcome)
     outcomes = None if scale is None or interactions.outcomes is None else interactions.outcomes / np.float32(scale)
     left = replace(interactions, outcomes=outcomes).at_least(options.min_user_events, options.min_item_events)
     if not len(left):
-        chosen = {name: getattr(options, name) for name in ("min_outcome", "min_user_events", "min_item_events")}
-        given = ", ".join(f"--{name.replace('_', '-')}={value}" for name, value in chosen.items() if value is not None)
+        filters = {
+            "--min-outcome": options.min_outcome,
+            "--min-user-events": options.min_user_events,
+            "--min-item-events": options.min_item_events,
+        }
+        given = ", ".join(f"{flag}={value}" for flag, value in filters.items() if value is not None)
         raise DataFileError(f"{options.file}: no event is left; lower {given}")
     return left
 

@@ -30,7 +30,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from sasrec.checkpoint import load_model, save_model
-from sasrec.data.readers import DataFileError
+from sasrec.data.formats import DataFileError
 from sasrec.data.sequences import Interactions, Sequences
 from sasrec.data.vocab import ItemVocab
 from sasrec.evaluation.baselines import CountBaseline, MarkovChain, Popularity, SequentialRules

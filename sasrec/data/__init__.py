@@ -1,1 +1,1 @@
-"""Interactions: readers, tables, vocabularies, sequences and training windows."""
+"""Read interactions in every format, check them, and make vocabularies, sequences and training windows."""

@@ -1,43 +1,38 @@
-"""Interaction files -> events, one at a time: CSV, TSV, JSON lines and the MovieLens formats, plain or .gz.
-
-The format is told by the first line, not by the name:
-
-    user_id,item_id,timestamp          CSV (comma, semicolon) or TSV, any column order, more columns ignored
-    {"user_id": ..., "item_id": ...}   JSON lines
-    userId,movieId,rating,timestamp    MovieLens ratings.csv
-    1::1193::5::978300760              MovieLens 1M / 10M ratings.dat
-    196 <tab> 242 <tab> 3 <tab> 881250949       MovieLens 100K u.data
-    user_id:token <tab> item_id:token ...       RecBole .inter
-"""
+"""Stream interactions from a file, one event at a time: any format of :mod:`sasrec.data.formats`, or Parquet."""
 
 from __future__ import annotations
 
-import csv
-import gzip
-import io
-import json
 import logging
 import math
-import zlib
 from collections.abc import Callable, Iterator
-from itertools import chain
+from io import BufferedReader
 from pathlib import Path
-from typing import IO, Literal, NamedTuple
+from typing import NamedTuple
+
+from sasrec.data import checks
+from sasrec.data.formats import (
+    DEFAULT_COLUMNS,
+    ITEM_ID,
+    OUTCOME,
+    RATING,
+    TIMESTAMP,
+    USER_ID,
+    Columns,
+    DataFileError,
+)
+from sasrec.data.layouts import Request
+from sasrec.data.lines import open_rows, reading, rows, text_of
+from sasrec.data.tables import data_files, is_parquet, parquet_batches
 
 log = logging.getLogger(__name__)
 
-TimestampUnit = Literal["s", "ms"]
-OUTCOME_NAMES = ("outcome", "rating")
-# A timestamp below this, read as ms, lies before 1973: almost surely it was in seconds.
+# A timestamp below this, read as ms, is before 1973: it was almost surely in seconds.
 SECONDS_SUSPECTED_BELOW_MS = 100_000_000_000
-
-
-class DataFileError(ValueError):
-    """A data file cannot be read; the message names file, line and remedy."""
+ROWS_PER_REPORT = 1000
 
 
 class Event(NamedTuple):
-    """One interaction. ``timestamp_ms`` is None where the file has none, ``outcome`` where it was not asked for."""
+    """One interaction. ``timestamp_ms`` is None where the file has none, ``outcome`` where it was not requested."""
 
     user_id: str
     item_id: str
@@ -47,138 +42,100 @@ class Event(NamedTuple):
 
 def read_events(
     path: str | Path,
-    timestamp_unit: TimestampUnit | None = None,
+    columns: Columns = DEFAULT_COLUMNS,
     on_bytes: Callable[[int], None] | None = None,
     outcomes: bool = False,
 ) -> Iterator[Event]:
-    """Events of a file, in file order.
+    """Yield the events of a file in file order, or of the files in a folder in the order of their names.
 
     Args:
-        timestamp_unit: overrides the format's own: seconds for MovieLens, milliseconds for the rest.
-        on_bytes: called with the position in the file (bytes on disk) as reading goes on, for a progress bar.
-        outcomes: read column outcome or rating too.
+        columns: column names, separator and unit of timestamps where they are not the format's own.
+        on_bytes: called with the bytes read so far (as they are on disk), for a progress bar.
+        outcomes: read column outcome or rating, too.
 
     Raises:
-        DataFileError: the file is missing, of unknown format, or a row is damaged.
+        DataFileError: a file is missing or of unknown format, or a row is damaged.
     """
-    path = Path(path)
-    try:
-        with path.open("rb") as raw:
-            # closing the text wrapper below closes either
-            unzipped: IO[bytes] = gzip.GzipFile(fileobj=raw) if path.suffix == ".gz" else raw  # type: ignore[assignment]
-            with io.TextIOWrapper(unzipped, encoding="utf-8-sig", newline="") as text:
-                for number, event in enumerate(_parse(path, text, timestamp_unit, outcomes)):
-                    yield event
-                    if on_bytes is not None and number % 1000 == 0:
-                        on_bytes(raw.tell())
+    names: tuple[str, ...] = (USER_ID, ITEM_ID, TIMESTAMP)
+    if outcomes:
+        names += (OUTCOME,) if columns.outcome else (OUTCOME, RATING)
+    request = Request(names, frozenset((USER_ID, ITEM_ID)), columns)
+    before = 0  # bytes of the files before
+    for file in data_files(Path(path)):
+        with reading(file), file.open("rb") as raw:
+
+            def report(position: int, before: int = before) -> None:
                 if on_bytes is not None:
-                    on_bytes(raw.tell())
-    except OSError as error:
-        raise DataFileError(f"cannot read {path}: {error.strerror or error}") from error
-    except zlib.error as error:
-        raise DataFileError(f"{path} is damaged: {error}") from error
-    except UnicodeDecodeError as error:
-        raise DataFileError(f"{path} is not UTF-8 text: {error}") from error
-    except EOFError as error:
-        raise DataFileError(f"{path} is cut short: {error}") from error
+                    on_bytes(before + position)
+
+            events = _parquet_events if is_parquet(file, raw) else _text_events
+            yield from events(file, raw, request, None if on_bytes is None else report)
+            before += file.stat().st_size
 
 
-def _parse(path: Path, text: IO[str], unit: TimestampUnit | None, outcomes: bool) -> Iterator[Event]:
-    number, first = next(((n, line) for n, line in enumerate(text, start=1) if line.strip()), (0, ""))
-    if not first:
-        raise DataFileError(f"{path} is empty; expected interactions with user_id, item_id and timestamp")
-    rows, unit_of_format = _open_format(path, number, first, text)
-    factor = 1000 if (unit or unit_of_format) == "s" else 1
-    warned = unit is not None or factor == 1000
-    line = 0
-    for line, (user_id, item_id, time, outcome) in rows:
-        if user_id is None or item_id is None or user_id == "" or item_id == "":
-            which = "user_id" if user_id is None or user_id == "" else "item_id"
-            raise DataFileError(f"{path}:{line}: {which} is empty; give every row both ids, or remove the row")
-        timestamp_ms = None if time is None or time == "" else _timestamp(path, line, time, factor)
-        if not warned and timestamp_ms is not None and 0 < timestamp_ms < SECONDS_SUSPECTED_BELOW_MS:
-            log.warning("%s:%d: timestamp %s looks like seconds, read as milliseconds; give the unit if it is not",
-                        path, line, time)  # fmt: skip
-            warned = True
-        good = _outcome(path, line, outcome) if outcomes else None
-        yield Event(str(user_id), str(item_id), timestamp_ms, good)
-    if not line:
-        raise DataFileError(f"{path} has a header but no interactions")
+Report = Callable[[int], None] | None
 
 
-Row = tuple[int, tuple[object, object, object, object]]  # line; user, item, time, outcome
+def _parquet_events(path: Path, raw: BufferedReader, request: Request, report: Report) -> Iterator[Event]:
+    size, is_empty = path.stat().st_size, True
+    suspect = request.columns.timestamp_unit is None
+    for data, share in parquet_batches(path, raw, request):
+        present = data.table.column_names
+        users, items = checks.ids(data, USER_ID)[0], checks.ids(data, ITEM_ID)[0]
+        times = [None] * len(users) if TIMESTAMP not in present else checks.timestamps(data).tolist()
+        if suspect and TIMESTAMP in present:
+            row = next((row for row, time in enumerate(times) if time is not None and _is_suspect(time)), None)
+            if row is not None:
+                _warn(data.where(row), times[row])
+                suspect = False
+        good: list[float] | list[None] = [None] * len(users)
+        if OUTCOME in request.names:
+            if RATING in present and OUTCOME not in present:
+                data = data.renamed(RATING, OUTCOME)
+            elif OUTCOME not in present:
+                raise DataFileError(f"{path}: there is no column outcome or rating; give every row one")
+            good = checks.outcomes(data).tolist()
+        yield from map(Event, users, items, times, good)
+        is_empty = False
+        if report is not None:
+            report(int(size * share))
+    if is_empty:
+        raise DataFileError(f"{path} has no rows")
 
 
-def _open_format(path: Path, number: int, first: str, rest: IO[str]) -> tuple[Iterator[Row], TimestampUnit]:
-    head = first.strip()
-    if head.startswith("{"):
-        return _json_rows(path, number, first, rest), "ms"
-    if head.count("::") == 3:
-        return _separated_rows(path, number, first, rest, "::"), "s"
-    if len(head.split("\t")) == 4 and head.split("\t")[0].isdigit():
-        return _separated_rows(path, number, first, rest, "\t"), "s"
-    delimiter = max("\t,;", key=head.count)
-    header = next(csv.reader([head], delimiter=delimiter))
-    columns = [name.strip().split(":")[0].lower() for name in header]
-    if {"userid", "movieid"} <= set(columns):
-        columns = [{"userid": "user_id", "movieid": "item_id"}.get(name, name) for name in columns]
-        return _table_rows(path, number, columns, rest, delimiter), "s"
-    if {"user_id", "item_id"} <= set(columns):
-        is_recbole = any(":" in name for name in header)
-        return _table_rows(path, number, columns, rest, delimiter), "s" if is_recbole else "ms"
-    raise DataFileError(
-        f"{path}:{number}: no known format in {head[:60]!r}; expected a header with user_id and item_id (CSV, TSV), "
-        "JSON lines with these fields, or MovieLens ratings (ratings.dat, u.data, ratings.csv, .inter)"
+def _text_events(path: Path, raw: BufferedReader, request: Request, report: Report) -> Iterator[Event]:
+    with text_of(path, raw) as text:
+        layout, lines = open_rows(path, text, request)
+        labels = layout.labels
+        factor = 1000 if layout.timestamp_unit == "s" else 1
+        suspect = request.columns.timestamp_unit is None and factor == 1
+        number = -1
+        for number, (line, (user_id, item_id, time, *outcome)) in enumerate(rows(path, layout, lines)):
+            if user_id is None or item_id is None or user_id == "" or item_id == "":
+                which = labels[USER_ID if user_id is None or user_id == "" else ITEM_ID]
+                raise DataFileError(f"{path}:{line}: {which} is empty; give every row both ids, or remove the row")
+            timestamp_ms = None if time is None or time == "" else _timestamp(path, line, time, factor)
+            if suspect and timestamp_ms is not None and _is_suspect(timestamp_ms):
+                _warn(f"{path}:{line}", time)
+                suspect = False
+            good = _outcome(path, line, outcome) if outcome else None
+            yield Event(str(user_id), str(item_id), timestamp_ms, good)
+            if report is not None and number % ROWS_PER_REPORT == 0:
+                report(raw.tell())
+        if number < 0:
+            raise DataFileError(f"{path} has a header but no interactions")
+        if report is not None:
+            report(raw.tell())
+
+
+def _is_suspect(timestamp_ms: int) -> bool:
+    return 0 < timestamp_ms < SECONDS_SUSPECTED_BELOW_MS
+
+
+def _warn(where: str, time: object) -> None:
+    log.warning(
+        "%s: timestamp %s looks like seconds, but is read as milliseconds; give the unit if it is wrong", where, time
     )
-
-
-def _json_rows(path: Path, number: int, first: str, rest: IO[str]) -> Iterator[Row]:
-    for line, text in enumerate(chain([first], rest), start=number):
-        if not text.strip():
-            continue
-        try:
-            row = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise DataFileError(f"{path}:{line}: not JSON: {error}") from error
-        if not isinstance(row, dict):
-            raise DataFileError(f"{path}:{line}: a JSON object is expected, not {type(row).__name__}")
-        for name in ("user_id", "item_id"):
-            if isinstance(row.get(name), bool) or not isinstance(row.get(name, ""), (str, int)):
-                raise DataFileError(f"{path}:{line}: {name} must be a string or an integer, not {row[name]!r}")
-            try:
-                str(row.get(name)).encode()
-            except UnicodeEncodeError:
-                raise DataFileError(f"{path}:{line}: {name} holds half of a surrogate pair: {row[name]!r}") from None
-        outcome = next((row[name] for name in OUTCOME_NAMES if name in row), None)
-        yield line, (row.get("user_id"), row.get("item_id"), row.get("timestamp"), outcome)
-
-
-def _separated_rows(path: Path, number: int, first: str, rest: IO[str], separator: str) -> Iterator[Row]:
-    for line, text in enumerate(chain([first], rest), start=number):
-        fields = text.rstrip("\r\n").split(separator)
-        if len(fields) != 4:
-            if not text.strip():
-                continue
-            raise DataFileError(f"{path}:{line}: 4 fields between {separator!r} expected, got {len(fields)}")
-        yield line, (fields[0], fields[1], fields[3], fields[2])
-
-
-def _table_rows(path: Path, header: int, columns: list[str], text: IO[str], delimiter: str) -> Iterator[Row]:
-    user, item = columns.index("user_id"), columns.index("item_id")
-    time = columns.index("timestamp") if "timestamp" in columns else None
-    outcome = next((columns.index(name) for name in OUTCOME_NAMES if name in columns), None)
-    reader = csv.reader(text, delimiter=delimiter)
-    line = header + 1  # where the row begins: quoted fields may span lines
-    try:
-        for row in reader:
-            if row:
-                if len(row) != len(columns):
-                    raise DataFileError(f"{path}:{line}: {len(columns)} columns expected, got {len(row)}")
-                rest = tuple(None if column is None else row[column] for column in (time, outcome))
-                yield line, (row[user], row[item], rest[0], rest[1])
-            line = header + reader.line_num + 1
-    except csv.Error as error:
-        raise DataFileError(f"{path}:{line}: {error}") from error
 
 
 def _timestamp(path: Path, line: int, time: object, factor: int) -> int:
@@ -196,15 +153,16 @@ def _timestamp(path: Path, line: int, time: object, factor: int) -> int:
     return timestamp_ms
 
 
-def _outcome(path: Path, line: int, outcome: object) -> float:
-    if outcome is None or outcome == "":
-        raise DataFileError(f"{path}:{line}: the row has no {' or '.join(OUTCOME_NAMES)}; give every row one")
+def _outcome(path: Path, line: int, found: list[object]) -> float:
+    value = next((one for one in found if one is not None), None)  # outcome before rating
+    if value is None or value == "":
+        raise DataFileError(f"{path}:{line}: the row has no outcome or rating; give every row one")
     try:
-        if isinstance(outcome, (list, dict)):
+        if isinstance(value, (list, dict)):
             raise ValueError
-        value = float(outcome)  # type: ignore[arg-type]
-        if not math.isfinite(value):
+        outcome = float(value)  # type: ignore[arg-type]
+        if not math.isfinite(outcome):
             raise ValueError
     except (ValueError, OverflowError):
-        raise DataFileError(f"{path}:{line}: outcome {outcome!r} is not a number") from None
-    return value
+        raise DataFileError(f"{path}:{line}: outcome {value!r} is not a number") from None
+    return outcome

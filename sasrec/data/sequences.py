@@ -1,28 +1,27 @@
-"""Interactions -> per-user sequences of model indices, splits, and length-bucketed training batches."""
+"""Sort interactions in time, group them into sequences of model indices per user, and split off test cases."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import compress
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sasrec.data.readers import DataFileError, Event
+from sasrec.data.formats import DataFileError
+from sasrec.data.readers import Event
 from sasrec.data.vocab import PADDING, ItemVocab
 
 Indices = NDArray[np.int64]
 Outcomes = NDArray[np.float32]
-# Windows whose lengths differ by less than this may share a batch, so that batches vary from epoch to epoch.
-BUCKET_NOISE_TOKENS = 8
 
 
 @dataclass(frozen=True)
 class Interactions:
     """Events as columns, each (N,), in stream order: by time, ties in file order.
 
-    ``outcomes`` say how good an event was (a rating, say); None where all count the same.
+    ``outcomes`` say how good an event was, for example a rating; None where all events count alike.
     """
 
     user_ids: list[str]
@@ -32,10 +31,10 @@ class Interactions:
 
     @classmethod
     def from_events(cls, events: Iterable[Event]) -> Interactions:
-        """Collect and sort events, stably: more than half of ML-1M's neighbours share a timestamp.
+        """Collect and sort events. The sort is stable: most neighbours in ML-1M share a timestamp.
 
         Raises:
-            DataFileError: no events, or some rows have a timestamp and some have none.
+            DataFileError: there are no events, or only some rows have a timestamp.
         """
         rows = list(events)
         if not rows:
@@ -49,7 +48,7 @@ class Interactions:
         return cls([row.user_id for row in rows], [row.item_id for row in rows], times, outcomes).in_order()
 
     def in_order(self, by: Indices | None = None) -> Interactions:
-        """Sorted by time, or by other keys (N,); ties as they are."""
+        """Return the events sorted by time, or by other keys (N,); ties keep their order."""
         order = np.argsort(self.timestamps_ms if by is None else by, kind="stable")
         outcomes = None if self.outcomes is None else self.outcomes[order]
         places = order.tolist()
@@ -60,45 +59,45 @@ class Interactions:
         return len(self.item_ids)
 
     def at_least_outcome(self, least: float) -> Interactions:
-        """Only the events whose outcome is no lower.
+        """Return the events with an outcome of at least ``least``.
 
         Raises:
             ValueError: there are no outcomes.
         """
         if self.outcomes is None:
-            raise ValueError("these interactions have no outcomes to choose by")
+            raise ValueError("these interactions have no outcomes to compare")
         return self.where(self.outcomes >= least)
 
     def at_least(self, user_events: int = 1, item_events: int = 1) -> Interactions:
-        """Without items of fewer events, then without users of fewer events than asked."""
-        kept = self._only(self.item_ids, item_events)
-        return kept._only(kept.user_ids, user_events)
+        """Drop items with fewer events, then users with fewer events."""
+        frequent = self._with_frequent(self.item_ids, item_events)
+        return frequent._with_frequent(frequent.user_ids, user_events)
 
     def split_at(self, fraction: float) -> tuple[Interactions, Interactions]:
-        """The first ``fraction`` of the time line, and the rest."""
+        """Return the first ``fraction`` of the events, and the rest."""
         if not 0.0 < fraction < 1.0:
             raise ValueError(f"fraction={fraction}: must lie between 0 and 1")
         cut = int(len(self) * fraction)
         return self._take(slice(0, cut)), self._take(slice(cut, None))
 
     def first(self, count: int) -> Interactions:
-        """The first ``count`` events."""
+        """Return the first ``count`` events."""
         return self._take(slice(0, count))
 
     def newest(self, count: int) -> Interactions:
-        """The last ``count`` events."""
+        """Return the last ``count`` events."""
         return self._take(slice(max(0, len(self) - count), None))
 
     def _take(self, part: slice) -> Interactions:
         outcomes = None if self.outcomes is None else self.outcomes[part]
         return Interactions(self.user_ids[part], self.item_ids[part], self.timestamps_ms[part], outcomes)
 
-    def _only(self, ids: list[str], events: int) -> Interactions:
+    def _with_frequent(self, ids: list[str], events: int) -> Interactions:
         _, codes, counts = np.unique(np.array(ids, dtype=object), return_inverse=True, return_counts=True)
         return self.where(counts[codes] >= events)
 
     def where(self, mask: NDArray[np.bool_]) -> Interactions:
-        """Only the events that a mask (N,) marks."""
+        """Return the events that a mask (N,) marks."""
         users, items = compress(self.user_ids, mask), compress(self.item_ids, mask)
         outcomes = None if self.outcomes is None else self.outcomes[mask]
         return Interactions(list(users), list(items), self.timestamps_ms[mask], outcomes)
@@ -109,7 +108,7 @@ class Sequences:
     """Every user's events as model indices, oldest first, in one flat array.
 
     ``items[offsets[u]:offsets[u + 1]]`` is the sequence of ``user_ids[u]``. Events on items outside the
-    vocabulary are left out, as the engine leaves them out.
+    vocabulary are dropped, as in the engine.
     """
 
     vocab: ItemVocab
@@ -120,7 +119,7 @@ class Sequences:
 
     @classmethod
     def build(cls, interactions: Interactions, vocab: ItemVocab) -> Sequences:
-        """Group interactions by user, keeping their order."""
+        """Group interactions by user, each user's in their order."""
         codes: dict[str, int] = {}
         users = np.array([codes.setdefault(user, len(codes)) for user in interactions.user_ids], np.int64)
         items = np.array(vocab.encode(interactions.item_ids), np.int64)
@@ -140,32 +139,32 @@ class Sequences:
         return self.items[self.offsets[user] : self.offsets[user + 1]]
 
     def leave_last_out(self, users: int | None = None, seed: int = 0) -> tuple[Sequences, Holdout]:
-        """Each user's last event as a target, the events before it as training data.
+        """Split off each user's last event as a target; return the events before it and the targets.
 
-        Users with fewer than two events have nothing to predict from: they keep theirs and give no target.
+        Users with fewer than two events give no target, as nothing predicts it; their events are all returned.
 
         Args:
-            users: only of so many users, drawn at random; all of them by default.
+            users: take targets of this number of users, drawn at random; of all users by default.
         """
         lengths = np.diff(self.offsets)
-        held = lengths >= 2
-        if users is not None and held.sum() > users:
-            chosen = np.random.default_rng(seed).choice(np.flatnonzero(held), users, replace=False)
-            held = np.isin(np.arange(len(lengths)), chosen)
-        kept = lengths - held
-        offsets = np.concatenate(([0], np.cumsum(kept)))
+        split = lengths >= 2  # (U,) users who give a target
+        if users is not None and split.sum() > users:
+            chosen = np.random.default_rng(seed).choice(np.flatnonzero(split), users, replace=False)
+            split = np.isin(np.arange(len(lengths)), chosen)
+        train_lengths = lengths - split
+        offsets = np.concatenate(([0], np.cumsum(train_lengths)))
         within = np.arange(len(self.items)) - np.repeat(self.offsets[:-1], lengths)
-        rest = within < np.repeat(kept, lengths)
+        rest = within < np.repeat(train_lengths, lengths)
         outcomes = None if self.outcomes is None else self.outcomes[rest]
         train = Sequences(self.vocab, self.user_ids, offsets, self.items[rest], outcomes)
-        histories = [train[int(user)] for user in np.flatnonzero(held)]
-        return train, Holdout(histories, self.items[self.offsets[1:][held] - 1])
+        histories = [train[int(user)] for user in np.flatnonzero(split)]
+        return train, Holdout(histories, self.items[self.offsets[1:][split] - 1])
 
     def each_after_the_first(self, which: NDArray[np.bool_] | None = None) -> Holdout:
-        """Every event but a user's first as a target, after all of its user before it.
+        """Return every event but each user's first as a target, with the user's earlier events as history.
 
         Args:
-            which: (N,) only the events marked so; all by default.
+            which: (N,) marks the events to return; all by default.
         """
         starts = np.repeat(self.offsets[:-1], np.diff(self.offsets))
         later = np.arange(len(starts)) > starts
@@ -175,7 +174,7 @@ class Sequences:
 
 @dataclass(frozen=True)
 class Holdout:
-    """Predictions to judge: after ``histories[i]`` (indices, oldest first) came ``targets[i]``."""
+    """Test cases: ``targets[i]`` followed ``histories[i]`` (indices, oldest first)."""
 
     histories: list[Indices]
     targets: Indices
@@ -184,78 +183,8 @@ class Holdout:
         return len(self.targets)
 
     def sample(self, size: int, seed: int) -> Holdout:
-        """At most ``size`` of the cases, the same ones for the same seed."""
+        """Return at most ``size`` cases, drawn at random by ``seed``."""
         if len(self) <= size:
             return self
         chosen = np.sort(np.random.default_rng(seed).choice(len(self), size, replace=False))
         return Holdout([self.histories[i] for i in chosen], self.targets[chosen])
-
-
-class TrainingWindows:
-    """Sequences cut into windows in which every event but a user's first is a target exactly once.
-
-    Windows are cut from the newest end, so that the newest one is the fullest. No prefix is expanded: a
-    window of T tokens trains T predictions.
-
-    Args:
-        newest: only the newest window of each user; what is older is not trained on.
-
-    Raises:
-        ValueError: no user has two events, so there is nothing to learn from.
-    """
-
-    def __init__(self, sequences: Sequences, max_len: int, newest: bool = False) -> None:
-        targets = np.maximum(np.diff(sequences.offsets) - 1, 0)  # (U,) predictions a user
-        per_user = -(-targets // max_len)
-        if newest:
-            per_user = np.minimum(per_user, 1)
-        if not per_user.sum():
-            raise ValueError("no user has two or more known events; there is nothing to learn a next item from")
-        user = np.repeat(np.arange(len(sequences)), per_user)
-        nth = np.arange(len(user)) - np.repeat(np.cumsum(per_user) - per_user, per_user)  # 0 = newest window
-        last = targets[user] - nth * max_len  # within the user: the window's targets end here
-        first = np.maximum(last - max_len, 0)
-        self.starts: Indices = sequences.offsets[user] + first
-        self.lengths: Indices = last - first
-        self._user, self._behind = user, targets[user] - last  # events of the user that came after the window
-        self._items = sequences.items
-        self._num_items = len(sequences.vocab)
-        self._outcomes = sequences.outcomes
-
-    def __len__(self) -> int:
-        return len(self.starts)
-
-    def target_share(self, which: Indices | None = None) -> NDArray[np.float64]:
-        """Share of each item in the targets of these windows, or of all, (num_items + 1,)."""
-        starts, lengths = (self.starts, self.lengths) if which is None else (self.starts[which], self.lengths[which])
-        before = np.cumsum(lengths) - lengths
-        targets = np.repeat(starts + 1 - before, lengths) + np.arange(lengths.sum())
-        share: NDArray[np.float64] = np.bincount(self._items[targets], minlength=self._num_items + 1) / len(targets)
-        return share
-
-    def with_new(self, new_events: Indices) -> NDArray[np.bool_]:
-        """Which windows (W,) hold one of the last ``new_events[u]`` events of user u as a target."""
-        held: NDArray[np.bool_] = self._behind < new_events[self._user]
-        return held
-
-    def batches(
-        self, batch_size: int, rng: np.random.Generator, which: Indices | None = None
-    ) -> Iterator[tuple[Indices, Indices, Outcomes | None]]:
-        """One epoch of (items, targets, outcomes of the targets), each (B, T).
-
-        A row's tokens come first, zeros behind; lengths are alike in a batch.
-
-        Args:
-            which: the windows of the epoch; all by default.
-        """
-        which = np.arange(len(self)) if which is None else which
-        order = which[np.argsort(self.lengths[which] + rng.uniform(0, BUCKET_NOISE_TOKENS, len(which)))]
-        chunks = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
-        for chosen in rng.permutation(len(chunks)):
-            rows = chunks[chosen]
-            columns = np.arange(self.lengths[rows].max())
-            real = columns < self.lengths[rows, None]  # (B, T)
-            at = np.where(real, self.starts[rows, None] + columns, 0)
-            after = np.where(real, at + 1, 0)
-            outcomes = None if self._outcomes is None else self._outcomes[after]
-            yield self._items[at] * real, self._items[after] * real, outcomes

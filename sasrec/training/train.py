@@ -18,8 +18,9 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
-from sasrec.data.sequences import Holdout, Indices, Outcomes, Sequences, TrainingWindows
+from sasrec.data.sequences import Holdout, Indices, Outcomes, Sequences
 from sasrec.data.vocab import PADDING
+from sasrec.data.windows import TrainingWindows
 from sasrec.evaluation.metrics import Metrics, evaluate
 from sasrec.inference.engine import Engine
 from sasrec.model import SASRec, SASRecConfig, option

@@ -82,10 +82,10 @@ def follow(settings: Settings, archive: EventArchive, options: argparse.Namespac
 
 def import_file(settings: Settings, archive: EventArchive, options: argparse.Namespace) -> Iterator[str]:
     """Add the events of a file."""
-    from sasrec import DataFileError, read_events
+    from sasrec import Columns, DataFileError, read_events
 
     try:
-        count = archive.import_events(read_events(options.file, options.timestamp_unit))
+        count = archive.import_events(read_events(options.file, Columns(timestamp_unit=options.timestamp_unit)))
     except DataFileError as error:
         raise ArchiveError(str(error)) from None
     yield f"{count:,} events of {options.file} imported" if count else f"{options.file} had been imported before"

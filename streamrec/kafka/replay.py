@@ -13,8 +13,8 @@ import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn
 
-from sasrec import DataFileError, Event, read_events
-from sasrec.data.readers import TimestampUnit
+from sasrec import Columns, DataFileError, Event, read_events
+from sasrec.data.formats import TimestampUnit
 from streamrec.errors import StreamrecError
 from streamrec.kafka.producer import Producer
 from streamrec.kafka.topics import ensure_topics
@@ -116,7 +116,9 @@ async def replay(
         disable=not console.is_terminal,
     ) as bar:
         task = bar.add_task("replay", total=path.stat().st_size if path.is_file() else None, events="")
-        events: Iterable[Event] = read_events(path, unit, lambda at: bar.update(task, completed=at))
+        events: Iterable[Event] = read_events(
+            path, Columns(timestamp_unit=unit), lambda at: bar.update(task, completed=at)
+        )
         try:
             async with click_producer(kafka, fields) as clicks:
                 for event in islice(events, limit):

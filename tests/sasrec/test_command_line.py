@@ -10,6 +10,8 @@ from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as parquet
 import pytest
 import torch
 
@@ -308,6 +310,37 @@ def test_data_from_which_nothing_can_be_learned(tmp_path: Path, capsys: pytest.C
     (tmp_path / "clicks.csv").write_text("user_id,item_id\nu,a\nu,b\nv,a\nv,b\n")
     message = fails(capsys, "train", tmp_path / "clicks.csv", "--out", tmp_path / "m")
     assert "no user has two or more known events" in message
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet", "folder"])
+def test_train_and_evaluate_take_files_with_other_column_names(
+    clicks: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    command = ["evaluate", str(clicks), "--model", str(model), "--k", "1"]
+    assert main(command) == 0
+    expected = capsys.readouterr().out
+    users, items, times = zip(*(line.split(",") for line in clicks.read_text().splitlines()[1:]), strict=True)
+    path = tmp_path / kind
+    if kind == "csv":
+        rows = (f"{time[:-3]}|{user}|{item}" for user, item, time in zip(users, items, times, strict=True))
+        path.write_text("\n".join(["AT|session|sku", *rows]))
+    else:
+        seconds = [int(time) / 1000 for time in times]
+        table = pa.table({"session": users, "sku": items, "AT": seconds, "more": [None] * len(users)})
+        part = path / "part.parquet" if kind == "folder" else path
+        part.parent.mkdir(exist_ok=True)
+        parquet.write_table(table, part)
+    columns = ["--user-column", "session", "--item-column", "sku", "--timestamp-column", "AT", "--timestamp-unit", "s"]
+    columns += ["--separator", "|"] if kind == "csv" else []
+    assert main(["evaluate", str(path), "--model", str(model), "--k", "1", *columns]) == 0
+    assert capsys.readouterr().out == expected
+    train = ["--out", str(tmp_path / "m"), *SMALL, "--epochs", "1"]
+    assert main(["train", str(path), *train, *columns]) == 0
+    assert capsys.readouterr().out.startswith("216 events, 24 users, 12 items")
+    assert load_model(tmp_path / "m").metadata["trained_until_ms"] == 1_700_000_008_000
+    missing = "column USER_ID is missing; the columns are 'session', 'sku', 'AT', 'more'"
+    expected = "no known format in 'AT|session|sku'" if kind == "csv" else missing
+    assert expected in fails(capsys, "train", path, *train)
 
 
 def test_a_bad_model_directory(clicks: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from sasrec.__main__ import main
-from sasrec.data.readers import DataFileError
+from sasrec.data.formats import DataFileError
 from sasrec.model import SASRecConfig
 from sasrec.stream_eval import Cycle, StreamEvaluation, read_periods, table
 from sasrec.training.train import TrainConfig

@@ -1,4 +1,4 @@
-"""Interaction files: every format, and every way in which one can be damaged."""
+"""Stream events from files of every format, and from damaged files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sasrec.data.readers import DataFileError, Event, read_events
+from sasrec.data.formats import Columns, DataFileError
+from sasrec.data.readers import Event, read_events
 
 TIME_MS = 1_700_000_000_000
 EXPECTED = [Event("196", "242", TIME_MS), Event("186", "302", TIME_MS + 5000), Event("196", "51", TIME_MS + 1000)]
@@ -59,16 +60,14 @@ def write(folder: Path, content: str | bytes, name: str = "clicks.csv") -> Path:
 @pytest.mark.parametrize("bom", [b"", b"\xef\xbb\xbf"], ids=["plain", "BOM"])
 @pytest.mark.parametrize("zipped", [False, True], ids=["plain", "gz"])
 @pytest.mark.parametrize("content", FORMATS.values(), ids=FORMATS.keys())
-def test_every_format_gives_the_same_events_in_file_order(
-    tmp_path: Path, content: str, zipped: bool, bom: bytes
-) -> None:
+def test_all_formats_give_equal_events_in_file_order(tmp_path: Path, content: str, zipped: bool, bom: bytes) -> None:
     data = bom + content.encode()
     path = write(tmp_path, gzip.compress(data) if zipped else data, "clicks.gz" if zipped else "clicks")
     assert list(read_events(path)) == EXPECTED
 
 
 @pytest.mark.parametrize("content", FORMATS.values(), ids=FORMATS.keys())
-def test_blank_lines_before_the_first_row_are_passed_over(tmp_path: Path, content: str) -> None:
+def test_blank_lines_before_the_first_row_are_skipped(tmp_path: Path, content: str) -> None:
     assert list(read_events(write(tmp_path, "\n  \r\n" + content))) == EXPECTED
 
 
@@ -82,14 +81,14 @@ RATED = {
 
 
 @pytest.mark.parametrize("content", RATED.values(), ids=RATED.keys())
-def test_outcomes_are_read_where_they_are_asked_for(tmp_path: Path, content: str) -> None:
+def test_outcomes_are_read_on_request(tmp_path: Path, content: str) -> None:
     path = write(tmp_path, content)
     assert [event.outcome for event in read_events(path, outcomes=True)] == [4.0, 2.5]
     assert [event.outcome for event in read_events(path)] == [None, None]
 
 
 @pytest.mark.parametrize("value", ["", "good", "nan", "inf"])
-def test_a_row_without_a_usable_outcome_is_named_where_they_are_asked_for(tmp_path: Path, value: str) -> None:
+def test_a_row_without_a_usable_outcome_is_named_when_outcomes_are_requested(tmp_path: Path, value: str) -> None:
     path = write(tmp_path, f"user_id,item_id,timestamp,rating\nu,i,1,4\nu,j,2,{value}\n")
     assert len(list(read_events(path))) == 2
     with pytest.raises(DataFileError, match=r"clicks\.csv:3: (outcome '.*' is not a number|the row has no outcome)"):
@@ -102,11 +101,11 @@ def test_a_file_without_timestamps_gives_events_without(tmp_path: Path) -> None:
     assert list(read_events(write(tmp_path, "user_id,item_id,timestamp\nu,a,\n"))) == [Event("u", "a", None)]
 
 
-def test_the_unit_given_overrides_the_formats_own(tmp_path: Path) -> None:
+def test_a_given_unit_overrides_the_unit_of_the_format(tmp_path: Path) -> None:
     in_seconds = write(tmp_path, "user_id,item_id,timestamp\nu,a,1700000000\n", "a.csv")
     movielens = write(tmp_path, "1::2::3::1700000000123\n", "b.dat")
-    assert next(read_events(in_seconds, "s")).timestamp_ms == TIME_MS
-    assert next(read_events(movielens, "ms")).timestamp_ms == TIME_MS + 123
+    assert next(read_events(in_seconds, Columns(timestamp_unit="s"))).timestamp_ms == TIME_MS
+    assert next(read_events(movielens, Columns(timestamp_unit="ms"))).timestamp_ms == TIME_MS + 123
 
 
 @pytest.mark.parametrize(
@@ -115,7 +114,7 @@ def test_the_unit_given_overrides_the_formats_own(tmp_path: Path) -> None:
 )
 def test_fractions_of_seconds_survive(tmp_path: Path, written: str, expected_ms: int) -> None:
     path = write(tmp_path, f"user_id,item_id,timestamp\nu,a,{written}\n")
-    assert next(read_events(path, "s")).timestamp_ms == expected_ms
+    assert next(read_events(path, Columns(timestamp_unit="s"))).timestamp_ms == expected_ms
 
 
 def test_seconds_read_as_milliseconds_are_warned_of_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -124,13 +123,13 @@ def test_seconds_read_as_milliseconds_are_warned_of_once(tmp_path: Path, caplog:
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "clicks.csv:2: timestamp 1700000000 looks like seconds" in caplog.text
     caplog.clear()
-    list(read_events(write(tmp_path, content), "s"))
-    list(read_events(write(tmp_path, content), "ms"))
+    list(read_events(write(tmp_path, content), Columns(timestamp_unit="s")))
+    list(read_events(write(tmp_path, content), Columns(timestamp_unit="ms")))
     list(read_events(write(tmp_path, FORMATS["csv"])))
     assert not caplog.records
 
 
-def test_reading_tells_how_far_it_has_come(tmp_path: Path) -> None:
+def test_reading_reports_the_bytes_read(tmp_path: Path) -> None:
     body = "user_id,item_id\n" + "".join(f"user{n},item{n}\n" for n in range(5000))
     for path in (write(tmp_path, body), write(tmp_path, gzip.compress(body.encode()), "clicks.csv.gz")):
         positions: list[int] = []
@@ -172,7 +171,7 @@ def test_an_error_names_the_line_on_which_its_row_begins(tmp_path: Path, rows: l
     text = io.StringIO(newline="")
     writer = csv.writer(text)
     writer.writerows([("user_id", "item_id", "timestamp"), *((user, item, TIME_MS) for user, item in rows)])
-    lines_before = len(io.StringIO(text.getvalue(), newline="").readlines())  # as an editor counts them
+    lines_before = len(io.StringIO(text.getvalue(), newline="").readlines())  # counted as an editor counts
     writer.writerow(("u", "two\nlines", "yesterday"))
     path = write(tmp_path, text.getvalue())
     with pytest.raises(DataFileError, match=f"clicks.csv:{lines_before + 1}: timestamp 'yesterday'"):
@@ -186,8 +185,8 @@ CSV = "user_id,item_id,timestamp\n"
 JSON = '{"user_id": "u", "item_id": "a", "timestamp": 1700000000000}\n'
 DAT = "1::2::3::1700000000\n"
 DAMAGED = {
-    "no item column": ("user_id,timestamp\nu,1\n", ":1: no known format in 'user_id,timestamp'"),
-    "no user column": ("item_id,timestamp\na,1\n", ":1: no known format"),
+    "no item column": ("user_id,timestamp\nu,1\n", ":1: column ITEM_ID is missing; the columns are 'user_id', 'tim"),
+    "no user column": ("item_id,timestamp\na,1\n", ":1: column USER_ID is missing; the columns are 'item_id', 'tim"),
     "no header": ("u,a,1700000000000\n", ":1: no known format"),
     "prose": ("once upon a time\n", ":1: no known format"),
     "csv, field missing": (CSV + "u,a,1\nu,a\n", ":3: 3 columns expected, got 2"),
@@ -249,10 +248,10 @@ def test_the_rows_before_the_damage_are_still_read(tmp_path: Path) -> None:
         next(rows)
 
 
-def test_a_missing_file_and_a_folder_are_named(tmp_path: Path) -> None:
+def test_a_missing_file_and_an_empty_folder_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataFileError, match=r"cannot read .*nowhere\.csv: No such file"):
         list(read_events(tmp_path / "nowhere.csv"))
-    with pytest.raises(DataFileError, match=f"cannot read {tmp_path}: Is a directory"):
+    with pytest.raises(DataFileError, match=f"{tmp_path} has no data files; expected .parquet, .csv, "):
         list(read_events(tmp_path))
 
 
@@ -290,7 +289,7 @@ def test_every_broken_gzip_is_a_data_file_error(tmp_path: Path) -> None:
             except DataFileError as error:
                 kinds.add(type(error.__cause__))
                 assert str(path) in str(error)
-            else:  # a flip in the header's time stamp or the like changes nothing that is read
+            else:  # a flip in the gzip header, for example in its time, changes no row
                 assert [event.timestamp_ms for event in events] == [TIME_MS + n for n in range(400)]
     assert {EOFError, gzip.BadGzipFile, zlib.error} <= kinds
 

@@ -1,4 +1,4 @@
-"""Facts about real data that the protocols depend on. The data are not part of the project."""
+"""Check facts about real data that evaluation protocols depend on. The project does not contain the data."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from sasrec import Interactions, ItemVocab, Sequences, read_events
 ML_1M = Path(__file__).parents[4] / "shared" / "data" / "ml-1m" / "ratings.dat.gz"
 
 
-@pytest.mark.skipif(not ML_1M.is_file(), reason=f"needs MovieLens 1M, which is not there: {ML_1M}")
+@pytest.mark.skipif(not ML_1M.is_file(), reason=f"needs MovieLens 1M at {ML_1M}")
 def test_movielens_1m_filtered_to_five_events_has_the_users_and_items_of_the_protocol() -> None:
     interactions = Interactions.from_events(read_events(ML_1M)).at_least(user_events=5, item_events=5)
     vocab = ItemVocab.from_items(interactions.item_ids)
