@@ -17,8 +17,9 @@ from sasrec.estimator import (
     suggest_config,
 )
 from sasrec.evaluation.metrics import Metrics, evaluate
-from sasrec.inference.engine import Engine, Ranking, anchor
+from sasrec.inference.engine import Engine, anchor
 from sasrec.inference.index import ItemIndex
+from sasrec.inference.ranking import Ranking
 from sasrec.model import SASRec, SASRecConfig
 from sasrec.recommender import SequentialRecommender, SequentialScorer
 from sasrec.training.train import TrainConfig, TrainingError, TrainResult, grown, train

@@ -21,7 +21,8 @@ from sasrec.checkpoint import ModelDirectoryError, load_model, read_metadata, sa
 from sasrec.data.datasets import InteractionRows, read_interactions, read_items
 from sasrec.data.sequences import Holdout, Indices, Interactions, Sequences
 from sasrec.data.vocab import PADDING, ItemVocab
-from sasrec.inference.engine import Engine, Ranking
+from sasrec.inference.engine import Engine
+from sasrec.inference.ranking import Ranking
 from sasrec.model import SASRec, SASRecConfig
 from sasrec.training.train import OF_NUMBERS, Loss, TrainConfig, TrainResult, Windows, grown, train
 

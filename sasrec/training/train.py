@@ -22,6 +22,7 @@ from sasrec.data.sequences import Holdout, Indices, Outcomes, Sequences, Trainin
 from sasrec.data.vocab import PADDING
 from sasrec.evaluation.metrics import Metrics, evaluate
 from sasrec.inference.engine import Engine
+from sasrec.inference.packed import pad_rows
 from sasrec.model import SASRec, SASRecConfig, option
 from sasrec.training import losses
 from sasrec.training.plots import new_figure
@@ -465,7 +466,7 @@ class _Trainer:
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(self.how.seed)
             targets = torch.as_tensor(validation.targets[known], device=device)
-            seen = engine.padded([windows[i] for i in known]).sort(1).values if self.how.skip_seen else None
+            seen = pad_rows([windows[i] for i in known], device).sort(1).values if self.how.skip_seen else None
             return self.loss(hidden, targets, seen=seen).item()
 
 

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sasrec.data.vocab import ItemVocab
-from sasrec.inference.engine import Engine, Ranking, anchor
+from sasrec.inference.engine import Engine, anchor
+from sasrec.inference.ranking import Ranking
 from sasrec.model import SASRec, SASRecConfig
 
 NUM_ITEMS = 12

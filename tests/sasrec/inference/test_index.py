@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 import sasrec.inference.index
 from sasrec.checkpoint import SavedModel
 from sasrec.data.vocab import ItemVocab
-from sasrec.inference.engine import Engine, Ranking
+from sasrec.inference.engine import Engine
 from sasrec.inference.index import AUTO_ITEMS, ItemIndex, open_index
+from sasrec.inference.ranking import Ranking
 from sasrec.model import SASRec, SASRecConfig
 from streamrec.bench.catalogue import measure_catalogue, synthetic_catalogue
 from streamrec.errors import SettingsError

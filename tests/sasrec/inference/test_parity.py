@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sasrec.data.vocab import ItemVocab
-from sasrec.inference.engine import PACKED_THREADS, PACKED_TOKENS, CacheStats, Engine
-from sasrec.inference.kernels import Floats, Held, Indices
-from sasrec.inference.kv_cache import KVCache
-from sasrec.inference.packed import PackedForward
+from sasrec.inference.engine import PACKED_TOKENS, Engine
+from sasrec.inference.kernels import Floats, Indices, KeyValues
+from sasrec.inference.kv_cache import CacheStats, KVCache
+from sasrec.inference.packed import PACKED_THREADS, PackedForward
 from sasrec.model import SASRec, SASRecConfig
 
 NUM_ITEMS = 40
@@ -286,7 +286,7 @@ def test_windows_encoded_at_once_are_the_models_whatever_its_shape_packed_or_pad
     expected = torch.stack([plain(model, window) for window in windows])
     for threads in (0, PACKED_THREADS):  # with more, many tokens at once go through PyTorch's modules
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("sasrec.inference.engine.PACKED_THREADS", threads)
+            patch.setattr("sasrec.inference.packed.PACKED_THREADS", threads)
             patch.setattr("sasrec.inference.engine.PACKED_TOKENS", threads and PACKED_TOKENS)
             patch.setattr(torch, "get_num_threads", lambda: PACKED_THREADS)
             assert largest_difference(engine.encode(windows), expected) < EXACT
@@ -403,12 +403,12 @@ class FailingForward:
         self.forward, self.block = forward, block
         self.calls_until_failure = -1
 
-    def encode(self, items: Indices, held: Held, slots: Indices, past: Indices, new: Indices) -> Floats:
-        hidden = self.forward.encode(items, held, slots, past, new)
+    def encode(self, items: Indices, key_values: KeyValues, slots: Indices, past: Indices, new: Indices) -> Floats:
+        hidden = self.forward.encode(items, key_values, slots, past, new)
         self.calls_until_failure -= 1
         if self.calls_until_failure == 0:
             for slot, place, count in zip(slots, past, new, strict=True):
-                held[self.block :, slot, :, :, place : place + count] = np.nan
+                key_values[self.block :, slot, :, :, place : place + count] = np.nan
             raise PowerCut
         return hidden
 
