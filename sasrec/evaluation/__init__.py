@@ -1,1 +1,1 @@
-"""Ranking metrics and counted baselines."""
+"""Judging models: ranking metrics, held-out events, count-based baselines."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
 
-from sasrec import Engine, ItemVocab, ModelDirectoryError, SavedModel, load_model
+from sasrec import Engine, ItemVocab, ModelDirectoryError, ModelMetadata, SavedModel, load_model
 from streamrec.errors import SettingsError
 from streamrec.registry import Registry
 from streamrec.settings import Settings
@@ -46,7 +46,7 @@ class ServedModel:
 
     engine: Engine
     max_len: int
-    metadata: dict[str, Any]
+    metadata: ModelMetadata
 
     @classmethod
     def open(cls, settings: Settings) -> Self:

@@ -17,7 +17,7 @@ from sasrec.__main__ import main
 from sasrec.checkpoint import load_model
 from sasrec.inference.engine import Engine
 from sasrec.model import SASRecConfig
-from sasrec.training.train import TrainConfig
+from sasrec.training.config import TrainConfig
 
 SMALL = (
     *("--hidden-units", "16", "--num-blocks", "1", "--max-len", "8"),

@@ -329,7 +329,7 @@ def test_dropout_drops_its_share_keeps_the_mean_and_nothing_outside_training(rat
     assert torch.equal(dropout.eval()(ones), ones)
     dropped = dropout.train()(ones)
     assert (dropped == 0).float().mean().item() == pytest.approx(rate, abs=0.004)
-    assert set(dropped.unique().tolist()) == {0.0, 256 / dropout.kept}
+    assert set(dropped.unique().tolist()) == {0.0, 256 / dropout.survivors}
     assert dropped.mean().item() == pytest.approx(1, abs=0.1 if rate > 0.9 else 0.01)
     assert not torch.equal(dropped, dropout(ones))
     columns = dropped.count_nonzero(0) / len(dropped)  # no place is favoured

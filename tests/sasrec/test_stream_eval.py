@@ -14,11 +14,11 @@ from sasrec.__main__ import main
 from sasrec.data.readers import DataFileError
 from sasrec.model import SASRecConfig
 from sasrec.stream_eval import Cycle, StreamEvaluation, read_periods, table
-from sasrec.training.train import TrainConfig
+from sasrec.training.config import TrainConfig
 
 PERIODS, SESSIONS, CLICKS = 4, 30, 6
 MODEL = SASRecConfig(1, max_len=8, hidden_units=16, num_blocks=1, dropout_rate=0.0)
-HOW = TrainConfig(epochs=60, batch_size=16, learning_rate=1e-2, patience=0)
+TRAIN = TrainConfig(epochs=60, batch_size=16, learning_rate=1e-2, patience=0)
 
 
 def circle_of(period: int) -> list[tuple[str, str]]:
@@ -46,8 +46,10 @@ def folder(tmp_path: Path) -> Path:
     return path
 
 
-def evaluation(folder: Path, out: Path, model: SASRecConfig = MODEL, how: TrainConfig = HOW) -> StreamEvaluation:
-    return StreamEvaluation(folder, out, model, how, how, progress=False)
+def evaluation(
+    folder: Path, out: Path, model: SASRecConfig = MODEL, train_config: TrainConfig = TRAIN
+) -> StreamEvaluation:
+    return StreamEvaluation(folder, out, model, train_config, train_config, progress=False)
 
 
 def test_periods_are_read_in_the_order_of_their_numbers_and_sessions_stay_apart(folder: Path) -> None:
@@ -95,7 +97,7 @@ def test_a_run_goes_on_where_it_was_stopped_and_ends_as_if_it_had_not_been(folde
 def test_cycles_of_other_settings_are_not_mixed(folder: Path, tmp_path: Path) -> None:
     evaluation(folder, tmp_path / "out")
     with pytest.raises(DataFileError, match="holds cycles of other settings or data"):
-        evaluation(folder, tmp_path / "out", how=replace(HOW, epochs=61))
+        evaluation(folder, tmp_path / "out", train_config=replace(TRAIN, epochs=61))
 
 
 @pytest.mark.parametrize(
@@ -115,7 +117,7 @@ def test_a_damaged_period_is_named(tmp_path: Path, name: str, content: bytes, me
 
 def test_one_period_is_none_to_judge_on(tmp_path: Path) -> None:
     (tmp_path / "period_0.txt").write_text("a b\n")
-    with pytest.raises(DataFileError, match="two are the least"):
+    with pytest.raises(DataFileError, match="at least two are needed"):
         read_periods(tmp_path)
 
 

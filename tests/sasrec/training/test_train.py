@@ -19,7 +19,10 @@ from sasrec.data.vocab import ItemVocab
 from sasrec.evaluation.metrics import Metrics, evaluate
 from sasrec.inference.engine import Engine
 from sasrec.model import SASRec, SASRecConfig
-from sasrec.training.train import Loss, TrainConfig, TrainingError, grown, train
+from sasrec.training.config import TrainConfig
+from sasrec.training.objectives import Loss
+from sasrec.training.train import TrainingError, train
+from sasrec.training.warm_start import resize_model
 
 NUM_ITEMS = 12
 TINY = SASRecConfig(NUM_ITEMS, max_len=8, hidden_units=16, num_blocks=1, dropout_rate=0.0)
@@ -55,8 +58,8 @@ def weights(model: SASRec) -> torch.Tensor:
 def test_a_determined_next_item_is_predicted_for_every_user(loss: Loss, position: Any) -> None:
     rest, test = circle().leave_last_out()
     config = SASRecConfig(NUM_ITEMS, max_len=8, hidden_units=16, num_blocks=1, dropout_rate=0.1, position=position)
-    how = TrainConfig(epochs=60, batch_size=8, learning_rate=1e-2, loss=loss, num_negatives=8)
-    model, result = train(config, rest, how)
+    train_config = TrainConfig(epochs=60, batch_size=8, learning_rate=1e-2, loss=loss, num_negatives=8)
+    model, result = train(config, rest, train_config)
     assert evaluate(Engine(model, rest.vocab), test, (1,)).hr[1] == 1.0
     assert result.epochs[-1].loss < result.epochs[0].loss / 2
 
@@ -99,8 +102,8 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(loss: Loss
     rest, validation = noise().leave_last_out()
 
     def run(seed: int) -> tuple[torch.Tensor, list[float]]:
-        how = TrainConfig(epochs=2, batch_size=16, loss=loss, num_negatives=4, seed=seed)
-        model, result = train(config, rest, how, validation)
+        train_config = TrainConfig(epochs=2, batch_size=16, loss=loss, num_negatives=4, seed=seed)
+        model, result = train(config, rest, train_config, validation)
         return weights(model), [epoch.loss for epoch in result.epochs]
 
     first, losses = run(1)
@@ -129,9 +132,9 @@ def test_training_leaves_the_random_state_of_everybody_else_alone() -> None:
 
 def test_it_stops_early_and_the_model_returned_is_that_of_the_best_epoch() -> None:
     rest, validation = noise().leave_last_out()
-    how = TrainConfig(epochs=60, batch_size=16, learning_rate=3e-3, patience=4)
-    model, result = train(TINY, rest, how, validation)
-    assert len(result.epochs) == result.best_epoch + 1 + how.patience < how.epochs
+    train_config = TrainConfig(epochs=60, batch_size=16, learning_rate=3e-3, patience=4)
+    model, result = train(TINY, rest, train_config, validation)
+    assert len(result.epochs) == result.best_epoch + 1 + train_config.patience < train_config.epochs
     scores = [epoch.validation.ndcg[10] for epoch in result.epochs if epoch.validation is not None]
     assert result.best_epoch == scores.index(max(scores)), "the first of the best"
     assert scores[-1] < max(scores), "the last weights would not do"
@@ -184,9 +187,9 @@ def test_an_average_of_the_weights_is_kept_that_forgets_fast_in_the_beginning(de
 
 def test_the_average_is_what_validation_judges() -> None:
     rest, validation = circle().leave_last_out()
-    how = TrainConfig(epochs=5, batch_size=8, learning_rate=1e-2, patience=0)
-    plain, _ = train(TINY, rest, how, validation)
-    average, result = train(TINY, rest, replace(how, ema_decay=0.99), validation)
+    train_config = TrainConfig(epochs=5, batch_size=8, learning_rate=1e-2, patience=0)
+    plain, _ = train(TINY, rest, train_config, validation)
+    average, result = train(TINY, rest, replace(train_config, ema_decay=0.99), validation)
     assert not torch.equal(weights(average), weights(plain))
     assert evaluate(Engine(average, rest.vocab), validation, (10,)) == result.best.validation
 
@@ -253,10 +256,10 @@ def first_then_second() -> tuple[Sequences, np.ndarray[Any, np.dtype[np.int64]]]
 @pytest.mark.parametrize(("replay", "remembers"), [(0.0, False), (1.0, True)])
 def test_a_model_is_trained_on_with_what_is_new_and_a_sample_of_what_is_old(replay: float, remembers: bool) -> None:
     old_test, new_test = Holdout([np.array([1, 2, 3])], np.array([4])), Holdout([np.array([4, 3, 2])], np.array([1]))
-    how = TrainConfig(epochs=60, batch_size=8, learning_rate=1e-2, patience=0, replay=replay)
-    before, _ = train(TINY, circle(), how)
+    train_config = TrainConfig(epochs=60, batch_size=8, learning_rate=1e-2, patience=0, replay=replay)
+    before, _ = train(TINY, circle(), train_config)
     both, new_events = first_then_second()
-    after, _ = train(TINY, both, how, initial=before, new_events=new_events)
+    after, _ = train(TINY, both, train_config, initial=before, new_events=new_events)
     engine = Engine(after, both.vocab, cache_bytes=0)
     assert evaluate(engine, new_test, filter_seen=False).ndcg[10] == 1.0
     assert (evaluate(engine, old_test, filter_seen=False).ndcg[10] == 1.0) is remembers
@@ -267,7 +270,7 @@ def test_a_grown_model_scores_old_items_as_before_and_new_ones_begin_beside_thei
     old = SASRec(SASRecConfig(5, max_len=4, hidden_units=8, dropout_rate=0.2)).eval()
     # items 6 to 8 are new: 6 has neighbours, 7 has none that is known, 8 stands nowhere
     sequences = sequences_of([[1, 6, 2, 3, 4], [7, 7], [6, 5]], num_items=8)
-    larger = grown(old, SASRecConfig(8, max_len=4, hidden_units=8, dropout_rate=0.5), sequences).eval()
+    larger = resize_model(old, SASRecConfig(8, max_len=4, hidden_units=8, dropout_rate=0.5), sequences).eval()
     row = torch.tensor([[1, 3, 5]])
     assert torch.allclose(old.logits(old(row)), larger.logits(larger(row))[..., :6], atol=1e-5)
     embedding = larger.item_embedding.weight.detach()
@@ -284,7 +287,7 @@ def test_a_grown_model_scores_old_items_as_before_and_new_ones_begin_beside_thei
 )
 def test_a_model_grows_in_items_alone(config: SASRecConfig, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        grown(SASRec(SASRecConfig(5)), config, circle())
+        resize_model(SASRec(SASRecConfig(5)), config, circle())
 
 
 def test_without_anything_new_there_is_nothing_to_train_on() -> None:
@@ -317,11 +320,11 @@ def test_negatives_need_a_second_item(loss: Loss) -> None:
 def test_a_diverging_learning_rate_is_a_training_error_that_names_it(
     loss: Loss, learning_rate: float, batch_size: int
 ) -> None:
-    how = TrainConfig(epochs=3, batch_size=batch_size, learning_rate=learning_rate, loss=loss)
+    train_config = TrainConfig(epochs=3, batch_size=batch_size, learning_rate=learning_rate, loss=loss)
     rest, validation = circle().leave_last_out()
     for judge in (validation, None):
         with pytest.raises(TrainingError, match=re.escape(f"learning_rate={learning_rate}")):
-            train(TINY, rest, how, judge)
+            train(TINY, rest, train_config, judge)
 
 
 def test_weights_spoilt_by_the_very_last_step_are_not_returned() -> None:
@@ -337,9 +340,11 @@ def test_of_unforeseeable_items_none_is_the_others_negative_where_seen_ones_are_
     config = SASRecConfig(6, max_len=12, hidden_units=16, num_blocks=1, dropout_rate=0.0)
     losses = {}
     for skip_seen in (False, True):
-        how = TrainConfig(epochs=30, batch_size=8, learning_rate=1e-2, patience=0, loss=loss, skip_seen=skip_seen)
+        train_config = TrainConfig(
+            epochs=30, batch_size=8, learning_rate=1e-2, patience=0, loss=loss, skip_seen=skip_seen
+        )
         rest, validation = sequences_of(rows, 6).leave_last_out()
-        _, result = train(config, rest, how, validation)
+        _, result = train(config, rest, train_config, validation)
         losses[skip_seen] = (result.epochs[-1].loss, result.epochs[-1].validation_loss)
     assert min(losses[False]) > 0.7  # type: ignore[type-var]
     assert max(losses[True]) < 0.2  # type: ignore[type-var]
@@ -347,8 +352,8 @@ def test_of_unforeseeable_items_none_is_the_others_negative_where_seen_ones_are_
 
 def test_who_has_seen_everything_still_gets_negatives() -> None:
     rows = [[1, 2, 3, 1, 2, 3]] * 20
-    how = TrainConfig(epochs=20, batch_size=4, learning_rate=1e-2, loss="bce", skip_seen=True)
-    model, _ = train(SASRecConfig(3, max_len=6, hidden_units=16, dropout_rate=0.0), sequences_of(rows, 3), how)
+    train_config = TrainConfig(epochs=20, batch_size=4, learning_rate=1e-2, loss="bce", skip_seen=True)
+    model, _ = train(SASRecConfig(3, max_len=6, hidden_units=16, dropout_rate=0.0), sequences_of(rows, 3), train_config)
     assert Engine(model, ItemVocab("123")).scores([np.array([1, 2])])[0].argmax() == 3
 
 
@@ -404,10 +409,10 @@ def test_what_was_liked_is_recommended_before_what_was_not(loss: Loss) -> None:
 @pytest.mark.parametrize("weight", [1, 3, 30])
 def test_what_all_other_items_weigh_says_how_far_scores_fall_short_of_outcomes(weight: int) -> None:
     config = SASRecConfig(3, max_len=4, hidden_units=16, num_blocks=1, dropout_rate=0.0)
-    how = TrainConfig(
+    train_config = TrainConfig(
         epochs=80, batch_size=16, learning_rate=1e-2, schedule="cosine", loss="full_mse", num_negatives=weight
     )
-    model, _ = train(config, rated(), how)
+    model, _ = train(config, rated(), train_config)
     scores = Engine(model, ItemVocab("123")).scores([np.array([1])])[0]
     # half of the time (s - 1)^2, half of the time a third of the weight times s^2
     assert scores[2:].tolist() == pytest.approx([1 / (1 + weight / 3), 0], abs=0.05)
@@ -417,8 +422,8 @@ def test_without_negatives_soft_labels_become_the_probabilities_and_ratings_the_
     rows = with_outcomes(sequences_of([[1, 2], [1, 3]] * 60, 3), [0.0, 0.9, 0.0, 0.25] * 60)
     config = SASRecConfig(3, max_len=4, hidden_units=16, num_blocks=1, dropout_rate=0.0)
     for loss, told in (("bce", torch.sigmoid), ("mse", lambda score: score)):
-        how = TrainConfig(epochs=80, batch_size=16, learning_rate=1e-2, loss=loss, num_negatives=0)  # type: ignore[arg-type]
-        model, _ = train(config, rows, how)
+        train_config = TrainConfig(epochs=80, batch_size=16, learning_rate=1e-2, loss=loss, num_negatives=0)  # type: ignore[arg-type]
+        model, _ = train(config, rows, train_config)
         scores = Engine(model, ItemVocab("123")).scores([np.array([1])])[0]
         assert told(scores[2:]).tolist() == pytest.approx([0.9, 0.25], abs=0.05)
 
@@ -429,9 +434,9 @@ def test_without_negatives_soft_labels_become_the_probabilities_and_ratings_the_
         ([5.0] * 4, {"loss": "bce"}, "outcomes from 5 to 5: loss='bce' takes 0 to 1"),
         ([-1.0, 0, 1, 1], {"loss": "cross_entropy"}, "outcomes from -1 to 1"),
         ([math.nan] * 4, {"loss": "bce"}, "outcomes from nan"),
-        ([1.0] * 4, {"loss": "bce", "num_negatives": 0}, "num_negatives=0: bce has nothing to tell items apart by"),
-        (None, {"loss": "mse", "num_negatives": 0}, "num_negatives=0: mse has nothing to tell items apart by"),
-        ([0.0, 1, 1, 1], {"loss": "gbce"}, "loss='gbce' knows no outcomes"),
+        ([1.0] * 4, {"loss": "bce", "num_negatives": 0}, "num_negatives=0: bce cannot tell items apart"),
+        (None, {"loss": "mse", "num_negatives": 0}, "num_negatives=0: mse cannot tell items apart"),
+        ([0.0, 1, 1, 1], {"loss": "gbce"}, "loss='gbce' takes no outcomes"),
     ],
 )
 def test_outcomes_that_a_loss_cannot_learn_from_are_refused(
@@ -444,8 +449,8 @@ def test_outcomes_that_a_loss_cannot_learn_from_are_refused(
 
 def test_a_warm_start_begins_with_the_given_weights_and_leaves_them_alone() -> None:
     rest, test = circle().leave_last_out()
-    how = TrainConfig(epochs=40, batch_size=8, learning_rate=1e-2)
-    learned, before = train(TINY, rest, how)
+    train_config = TrainConfig(epochs=40, batch_size=8, learning_rate=1e-2)
+    learned, before = train(TINY, rest, train_config)
     kept = weights(learned).clone()
     little = TrainConfig(epochs=1, batch_size=8, learning_rate=1e-5)
     continued, after = train(TINY, rest, little, initial=learned)
@@ -456,10 +461,10 @@ def test_a_warm_start_begins_with_the_given_weights_and_leaves_them_alone() -> N
 
 def test_the_last_weights_are_kept_where_the_best_are_not_wanted() -> None:
     rest, validation = noise().leave_last_out()
-    how = TrainConfig(epochs=12, batch_size=8, learning_rate=1e-2, patience=0)
-    best, result = train(TINY, rest, how, validation)
-    last, _ = train(TINY, rest, replace(how, restore_best=False), validation)
-    plain, _ = train(TINY, rest, how)
+    train_config = TrainConfig(epochs=12, batch_size=8, learning_rate=1e-2, patience=0)
+    best, result = train(TINY, rest, train_config, validation)
+    last, _ = train(TINY, rest, replace(train_config, restore_best=False), validation)
+    plain, _ = train(TINY, rest, train_config)
     assert result.best_epoch < 11, "or this test shows nothing"
     assert torch.equal(weights(last), weights(plain))
     assert not torch.equal(weights(best), weights(last))
@@ -509,7 +514,7 @@ def test_the_schedule_is_followed(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(torch.optim, "AdamW", Recorder)
     rest, _ = circle().leave_last_out()
-    how = TrainConfig(epochs=4, batch_size=8, learning_rate=0.5, schedule="cosine", warmup_steps=2)
-    train(TINY, rest, how)
-    assert rates == [0.5 * how.learning_rate_factor(step, len(rates)) for step in range(len(rates))]
+    train_config = TrainConfig(epochs=4, batch_size=8, learning_rate=0.5, schedule="cosine", warmup_steps=2)
+    train(TINY, rest, train_config)
+    assert rates == [0.5 * train_config.learning_rate_factor(step, len(rates)) for step in range(len(rates))]
     assert len(rates) == 12
