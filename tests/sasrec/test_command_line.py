@@ -115,7 +115,7 @@ def test_sampled_candidates_are_easier_and_said_to_be_sampled(
     assert report["model"]["sampled"] == {"cases": 24, "hr@1": 1.0, "ndcg@1": 1.0, "mrr@1": 1.0}
     assert main([*command, "2"]) == 0
     assert "ranked against 2 random items" in capsys.readouterr().out
-    assert "50 random unseen items are asked for, but a user has only 3" in fails(capsys, *command, "50")
+    assert "50 random unseen items are needed, but a user has only 3" in fails(capsys, *command, "50")
 
 
 @pytest.fixture

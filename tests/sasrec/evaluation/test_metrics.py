@@ -62,7 +62,7 @@ def test_metrics_equal_their_definitions(ranks: list[float], k: int) -> None:
 
 
 def test_no_case_and_a_cut_off_below_1_are_refused() -> None:
-    with pytest.raises(ValueError, match="there is no case to judge"):
+    with pytest.raises(ValueError, match="there is no case to evaluate"):
         metrics_from_ranks(np.array([]), (10,))
     with pytest.raises(ValueError, match="k=0: must be at least 1"):
         metrics_from_ranks(np.array([1.0]), (10, 0))
