@@ -3,9 +3,9 @@
 Packages and modules, highest first; imports run downward only:
 
 recommender   data sets in, item ids out, with the names of scikit-rec
-estimator     fit, partial_fit, recommend, similar_items, save, load; hyperparameters.py holds its arguments
+estimator     fit, partial_fit, recommend, similar_items, save, load
 stream_eval   quality over a stream of periods
-training      configuration, objectives and losses, the loop, warm starts, results, plots
+training      configuration, estimator arguments, objectives and losses, the loop, warm starts, results, plots
 evaluation    ranking metrics, held-out events, count-based baselines
 inference     the engine, the cache of keys and values, compiled kernels, ranking, the approximate index
 checkpoint    model directories on disk

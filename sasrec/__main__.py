@@ -24,6 +24,9 @@ from sasrec.stream_eval import Rule, StreamEvaluation, plot, table
 from sasrec.training.config import TrainConfig
 from sasrec.training.train import TrainingError, train
 
+# add_subparsers returns a type without a public name
+Commands = Any
+
 FILE_HELP = "interactions: CSV or TSV with user_id, item_id, timestamp; JSON lines; MovieLens ratings; may be .gz"
 
 
@@ -45,7 +48,13 @@ def main(arguments: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="sasrec", description="Train and evaluate SASRec models.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_train(commands)
+    _add_evaluate(commands)
+    _add_stream_eval(commands)
+    return parser
 
+
+def _add_train(commands: Commands) -> None:
     command = commands.add_parser(
         "train",
         help="train a model on a file of interactions and write a model directory",
@@ -72,6 +81,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_fields(command, "training", TrainConfig, skip={"replay"})
     command.set_defaults(run=_train)
 
+
+def _add_evaluate(commands: Commands) -> None:
     command = commands.add_parser(
         "evaluate",
         help="evaluate a model on each user's last event, over the full catalogue",
@@ -104,6 +115,8 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     command.set_defaults(run=_evaluate)
 
+
+def _add_stream_eval(commands: Commands) -> None:
     command = commands.add_parser(
         "stream-eval",
         help="compare ways of retraining over a stream of periods",
@@ -140,7 +153,6 @@ def _parser() -> argparse.ArgumentParser:
     _add_fields(command, "the model", SASRecConfig, skip={"num_items"})
     _add_fields(command, "training", TrainConfig, skip={"patience", "restore_best"})
     command.set_defaults(run=_stream_eval)
-    return parser
 
 
 def _add_filters(command: argparse.ArgumentParser) -> None:
@@ -236,8 +248,8 @@ def _train(options: argparse.Namespace) -> int:
         "trained_until_ms": int(interactions.timestamps_ms.max()),
     }
     version = save_model(options.out, model, vocab, metadata)
-    judged = "".join(f", validation {name} {metrics[name]:.4f}" for name in ("hr@10", "ndcg@10") if name in metrics)
-    print(f"model {version} in {options.out}: best of {len(result.epochs)} epochs {result.best_epoch + 1}{judged}")
+    figures = "".join(f", validation {name} {metrics[name]:.4f}" for name in ("hr@10", "ndcg@10") if name in metrics)
+    print(f"model {version} in {options.out}: best of {len(result.epochs)} epochs {result.best_epoch + 1}{figures}")
     return 0
 
 
@@ -254,7 +266,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     sampled = None
     if options.negatives:
         sampled = sample_unseen(holdout, len(saved.vocab), options.negatives, options.seed)
-    report = {name: _judge(rival, holdout, options.k, sampled) for name, rival in rivals.items()}
+    report = {name: _figures(rival, holdout, options.k, sampled) for name, rival in rivals.items()}
     if options.json:
         print(json.dumps({"version": saved.version} | report))
         return 0
@@ -292,7 +304,7 @@ def _stream_eval(options: argparse.Namespace) -> int:
     return 0
 
 
-def _judge(scorer: Scorer, holdout: Holdout, ks: list[int], sampled: Indices | None) -> dict[str, dict[str, float]]:
+def _figures(scorer: Scorer, holdout: Holdout, ks: list[int], sampled: Indices | None) -> dict[str, dict[str, float]]:
     if sampled is not None:
         ranks = target_ranks(scorer, holdout, filter_seen=False, candidates=sampled)
         return {"sampled": metrics_from_ranks(ranks, ks).as_dict()}

@@ -21,10 +21,10 @@ from sasrec.data.datasets import InteractionRows, read_interactions, read_items
 from sasrec.data.sequences import Sequences
 from sasrec.data.vocab import PADDING, ItemVocab
 from sasrec.evaluation.holdout import new_events_holdout
-from sasrec.hyperparameters import EstimatorParams
 from sasrec.inference.engine import Engine
 from sasrec.inference.ranking import Ranking, popular_items, similar_items
 from sasrec.model import SASRec
+from sasrec.training.estimator_params import EstimatorParams
 from sasrec.training.objectives import Loss, objective_of
 from sasrec.training.result import TrainResult
 from sasrec.training.train import train

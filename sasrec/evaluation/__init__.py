@@ -1,1 +1,1 @@
-"""Judging models: ranking metrics, held-out events, count-based baselines."""
+"""Evaluation of models: ranking metrics, held-out events, count-based baselines."""

@@ -1,7 +1,8 @@
 """Incremental inference: a click costs one token through the model, not max_len.
 
-Three nouns. A *window* is what the model sees of a user: the known items from ``anchor(n)`` to the newest. A *slot* is
-a user's row of the cache (kv_cache.py). A *step* encodes the windows of a batch of users, each from its slot:
+Three nouns. A *window* is the part of a user's history that the model sees: the known items from ``anchor(n)`` to the
+newest. A *slot* is a user's row of the cache (kv_cache.py). A *step* encodes the windows of a batch of users, each from
+its slot:
 
     the slot's tokens are a prefix of the window              -> decode only the tokens after it
     no slot, or its tokens are no prefix (the window jumped)  -> prefill the whole window
@@ -62,7 +63,7 @@ class Engine:
 
     Raises:
         ValueError: vocabulary and model differ in size, or slack, max_len, cache_bytes or index are out of range.
-        ImportError: the index is to be approximate, and faiss is not installed.
+        ImportError: index is "approximate", and faiss is not installed.
     """
 
     def __init__(
@@ -83,8 +84,8 @@ class Engine:
         self.max_len = config.max_len if max_len is None else max_len
         if not 1 <= self.max_len <= config.max_len:
             raise ValueError(f"max_len={max_len}: must lie between 1 and the model's {config.max_len}")
-        # With half of max_len a jump re-encodes about one token per click since the last jump; with a quarter it would
-        # be three, and lists would be no better. Without a cache a jump saves nothing.
+        # half of max_len re-encodes about one token per click, a quarter three, and lists are no better; without a
+        # cache a jump saves nothing
         jump = self.max_len // 2 if config.position == "rope" else 1
         self.slack = max(1, jump) if slack is None else slack
         if not 1 <= self.slack <= self.max_len:
@@ -122,7 +123,7 @@ class Engine:
         return self._slots.cached_users
 
     def take_stats(self) -> CacheStats:
-        """Return what the cache did since the last call."""
+        """Return the cache's counts since the last call."""
         return self._slots.take_stats()
 
     def forget(self, users: Collection[Hashable] | None = None) -> None:
@@ -274,8 +275,7 @@ class Engine:
         for row in scheduled:
             row.slot.tokens = b""  # if the forward pass fails, the slot's content is unknown
         items = np.concatenate([row.window[row.past :] for row in scheduled])
-        rows = [(row.slot.index, row.past, len(row.window) - row.past) for row in scheduled]
-        slots, past, new = np.array(rows).T.copy()
+        slots, past, new = np.array([(r.slot.index, r.past, len(r.window) - r.past) for r in scheduled]).T.copy()
         self._cache.hidden[slots] = self._packed.encode(items, self._cache.key_values, slots, past, new)
         for row in scheduled:
             row.slot.tokens = row.tokens

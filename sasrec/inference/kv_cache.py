@@ -54,7 +54,7 @@ class KVCache:
 
 @dataclass
 class CacheStats:
-    """Counts of what a cache did since they were last taken."""
+    """Counts of a cache's work since they were last taken."""
 
     hits: int = 0  # windows that continued a cached prefix
     misses: int = 0  # windows encoded whole: a new user, a jump, an eviction

@@ -43,7 +43,7 @@ class Ranker:
 
     Raises:
         ValueError: index is none of the choices.
-        ImportError: the index is to be approximate, and faiss is not installed.
+        ImportError: index is "approximate", and faiss is not installed.
     """
 
     def __init__(self, model: SASRec, vocab: ItemVocab, index: IndexChoice) -> None:
@@ -209,7 +209,7 @@ def _as_arrays(best: Tensor, indices: Tensor) -> tuple[Floats, NDArray[np.int64]
 
 
 def _contained(items: Tensor, rows: Tensor) -> Tensor:
-    """Return which of the items (B, C) are in the same row of ``rows`` (B, R), (B, C); R must be at least 1."""
+    """Return whether each item (B, C) occurs in its row of ``rows`` (B, R), (B, C); R must be at least 1."""
     ordered = rows.sort(1).values
     places = torch.searchsorted(ordered, items).clamp(max=ordered.shape[1] - 1)
     return ordered.gather(1, places) == items

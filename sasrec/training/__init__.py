@@ -1,1 +1,1 @@
-"""Training: its configuration, the objectives, the loop, warm starts, results and plots."""
+"""Training: its configuration, the estimators' arguments, the objectives, the loop, warm starts, results and plots."""

@@ -57,7 +57,7 @@ class TrainConfig:
     )
     restore_best: bool = option(True, "return the weights of the best epoch, not of the last", advanced=True)
     autocast: bool = option(False, "compute in bfloat16 where that is safe; pays off on a GPU", advanced=True)
-    seed: int = option(42, "same seed, same data, same thread count: same weights")
+    seed: int = option(42, "equal seed, data and thread count give equal weights")
 
     def __post_init__(self) -> None:
         least = {"epochs": 1, "batch_size": 1, "patience": 0, "warmup_steps": 0}

@@ -101,8 +101,8 @@ def info_nce(
 ) -> Tensor:
     """Return the softmax loss over a position's target and its K negatives.
 
-    InfoNCE: van den Oord, Li & Vinyals 2018, section 2.3. The model learns to tell the target from a few random items,
-    which is what sampled evaluation measures; with ``cross_entropy`` from the best items, which is what a list needs.
+    InfoNCE: van den Oord, Li & Vinyals 2018, section 2.3. The model learns to rank the target above a few random
+    items, as sampled evaluation measures; with ``cross_entropy`` above the best items, as a list needs.
 
     Args:
         negatives: (M, K) item indices, none equal to the row's target, K at least 1.

@@ -18,7 +18,7 @@ from sasrec.training import losses
 Loss = Literal["bce", "mse", "full_mse", "gbce", "info_nce", "cross_entropy", "sampled_softmax"]
 OutcomeRange = Literal["none", "0 to 1", "any number"]
 
-# How often a negative is drawn again that turns out to be a seen item.
+# Most times that a negative is drawn again because it is a seen item.
 REDRAWS = 5
 
 

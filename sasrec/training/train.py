@@ -51,7 +51,7 @@ def train(
     progress: bool = False,
     stop: Callable[[], bool] = lambda: False,
 ) -> tuple[SASRec, TrainResult]:
-    """Train a model; the same seed, data and thread count give the same weights.
+    """Train a model; equal seed, data and thread count give equal weights.
 
     Validation ranks held-out targets only, over the full catalogue. Seen items are filtered, unless most held-out
     targets repeat an item. The model gets the weights with the best NDCG@10; without validation, the last ones.
@@ -157,8 +157,8 @@ class _Trainer:
             metrics, validation_loss = self.validate(sequences, validation)
             result.epochs.append(Epoch(loss, time.perf_counter() - started, metrics, validation_loss))
             ndcg = float(number) if metrics is None else metrics.ndcg[VALIDATION_K]
-            judged = "" if metrics is None else f", validation NDCG@{VALIDATION_K} {ndcg:.4f}"
-            log.info("epoch %d: loss %.4f%s", number + 1, loss, judged)
+            figures = "" if metrics is None else f", validation NDCG@{VALIDATION_K} {ndcg:.4f}"
+            log.info("epoch %d: loss %.4f%s", number + 1, loss, figures)
             if ndcg > best_ndcg:
                 best_ndcg, result.best_epoch = ndcg, number
                 best_weights = copy.deepcopy(self.validated.state_dict()) if metrics is not None else None

@@ -1,4 +1,4 @@
-"""Training: provable patterns are learned, the same seed gives the same weights, nothing outside is touched."""
+"""Training: provable patterns are learned, equal seeds give equal weights, no global state is changed."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ def sequences_of(rows: list[list[int]], num_items: int = NUM_ITEMS) -> Sequences
 
 
 def circle() -> Sequences:
-    """After item i always comes item i + 1, after the last the first."""
+    """Item i + 1 always follows item i, and the first item the last."""
     return sequences_of([[(start + n) % NUM_ITEMS + 1 for n in range(9)] for start in range(NUM_ITEMS) for _ in "ab"])
 
 
 def noise(users: int = 40) -> Sequences:
-    """Nothing to learn, so validation wanders up and down."""
+    """Random items: there is nothing to learn, so validation goes up and down."""
     rng = np.random.default_rng(5)
     return sequences_of([rng.integers(1, NUM_ITEMS + 1, 8).tolist() for _ in range(users)])
 
@@ -64,8 +64,8 @@ def test_a_determined_next_item_is_predicted_for_every_user(loss: Loss, position
     assert result.epochs[-1].loss < result.epochs[0].loss / 2
 
 
-def test_a_next_item_that_the_last_item_alone_does_not_tell_is_learned() -> None:
-    # 3 is followed by 2 where 1 stood before it, by 5 where 4 did: a Markov chain would be right half the time
+def test_a_next_item_that_depends_on_more_than_the_last_item_is_learned() -> None:
+    # after 1, 3 comes 2, after 4, 3 comes 5: a Markov chain would be right half of the time
     rows = [[1, 3, 2] * 4, [4, 3, 5] * 4] * 40
     config = SASRecConfig(5, max_len=12, hidden_units=16, num_blocks=1, dropout_rate=0.0)
     model, _ = train(config, sequences_of(rows, 5), TrainConfig(epochs=60, batch_size=8, learning_rate=1e-2))
@@ -74,7 +74,7 @@ def test_a_next_item_that_the_last_item_alone_does_not_tell_is_learned() -> None
     assert [ranking.items for ranking in best] == [["2"], ["5"], ["2"], ["5"]]
 
 
-def test_validation_is_judged_every_epoch_and_the_result_tells_it() -> None:
+def test_every_epoch_is_validated_and_the_result_holds_the_figures() -> None:
     rest, validation = circle().leave_last_out()
     model, result = train(TINY, rest, TrainConfig(epochs=12, learning_rate=1e-2, batch_size=8), validation)
     assert all(epoch.validation is not None and epoch.seconds > 0 for epoch in result.epochs)
@@ -85,19 +85,19 @@ def test_validation_is_judged_every_epoch_and_the_result_tells_it() -> None:
     assert not model.training
 
 
-def test_repeating_sessions_are_validated_with_seen_items_kept() -> None:
-    # every held-out target was seen: with seen items filtered no model could earn anything
+def test_repeating_sessions_are_validated_without_filtering_seen_items() -> None:
+    # every held-out target was seen: with seen items filtered every model would have 0
     rest, validation = sequences_of([[a, b] * 4 for a in range(1, 7) for b in range(7, 13)]).leave_last_out()
     _, result = train(TINY, rest, TrainConfig(epochs=15, learning_rate=1e-2, batch_size=8), validation)
     assert result.best.validation is not None
     assert result.best.validation.ndcg[10] > 0.4
 
 
-# --- it can be repeated
+# --- it is reproducible
 
 
 @pytest.mark.parametrize("loss", get_args(Loss))
-def test_the_same_seed_gives_the_same_weights_and_another_seed_others(loss: Loss) -> None:
+def test_equal_seeds_give_equal_weights_and_another_seed_others(loss: Loss) -> None:
     config = SASRecConfig(NUM_ITEMS, max_len=8, hidden_units=16, dropout_rate=0.3)
     rest, validation = noise().leave_last_out()
 
@@ -107,7 +107,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(loss: Loss
         return weights(model), [epoch.loss for epoch in result.epochs]
 
     first, losses = run(1)
-    torch.rand(3)  # what happened before does not matter
+    torch.rand(3)  # earlier random numbers have no effect
     np.random.rand(3)
     again, losses_again = run(1)
     assert torch.equal(first, again)
@@ -115,7 +115,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(loss: Loss
     assert not torch.equal(first, run(2)[0])
 
 
-def test_training_leaves_the_random_state_of_everybody_else_alone() -> None:
+def test_training_does_not_change_global_random_state() -> None:
     torch.manual_seed(123)
     np.random.seed(123)
     before_torch, before_numpy = torch.random.get_rng_state(), np.random.get_state()[1].copy()
@@ -124,27 +124,27 @@ def test_training_leaves_the_random_state_of_everybody_else_alone() -> None:
     assert (np.random.get_state()[1] == before_numpy).all()
     with pytest.raises(TrainingError):
         train(TINY, circle(), TrainConfig(epochs=5, batch_size=4, learning_rate=1e30))
-    assert torch.equal(torch.random.get_rng_state(), before_torch), "not even when it fails"
+    assert torch.equal(torch.random.get_rng_state(), before_torch), "not even after a failure"
 
 
 # --- it ends in time, with the best weights
 
 
-def test_it_stops_early_and_the_model_returned_is_that_of_the_best_epoch() -> None:
+def test_it_stops_early_and_returns_the_model_of_the_best_epoch() -> None:
     rest, validation = noise().leave_last_out()
     train_config = TrainConfig(epochs=60, batch_size=16, learning_rate=3e-3, patience=4)
     model, result = train(TINY, rest, train_config, validation)
     assert len(result.epochs) == result.best_epoch + 1 + train_config.patience < train_config.epochs
     scores = [epoch.validation.ndcg[10] for epoch in result.epochs if epoch.validation is not None]
-    assert result.best_epoch == scores.index(max(scores)), "the first of the best"
-    assert scores[-1] < max(scores), "the last weights would not do"
+    assert result.best_epoch == scores.index(max(scores)), "the first of equally good epochs"
+    assert scores[-1] < max(scores), "the last weights are worse"
     repeats = sum(target in history for history, target in zip(validation.histories, validation.targets, strict=True))
     again = evaluate(Engine(model, rest.vocab), validation, (10,), filter_seen=repeats <= len(validation) / 2)
     assert again == result.best.validation
 
 
 class ScriptedValidation:
-    """Stands in for evaluate: the NDCG@10 of each epoch is given."""
+    """Replaces evaluate: returns a given NDCG@10 for each epoch."""
 
     def __init__(self, *ndcg: float) -> None:
         self._ndcg = iter(ndcg)
@@ -157,14 +157,14 @@ class ScriptedValidation:
 @pytest.mark.parametrize(
     ("patience", "scores", "best_epoch"),
     [
-        (0, [0.3, 0.1, 0.4, 0.1, 0.2, 0.1], 2),  # all epochs are run, the best is still restored
-        (2, [0.1, 0.2, 0.2, 0.2], 1),  # as good is not better
+        (0, [0.3, 0.1, 0.4, 0.1, 0.2, 0.1], 2),  # all epochs run, and the best is restored
+        (2, [0.1, 0.2, 0.2, 0.2], 1),  # an equal score is not better
         (3, [0.0, 0.0, 0.0, 0.0], 0),
         (2, [0.1, 0.0, 0.2, 0.0, 0.3, 0.0], 4),
         (1, [0.1, 0.2, 0.3, 0.4, 0.5, 0.6], 5),
     ],
 )
-def test_patience_counts_epochs_without_a_better_score_and_the_best_weights_come_back(
+def test_patience_counts_epochs_without_a_better_score_and_the_best_weights_are_restored(
     monkeypatch: pytest.MonkeyPatch, patience: int, scores: list[float], best_epoch: int
 ) -> None:
     rest, validation = noise().leave_last_out()
@@ -178,14 +178,14 @@ def test_patience_counts_epochs_without_a_better_score_and_the_best_weights_come
 
 
 @pytest.mark.parametrize(("decay", "share"), [(0.1, 0.1), (0.999, 0.25)])
-def test_an_average_of_the_weights_is_kept_that_forgets_fast_in_the_beginning(decay: float, share: float) -> None:
+def test_the_average_of_the_weights_moves_faster_in_the_first_batches(decay: float, share: float) -> None:
     whole = TrainConfig(epochs=2, batch_size=100, learning_rate=1e-2)  # a batch is an epoch
     (first, _), (second, _) = (train(TINY, noise(), replace(whole, epochs=epochs)) for epochs in (1, 2))
     average, _ = train(TINY, noise(), replace(whole, ema_decay=decay))
     assert torch.allclose(weights(average), share * weights(first) + (1 - share) * weights(second), atol=1e-7)
 
 
-def test_the_average_is_what_validation_judges() -> None:
+def test_the_average_is_validated() -> None:
     rest, validation = circle().leave_last_out()
     train_config = TrainConfig(epochs=5, batch_size=8, learning_rate=1e-2, patience=0)
     plain, _ = train(TINY, rest, train_config, validation)
@@ -194,25 +194,25 @@ def test_the_average_is_what_validation_judges() -> None:
     assert evaluate(Engine(average, rest.vocab), validation, (10,)) == result.best.validation
 
 
-def test_without_validation_all_epochs_are_run_and_the_last_is_kept() -> None:
+def test_without_validation_all_epochs_run_and_the_last_weights_are_returned() -> None:
     _, result = train(TINY, noise(), TrainConfig(epochs=4, patience=1))
     assert (len(result.epochs), result.best_epoch) == (4, 3)
-    nobody = Holdout([], np.array([], np.int64))
-    _, result = train(TINY, noise(), TrainConfig(epochs=4, patience=1), nobody)
+    no_targets = Holdout([], np.array([], np.int64))
+    _, result = train(TINY, noise(), TrainConfig(epochs=4, patience=1), no_targets)
     assert (len(result.epochs), result.best_epoch) == (4, 3)
 
 
 def test_stop_ends_training_after_the_batch() -> None:
-    asked = 0
+    calls = 0
 
     def stop() -> bool:
-        nonlocal asked
-        asked += 1
-        return asked >= 3
+        nonlocal calls
+        calls += 1
+        return calls >= 3
 
     rest, validation = noise().leave_last_out()
     model, result = train(TINY, rest, TrainConfig(epochs=50, batch_size=4), validation, stop=stop)
-    assert asked <= 4, "asked once a batch and once more at the end of the epoch"
+    assert calls <= 4, "once after each batch and once at the end of the epoch"
     assert len(result.epochs) == 1
     assert evaluate(Engine(model, rest.vocab), validation).ndcg[10] == pytest.approx(
         result.best.validation.ndcg[10] if result.best.validation else math.nan
@@ -230,7 +230,7 @@ def test_every_epoch_is_one_log_line_and_nothing_is_printed(
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_progress_bar_is_drawn_where_asked_for(capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_progress_bar_is_drawn_on_request(capfd: pytest.CaptureFixture[str]) -> None:
     train(TINY, circle(), TrainConfig(epochs=1), progress=True)
     assert "epoch 1" in "".join(capfd.readouterr())
 
@@ -243,18 +243,18 @@ def test_weight_decay_shrinks_the_weights() -> None:
     assert size(10.0) < 0.8 * size(0.0)
 
 
-# --- training on
+# --- training further
 
 
 def first_then_second() -> tuple[Sequences, np.ndarray[Any, np.dtype[np.int64]]]:
-    """Users whose old events run up the circle, and whose new ones, the last five, run down."""
+    """Users with old events up the circle, and users with new events, the last five, down the circle."""
     up = [[(start + n) % NUM_ITEMS + 1 for n in range(9)] for start in range(NUM_ITEMS) for _ in "ab"]
     down = [[(start - n) % NUM_ITEMS + 1 for n in range(6)] for start in range(NUM_ITEMS) for _ in "ab"]
     return sequences_of(up + down), np.array([0] * len(up) + [6] * len(down))
 
 
 @pytest.mark.parametrize(("replay", "remembers"), [(0.0, False), (1.0, True)])
-def test_a_model_is_trained_on_with_what_is_new_and_a_sample_of_what_is_old(replay: float, remembers: bool) -> None:
+def test_a_model_is_trained_further_on_new_events_and_a_sample_of_old_ones(replay: float, remembers: bool) -> None:
     old_test, new_test = Holdout([np.array([1, 2, 3])], np.array([4])), Holdout([np.array([4, 3, 2])], np.array([1]))
     train_config = TrainConfig(epochs=60, batch_size=8, learning_rate=1e-2, patience=0, replay=replay)
     before, _ = train(TINY, circle(), train_config)
@@ -265,10 +265,10 @@ def test_a_model_is_trained_on_with_what_is_new_and_a_sample_of_what_is_old(repl
     assert (evaluate(engine, old_test, filter_seen=False).ndcg[10] == 1.0) is remembers
 
 
-def test_a_grown_model_scores_old_items_as_before_and_new_ones_begin_beside_their_neighbours() -> None:
+def test_a_resized_model_scores_old_items_as_before_and_new_items_start_near_their_neighbours() -> None:
     torch.manual_seed(1)
     old = SASRec(SASRecConfig(5, max_len=4, hidden_units=8, dropout_rate=0.2)).eval()
-    # items 6 to 8 are new: 6 has neighbours, 7 has none that is known, 8 stands nowhere
+    # items 6 to 8 are new: 6 has known neighbours, 7 has none, 8 does not occur
     sequences = sequences_of([[1, 6, 2, 3, 4], [7, 7], [6, 5]], num_items=8)
     larger = resize_model(old, SASRecConfig(8, max_len=4, hidden_units=8, dropout_rate=0.5), sequences).eval()
     row = torch.tensor([[1, 3, 5]])
@@ -285,22 +285,22 @@ def test_a_grown_model_scores_old_items_as_before_and_new_ones_begin_beside_thei
     ("config", "message"),
     [(SASRecConfig(5, hidden_units=32), "shape of the model cannot change"), (SASRecConfig(4), "5 items already")],
 )
-def test_a_model_grows_in_items_alone(config: SASRecConfig, message: str) -> None:
+def test_resizing_changes_only_the_number_of_items(config: SASRecConfig, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         resize_model(SASRec(SASRecConfig(5)), config, circle())
 
 
-def test_without_anything_new_there_is_nothing_to_train_on() -> None:
+def test_without_a_new_event_there_is_nothing_to_train_on() -> None:
     before, _ = train(TINY, circle(), TrainConfig(epochs=1))
     with pytest.raises(TrainingError, match="no user has a new event that follows an earlier one"):
         train(TINY, circle(), TrainConfig(epochs=1), initial=before, new_events=np.zeros(len(circle()), np.int64))
 
 
-# --- it says why it cannot go on
+# --- errors
 
 
 @pytest.mark.parametrize("rows", [[[1], [2], []], [[]]])
-def test_data_without_two_events_of_a_user_are_a_training_error(rows: list[list[int]]) -> None:
+def test_data_where_no_user_has_two_events_are_a_training_error(rows: list[list[int]]) -> None:
     with pytest.raises(TrainingError, match="no user has two or more known events"):
         train(TINY, sequences_of(rows), TrainConfig())
 
@@ -327,14 +327,14 @@ def test_a_diverging_learning_rate_is_a_training_error_that_names_it(
             train(TINY, rest, train_config, judge)
 
 
-def test_weights_spoilt_by_the_very_last_step_are_not_returned() -> None:
+def test_weights_that_become_nan_in_the_last_step_are_not_returned() -> None:
     with pytest.raises(TrainingError, match="lower learning_rate=inf"):
         train(TINY, circle(), TrainConfig(epochs=1, batch_size=1000, learning_rate=math.inf))
 
 
 @pytest.mark.parametrize("loss", ["bce", "cross_entropy", "sampled_softmax"])
-def test_of_unforeseeable_items_none_is_the_others_negative_where_seen_ones_are_skipped(loss: Loss) -> None:
-    """Items 1 to 3 come in no order, 4 to 6 never: without the other two, only those are left to rank below."""
+def test_with_skip_seen_no_item_of_a_window_is_a_negative_of_another(loss: Loss) -> None:
+    """Items 1 to 3 come in random order, 4 to 6 never: with skip_seen a target is ranked only against 4 to 6."""
     rng = np.random.default_rng(0)
     rows = [rng.integers(1, 4, 12).tolist() for _ in range(60)]
     config = SASRecConfig(6, max_len=12, hidden_units=16, num_blocks=1, dropout_rate=0.0)
@@ -350,7 +350,7 @@ def test_of_unforeseeable_items_none_is_the_others_negative_where_seen_ones_are_
     assert max(losses[True]) < 0.2  # type: ignore[type-var]
 
 
-def test_who_has_seen_everything_still_gets_negatives() -> None:
+def test_users_who_have_seen_everything_still_get_negatives() -> None:
     rows = [[1, 2, 3, 1, 2, 3]] * 20
     train_config = TrainConfig(epochs=20, batch_size=4, learning_rate=1e-2, loss="bce", skip_seen=True)
     model, _ = train(SASRecConfig(3, max_len=6, hidden_units=16, dropout_rate=0.0), sequences_of(rows, 3), train_config)
@@ -385,7 +385,7 @@ def test_a_hyper_parameter_out_of_range_is_refused(change: dict[str, Any], messa
         TrainConfig(**change)
 
 
-# --- outcomes, warm starts, what is told of the epochs
+# --- outcomes, warm starts, figures of the epochs
 
 
 def with_outcomes(sequences: Sequences, outcomes: list[float]) -> Sequences:
@@ -393,13 +393,13 @@ def with_outcomes(sequences: Sequences, outcomes: list[float]) -> Sequences:
 
 
 def rated() -> Sequences:
-    """Of two items that follow item 1 equally often, 2 is liked and 3 is not."""
+    """Items 2 and 3 follow item 1 equally often; 2 is liked and 3 is not."""
     rows = [[1, 2], [1, 3]] * 60
     return with_outcomes(sequences_of(rows, 3), [1.0, 1.0, 1.0, 0.0] * 60)
 
 
 @pytest.mark.parametrize("loss", ["bce", "mse", "info_nce", "cross_entropy", "sampled_softmax"])
-def test_what_was_liked_is_recommended_before_what_was_not(loss: Loss) -> None:
+def test_liked_items_are_recommended_before_disliked_ones(loss: Loss) -> None:
     config = SASRecConfig(3, max_len=4, hidden_units=16, num_blocks=1, dropout_rate=0.0)
     model, _ = train(config, rated(), TrainConfig(epochs=40, batch_size=16, learning_rate=1e-2, loss=loss))
     scores = Engine(model, ItemVocab("123")).scores([np.array([1])])[0]
@@ -407,7 +407,7 @@ def test_what_was_liked_is_recommended_before_what_was_not(loss: Loss) -> None:
 
 
 @pytest.mark.parametrize("weight", [1, 3, 30])
-def test_what_all_other_items_weigh_says_how_far_scores_fall_short_of_outcomes(weight: int) -> None:
+def test_the_weight_of_all_other_items_determines_how_far_scores_are_below_outcomes(weight: int) -> None:
     config = SASRecConfig(3, max_len=4, hidden_units=16, num_blocks=1, dropout_rate=0.0)
     train_config = TrainConfig(
         epochs=80, batch_size=16, learning_rate=1e-2, schedule="cosine", loss="full_mse", num_negatives=weight
@@ -421,11 +421,11 @@ def test_what_all_other_items_weigh_says_how_far_scores_fall_short_of_outcomes(w
 def test_without_negatives_soft_labels_become_the_probabilities_and_ratings_the_scores() -> None:
     rows = with_outcomes(sequences_of([[1, 2], [1, 3]] * 60, 3), [0.0, 0.9, 0.0, 0.25] * 60)
     config = SASRecConfig(3, max_len=4, hidden_units=16, num_blocks=1, dropout_rate=0.0)
-    for loss, told in (("bce", torch.sigmoid), ("mse", lambda score: score)):
+    for loss, prediction in (("bce", torch.sigmoid), ("mse", lambda score: score)):
         train_config = TrainConfig(epochs=80, batch_size=16, learning_rate=1e-2, loss=loss, num_negatives=0)  # type: ignore[arg-type]
         model, _ = train(config, rows, train_config)
         scores = Engine(model, ItemVocab("123")).scores([np.array([1])])[0]
-        assert told(scores[2:]).tolist() == pytest.approx([0.9, 0.25], abs=0.05)
+        assert prediction(scores[2:]).tolist() == pytest.approx([0.9, 0.25], abs=0.05)
 
 
 @pytest.mark.parametrize(
@@ -447,25 +447,25 @@ def test_outcomes_that_a_loss_cannot_learn_from_are_refused(
         train(TINY, rows if outcomes is None else with_outcomes(rows, outcomes), TrainConfig(**change))
 
 
-def test_a_warm_start_begins_with_the_given_weights_and_leaves_them_alone() -> None:
+def test_a_warm_start_begins_with_the_given_weights_and_does_not_change_them() -> None:
     rest, test = circle().leave_last_out()
     train_config = TrainConfig(epochs=40, batch_size=8, learning_rate=1e-2)
     learned, before = train(TINY, rest, train_config)
-    kept = weights(learned).clone()
+    before_training = weights(learned).clone()
     little = TrainConfig(epochs=1, batch_size=8, learning_rate=1e-5)
     continued, after = train(TINY, rest, little, initial=learned)
-    assert torch.equal(weights(learned), kept)
+    assert torch.equal(weights(learned), before_training)
     assert after.epochs[0].loss < 1.5 * before.epochs[-1].loss < before.epochs[0].loss / 2
     assert evaluate(Engine(continued, rest.vocab), test, (1,)).hr[1] == 1.0
 
 
-def test_the_last_weights_are_kept_where_the_best_are_not_wanted() -> None:
+def test_without_restore_best_the_last_weights_are_returned() -> None:
     rest, validation = noise().leave_last_out()
     train_config = TrainConfig(epochs=12, batch_size=8, learning_rate=1e-2, patience=0)
     best, result = train(TINY, rest, train_config, validation)
     last, _ = train(TINY, rest, replace(train_config, restore_best=False), validation)
     plain, _ = train(TINY, rest, train_config)
-    assert result.best_epoch < 11, "or this test shows nothing"
+    assert result.best_epoch < 11, "otherwise this test shows nothing"
     assert torch.equal(weights(last), weights(plain))
     assert not torch.equal(weights(best), weights(last))
 
@@ -473,9 +473,9 @@ def test_the_last_weights_are_kept_where_the_best_are_not_wanted() -> None:
 def test_the_validation_loss_is_that_of_held_out_targets() -> None:
     rest, validation = circle().leave_last_out()
     _, result = train(TINY, rest, TrainConfig(epochs=30, learning_rate=1e-2, batch_size=8), validation)
-    told = [epoch.validation_loss for epoch in result.epochs]
-    assert told[0] == pytest.approx(math.log(NUM_ITEMS), rel=0.2)
-    assert told[-1] is not None and told[-1] < told[0] / 2
+    losses = [epoch.validation_loss for epoch in result.epochs]
+    assert losses[0] == pytest.approx(math.log(NUM_ITEMS), rel=0.2)
+    assert losses[-1] is not None and losses[-1] < losses[0] / 2
     _, alone = train(TINY, rest, TrainConfig(epochs=1))
     assert alone.epochs[0].validation_loss is None
 
@@ -488,14 +488,14 @@ def test_the_epochs_are_drawn(tmp_path: Path, held_out: bool) -> None:
     assert (tmp_path / "history.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_computing_in_bfloat16_learns_the_same() -> None:
+def test_computing_in_bfloat16_learns_as_well() -> None:
     rest, test = circle().leave_last_out()
     model, _ = train(TINY, rest, TrainConfig(epochs=60, batch_size=8, learning_rate=1e-2, autocast=True))
     assert {weight.dtype for weight in model.state_dict().values()} == {torch.float32}
     assert evaluate(Engine(model, rest.vocab), test, (1,)).hr[1] == 1.0
 
 
-def test_the_learning_rate_rises_stays_and_falls_as_asked() -> None:
+def test_the_learning_rate_follows_warm_up_and_schedule() -> None:
     constant = TrainConfig(warmup_steps=4)
     assert [constant.learning_rate_factor(step, 100) for step in (0, 1, 3, 4, 99)] == [0.25, 0.5, 1.0, 1.0, 1.0]
     cosine = TrainConfig(schedule="cosine")

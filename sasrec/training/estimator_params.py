@@ -22,7 +22,7 @@ class EstimatorParams:
         early_stopping_patience: epochs without a better NDCG@10 on held-out targets; None never stops early,
             and any number needs validation data.
         restore_best_weights: return the weights of the best epoch on validation data, whether stopped early or not.
-        random_state: same number, same data, same thread count: same weights. No global state is changed.
+        random_state: equal number, data and thread count give equal weights. No global state is changed.
         device: "cpu", "cuda", ...; None takes a GPU where there is one.
         verbose: 1 draws a progress bar.
         loss: see sasrec.training.losses.
@@ -84,7 +84,7 @@ class EstimatorParams:
         return self
 
     def configs(self, num_items: int) -> tuple[SASRecConfig, TrainConfig]:
-        """Build both configurations from the hyper-parameters; three have other names in scikit-learn's world."""
+        """Build both configurations; scikit-rec has other names for three hyper-parameters."""
         seed = int(np.random.default_rng().integers(2**31)) if self.random_state is None else self.random_state
         given = self.get_params() | {
             "num_items": num_items,
