@@ -37,7 +37,9 @@ class TrainConfig:
         "constant", "cosine lowers the learning rate over all epochs, whether training stops early or not"
     )
     warmup_steps: int = option(0, "batches in which the learning rate rises to its full height", advanced=True)
-    loss: Loss = option("cross_entropy", "cross_entropy and full_mse compare a target with all items, the others with negatives")
+    loss: Loss = option(
+        "cross_entropy", "cross_entropy and full_mse compare a target with all items, the others with negatives"
+    )
     num_negatives: int | None = option(
         None,
         "negatives of a position; sampled_softmax: of a batch; full_mse: weight of all other items "
