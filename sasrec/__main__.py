@@ -1,4 +1,4 @@
-"""The small command line of the model library: train, evaluate, stream-eval."""
+"""The command line of the model library: train, evaluate, stream-eval."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import logging
 import sys
 from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
 
-from sasrec.checkpoint import ModelDirectoryError, check_destination, load_model, save_model
+from sasrec.checkpoint import ModelDirectoryError, ModelMetadata, check_destination, load_model, save_model
 from sasrec.data.formats import DataFileError
 from sasrec.data.options import FILE_HELP, add_column_options, columns_from
 from sasrec.data.readers import read_events
@@ -23,11 +23,15 @@ from sasrec.evaluation.metrics import Scorer, evaluate, metrics_from_ranks, samp
 from sasrec.inference.engine import Engine
 from sasrec.model import SASRecConfig
 from sasrec.stream_eval import Rule, StreamEvaluation, plot, table
-from sasrec.training.train import Loss, Schedule, TrainConfig, TrainingError, Windows, train
+from sasrec.training.config import TrainConfig
+from sasrec.training.train import TrainingError, train
+
+# add_subparsers returns a type without a public name
+Commands = Any
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command; returns the exit status."""
+    """Run a command; return the exit status."""
     parser = _parser()
     options = parser.parse_args(arguments)
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
@@ -42,83 +46,113 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="sasrec", description="Train and judge SASRec models.")
+    parser = argparse.ArgumentParser(prog="sasrec", description="Train and evaluate SASRec models.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_train(commands)
+    _add_evaluate(commands)
+    _add_stream_eval(commands)
+    return parser
 
+
+def _add_train(commands: Commands) -> None:
     command = commands.add_parser(
         "train",
         help="train a model on a file of interactions and write a model directory",
-        description="Train a model and write a model directory. Each user's last event is kept back for `sasrec "
-        "evaluate`, the one before it for validation and early stopping; --hold-out says otherwise.",
+        description="Train a model and write a model directory. By default each user's last event is held out for "
+        "`sasrec evaluate`, and the one before it for validation and early stopping.",
     )
     command.add_argument("file", metavar="FILE", type=Path, help=FILE_HELP)
     command.add_argument("--out", metavar="DIR", type=Path, required=True, help="the model directory to write")
     command.add_argument(
-        "--hold-out", type=int, choices=(0, 1, 2), default=2,
-        help="last events of each user kept back: 2 test and validation, 1 validation, 0 none (no early stopping) [2]",
-    )  # fmt: skip
+        "--hold-out",
+        type=int,
+        choices=(0, 1, 2),
+        default=2,
+        help="last events of each user held out: 2 test and validation, 1 validation, 0 none (no early stopping) [2]",
+    )
     _add_filters(command)
     command.add_argument(
-        "--outcomes", metavar="SCALE", type=_scale,
-        help="learn from outcome or rating, divided by SCALE: labels in 0..1, or with mse any number [all count 1]",
-    )  # fmt: skip
-    _add_fields(command.add_argument_group("the model"), SASRecConfig, skip={"num_items"})
-    _add_fields(command.add_argument_group("training"), TrainConfig, skip={"replay"})
+        "--outcomes",
+        metavar="SCALE",
+        type=_scale,
+        help="learn from outcome or rating, divided by SCALE: labels in 0..1, or with mse any number [all events 1]",
+    )
+    _add_fields(command, "the model", SASRecConfig, skip={"num_items"})
+    _add_fields(command, "training", TrainConfig, skip={"replay"})
     command.set_defaults(run=_train)
 
+
+def _add_evaluate(commands: Commands) -> None:
     command = commands.add_parser(
         "evaluate",
-        help="judge a model on each user's last event, over the full catalogue",
-        description="Rank the whole catalogue for each user's last event, after all the events before it, and print "
-        "HR, NDCG and MRR @k with seen items left out and with them kept. Trained with the default --hold-out 2 on "
-        "the same file, with the same --min-... options, the model has never seen these events.",
+        help="evaluate a model on each user's last event, over the full catalogue",
+        description="Rank the whole catalogue for each user's last event, after all earlier events, and print HR, NDCG "
+        "and MRR @k, with seen items filtered and not filtered. A model that was trained on this file with the default "
+        "--hold-out 2 and equal --min-... options has never seen these events.",
     )
     command.add_argument("file", metavar="FILE", type=Path, help=FILE_HELP)
     command.add_argument("--model", metavar="DIR", type=Path, required=True, help="a model directory")
     command.add_argument("--k", type=int, nargs="+", default=[10, 20], metavar="INT", help="cut-offs [10 20]")
     _add_filters(command)
     command.add_argument(
-        "--baselines", action="store_true", help="judge count-based baselines too, fitted on all but the last events"
+        "--baselines", action="store_true", help="evaluate count-based baselines too, fitted on all but the last events"
     )
     command.add_argument(
-        "--negatives", metavar="INT", type=int, default=0,
-        help="rank each last event against so many random unseen items only, as older papers do: flatters, and can "
-        "reorder models [the whole catalogue]",
-    )  # fmt: skip
-    command.add_argument("--seed", metavar="INT", type=int, default=42, help="of these random items [42]")
+        "--negatives",
+        metavar="INT",
+        type=int,
+        default=0,
+        help="rank each last event only against this number of random unseen items, as older papers do: figures are "
+        "too high, and can reorder models [the whole catalogue]",
+    )
+    command.add_argument("--seed", metavar="INT", type=int, default=42, help="of the random items [42]")
     command.add_argument(
-        "--slack", metavar="INT", type=int,
-        help="how far a full window jumps; 1 always shows the model the newest max_len events [as it is served]",
-    )  # fmt: skip
+        "--slack",
+        metavar="INT",
+        type=int,
+        help="events by which a full window jumps; 1 always shows the model the newest max_len events [as when served]",
+    )
     command.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     command.set_defaults(run=_evaluate)
 
+
+def _add_stream_eval(commands: Commands) -> None:
     command = commands.add_parser(
         "stream-eval",
-        help="judge ways of retraining over a stream of periods",
-        description="Train on the periods so far, judge on every click of the next one but a session's first, and so "
-        "on: R@20 and MRR@20, all items seen so far ranked, seen ones kept. FOLDER holds a file a period, "
-        "NAME_NUMBER.txt[.gz], with rows `session item` in the order of time. A run that was stopped goes on.",
+        help="compare ways of retraining over a stream of periods",
+        description="For each period: train on all earlier periods, and evaluate on every click of this one except a "
+        "session's first: R@20 and MRR@20, over all items of earlier periods, seen items not filtered. FOLDER holds a "
+        "file per period, NAME_NUMBER.txt[.gz], with rows `session item`, oldest first. A stopped run continues.",
     )
-    command.add_argument("folder", metavar="FOLDER", type=Path, help="one file a period")
-    command.add_argument("--out", metavar="DIR", type=Path, required=True, help="where cycles and models are kept")
+    command.add_argument("folder", metavar="FOLDER", type=Path, help="one file per period")
+    command.add_argument("--out", metavar="DIR", type=Path, required=True, help="folder for cycles and models")
     command.add_argument(
-        "--rules", nargs="+", choices=get_args(Rule), default=list(get_args(Rule)), metavar="RULE",
-        help="full: from the beginning on everything so far; incremental: the last model trained on; baselines [all]",
-    )  # fmt: skip
+        "--rules",
+        nargs="+",
+        choices=get_args(Rule),
+        default=list(get_args(Rule)),
+        metavar="RULE",
+        help="full: train from scratch on all earlier periods; incremental: train the last model further; baselines "
+        "[all]",
+    )
     command.add_argument(
-        "--periods", nargs="+", type=int, default=(), metavar="N",
-        help="of full and baselines, do these cycles alone [all]",
-    )  # fmt: skip
+        "--periods",
+        nargs="+",
+        type=int,
+        default=(),
+        metavar="N",
+        help="with full and baselines, run only these cycles [all]",
+    )
     command.add_argument("--update-epochs", metavar="INT", type=int, help="epochs of incremental cycles [--epochs]")
-    command.add_argument("--update-learning-rate", metavar="FLOAT", type=float, help="theirs [--learning-rate]")
-    command.add_argument("--update-batch-size", metavar="INT", type=int, help="theirs [--batch-size]")
-    command.add_argument("--json", action="store_true", help="print a JSON object a cycle instead of a table")
+    command.add_argument(
+        "--update-learning-rate", metavar="FLOAT", type=float, help="of incremental cycles [--learning-rate]"
+    )
+    command.add_argument("--update-batch-size", metavar="INT", type=int, help="of incremental cycles [--batch-size]")
+    command.add_argument("--json", action="store_true", help="print a JSON object per cycle instead of a table")
     command.add_argument("--plot", metavar="FILE", type=Path, help="draw R@20 and MRR@20 by period (.png, .svg, ...)")
-    _add_fields(command.add_argument_group("the model"), SASRecConfig, skip={"num_items"})
-    _add_fields(command.add_argument_group("training"), TrainConfig, skip={"patience", "restore_best"})
+    _add_fields(command, "the model", SASRecConfig, skip={"num_items"})
+    _add_fields(command, "training", TrainConfig, skip={"patience", "restore_best"})
     command.set_defaults(run=_stream_eval)
-    return parser
 
 
 def _add_filters(command: argparse.ArgumentParser) -> None:
@@ -160,15 +194,15 @@ def _read(options: argparse.Namespace, scale: float | None = None) -> Interactio
     return left
 
 
-def _add_fields(group: Any, config: type, skip: set[str]) -> None:
-    """One flag a dataclass field, so that hyper-parameters are listed once."""
+def _add_fields(command: argparse.ArgumentParser, title: str, config: type, skip: set[str]) -> None:
+    """Add a flag for each hyper-parameter; those marked as advanced are a group of their own."""
+    usual, advanced = command.add_argument_group(title), command.add_argument_group(f"{title}, rarely needed")
+    types = get_type_hints(config)
     for spec in fields(config):
         if spec.name in skip:
             continue
-        choices = {
-            "position": ("learned", "rope"), "loss": get_args(Loss), "schedule": get_args(Schedule),
-            "windows": get_args(Windows),
-        }.get(spec.name)  # fmt: skip
+        group = advanced if spec.metadata["advanced"] else usual
+        choices = get_args(types[spec.name]) if get_origin(types[spec.name]) is Literal else None
         flag = "--" + spec.name.replace("_", "-")
         if isinstance(spec.default, bool):
             group.add_argument(
@@ -191,11 +225,12 @@ def _add_fields(group: Any, config: type, skip: set[str]) -> None:
 
 
 def _pick(config: type, options: argparse.Namespace) -> dict[str, Any]:
-    return {spec.name: getattr(options, spec.name) for spec in fields(config) if hasattr(options, spec.name)}
+    given = vars(options)
+    return {spec.name: given[spec.name] for spec in fields(config) if spec.name in given}
 
 
 def _train(options: argparse.Namespace) -> int:
-    how = TrainConfig(**_pick(TrainConfig, options))
+    train_config = TrainConfig(**_pick(TrainConfig, options))
     check_destination(options.out)
     interactions = _read(options, options.outcomes)
     vocab = ItemVocab.from_items(interactions.item_ids)
@@ -206,20 +241,20 @@ def _train(options: argparse.Namespace) -> int:
     for _ in range(options.hold_out):
         sequences, validation = sequences.leave_last_out()
     on_terminal = sys.stderr.isatty()
-    if not on_terminal:  # a line an epoch in the log of a long training, instead of a bar
+    if not on_terminal:  # a log line per epoch instead of a progress bar
         logging.getLogger("sasrec.training.train").setLevel(logging.INFO)
-    model, result = train(config, sequences, how, validation, progress=on_terminal)
+    model, result = train(config, sequences, train_config, validation, progress=on_terminal)
     metrics = {} if result.best.validation is None else result.best.validation.as_dict()
-    metadata = {
-        "train_config": asdict(how),
+    metadata: ModelMetadata = {
+        "train_config": asdict(train_config),
         "epochs": len(result.epochs),
         "best_epoch": result.best_epoch + 1,
         "validation": metrics,
         "trained_until_ms": int(interactions.timestamps_ms.max()),
     }
     version = save_model(options.out, model, vocab, metadata)
-    judged = "".join(f", validation {name} {metrics[name]:.4f}" for name in ("hr@10", "ndcg@10") if name in metrics)
-    print(f"model {version} in {options.out}: best of {len(result.epochs)} epochs {result.best_epoch + 1}{judged}")
+    figures = "".join(f", validation {name} {metrics[name]:.4f}" for name in ("hr@10", "ndcg@10") if name in metrics)
+    print(f"model {version} in {options.out}: best of {len(result.epochs)} epochs {result.best_epoch + 1}{figures}")
     return 0
 
 
@@ -236,31 +271,35 @@ def _evaluate(options: argparse.Namespace) -> int:
     sampled = None
     if options.negatives:
         sampled = sample_unseen(holdout, len(saved.vocab), options.negatives, options.seed)
-    report = {name: _judge(rival, holdout, options.k, sampled) for name, rival in rivals.items()}
+    report = {name: _figures(rival, holdout, options.k, sampled) for name, rival in rivals.items()}
     if options.json:
         print(json.dumps({"version": saved.version} | report))
         return 0
     candidates = f"{options.negatives} random items" if options.negatives else f"all {len(saved.vocab):,} items"
     print(f"model {saved.version}: the last event of {len(holdout):,} users, ranked against {candidates}")
-    for how in report["model"]:
-        print(f"\n{how.replace('_', ' ')}")
+    for protocol in report["model"]:
+        print(f"\n{protocol.replace('_', ' ')}")
         for name, metrics in report.items():
-            values = (f"{metric} {value:.4f}" for metric, value in metrics[how].items() if metric != "cases")
+            values = (f"{metric} {value:.4f}" for metric, value in metrics[protocol].items() if metric != "cases")
             print(f"  {name:18}" + "  ".join(values))
     return 0
 
 
 def _stream_eval(options: argparse.Namespace) -> int:
     scratch = replace(TrainConfig(**_pick(TrainConfig, options)), patience=0)
-    chosen = {name: getattr(options, f"update_{name}") for name in ("epochs", "learning_rate", "batch_size")}
-    update = replace(scratch, **{name: value for name, value in chosen.items() if value is not None})
+    changes = {
+        "epochs": options.update_epochs,
+        "learning_rate": options.update_learning_rate,
+        "batch_size": options.update_batch_size,
+    }
+    update = replace(scratch, **{name: value for name, value in changes.items() if value is not None})
     config = SASRecConfig(num_items=1, **_pick(SASRecConfig, options))
     on_terminal = sys.stderr.isatty()
     stream = StreamEvaluation(options.folder, options.out, config, scratch, update, progress=on_terminal)
     for cycle in stream.run(options.rules, options.periods):
         print(
             f"{cycle.name}, period {cycle.period} of {stream.periods - 1}: R@20 {cycle.recall:.4f}  MRR@20 "
-            f"{cycle.mrr:.4f}  {cycle.cases:,} clicks, trained in {cycle.train_s:.1f} s of processor time",
+            f"{cycle.mrr:.4f}  {cycle.cases:,} clicks, trained in {cycle.train_s:.1f} s of CPU time",
             file=sys.stderr,
         )
     if options.plot:
@@ -270,7 +309,7 @@ def _stream_eval(options: argparse.Namespace) -> int:
     return 0
 
 
-def _judge(scorer: Scorer, holdout: Holdout, ks: list[int], sampled: Indices | None) -> dict[str, dict[str, float]]:
+def _figures(scorer: Scorer, holdout: Holdout, ks: list[int], sampled: Indices | None) -> dict[str, dict[str, float]]:
     if sampled is not None:
         ranks = target_ranks(scorer, holdout, filter_seen=False, candidates=sampled)
         return {"sampled": metrics_from_ranks(ranks, ks).as_dict()}

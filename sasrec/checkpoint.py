@@ -2,12 +2,12 @@
 
     model.safetensors   the weights
     config.json         the model's shape (SASRecConfig)
-    vocab.json          item ids in index order, and how often each was clicked in training
-    metadata.json       when and how it was made, and how good it is
+    vocab.json          item ids in index order, and the number of clicks on each in training
+    metadata.json       how and when the model was made, and how good it is (ModelMetadata)
     manifest.json       format version and the SHA-256 of every file above
 
-It is written under a temporary name, flushed to disk and renamed, so a reader sees all of it or none. It is
-read only if every byte is what the manifest says.
+A directory is written under a temporary name, flushed to disk and renamed, so a reader sees all of it or nothing. It is
+read only if every byte matches the manifest.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ import json
 import os
 import shutil
 import uuid
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, cast
 
 import safetensors
 import safetensors.torch
@@ -36,25 +37,55 @@ FILES = ("model.safetensors", "config.json", "vocab.json", METADATA)
 
 
 class ModelDirectoryError(ValueError):
-    """A model directory cannot be written or must not be used; the message says what is wrong with it."""
+    """A model directory cannot be written or must not be used; the message gives the reason."""
+
+
+# written by an estimator, to load itself again
+EstimatorMetadata = TypedDict("EstimatorMetadata", {"class": str, "params": dict[str, Any], "integer_items": bool})
+
+
+class ModelMetadata(TypedDict, total=False):
+    """How and when a model was made, and how good it is.
+
+    Which keys are there depends on the writer. Unknown keys are stored and read as they are.
+    """
+
+    created_at: str  # ISO 8601, UTC
+    torch: str  # version
+    train_config: dict[str, Any]  # a TrainConfig
+    epochs: int
+    best_epoch: int  # counted from 1
+    validation: dict[str, float]  # Metrics.as_dict(); empty without validation
+    trained_from_ms: int
+    trained_until_ms: int
+    train_s: float
+    estimator: EstimatorMetadata
+    # of a retraining round
+    mode: str  # full or incremental
+    rounds_since_full: int
+    parent: str | None  # the version that was champion
+    report: Any  # the gate's figures
+    refused: str | None  # why the gate refused the model
+    next_offsets: dict[str, int]  # by partition
+    git_commit: str | None
 
 
 @dataclass(frozen=True)
 class SavedModel:
-    """What a model directory holds. ``version`` is derived from weights, shape and vocabulary."""
+    """The content of a model directory. ``version`` is derived from weights, shape and vocabulary."""
 
     model: SASRec
     vocab: ItemVocab
-    metadata: dict[str, Any]
+    metadata: ModelMetadata
     version: str
 
 
-def save_model(path: str | Path, model: SASRec, vocab: ItemVocab, metadata: dict[str, Any] | None = None) -> str:
-    """Write a model directory, replacing an older one there; returns its version.
+def save_model(path: str | Path, model: SASRec, vocab: ItemVocab, metadata: ModelMetadata | None = None) -> str:
+    """Write a model directory, replacing an older one at this path; return its version.
 
     Raises:
-        ModelDirectoryError: the place is taken by something that is not a model directory, cannot be
-            written, or model and vocabulary differ in size.
+        ModelDirectoryError: something that is not a model directory exists at this path, the path cannot be written, or
+            model and vocabulary differ in size.
     """
     path = Path(path)
     if len(vocab) != model.config.num_items:
@@ -74,23 +105,23 @@ def save_model(path: str | Path, model: SASRec, vocab: ItemVocab, metadata: dict
 
 
 def check_destination(path: Path) -> None:
-    """Ask before a long training: may ``save_model`` write here?
+    """Check, before a long training, that ``save_model`` may write here.
 
     Raises:
-        ModelDirectoryError: the place is taken by something that is not a model directory, or not writable.
+        ModelDirectoryError: something that is not a model directory exists at this path, or the path is not writable.
     """
     if path.exists() and not (path / MANIFEST).is_file():
-        raise ModelDirectoryError(f"{path} exists and is not a model directory; choose another place, or remove it")
+        raise ModelDirectoryError(f"{path} exists and is not a model directory; choose another path, or remove it")
     parent = next(folder for folder in path.absolute().parents if folder.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise ModelDirectoryError(f"cannot write the model directory {path}: {parent} is no writable folder")
+        raise ModelDirectoryError(f"cannot write the model directory {path}: {parent} is not a writable folder")
 
 
 def load_model(path: str | Path, device: str = "cpu") -> SavedModel:
     """Read and verify a model directory.
 
     Raises:
-        ModelDirectoryError: it is missing, damaged, of another format, or its parts do not fit together.
+        ModelDirectoryError: it is missing, damaged, of another format, or its files do not fit together.
     """
     path = Path(path)
     version, contents = _verify(path)
@@ -98,7 +129,7 @@ def load_model(path: str | Path, device: str = "cpu") -> SavedModel:
         config = SASRecConfig(**_parse_json(path / "config.json", contents["config.json"]))
         stored = _parse_json(path / "vocab.json", contents["vocab.json"])
         vocab = ItemVocab(stored["ids"], stored["counts"])
-        metadata = _parse_json(path / METADATA, contents[METADATA])
+        metadata = cast(ModelMetadata, _parse_json(path / METADATA, contents[METADATA]))
         weights = safetensors.torch.load(contents["model.safetensors"])
     except (TypeError, KeyError, ValueError, OverflowError, safetensors.SafetensorError) as error:
         raise ModelDirectoryError(f"{path} does not hold a model this version can read: {error}") from error
@@ -116,27 +147,27 @@ def load_model(path: str | Path, device: str = "cpu") -> SavedModel:
     return SavedModel(model.eval(), vocab, metadata, version)
 
 
-def read_metadata(path: str | Path) -> dict[str, Any]:
-    """What was written beside a model: when and how it was made, and how good it is. Weights are not read.
+def read_metadata(path: str | Path) -> ModelMetadata:
+    """Read a model directory's metadata, without its weights.
 
     Raises:
         ModelDirectoryError: the directory is missing, or its manifest or metadata are damaged.
     """
     path = Path(path)
     hashes = _hashes(path)
-    return _parse_json(path / METADATA, _read_verified(path, METADATA, hashes[METADATA]))
+    return cast(ModelMetadata, _parse_json(path / METADATA, _read_verified(path, METADATA, hashes[METADATA])))
 
 
-def _write(folder: Path, model: SASRec, vocab: ItemVocab, metadata: dict[str, Any]) -> str:
+def _write(folder: Path, model: SASRec, vocab: ItemVocab, metadata: ModelMetadata) -> str:
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     safetensors.torch.save_file(weights, folder / "model.safetensors")
     _write_json(folder / "config.json", asdict(model.config))
     _write_json(folder / "vocab.json", {"ids": list(vocab.ids), "counts": vocab.counts.tolist()})
-    described = {
+    made: ModelMetadata = {
         "created_at": datetime.now(UTC).isoformat(timespec="milliseconds"),
         "torch": torch.__version__,
-    } | metadata
-    _write_json(folder / METADATA, described)
+    }
+    _write_json(folder / METADATA, made | metadata)
     hashes = {name: _sha256(folder / name) for name in FILES}
     version = _version(hashes)
     _write_json(folder / MANIFEST, {"format": FORMAT, "version": version, "sha256": hashes})
@@ -147,7 +178,7 @@ def _write(folder: Path, model: SASRec, vocab: ItemVocab, metadata: dict[str, An
 
 
 def _version(hashes: dict[str, str]) -> str:
-    # not of metadata.json: the same model trained twice has one version
+    # without metadata.json: a model that is trained again with equal weights has the same version
     return hashlib.sha256("".join(hashes[name] for name in FILES[:3]).encode()).hexdigest()[:12]
 
 
@@ -166,13 +197,13 @@ def _replace(new: Path, path: Path) -> None:
 
 
 def _verify(path: Path) -> tuple[str, dict[str, bytes]]:
-    """The version, and the bytes of every file as they were hashed: what is used is what was verified."""
+    """Return the version, and the verified bytes of every file, so that nothing is read a second time."""
     hashes = _hashes(path)
     return _version(hashes), {name: _read_verified(path, name, expected) for name, expected in hashes.items()}
 
 
 def _hashes(path: Path) -> dict[str, str]:
-    """The SHA-256 of every file, as the manifest says."""
+    """Return the SHA-256 of every file from the manifest."""
     if not path.is_dir():
         raise ModelDirectoryError(
             f"there is no model directory at {path}; make one with: sasrec train FILE --out {path}"
@@ -227,7 +258,7 @@ def _parse_json(path: Path, content_bytes: bytes) -> dict[str, Any]:
     return content
 
 
-def _write_json(path: Path, content: dict[str, Any]) -> None:
+def _write_json(path: Path, content: Mapping[str, object]) -> None:
     path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", "utf-8")
 
 

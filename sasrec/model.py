@@ -1,13 +1,12 @@
-"""SASRec (Kang & McAuley, "Self-Attentive Sequential Recommendation", ICDM 2018), for training and for whole windows;
-packed.py puts tokens through the same weights for serving, behind cached ones too.
+"""SASRec (Kang & McAuley, "Self-Attentive Sequential Recommendation", ICDM 2018), for training and for whole windows.
 
-The module knows tensors only: nothing of item ids, files, users or slots.
+For serving, packed.py puts tokens through the same weights, also after cached tokens. This module knows only tensors:
+no item ids, files, users or slots.
 
-Layout. A row holds its tokens first and zeros behind them, so the causal mask alone hides the padding.
-Sequences are *right-aligned* all the same, and that lives where it matters, in the positions: with
-``position="learned"`` the newest item is always at position ``max_len - 1``, as in the paper. With
-``position="rope"`` (Su et al., RoFormer, 2021) only distances count, so alignment changes nothing and a
-cached key stays valid while the window grows.
+Layout. A row holds its tokens first and zeros behind them, so the causal mask alone hides the padding. Still,
+sequences are *right-aligned* in their positions, as in the paper: with ``position="learned"`` the newest item is always
+at position ``max_len - 1``. With ``position="rope"`` (Su et al., RoFormer, 2021) only distances count, so alignment
+changes nothing, and a cached key remains valid while the window grows.
 """
 
 from __future__ import annotations
@@ -25,14 +24,18 @@ INIT_STD = 0.02
 ROPE_BASE = 10_000.0
 
 
-def option(default: Any, text: str) -> Any:
-    """A hyper-parameter: a dataclass field with a default and what a command line says of it."""
-    return field(default=default, metadata={"help": text})
+def option(default: Any, text: str, *, advanced: bool = False) -> Any:
+    """Return a dataclass field for a hyper-parameter, with its default and help text.
+
+    Args:
+        advanced: rarely needed; references and command lines list it after the others.
+    """
+    return field(default=default, metadata={"help": text, "advanced": advanced})
 
 
 @dataclass(frozen=True)
 class SASRecConfig:
-    """Shape of a model. ``num_items`` does not count the padding index 0.
+    """The shape of a model. ``num_items`` does not count the padding index 0.
 
     Raises:
         ValueError: a value is out of range, or ``hidden_units`` does not divide into heads.
@@ -44,19 +47,24 @@ class SASRecConfig:
     num_blocks: int = option(2, "transformer blocks")
     num_heads: int = option(1, "attention heads; hidden_units must divide into them")
     dropout_rate: float = option(0.2, "share of activations dropped in training")
-    item_dropout_rate: float = option(0.0, "share of the items of a window hidden in training; their places stay")
-    position: Literal["learned", "rope"] = option("rope", "rope serves one token a click; learned is the paper's")
-    scale_embeddings: bool = option(True, "items enter times sqrt(hidden_units), as in the paper's own code")
-    reminder: float = option(0.0, "added to the scores of the window's own items, where people come back to items")
+    item_dropout_rate: float = option(
+        0.0, "share of a window's items hidden in training; the others' positions do not change", advanced=True
+    )
+    position: Literal["learned", "rope"] = option("rope", "rope encodes one token per click; learned is the paper's")
+    scale_embeddings: bool = option(
+        True, "multiply item embeddings by sqrt(hidden_units), as the paper's code does", advanced=True
+    )
+    reminder: float = option(
+        0.0, "added to the scores of the window's items; pays off where people return to items", advanced=True
+    )
 
     def __post_init__(self) -> None:
-        for name in ("num_items", "max_len", "hidden_units", "num_blocks", "num_heads"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        counts = ("num_items", "max_len", "hidden_units", "num_blocks", "num_heads")
+        for name, value in vars(self).items():
+            if name in counts and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
                 raise ValueError(f"{name}={value!r}: must be a whole number of at least 1")
-        for name in ("dropout_rate", "item_dropout_rate"):
-            if not 0.0 <= getattr(self, name) < 1.0:
-                raise ValueError(f"{name}={getattr(self, name)!r}: must be at least 0 and below 1")
+            if name in ("dropout_rate", "item_dropout_rate") and not 0.0 <= value < 1.0:
+                raise ValueError(f"{name}={value!r}: must be at least 0 and below 1")
         if self.position not in ("learned", "rope"):
             raise ValueError(f"position={self.position!r}: must be 'learned' or 'rope'")
         if not math.isfinite(self.reminder):
@@ -65,31 +73,51 @@ class SASRecConfig:
             raise ValueError(f"hidden_units={self.hidden_units} is not a multiple of num_heads={self.num_heads}")
         if self.position == "rope" and (self.hidden_units // self.num_heads) % 2:
             raise ValueError(
-                f"position='rope' turns pairs of dimensions: hidden_units / num_heads must be even, "
+                f"position='rope' rotates pairs of dimensions: hidden_units / num_heads must be even, "
                 f"not {self.hidden_units // self.num_heads}"
             )
 
     def same_shape(self, other: SASRecConfig) -> bool:
-        """Whether weights of one fit the other, but for the number of items."""
+        """Return whether the weights of one model fit the other, except for the number of items."""
         free: dict[str, Any] = {"num_items": 1, "dropout_rate": 0.0, "item_dropout_rate": 0.0, "reminder": 0.0}
         return replace(self, **free) == replace(other, **free)
 
 
+def suggest_config(n_items: int) -> dict[str, int]:
+    """Suggest hidden_units, num_blocks and num_heads for a catalogue of this size.
+
+    ``SASRecClassifierEstimator(**suggest_config(n))`` uses them.
+
+    Raises:
+        ValueError: n_items is smaller than 1.
+    """
+    if n_items < 1:
+        raise ValueError(f"n_items={n_items}: must be at least 1")
+    if n_items < 10_000:
+        return {"hidden_units": 50, "num_blocks": 2, "num_heads": 1}
+    if n_items <= 100_000:
+        return {"hidden_units": 100, "num_blocks": 2, "num_heads": 1}
+    return {"hidden_units": 128, "num_blocks": 3, "num_heads": 2}
+
+
 def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-    """Scaled dot-product attention of (B, T, H, Dh) to (B, L, H, Dh).
+    """Compute scaled dot-product attention of (B, T, H, Dh) to (B, L, H, Dh).
 
     Args:
-        mask: (B, T, L), True = may attend, or None where each attends to those up to it.
+        mask: (B, T, L), True = may attend; None lets each token attend to itself and those before it.
     """
     attended: Tensor = F.scaled_dot_product_attention(
-        query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2),
-        attn_mask=None if mask is None else mask[:, None], is_causal=mask is None,
-    )  # fmt: skip
+        query.transpose(1, 2),
+        key.transpose(1, 2),
+        value.transpose(1, 2),
+        attn_mask=None if mask is None else mask[:, None],
+        is_causal=mask is None,
+    )
     return attended.transpose(1, 2)
 
 
 class Dropout(nn.Module):
-    """What nn.Dropout does, with one random number for eight values: on a CPU drawing them was a third of an epoch.
+    """Dropout with one random number for eight values: drawing one for each took a third of an epoch on a CPU.
 
     Args:
         rate: rounded to whole 256ths.
@@ -97,17 +125,17 @@ class Dropout(nn.Module):
 
     def __init__(self, rate: float) -> None:
         super().__init__()
-        self.kept = max(1, 256 - round(256 * rate))  # of 256 bytes
+        self.survivors = max(1, 256 - round(256 * rate))  # of 256 byte values
 
     def forward(self, x: Tensor) -> Tensor:
-        """Each value is 0 with the rate, else scaled so that the mean stays."""
-        if not self.training or self.kept == 256:
+        """Set each value to 0 with probability ``rate``, and scale the others so that the mean does not change."""
+        if not self.training or self.survivors == 256:
             return x
         numbers = torch.empty(-(-x.numel() // 8), dtype=torch.int64, device=x.device).random_(-(2**63), None)
         each = numbers.view(torch.int8)[: x.numel()].view(x.shape)
-        # compared into the numbers to multiply by: ten times as fast as through booleans
-        keep = torch.lt(each, self.kept - 128, out=torch.empty_like(x, requires_grad=False))
-        return x * keep.mul_(256 / self.kept)
+        # a comparison that writes floats is ten times as fast as one that writes booleans
+        keep = torch.lt(each, self.survivors - 128, out=torch.empty_like(x, requires_grad=False))
+        return x * keep.mul_(256 / self.survivors)
 
 
 class Attention(nn.Module):
@@ -120,7 +148,7 @@ class Attention(nn.Module):
         self.out = nn.Linear(config.hidden_units, config.hidden_units)
 
     def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor] | None, last: Tensor | None = None) -> Tensor:
-        """(B, T, D) -> (B, T, D), or (B, D) of the tokens at last (B,) alone."""
+        """Map (B, T, D) to (B, T, D), or to (B, D) of the tokens at ``last`` (B,) alone."""
         heads = self.num_heads
         qkv = self.qkv(x).view(*x.shape[:-1], 3 * heads, x.shape[-1] // heads)
         query_key, value = qkv[..., : 2 * heads, :], qkv[..., 2 * heads :, :]
@@ -154,7 +182,7 @@ class Block(nn.Module):
         self.dropout = Dropout(config.dropout_rate)
 
     def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor] | None, last: Tensor | None = None) -> Tensor:
-        """(B, T, D) -> (B, T, D), or (B, D) of the tokens at last (B,) alone."""
+        """Map (B, T, D) to (B, T, D), or to (B, D) of the tokens at ``last`` (B,) alone."""
         attended = self.attention(self.attention_norm(x), rotation, last)
         x = (x if last is None else _at(x, last)) + self.dropout(attended)
         out: Tensor = x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
@@ -167,7 +195,7 @@ class SASRec(nn.Module):
     def __init__(self, config: SASRecConfig) -> None:
         super().__init__()
         self.config = config
-        # without it what the blocks add drowns the items themselves, rare ones above all
+        # without it the blocks' output outweighs the items themselves, above all rare ones
         self.item_scale = math.sqrt(config.hidden_units) if config.scale_embeddings else 1.0
         self.item_embedding = nn.Embedding(config.num_items + 1, config.hidden_units, padding_idx=0)
         self.embedding_dropout = Dropout(config.dropout_rate)
@@ -182,14 +210,14 @@ class SASRec(nn.Module):
         self.apply(_init_weights)
 
     def forward(self, items: Tensor, last: Tensor | None = None) -> Tensor:
-        """Hidden states of every token, or of each row's newest.
+        """Return the hidden states of all tokens, or of one token of each row.
 
         Args:
             items: (B, T) item indices, a row's tokens first and zeros behind; T at most max_len.
-            last: (B,) where in each row the token stands whose hidden state alone is wanted.
+            last: (B,) the place of the token in each row whose hidden state is returned.
 
         Returns:
-            (B, T, D). What stands at padding is meaningless. With last, (B, D).
+            (B, T, D), meaningless at padding. With ``last``, (B, D).
 
         Raises:
             ValueError: T exceeds max_len.
@@ -205,12 +233,12 @@ class SASRec(nn.Module):
         rotation = None
         if self.config.position == "learned":
             lengths = (items != 0).sum(1, keepdim=True)  # (B, 1)
-            # the newest token of a row is at max_len - 1; the clamp only touches padding
+            # the newest token of a row is at max_len - 1; the clamp changes only padding
             at = self.config.max_len - lengths + torch.arange(time, device=items.device)  # (B, T)
             x = x + self.position_embedding(at.clamp(max=self.config.max_len - 1))
         else:
             cos, sin = self.rotation
-            rotation = cos[:time, None], sin[:time, None]  # the same for all heads
+            rotation = cos[:time, None], sin[:time, None]  # for all heads
         x = self.embedding_dropout(x)
         for block in self.blocks[:-1]:
             x = block(x, rotation)
@@ -225,12 +253,12 @@ class SASRec(nn.Module):
         return cos, sin
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Scores of the whole catalogue, (..., D) -> (..., num_items + 1); column 0 is padding."""
+        """Return scores of the whole catalogue, (..., D) -> (..., num_items + 1); column 0 is padding."""
         return hidden @ self.item_embedding.weight.T
 
 
 def rotation_table(max_len: int, head_units: int) -> tuple[Tensor, Tensor]:
-    """Cosines and sines (max_len, head_units) of RoFormer, section 3.2.2, as ``rotate`` takes them."""
+    """Return cosines and sines (max_len, head_units) of RoFormer, section 3.2.2, as ``rotate`` takes them."""
     rates = ROPE_BASE ** (-torch.arange(0, head_units, 2, dtype=torch.float64) / head_units)
     angles = torch.arange(max_len, dtype=torch.float64)[:, None] * rates
     cos, sin = angles.cos().to(torch.get_default_dtype()), angles.sin().to(torch.get_default_dtype())
@@ -238,12 +266,12 @@ def rotation_table(max_len: int, head_units: int) -> tuple[Tensor, Tensor]:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn dimension pairs (i, i + Dh/2) of x (..., H, Dh) by their position's angle."""
+    """Rotate dimension pairs (i, i + Dh/2) of x (..., H, Dh) by the angle of their position."""
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
 
 
 def _at(x: Tensor, places: Tensor) -> Tensor:
-    """Of rows (B, T, ...) the tokens at places (B,), (B, ...)."""
+    """Return the token at ``places`` (B,) of each row of x (B, T, ...), (B, ...)."""
     return x[torch.arange(len(x), device=x.device), places]
 
 

@@ -5,7 +5,7 @@
     recommender.train(items_ds=items, interactions_ds=interactions, valid_interactions_ds=later_interactions)
     recommender.recommend(interactions=frame, top_k=10)
 
-It owns how interactions become histories: sorted by TIMESTAMP, ties in row order, cut to the newest max_len.
+It defines how interactions become histories: sorted by TIMESTAMP, ties in row order, cut to the newest max_len.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Estimator = SASRecClassifierEstimator | SASRecRegressorEstimator
 
 
 class Scores(NamedTuple):
-    """``scores`` (U, num_items) of ``user_ids`` (U,) and ``item_ids`` (num_items,)."""
+    """``scores`` (U, num_items) for ``user_ids`` (U,) and ``item_ids`` (num_items,)."""
 
     user_ids: NDArray[np.object_]
     item_ids: NDArray[np.object_]
@@ -39,13 +39,13 @@ class Scores(NamedTuple):
 
 
 class SequentialScorer:
-    """Scores all items in one forward pass of its estimator."""
+    """Scores all items with its estimator."""
 
     def __init__(self, estimator: Estimator) -> None:
         self.estimator = estimator
 
     def score_items(self, interactions: Any) -> Scores:
-        """Scores of all items for every user in ``interactions``, users in the order of their first row.
+        """Score all items for every user in ``interactions``, users in the order of their first row.
 
         Raises:
             ValueError: the data cannot be used, or the estimator is not fitted.
@@ -56,10 +56,10 @@ class SequentialScorer:
 
 
 class SequentialRecommender:
-    """Trains a scorer's estimator on interactions, and recommends to the users of others.
+    """Trains a scorer's estimator on interactions, and recommends items to users.
 
     Args:
-        max_len: newest events of a user that count; overrides the estimator's.
+        max_len: the number of a user's newest events that count; overrides the estimator's.
     """
 
     def __init__(self, scorer: SequentialScorer, max_len: int = 50) -> None:
@@ -85,10 +85,10 @@ class SequentialRecommender:
         """Train from the beginning.
 
         Args:
-            users_ds: ignored, as is ``valid_users_ds``: the model knows users by what they did alone.
+            users_ds: ignored, as is ``valid_users_ds``: the model knows users only by their events.
             items_ds: the catalogue; all items of ``interactions_ds`` by default.
-            interactions_ds: a dataset, path or frame with USER_ID, ITEM_ID, TIMESTAMP and, if wanted, OUTCOME.
-            valid_interactions_ds: the same of later events, held out to choose the best epoch by.
+            interactions_ds: a dataset, path or frame with USER_ID, ITEM_ID, TIMESTAMP and optionally OUTCOME.
+            valid_interactions_ds: later events, in one of these forms, held out to choose the best epoch.
 
         Raises:
             ValueError: data or hyper-parameters cannot be used; the message names column, row and remedy.
@@ -99,12 +99,12 @@ class SequentialRecommender:
         return self
 
     def partial_fit(self, interactions_ds: Any, valid_interactions_ds: Any = None) -> Self:
-        """Train on with new events; see the estimator's partial_fit."""
+        """Train further on new events; see the estimator's partial_fit."""
         self.scorer.estimator.partial_fit(interactions_ds, valid_interactions_ds)
         return self
 
     def score_items(self, interactions: Any) -> Scores:
-        """Scores of all items for every user in ``interactions``."""
+        """Score all items for every user in ``interactions``."""
         return self.scorer.score_items(interactions)
 
     def recommend(
@@ -117,14 +117,14 @@ class SequentialRecommender:
         block: Collection[ItemId] = (),
         return_scores: bool = False,
     ) -> NDArray[np.object_] | Recommendations:
-        """The best items for every user in ``interactions``, users in the order of their first row.
+        """Return the best items for every user in ``interactions``, users in the order of their first row.
 
         Returns:
-            Item ids (U, top_k), or with ``return_scores`` user ids, item ids and scores. Ids have the type that
-            they had in the data.
+            Item ids (U, top_k), or with ``return_scores`` user ids, item ids and scores. Ids have their type in the
+            data.
 
         Raises:
-            ValueError: the data cannot be used, top_k is smaller than 1, or nothing was trained.
+            ValueError: the data cannot be used, top_k is smaller than 1, or the estimator is not fitted.
         """
         users, histories = _histories(read_interactions(interactions))
         found = self.scorer.estimator.recommend(
@@ -134,22 +134,22 @@ class SequentialRecommender:
         return found._replace(user_ids=users) if return_scores else found.item_ids
 
     def save(self, path: str | Path) -> str:
-        """Write a model directory (never pickle); returns the version of the model."""
+        """Write a model directory (never pickle); return the version of the model."""
         return self.scorer.estimator.save(path)
 
     @classmethod
     def load(cls, path: str | Path) -> SequentialRecommender:
-        """Read what save, or save of the estimator, wrote.
+        """Load a saved recommender or estimator.
 
         Raises:
-            ModelDirectoryError: the directory is missing or damaged, or not an estimator's.
+            ModelDirectoryError: the directory is missing or damaged, or no estimator wrote it.
         """
         estimator = load_estimator(path)
         return cls(SequentialScorer(estimator), estimator.max_len)
 
 
 def _histories(rows: InteractionRows) -> tuple[NDArray[np.object_], list[list[str]]]:
-    """Users in the order of their first row, and for each the item ids in the order of time."""
+    """Return users in the order of their first row, and the item ids of each, oldest first."""
     histories: dict[str, list[str]] = {user: [] for user in dict.fromkeys(rows.user_ids)}
     ordered = rows.to_interactions()
     for user, item in zip(ordered.user_ids, ordered.item_ids, strict=True):

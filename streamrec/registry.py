@@ -20,11 +20,20 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import msgspec
 
-from sasrec import ItemVocab, ModelDirectoryError, SASRec, SavedModel, load_model, read_metadata, save_model
+from sasrec import (
+    ItemVocab,
+    ModelDirectoryError,
+    ModelMetadata,
+    SASRec,
+    SavedModel,
+    load_model,
+    read_metadata,
+    save_model,
+)
 from streamrec.durable import replacing
 from streamrec.errors import RegistryError
 from streamrec.formats import check_folder, claim_folder
@@ -58,7 +67,7 @@ class Version:
     """A version as it lies there; ``problem`` says why it cannot be read."""
 
     version: str
-    metadata: dict[str, Any]
+    metadata: ModelMetadata
     problem: str | None = None
 
     @property
@@ -99,7 +108,7 @@ class Registry:
                 found.append(Version(path.name, {}, str(error)))
         return sorted(found, key=lambda version: (version.created_at, version.version))
 
-    def publish(self, model: SASRec, vocab: ItemVocab, metadata: dict[str, Any] | None = None) -> str:
+    def publish(self, model: SASRec, vocab: ItemVocab, metadata: ModelMetadata | None = None) -> str:
         """Put a version there, whole or not at all; returns its name. It is not promoted by that.
 
         Raises:

@@ -1,1 +1,1 @@
-"""Ranking metrics and counted baselines."""
+"""Evaluation of models: ranking metrics, held-out events, count-based baselines."""

@@ -1,14 +1,14 @@
-"""Count-based recommenders that stand beside the model in every table: popularity, Markov chain, sequential rules.
+"""Count-based recommenders, to compare the model with: popularity, Markov chain, sequential rules.
 
-All three are one method. *Rules* "j came x events after i" are counted over the training sequences, nearer
-ones weighing more; a history looks up the rules of its newest items and adds up what they say of each item.
-The Markov chain counts and looks up one step, popularity none at all.
+All three are one method. *Rules* "j came x events after i" are counted over the training sequences, with more weight
+for smaller x. For a history, the rules of its newest items are looked up and their weights added per item: the item's
+*evidence*. The Markov chain counts and looks up one step, popularity none.
 
-Counts tie often, and a tie counts against whoever is judged. Hence scores are *levels*: the place of an
-item's evidence among the history's distinct values, equal evidence told apart by popularity. Nothing is
-added to the evidence, so popularity can never reverse a real difference; items of equal evidence and equal
-popularity share a level. Levels are whole numbers up to 2 * num_items, which float32 holds exactly for
-catalogues up to 8 million items. They order the items of one history and mean nothing across histories.
+Counts are often tied, and metrics count ties against a recommender. Hence scores are *levels*: the rank of an item's
+evidence among the history's distinct values, with equal evidence ordered by popularity. Nothing is added to the
+evidence, so popularity never reverses a real difference; items of equal evidence and equal popularity share a level.
+Levels are whole numbers up to 2 * num_items, which float32 represents exactly for catalogues up to 8 million items.
+They order the items of one history and cannot be compared across histories.
 """
 
 from __future__ import annotations
@@ -28,27 +28,27 @@ from sasrec.data.vocab import PADDING
 
 Floats = NDArray[np.float64]
 Decay = Literal["linear", "reciprocal"]
-# Evidence that differs by less, relatively, is equal. All of it is sums and products of positive float64 numbers,
-# whose rounding stays far below (some 1e-15 a term).
+# Evidence with a smaller relative difference is equal. It consists of sums and products of positive float64 numbers,
+# whose rounding errors are far smaller (some 1e-15 a term).
 TIE = 1e-12
 
 
 class _Rules(NamedTuple):
-    """Rules i -> j, sorted by (i, j): those of item i lie at ``starts[i]:starts[i + 1]``."""
+    """Rules i -> j, sorted by (i, j): those of item i are at ``starts[i]:starts[i + 1]``."""
 
     starts: Indices  # (num_items + 2,)
     targets: Indices  # (R,)
-    weights: Floats  # (R,) those of one item i add up to 1
+    weights: Floats  # (R,) the weights of one item i sum to 1
 
 
 class CountBaseline(ABC):
-    """What the baselines share: ``fit`` counts, ``scores`` ranks. Fit once; fitting again starts afresh."""
+    """The common part of the baselines: ``fit`` counts, ``scores`` ranks. Fitting again starts anew."""
 
     _rules: _Rules | None = None
-    _popularity: Indices  # (num_items + 1,) level of each item's number of training events
+    _popularity: Indices  # (num_items + 1,) rank of each item's number of training events
 
     def fit(self, sequences: Sequences) -> Self:
-        """Count the sequences, one per user, and return self."""
+        """Count the sequences, one per user; return self."""
         counts = np.bincount(sequences.items, minlength=len(sequences.vocab) + 1)
         counts[PADDING] = 0
         self._popularity = np.unique(counts, return_inverse=True)[1].astype(np.int64)
@@ -56,15 +56,15 @@ class CountBaseline(ABC):
         return self
 
     def scores(self, histories: Sequence[NDArray[np.int64]]) -> torch.Tensor:
-        """Score every item after each history: higher is better, ties as the module describes.
+        """Score every item after each history; higher is better.
 
-        A history without a known item, or without a rule, is ranked by popularity.
+        Items of a history without a known item, or without a rule, are ranked by popularity.
 
         Args:
             histories: item indices, oldest first; 0 stands for an unknown item and is ignored.
 
         Returns:
-            (B, num_items + 1) float32: finite, but for column 0 (padding), which is -inf.
+            (B, num_items + 1) float32: finite, except column 0 (padding), which is -inf.
 
         Raises:
             ValueError: nothing has been fitted, or a history holds an index outside the catalogue.
@@ -85,25 +85,25 @@ class CountBaseline(ABC):
 
     @abstractmethod
     def _rule_weights(self) -> Floats:
-        """Weight of a rule at distance 1, 2, ... when counting; none is counted farther apart."""
+        """Return the weights with which rules of distance 1, 2, ... are counted; longer ones are not."""
 
     @abstractmethod
     def _lookup_weights(self) -> Floats:
-        """Weight of the newest item's rules, of the one before it, ...; none older is looked up."""
+        """Return the weights of the newest item's rules, of the item before it, ...; older ones are not looked up."""
 
     def _evidence(self, rules: _Rules, history: Indices) -> Floats:
-        """Non-negative evidence for each item, (num_items + 1,), after a history of known items."""
+        """Return the evidence for each item, (num_items + 1,), at least 0, after a history of known items."""
         newest_first = history[::-1]
         evidence = np.zeros(len(self._popularity))
         for item, weight in zip(newest_first, self._lookup_weights(), strict=False):
             found = slice(rules.starts[item], rules.starts[item + 1])
-            evidence[rules.targets[found]] += rules.weights[found] * weight  # the targets of one item are distinct
+            evidence[rules.targets[found]] += rules.weights[found] * weight  # one item's targets are distinct
         return evidence
 
 
 @dataclass(kw_only=True)
 class Popularity(CountBaseline):
-    """Items by their number of training events, whatever the history."""
+    """Ranks items by their number of training events; ignores the history."""
 
     def _rule_weights(self) -> Floats:
         return np.zeros(0)
@@ -114,7 +114,7 @@ class Popularity(CountBaseline):
 
 @dataclass(kw_only=True)
 class MarkovChain(CountBaseline):
-    """First-order Markov chain: how often an item directly followed the history's newest item.
+    """First-order Markov chain: counts which items directly followed the history's newest item.
 
     Source: Ludewig & Jannach, Evaluation of session-based recommendation algorithms, UMUAI 2018, baseline
     "Markov chains" (MC). Equal to SequentialRules(last=1).
@@ -129,19 +129,18 @@ class MarkovChain(CountBaseline):
 
 @dataclass(kw_only=True)
 class SequentialRules(CountBaseline):
-    """Which items came up to ``last`` events after which, and after the newest ``last`` items of a history.
+    """Rules over up to ``last`` events, looked up for the newest ``last`` items of a history.
 
-    A rule i -> j adds 1/x for every time j came x events after i in a sequence, divided by what all rules of
-    i add up to. The paper looks up the rules of the newest item only, where that division changes no rank;
-    here the newest ``last`` items are looked up, each weighted by ``decay``, and without it the rules of
-    popular items drown the others.
+    A rule i -> j adds 1/x for every time that j came x events after i in a sequence, divided by the sum of all rules of
+    i. The paper looks up only the newest item's rules, where this division changes no rank. Here the newest ``last``
+    items are looked up, each weighted by ``decay``; without the division the rules of popular items would outweigh all
+    others.
 
     Args:
-        last: the longest distance of a rule, and how many items of a history are looked up.
+        last: the longest distance of a rule, and the number of a history's items that are looked up.
         decay: weight of an item with d events after it: 1 - d / last ("linear") or 1 / (d + 1) ("reciprocal").
-        remind: evidence added to every item of the history itself, however old: this to the newest, 1 / (d + 1)
-            of it to one with d events after it. All rules of the newest item come to 1. For click data, where
-            many clicks repeat an item of the session.
+        remind: evidence added to each item of the history: remind / (d + 1) with d events after it. (The rules of the
+            newest item sum to 1.) For click data, where many clicks repeat an item of the session.
 
     Raises:
         ValueError: an option is out of its range.
@@ -172,23 +171,23 @@ class SequentialRules(CountBaseline):
     def _evidence(self, rules: _Rules, history: Indices) -> Floats:
         evidence = super()._evidence(rules, history)
         if self.remind:
-            items, age = np.unique(history[::-1], return_index=True)  # of an item clicked twice, the newer click
+            items, age = np.unique(history[::-1], return_index=True)  # if an item was clicked twice, the newer click
             evidence[items] += self.remind / (age + 1)
         return evidence
 
 
 def all_baselines() -> dict[str, CountBaseline]:
-    """Every baseline with its default options, not yet fitted, by its name in tables."""
+    """Return every baseline, with default options and not yet fitted, by its name in tables."""
     return {"popularity": Popularity(), "Markov chain": MarkovChain(), "sequential rules": SequentialRules()}
 
 
 def _reciprocals(last: int) -> Floats:
-    """1/1, 1/2, ... 1/last, (last,)."""
+    """Return 1/1, 1/2, ... 1/last, (last,)."""
     return 1 / np.arange(1, last + 1)
 
 
 def _levels(evidence: Floats, popularity: Indices) -> Indices:
-    """Place of each item among the distinct (evidence, popularity) pairs, worst first, counted from 1; (N,)."""
+    """Return each item's rank among the distinct (evidence, popularity) pairs, worst first, from 1; (N,)."""
     order = np.argsort(evidence)
     rises = evidence[order[1:]] > evidence[order[:-1]] * (1 + TIE)
     place = np.zeros(len(order), np.int64)
@@ -201,7 +200,7 @@ def _levels(evidence: Floats, popularity: Indices) -> Indices:
 
 
 def _count_rules(sequences: Sequences, weights: Floats) -> _Rules:
-    """Add up the weights of all pairs of one user's events at distances 1 to len(weights), normalised by source."""
+    """Sum the weights of all pairs of one user's events at distances 1 to len(weights), normalised by source."""
     width = len(sequences.vocab) + 1
     user = np.repeat(np.arange(len(sequences)), np.diff(sequences.offsets))
     keys, sums = np.zeros(0, np.int64), np.zeros(0)  # (R,) i * width + j, sorted; the rule's weight
@@ -217,7 +216,7 @@ def _count_rules(sequences: Sequences, weights: Floats) -> _Rules:
 
 
 def _merge(keys: Indices, sums: Floats) -> tuple[Indices, Floats]:
-    """Sort by key, equal keys added up."""
+    """Sort by key, and sum equal keys."""
     order = np.argsort(keys, kind="stable")  # two sorted runs: one merge
     keys, sums = keys[order], sums[order]
     first = np.flatnonzero(np.diff(keys, prepend=-1))

@@ -1,7 +1,7 @@
-"""Ranking metrics over the full catalogue, of anything that scores it: the Engine that serves, or a baseline.
+"""Ranking metrics over the full catalogue, for anything that scores it: an Engine, or a baseline.
 
-A target's rank is the number of allowed items that score at least as high, itself left out, so ties count
-against the model: constant scores earn nothing.
+A target's rank is the number of other allowed items that score at least as high. So ties count against the model, and
+constant scores earn nothing.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ EVALUATE_ROWS = 256
 
 @dataclass(frozen=True)
 class Metrics:
-    """Means over all cases, by cut-off k. HR is hit rate (recall, with one target a case)."""
+    """Means over all cases, by cut-off k. HR is the hit rate (recall, with one target per case)."""
 
     cases: int
     hr: dict[int, float]
@@ -31,7 +31,7 @@ class Metrics:
     mrr: dict[int, float]
 
     def as_dict(self) -> dict[str, float]:
-        """Flat: {"hr@10": ..., "ndcg@10": ..., "mrr@10": ..., "cases": ...}."""
+        """Return a flat dictionary: {"hr@10": ..., "ndcg@10": ..., "mrr@10": ..., "cases": ...}."""
         flat: dict[str, float] = {"cases": self.cases}
         for name, by_k in (("hr", self.hr), ("ndcg", self.ndcg), ("mrr", self.mrr)):
             flat |= {f"{name}@{k}": value for k, value in by_k.items()}
@@ -39,9 +39,9 @@ class Metrics:
 
 
 def metrics_from_ranks(ranks: NDArray[np.float64], ks: Iterable[int]) -> Metrics:
-    """Metrics of 0-based ranks (N,); infinity means the target was not in the list at all."""
+    """Compute metrics from 0-based ranks (N,); infinity means that no list can contain the target."""
     if not len(ranks):
-        raise ValueError("there is no case to judge; give at least one history with a target")
+        raise ValueError("there is no case to evaluate; give at least one history with a target")
     hr, ndcg, mrr = {}, {}, {}
     for k in ks:
         if k < 1:
@@ -54,12 +54,12 @@ def metrics_from_ranks(ranks: NDArray[np.float64], ks: Iterable[int]) -> Metrics
 
 
 class Scorer(Protocol):
-    """Whatever ranks a catalogue: an Engine, or a baseline."""
+    """Anything that scores a catalogue: an Engine, or a baseline."""
 
     def scores(self, histories: Sequence[Indices]) -> Tensor:
-        """Scores of all items after each history, (B, num_items + 1), higher is better.
+        """Return scores of all items after each history, (B, num_items + 1), higher is better.
 
-        Column 0 (padding) is -inf, and so is the row of a history from which nothing can be said.
+        Column 0 (padding) is -inf, and so is the whole row where the history allows no prediction.
         """
 
 
@@ -67,64 +67,64 @@ class Scorer(Protocol):
 def target_ranks(
     scorer: Scorer, holdout: Holdout, filter_seen: bool = True, candidates: Indices | None = None
 ) -> NDArray[np.float64]:
-    """0-based rank of every target, (N,).
+    """Return the 0-based rank of every target, (N,).
 
-    Infinite where no list can hold the target: it is outside the vocabulary (0), it was seen and seen items
-    are filtered, or nothing can be said from the history.
+    It is infinite where no list can contain the target: the target is outside the vocabulary (0), it was seen and seen
+    items are filtered, or the history allows no prediction.
 
     Args:
         candidates: (N, K) the only items that each target is ranked against; the whole catalogue by default.
-            Sampled metrics flatter and can reorder models (Krichene & Rendle, KDD 2020).
+            Sampled metrics are too high and can reorder models (Krichene & Rendle, KDD 2020).
 
     Raises:
-        ValueError: the scorer gives a target NaN or infinity.
+        ValueError: a target's score is NaN or infinite.
     """
     ranks = np.full(len(holdout), np.inf)
-    judged = [
+    rankable = [
         i
         for i, (history, target) in enumerate(zip(holdout.histories, holdout.targets, strict=True))
         if target != PADDING and not (filter_seen and target in history)
     ]
-    for begin in range(0, len(judged), EVALUATE_ROWS):
-        rows = judged[begin : begin + EVALUATE_ROWS]
+    for begin in range(0, len(rankable), EVALUATE_ROWS):
+        rows = rankable[begin : begin + EVALUATE_ROWS]
         scores = scorer.scores([holdout.histories[i] for i in rows])  # (B, num_items + 1)
         target = torch.as_tensor(holdout.targets[rows], device=scores.device)[:, None]
         wanted = scores.gather(1, target)  # (B, 1)
-        silent = (scores == -torch.inf).all(1, keepdim=True)
-        if not (wanted.isfinite() | silent).all():
+        no_prediction = (scores == -torch.inf).all(1, keepdim=True)
+        if not (wanted.isfinite() | no_prediction).all():
             raise ValueError("the model scores items NaN or infinite; train it again with a lower learning rate")
         if candidates is not None:
             rivals = scores.gather(1, torch.as_tensor(candidates[rows], device=scores.device)) >= wanted
             rank = rivals.sum(1).double()
         else:
             if filter_seen:
-                _forbid(scores, [holdout.histories[i] for i in rows])
+                _filter(scores, [holdout.histories[i] for i in rows])
             rank = ((scores >= wanted).sum(1) - 1).double()
-        ranks[rows] = rank.masked_fill(silent[:, 0], torch.inf).cpu().numpy()
+        ranks[rows] = rank.masked_fill(no_prediction[:, 0], torch.inf).cpu().numpy()
     return ranks
 
 
 def sample_unseen(holdout: Holdout, num_items: int, count: int, seed: int) -> Indices:
-    """For each case, items drawn without repetition from those neither in its history nor its target, (N, count).
+    """Draw for each case items that are not in its history and not its target, without repetition, (N, count).
 
     Raises:
-        ValueError: a case has fewer than ``count`` such items.
+        ValueError: a case has fewer than ``count`` unseen items.
     """
     rng = np.random.default_rng(seed)
     rows = np.empty((len(holdout), count), np.int64)
     for row, (history, target) in enumerate(zip(holdout.histories, holdout.targets, strict=True)):
         unseen = np.setdiff1d(np.arange(1, num_items + 1), np.append(history, target), assume_unique=False)
         if len(unseen) < count:
-            raise ValueError(f"{count} random unseen items are asked for, but a user has only {len(unseen)}")
+            raise ValueError(f"{count} random unseen items are needed, but a user has only {len(unseen)}")
         rows[row] = rng.choice(unseen, count, replace=False)
     return rows
 
 
 def evaluate(scorer: Scorer, holdout: Holdout, ks: Sequence[int] = (10,), filter_seen: bool = True) -> Metrics:
-    """HR, NDCG and MRR @k over the full catalogue; seen items left out or not."""
+    """Compute HR, NDCG and MRR @k over the full catalogue, with seen items filtered or not."""
     return metrics_from_ranks(target_ranks(scorer, holdout, filter_seen), ks)
 
 
-def _forbid(scores: Tensor, seen: Sequence[Indices]) -> None:
+def _filter(scores: Tensor, seen: Sequence[Indices]) -> None:
     row = np.repeat(np.arange(len(seen)), [len(items) for items in seen])
     scores[torch.as_tensor(row), torch.as_tensor(np.concatenate(seen))] = -torch.inf

@@ -1,1 +1,1 @@
-"""Inference: the engine, its key-value cache and compiled kernels."""
+"""Inference: the engine, its cache of keys and values, compiled kernels, ranking, the approximate index."""

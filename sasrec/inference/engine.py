@@ -1,112 +1,69 @@
 """Incremental inference: a click costs one token through the model, not max_len.
 
-Three nouns. A *window* is what the model sees of a user: the known items from ``anchor(n)`` to the newest.
-A *slot* is a row of the KVCache (kv_cache.py), lent to a user, the least recently used one taken back when all are
-lent. A *step* encodes the windows of a batch of users, each from the longest cached prefix:
+Three nouns. A *window* is the part of a user's history that the model sees: the known items from ``anchor(n)`` to the
+newest. A *slot* is a user's row of the cache (kv_cache.py). A *step* encodes the windows of a batch of users, each from
+its slot:
 
-    a slot whose tokens are a prefix of the window   -> decode only the tokens that came after
-    no slot, or another prefix (the window jumped)   -> prefill the whole window
+    the slot's tokens are a prefix of the window              -> decode only the tokens after it
+    no slot, or its tokens are no prefix (the window jumped)  -> prefill the whole window
 
-Both go through the model at once, tokens of all users one behind another.
-
-Keys and values at a position depend on the tokens up to it and on nothing else, so a matching prefix is
-all that correctness needs: whatever crashed, moved or was lost, cached and re-encoded answers agree.
+The new tokens of all users are concatenated and go through the model at once. ranking.py then chooses the best items.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Hashable, Iterator, Sequence
 from itertools import islice
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
 from sasrec.data.vocab import PADDING, ItemVocab
-from sasrec.inference.index import AUTO_ITEMS, IndexChoice, ItemIndex, open_index
-from sasrec.inference.kernels import COLUMNS, Floats, top_k
-from sasrec.inference.kv_cache import KVCache
-from sasrec.inference.packed import PackedForward, PackedItems, one_behind_another
+from sasrec.inference.index import IndexChoice, ItemIndex
+from sasrec.inference.kernels import Floats
+from sasrec.inference.kv_cache import CacheStats, Indices, KVCache, ScheduledWindow, SlotManager
+from sasrec.inference.packed import PackedForward, batches_of_tokens, few_threads, pad_rows
+from sasrec.inference.ranking import Ranker, Ranking
 from sasrec.model import SASRec
 
 T = TypeVar("T")
-Indices = Sequence[int] | NDArray[np.int64]
 
 DEFAULT_CACHE_BYTES = 256 * 2**20
-# Tokens encoded in one forward, so that activations stay in the processor's cache: by the kernel, by PyTorch.
+# Tokens of one forward pass, so that activations stay in the processor's cache: of the kernel, of PyTorch.
 PACKED_TOKENS, PADDED_TOKENS = 512, 4_096
-# Kernels use one thread. With more than so many PyTorch is faster, unless there are few tokens, or rows to rank.
-PACKED_THREADS, PACKED_ROWS = 2, 64
-# Of up to so many items a copy of the embedding is kept as the kernel reads it; of more an index names candidates.
-PACKED_ITEMS = AUTO_ITEMS
-# Embeddings of candidates gathered at once: they stay in a core's cache until scored, in a quarter of the time.
-RESCORED_BYTES = 600_000
 
 
 def anchor(n: int, max_len: int, slack: int) -> int:
-    """Where the window of a user with n events starts: 0 up to max_len events, then forward in jumps of slack.
+    """Return where the window of a user with n events starts: 0 up to max_len events, then forward in jumps of slack.
 
-    The window holds between ``max_len - slack + 1`` and ``max_len`` events once a user has that many.
+    From max_len events on, the window holds between ``max_len - slack + 1`` and ``max_len`` of them.
     """
     return 0 if n <= max_len else -(-(n - max_len) // slack) * slack
 
 
-class Ranking(NamedTuple):
-    """Best items first, with their scores (logits). Shorter than asked only when fewer items are allowed."""
-
-    items: list[str]
-    scores: list[float]
-
-
-@dataclass
-class CacheStats:
-    """What an Engine's cache did since it was last asked."""
-
-    hits: int = 0  # windows that continued a cached prefix
-    misses: int = 0  # windows encoded whole: new user, jump, evicted
-    evictions: int = 0
-
-
-@dataclass
-class _Slot:
-    index: int
-    tokens: bytes = b""  # of an array of int64: two prefixes are compared as fast as memory is read
-
-
-class _Work(NamedTuple):
-    """What a step does for a user: encode ``window[past:]`` behind what his slot holds."""
-
-    slot: _Slot
-    past: int
-    window: NDArray[np.int64]
-    tokens: bytes  # of the window
-
-
 class Engine:
-    """A model, its vocabulary and a cache, answering "what next?" for many users at once.
+    """A model, its vocabulary and a cache: they recommend the next items to many users at once.
 
     Not thread-safe: one thread at a time may call it.
 
     Args:
-        model: put into evaluation mode.
-        vocab: of the model's ``num_items`` items.
-        version: name of the model, carried into recommendations.
-        cache_bytes: memory for cached keys and values; 0 re-encodes every window, as do learned positions, and a model
-            on a GPU or in 16 bits.
-        half_cache: keep them as float16: twice the users in the same memory, scores that differ in the third digit.
-        slack: how far the window jumps when it is full; half of max_len by default, 1 with learned positions.
+        model: is put into evaluation mode.
+        vocab: the model's ``num_items`` items.
+        version: name of the model, which recommendations carry.
+        cache_bytes: memory for cached keys and values. With 0 every window is re-encoded; also with learned positions,
+            and with a model on a GPU or in 16 bits.
+        half_cache: cache float16: twice the users in the same memory, scores that differ in the third digit.
+        slack: events by which a full window jumps; half of max_len by default, 1 with learned positions.
         max_len: the longest window, at most the model's own (the default).
-        index: which items top-k chooses from: "exact" all, "approximate" those that an ItemIndex names, which is
+        index: the items that top-k chooses from: "exact" all, "approximate" the candidates of an ItemIndex, which is
             built here, "auto" approximate from ``AUTO_ITEMS`` items on. Scores are exact in either case.
 
     Raises:
         ValueError: vocabulary and model differ in size, or slack, max_len, cache_bytes or index are out of range.
-        ImportError: the index is to be approximate, and faiss is not installed.
+        ImportError: index is "approximate", and faiss is not installed.
     """
 
     def __init__(
@@ -127,8 +84,8 @@ class Engine:
         self.max_len = config.max_len if max_len is None else max_len
         if not 1 <= self.max_len <= config.max_len:
             raise ValueError(f"max_len={max_len}: must lie between 1 and the model's {config.max_len}")
-        # half: a jump then encodes about one token for each click since the last one, a quarter would encode three,
-        # for lists no better; where nothing can be cached, windows gain nothing by staying put
+        # half of max_len re-encodes about one token per click, a quarter three, and lists are no better; without a
+        # cache a jump saves nothing
         jump = self.max_len // 2 if config.position == "rope" else 1
         self.slack = max(1, jump) if slack is None else slack
         if not 1 <= self.slack <= self.max_len:
@@ -138,44 +95,47 @@ class Engine:
         self.model = model.eval()
         self.vocab = vocab
         self.version = version
-        self._stats = CacheStats()
-        weight = model.item_embedding.weight
-        self.index = open_index(weight, index)
-        a_slot = KVCache.bytes_per_slot(config, weight, half_cache)
+        self._ranker = Ranker(model, vocab, index)
         self._packed = PackedForward(model) if PackedForward.supports(model) else None
-        # a key stays valid while a window grows only where distances alone count
-        slots = cache_bytes // a_slot if self._packed and config.position == "rope" else 0
+        weight = model.item_embedding.weight
+        # only with relative positions does a key stay valid while its window grows
+        cacheable = self._packed is not None and config.position == "rope"
+        slots = cache_bytes // KVCache.bytes_per_slot(config, weight, half_cache) if cacheable else 0
+        self._slots = SlotManager(slots)
         self._cache = KVCache(config, slots, weight, half_cache) if slots else None
         if self._packed and self._cache:
-            self._packed.prepare(self._cache.held)  # now, and not while a click waits
-        small = self._packed is not None and config.num_items <= PACKED_ITEMS
-        self._items = PackedItems(weight) if small and not config.reminder else None
-        if self._items and self._cache:
-            self._items.prepare()
-        self._free = list(range(slots))
-        self._slots: OrderedDict[Hashable, _Slot] = OrderedDict()  # least recently used first
+            self._packed.prepare(self._cache.key_values)
+            self._ranker.prepare()
+
+    @property
+    def index(self) -> ItemIndex | None:
+        """The index that names candidates for top-k; None where top-k is exact."""
+        return self._ranker.index
 
     @property
     def slots(self) -> int:
-        """How many users can be cached at once."""
-        return 0 if self._cache is None else self._cache.slots
+        """The number of users that can be cached at once."""
+        return self._slots.slots
 
     @property
     def cached_users(self) -> int:
-        """How many users are cached now."""
-        return len(self._slots)
+        """The number of users that are cached now."""
+        return self._slots.cached_users
 
     def take_stats(self) -> CacheStats:
-        """What the cache did since the last call."""
-        stats, self._stats = self._stats, CacheStats()
-        return stats
+        """Return the cache's counts since the last call."""
+        return self._slots.take_stats()
+
+    def forget(self, users: Collection[Hashable] | None = None) -> None:
+        """Release the slots of these users, or of all users."""
+        self._slots.release(users)
 
     def window(self, tokens: Indices, n: int | None = None) -> NDArray[np.int64]:
-        """The known tokens of the anchored window.
+        """Return the known tokens of the anchored window.
 
         Args:
             tokens: the newest events as indices, oldest first, 0 for items outside the vocabulary.
-            n: how many events the sequence has had in all; the number of tokens by default.
+            n: all events that the sequence has ever had; the number of tokens by default.
 
         Raises:
             ValueError: n is smaller than the number of tokens.
@@ -188,11 +148,11 @@ class Engine:
         return newest if newest.all() else newest[newest != PADDING]
 
     def encode(self, windows: Sequence[Indices], users: Sequence[Hashable] | None = None) -> Tensor:
-        """Hidden state of each window's newest token, (B, D).
+        """Return the hidden state of each window's newest token, (B, D).
 
         Args:
             windows: indices >= 1, oldest first, none empty, none longer than max_len.
-            users: whose windows they are, each at most once; None leaves the cache out of it.
+            users: the windows' users, each at most once; None does not use the cache.
 
         Raises:
             ValueError: a window is empty or too long, or a user occurs twice.
@@ -203,16 +163,16 @@ class Engine:
             if not 0 < length <= self.max_len:
                 raise ValueError(f"a window of {length} tokens; 1 to max_len={self.max_len} are possible")
         if users is None or self._cache is None:
-            return self._encode_windows([np.asarray(window, np.int64) for window in windows])
+            return self._encode_uncached([np.asarray(window, np.int64) for window in windows])
         if len(set(users)) != len(users):
             raise ValueError("a user occurs twice in one batch; give one window a user, with all its events")
         rows = list(zip(users, windows, strict=True))
-        parts = [self._step(part) for part in _chunks(rows, self.slots)]
+        parts = [self._step(part) for part in _batches(rows, self.slots)]
         return torch.from_numpy(np.concatenate([self._cache.hidden[:0], *parts]))
 
     @torch.inference_mode()
     def scores(self, histories: Sequence[NDArray[np.int64]]) -> Tensor:
-        """Scores of all items after each history of indices, (B, num_items + 1), re-encoded.
+        """Return scores of all items after each history of indices, (B, num_items + 1), re-encoded.
 
         Column 0 (padding) is -inf, and so is the row of a history whose window holds no known item.
         """
@@ -220,8 +180,8 @@ class Engine:
         known = [i for i, window in enumerate(windows) if len(window)]
         weight = self.model.item_embedding.weight
         scores = weight.new_full((len(windows), len(self.vocab) + 1), -torch.inf)
-        of_known = [windows[i] for i in known]
-        scores[known] = self._logits(self.encode(of_known), of_known)
+        known_windows = [windows[i] for i in known]
+        scores[known] = self._ranker.logits(self.encode(known_windows), known_windows)
         scores[:, PADDING] = -torch.inf
         return scores
 
@@ -234,108 +194,22 @@ class Engine:
         allowed: Collection[int] | None = None,
         windows: Sequence[Indices] = (),
     ) -> list[Ranking]:
-        """The k best items of each row with their scores; where there is an index, the best of those that it names.
+        """Return the k best items of each row with their scores.
 
-        Exact where there is none, where ``allowed`` is given, and for rows of which filters leave too few candidates.
+        With an index they are the best of its candidates; without one, with ``allowed``, and for rows with too few
+        candidates left after filtering, they are exact.
 
         Args:
             hidden: (B, D).
-            windows: the windows that the rows were encoded from; of use to a model with a reminder alone.
             exclude: for each row, indices that must not be recommended (0 is ignored).
-            blocked: indices that must not be recommended to anyone.
-            allowed: the only indices that may be; all by default.
+            blocked: indices that must not be recommended to any user.
+            allowed: the only indices that may be recommended; all by default.
+            windows: the windows that the rows were encoded from; only a model with a reminder needs them.
 
         Raises:
-            ValueError: k is smaller than 1, or the model has a reminder and not each row a window.
+            ValueError: k is smaller than 1, or the model has a reminder and a row has no window.
         """
-        if k < 1:
-            raise ValueError(f"k={k}: must be at least 1")
-        if self.index is None or allowed is not None or not len(hidden):
-            return self._rank_all(hidden, k, exclude, blocked, allowed, windows)
-        exclude = [()] * len(hidden) if exclude is None else exclude
-        found = self._rank_candidates(self.index, hidden, k, exclude, blocked, windows)
-        short = [i for i, ranking in enumerate(found) if ranking is None]
-        if short:
-            of_short = [windows[i] for i in short] if windows else ()
-            whole = self._rank_all(hidden[short], k, [exclude[i] for i in short], blocked, None, of_short)
-            for i, ranking in zip(short, whole, strict=True):
-                found[i] = ranking
-        return [ranking for ranking in found if ranking is not None]
-
-    @torch.inference_mode()
-    def _rank_all(
-        self,
-        hidden: Tensor,
-        k: int,
-        exclude: Sequence[Indices | Collection[int]] | None,
-        blocked: Collection[int],
-        allowed: Collection[int] | None,
-        windows: Sequence[Indices],
-    ) -> list[Ranking]:
-        """The best of the whole catalogue."""
-        if self._items and k <= COLUMNS and (_few_threads() or len(hidden) <= PACKED_ROWS):
-            states = hidden.detach().numpy()
-            return self._rankings(*self._items.top_k(states, min(k, len(self.vocab)), exclude, blocked, allowed))
-        scores = self._logits(hidden, windows)  # (B, num_items + 1)
-        scores[:, PADDING] = -torch.inf
-        if allowed is not None:
-            others = torch.ones(scores.shape[1], dtype=torch.bool, device=scores.device)
-            others[list(allowed)] = False
-            scores[:, others] = -torch.inf
-        if blocked:
-            scores[:, list(blocked)] = -torch.inf
-        if exclude is not None:
-            scores.scatter_(1, self.padded(exclude), -torch.inf)  # of shorter rows padding once more
-        best, indices = top_k(scores, min(k, len(self.vocab)))
-        return self._rankings(*_as_arrays(best, indices))
-
-    @torch.inference_mode()
-    def _rank_candidates(
-        self,
-        index: ItemIndex,
-        hidden: Tensor,
-        k: int,
-        exclude: Sequence[Indices | Collection[int]],
-        blocked: Collection[int],
-        windows: Sequence[Indices],
-    ) -> list[Ranking | None]:
-        """The best of what the index names and of what the reminder may raise; None where too little is left."""
-        reminded = self._reminded(hidden, windows) or [set()] * len(hidden)
-        excluded, own = (F.pad(self.padded(rows), (0, 1), value=PADDING) for rows in (exclude, reminded))  # 0 in each
-        depth = index.candidates(k)
-        filtered = excluded.shape[1] + own.shape[1] + min(len(blocked), depth)  # may take so many away
-        found = index.search(hidden, min(depth + filtered, len(self.vocab)))  # (B, F)
-        candidates = torch.cat((found.masked_fill(_among(found, own), PADDING), own), 1)  # (B, C), none but 0 twice
-        banned = torch.zeros(len(self.vocab) + 1, dtype=torch.bool, device=hidden.device)
-        banned[list(blocked)] = True
-        scores = self._scores_of(candidates, hidden)  # (B, C)
-        scores[:, found.shape[1] :] += self.model.config.reminder
-        scores[banned[candidates] | _among(candidates, excluded)] = -torch.inf
-        best, places = top_k(scores, min(k, scores.shape[1]))  # (B, k)
-        enough = (scores.isfinite().sum(1) >= depth).tolist()
-        rankings = self._rankings(*_as_arrays(best, candidates.gather(1, places)))
-        return [ranking if whole else None for ranking, whole in zip(rankings, enough, strict=True)]
-
-    def _scores_of(self, items: Tensor, hidden: Tensor) -> Tensor:
-        """Scores of items (B, C), without the reminder."""
-        weight = self.model.item_embedding.weight
-        users = max(1, RESCORED_BYTES // (items.shape[1] * weight[0].nbytes))
-        scratch = weight.new_empty(users * items.shape[1], weight.shape[1])
-        parts = []
-        for of_part, states in zip(torch.split(items, users), torch.split(hidden, users), strict=True):
-            embedding = scratch[: of_part.numel()]
-            torch.index_select(weight, 0, of_part.flatten(), out=embedding)
-            parts.append(torch.bmm(embedding.view(*of_part.shape, -1), states[:, :, None])[:, :, 0])
-        return torch.cat(parts)
-
-    def _rankings(self, best: Floats, indices: NDArray[np.int64]) -> list[Ranking]:
-        """Of scores and indices (B, k), best first; what is not finite was filtered."""
-        items, scores = self.vocab.decode(indices), best.tolist()
-        rankings = list(map(Ranking, items, scores))
-        for row in np.flatnonzero(~np.isfinite(best[:, -1])).tolist():
-            count = int(np.isfinite(best[row]).sum())
-            rankings[row] = Ranking(items[row][:count], scores[row][:count])
-        return rankings
+        return self._ranker.top_k(hidden, k, exclude, blocked, allowed, windows)
 
     def recommend(
         self,
@@ -348,16 +222,16 @@ class Engine:
         blocked: Collection[str] = (),
         allowed: Collection[str] | None = None,
     ) -> list[Ranking | None]:
-        """Top-k after each sequence of item ids; None where the window holds no known item.
+        """Return the top k after each sequence; None where the window holds no known item.
 
         Args:
-            sequences: item ids, oldest first, or arrays of their indices, 0 for items outside the vocabulary; these are
-                left out.
+            sequences: item ids, oldest first, or arrays of their indices, 0 for items outside the vocabulary. Unknown
+                items are left out.
             users: cache under these names, each at most once; None re-encodes.
-            counts: how many events each sequence has had in all (it may be cut at the old end).
-            filter_seen: leave out the items of the sequence, in the window or before it.
-            blocked: item ids that are not recommended to anyone.
-            allowed: the only item ids that are; all by default.
+            counts: all events that each sequence has ever had (it may be cut at the old end).
+            filter_seen: do not recommend items of the sequence, in the window or before it.
+            blocked: item ids that are recommended to no user.
+            allowed: the only item ids that are recommended; all by default.
 
         Raises:
             ValueError: k is smaller than 1, a user occurs twice, or users or counts do not fit the sequences.
@@ -382,141 +256,49 @@ class Engine:
         return rankings
 
     def _tokens(self, sequence: Sequence[str] | NDArray[np.int64]) -> NDArray[np.int64]:
-        """Indices of item ids, or what are indices already."""
         if isinstance(sequence, np.ndarray) and sequence.dtype == np.int64:
             return sequence
         return np.array(self.vocab.encode(sequence), np.int64)
 
-    def forget(self, users: Collection[Hashable] | None = None) -> None:
-        """Give back the slots of these users, or of all."""
-        for user in list(self._slots) if users is None else users:
-            slot = self._slots.pop(user, None)
-            if slot is not None:
-                self._free.append(slot.index)
-
-    def _logits(self, hidden: Tensor, windows: Sequence[Indices]) -> Tensor:
-        """Scores (B, num_items + 1) of the model, and its reminder on the items of the windows, each once."""
-        scores = self.model.logits(hidden)
-        if reminded := self._reminded(hidden, windows):
-            row = [i for i, items in enumerate(reminded) for _ in items]
-            scores[row, [item for items in reminded for item in items]] += self.model.config.reminder
-        return scores
-
-    def _reminded(self, hidden: Tensor, windows: Sequence[Indices]) -> list[set[int]]:
-        """For each row the items whose scores the reminder raises; nothing where the model has none."""
-        if not self.model.config.reminder:
-            return []
-        if len(windows) != len(hidden):
-            raise ValueError(f"{len(hidden)} rows, {len(windows)} windows: a reminder needs the window of each row")
-        return [set(np.asarray(window).tolist()) for window in windows]
-
     def _step(self, batch: Sequence[tuple[Hashable, Indices]]) -> Floats:
-        """Encode the windows of at most ``slots`` users, from what is cached of them."""
-        work = self._schedule(batch)
-        unseen = (row for row in work if row.past < len(row.window))
-        for part in _parts(unseen, lambda row: len(row.window) - row.past, PACKED_TOKENS):
+        """Encode the windows of at most ``slots`` users, each from its slot."""
+        scheduled = self._slots.schedule(batch)
+        unfinished = (row for row in scheduled if row.past < len(row.window))
+        for part in batches_of_tokens(unfinished, lambda row: len(row.window) - row.past, PACKED_TOKENS):
             self._forward(part)
         assert self._cache is not None
-        hidden: Floats = self._cache.hidden[[row.slot.index for row in work]]
+        hidden: Floats = self._cache.hidden[[row.slot.index for row in scheduled]]
         return hidden
 
-    def _schedule(self, rows: Sequence[tuple[Hashable, Indices]]) -> list[_Work]:
-        """For each row its slot, and how much of the window is cached there."""
-        for user, _ in rows:  # first, so that no row of this batch evicts another
-            if user in self._slots:
-                self._slots.move_to_end(user)
-        work = []
-        hits = 0
-        for user, indices in rows:
-            window = np.asarray(indices, np.int64)
-            tokens = window.tobytes()
-            slot = self._slots.get(user) or self._lend(user)
-            past = len(slot.tokens) // window.itemsize if tokens.startswith(slot.tokens) else 0
-            hits += past > 0
-            work.append(_Work(slot, past, window, tokens))
-        self._stats.hits += hits
-        self._stats.misses += len(work) - hits
-        return work
-
-    def _lend(self, user: Hashable) -> _Slot:
-        if self._free:
-            index = self._free.pop()
-        else:
-            _, evicted = self._slots.popitem(last=False)
-            index = evicted.index
-            self._stats.evictions += 1
-        slot = self._slots[user] = _Slot(index)
-        return slot
-
-    def _forward(self, work: list[_Work]) -> None:
+    def _forward(self, scheduled: list[ScheduledWindow]) -> None:
         assert self._packed is not None and self._cache is not None
-        for row in work:
-            row.slot.tokens = b""  # nothing is trusted of a slot whose forward did not come back
-        items = np.concatenate([row.window[row.past :] for row in work])
-        slots, past, new = np.array([(row.slot.index, row.past, len(row.window) - row.past) for row in work]).T.copy()
-        self._cache.hidden[slots] = self._packed.encode(items, self._cache.held, slots, past, new)
-        for row in work:
+        for row in scheduled:
+            row.slot.tokens = b""  # if the forward pass fails, the slot's content is unknown
+        items = np.concatenate([row.window[row.past :] for row in scheduled])
+        slots, past, new = np.array([(r.slot.index, r.past, len(r.window) - r.past) for r in scheduled]).T.copy()
+        self._cache.hidden[slots] = self._packed.encode(items, self._cache.key_values, slots, past, new)
+        for row in scheduled:
             row.slot.tokens = row.tokens
 
-    def _encode_windows(self, windows: Sequence[NDArray[np.int64]]) -> Tensor:
-        """Whole windows, nothing kept, (B, D)."""
+    def _encode_uncached(self, windows: Sequence[NDArray[np.int64]]) -> Tensor:
+        """Encode whole windows, (B, D)."""
         if not windows:
             return self.model.item_embedding.weight.detach()[:0]
-        if self._packed and (_few_threads() or sum(map(len, windows)) <= PACKED_TOKENS):
-            parts = [self._packed.encode_windows(part) for part in _parts(windows, len, PACKED_TOKENS)]
-            return torch.from_numpy(np.concatenate(parts))
+        if self._packed and (few_threads() or sum(map(len, windows)) <= PACKED_TOKENS):
+            batches = batches_of_tokens(windows, len, PACKED_TOKENS)
+            return torch.from_numpy(np.concatenate([self._packed.encode_windows(batch) for batch in batches]))
         rows = max(1, PADDED_TOKENS // max(map(len, windows)))
-        return torch.cat([self._encode_padded(part) for part in _chunks(windows, rows)])
+        return torch.cat([self._encode_padded(batch) for batch in _batches(windows, rows)])
 
     @torch.inference_mode()
     def _encode_padded(self, windows: Sequence[NDArray[np.int64]]) -> Tensor:
-        items = self.padded(windows)
+        items = pad_rows(windows, self.model.item_embedding.weight.device)  # (B, T)
         last = torch.tensor([len(window) - 1 for window in windows], device=items.device)
         hidden: Tensor = self.model(items, last)
         return hidden
 
-    def padded(self, rows: Sequence[Indices | Collection[int]]) -> Tensor:
-        """Windows as the model takes them, (B, T): tokens first, zeros behind."""
-        lengths = [len(row) for row in rows]
-        items = np.full((len(rows), max(lengths, default=0)), PADDING, np.int64)
-        real = np.arange(items.shape[1]) < np.array(lengths)[:, None]  # (B, T)
-        if items.size:
-            items[real] = one_behind_another(rows)
-        return torch.from_numpy(items).to(self.model.item_embedding.weight.device)
 
-
-def _as_arrays(best: Tensor, indices: Tensor) -> tuple[Floats, NDArray[np.int64]]:
-    """Scores and indices; of 16 bits numpy knows too little."""
-    return best.cpu().double().numpy(), indices.cpu().numpy()
-
-
-def _few_threads() -> bool:
-    return torch.get_num_threads() <= PACKED_THREADS
-
-
-def _parts(rows: Iterable[T], tokens: Callable[[T], int], limit: int) -> Iterator[list[T]]:
-    """What goes through the model at once."""
-    part: list[T] = []
-    taken = 0
-    for row in rows:
-        more = tokens(row)
-        if part and taken + more > limit:
-            yield part
-            part, taken = [], 0
-        part.append(row)
-        taken += more
-    if part:
-        yield part
-
-
-def _among(items: Tensor, rows: Tensor) -> Tensor:
-    """Which of the items (B, C) are in the same row of ``rows`` (B, R), R at least 1; (B, C)."""
-    ordered = rows.sort(1).values
-    places = torch.searchsorted(ordered, items).clamp(max=ordered.shape[1] - 1)
-    return ordered.gather(1, places) == items
-
-
-def _chunks(rows: Sequence[T], size: int) -> Iterator[list[T]]:
+def _batches(rows: Sequence[T], size: int) -> Iterator[list[T]]:
     iterator = iter(rows)
-    while chunk := list(islice(iterator, size)):
-        yield chunk
+    while batch := list(islice(iterator, size)):
+        yield batch

@@ -1,11 +1,14 @@
-"""Serving on a processor, compiled by numba: a whole forward over packed tokens, and the few best of many scores.
+"""Serving on a CPU, compiled by numba: a whole forward pass over packed tokens, and the top k of many scores.
 
-PyTorch would do it in dozens of calls. Each costs microseconds, and the first of them a tenth of a millisecond when
-something else ran in between, until the processor has its code at hand again; here there is one call, of little code.
+In PyTorch this takes dozens of calls. Each costs microseconds, and the first one after other work a tenth of a
+millisecond, until PyTorch's code is in the processor's cache again. Here it is one call of little code.
 
-A kernel is compiled when it is first wanted, once for each precision, and kept on disk where numba may write (beside
-this file or in the user's cache folder), so that the next process need not wait seconds for each. All of them are in
-this file, since numba compiles anew when the file of a kernel changes, but not when that of a function in it does.
+A kernel is compiled on first use, once per precision, and cached on disk where numba may write (beside this file or in
+the user's cache folder), so that the next process does not wait seconds for each.
+
+Why this file is long: numba recompiles a kernel when the file of that kernel changes, but not when a function that it
+calls changes in another file. So all kernels and their functions are in one file. Functions above 40 lines are loops
+that share many local arrays.
 """
 
 from __future__ import annotations
@@ -28,24 +31,24 @@ from torch import Tensor
 from sasrec.model import LAYER_NORM_EPS
 
 Floats = NDArray[np.floating[Any]]
-Held = NDArray[np.number[Any]]
+KeyValues = NDArray[np.number[Any]]
 Indices = NDArray[np.int64]
 
-# Sums in any order, so that they are done in vector registers.
+# Sums may run in any order, so that the compiler can use vector registers.
 FAST_SUMS = {"reassoc", "contract", "arcp", "nsz", "nnan"}
 PRECISIONS: dict[torch.dtype, Any] = {torch.float32: types.float32, torch.float64: types.float64}
 
-# A product is done in tiles of so many rows and columns, what a processor has vector registers for; of fewer rows one
-# by one, in tiles of so many times as many columns.
+# A matrix product is computed in tiles of this many rows and columns, which fit into a processor's vector registers;
+# with fewer rows, row by row in tiles of WIDE times as many columns.
 ROWS, LANES, WIDE = 8, 16, 4
-# So many users' scores are there at once: of small catalogues they stay in a core's cache.
+# Users ranked at once: the scores of a small catalogue then stay in a core's cache.
 RANKED_AT_ONCE = 32
-# Rows of scores are looked through in so many columns, and then in so many neighbours at once.
-COLUMNS, NEIGHBOURS = 64, 16
+# Top-k first takes the maxima of this many columns of a row of scores, and then skips blocks of this many scores.
+COLUMNS, BLOCK = 64, 16
 
 
 class Weights(NamedTuple):
-    """Of L blocks of width D: ``panels`` and biases of their products, all in one piece."""
+    """Weights of L blocks of width D: norms and biases as they are, matrices as ``weight_tiles``."""
 
     norms: Floats  # (2 L + 1, 2, D), weight and bias: before attention, before the feed-forward, ..., the final one
     query_key_value: Floats  # of (D, 3 D)
@@ -58,10 +61,11 @@ class Weights(NamedTuple):
     feed_forward_out_bias: Floats  # (L, D)
 
 
-def panels(weight: Floats) -> Floats:
-    """Weights (..., inputs, outputs) as kernels read them, (..., P, inputs, LANES): columns that one tile of a product
-    needs in one piece. Where LANES does not divide the outputs, the last panel lies partly over the one before; fewer
-    outputs than LANES are filled up.
+def weight_tiles(weight: Floats) -> Floats:
+    """Return weights (..., inputs, outputs) as kernels read them, (..., tiles, inputs, LANES).
+
+    Each tile holds LANES columns in one piece of memory. Where LANES does not divide the outputs, the last tile
+    overlaps the one before it; fewer outputs than LANES are filled up with zeros.
     """
     if weight.shape[-1] < LANES:
         weight = np.concatenate((weight, np.zeros((*weight.shape[:-1], LANES - weight.shape[-1]), weight.dtype)), -1)
@@ -77,44 +81,44 @@ def encode(
     positions: Floats,
     rotation: tuple[Floats, Floats],
     weights: Weights,
-    held: Held,
+    key_values: KeyValues,
     slots: Indices,
     past: Indices,
     new: Indices,
 ) -> Floats:
-    """Keep the keys and values of new tokens, and give the hidden state of each user's newest, (B, D).
+    """Store the keys and values of new tokens; return the hidden state of each user's newest token, (B, D).
 
     Args:
-        items: (M,) rows of the embedding, those of a user behind those of the one before him.
-        embedding: (num_items + 1, D), of one precision with all that follows, float32 or float64.
-        scale: what they are multiplied by.
-        positions: (max_len, D) what is added to them, the last row to a user's newest; (0, D) for nothing.
-        rotation: cosines and sines (max_len, Dh) as ``sasrec.model.rotation_table`` gives them.
-        held: (L, slots, H, 2, max_len, Dh), keys and values of each block; of the same precision, or uint16 for the
-            bits of float16. Where nothing is kept for later, (1, ...) stands for all blocks.
-        slots: (B,) where each user's window lies.
-        past: (B,) how many of his tokens lie there.
-        new: (B,) how many of the items follow them, at least one.
+        items: (M,) rows of the embedding, the tokens of all users concatenated.
+        embedding: (num_items + 1, D), float32 or float64; all other numbers have its precision.
+        scale: factor of the embedding.
+        positions: (max_len, D) added to the tokens, the last row to a user's newest; (0, D) for none.
+        rotation: cosines and sines (max_len, Dh) as ``sasrec.model.rotation_table`` returns them.
+        key_values: (L, slots, H, 2, max_len, Dh), keys and values of each block; of the same precision, or uint16 for
+            the bits of float16. Where they are not needed later, (1, ...) may serve all blocks in turn.
+        slots: (B,) the slot of each user's window.
+        past: (B,) tokens of each user that their slot holds.
+        new: (B,) tokens of each user in ``items``, at least one.
     """
     hidden = np.empty((len(slots), embedding.shape[1]), embedding.dtype)
-    kernel = _encode_kernel(embedding.dtype, held.dtype)
-    kernel(items, embedding, scale, positions, *rotation, *weights, held, slots, past, new, hidden)
+    kernel = _encode_kernel(embedding.dtype, key_values.dtype)
+    kernel(items, embedding, scale, positions, *rotation, *weights, key_values, slots, past, new, hidden)
     return hidden
 
 
 def rank(
     hidden: Floats, items: Floats, bias: Floats, excluded: Indices, ends: Indices, k: int
 ) -> tuple[Floats, Indices]:
-    """The k best scores of each row and their items, (B, k) each, best first; of equal ones the first.
+    """Return the k best scores of each row and their items, (B, k) each, best first; of equal scores the first item.
 
-    What is not a number is not among them; where fewer than k are above -inf, the rest is -inf.
+    NaN is never among them. Where fewer than k scores are above -inf, the rest is -inf.
 
     Args:
         hidden: (B, D).
-        items: ``panels`` of the embedding on its side, (D, N).
-        bias: (N,) added to the scores; -inf for items that nobody is to see.
-        excluded: items that are not to be found, of all rows one behind another.
-        ends: (B,) where those of each row end.
+        items: ``weight_tiles`` of the transposed embedding, (D, N).
+        bias: (N,) added to the scores; -inf for items that no user may get.
+        excluded: items that a row must not get, those of all rows concatenated.
+        ends: (B,) the end of each row's items in ``excluded``.
         k: at most COLUMNS.
     """
     values, indices = np.empty((len(hidden), k), hidden.dtype), np.empty((len(hidden), k), np.int64)
@@ -123,9 +127,10 @@ def rank(
 
 
 def top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """What ``torch.topk`` gives of scores (B, N), values and indices (B, k), best first; of equal ones the first.
+    """Return values and indices of the k best scores of each row of (B, N), (B, k) each, as ``torch.topk`` does.
 
-    What is not a number is not among them; where fewer than k are above -inf, the rest is -inf.
+    Best first; of equal scores the first. NaN is never among them. Where fewer than k scores are above -inf, the rest
+    is -inf.
     """
     if k > COLUMNS or scores.dtype not in PRECISIONS or scores.device.type != "cpu":
         best = scores.topk(k)
@@ -136,31 +141,33 @@ def top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return values, indices
 
 
-def prepare_encode(precision: Any, held: Any) -> None:
-    """Compile, or read, what ``encode`` runs on numbers of numpy's types, so that no click waits for it."""
-    _encode_kernel(precision, held)
+def prepare_encode(precision: Any, stored: Any) -> None:
+    """Compile the kernel of ``encode`` for these NumPy types, or load it from disk, so that no click waits for it."""
+    _encode_kernel(precision, stored)
 
 
 def prepare_rank(precision: Any) -> None:
-    """The same of ``rank``."""
+    """Compile the kernel of ``rank`` for this NumPy type, or load it from disk, so that no click waits for it."""
     _rank_kernel(precision)
 
 
 @functools.cache
 def _encode_kernel(precision: Any, stored: Any) -> Callable[..., None]:
-    number, kept = numba.from_dtype(precision), numba.from_dtype(stored)
-    rows, whole = number[:, ::1], types.int64[::1]
+    number, stored_number = numba.from_dtype(precision), numba.from_dtype(stored)
+    rows, indices = number[:, ::1], types.int64[::1]
     weights = (number[:, :, ::1], *4 * (number[:, :, :, ::1], rows))
-    held = kept[:, :, :, :, :, ::1]
-    signature = types.void(whole, rows, number, rows, rows, rows, *weights, held, whole, whole, whole, rows)
+    key_values = stored_number[:, :, :, :, :, ::1]
+    signature = types.void(
+        indices, rows, number, rows, rows, rows, *weights, key_values, indices, indices, indices, rows
+    )
     return _compiled(_encode, signature, fastmath=FAST_SUMS)
 
 
 @functools.cache
 def _rank_kernel(precision: Any) -> Callable[..., None]:
-    number, whole = numba.from_dtype(precision), types.int64
+    number, index = numba.from_dtype(precision), types.int64
     rows, items = number[:, ::1], number[:, :, ::1]
-    return _compiled(_rank, types.void(rows, items, number[::1], whole[::1], whole[::1], rows, whole[:, ::1]))
+    return _compiled(_rank, types.void(rows, items, number[::1], index[::1], index[::1], rows, index[:, ::1]))
 
 
 @functools.cache
@@ -170,30 +177,47 @@ def _top_k_kernel(precision: Any) -> Callable[..., None]:
 
 
 def _compiled(function: Callable[..., None], signature: Any, **options: Any) -> Callable[..., None]:
-    # the signature is given: a batch of one has another memory layout, and a click would wait for the compiler
+    # an explicit signature: a batch of one has another memory layout, and numba would compile again while a click waits
     options |= {"nogil": True, "error_model": "numpy"}
     kernel: Callable[..., None]
     try:
         kernel = numba.njit(signature, cache=True, **options)(function)
-    except RuntimeError:  # there is no folder that numba may write to
+    except RuntimeError:  # numba may write to no folder
         kernel = numba.njit(signature, **options)(function)
     return kernel
 
 
 def _encode(
-    items: Any, embedding: Any, scale: Any, positions: Any, cos: Any, sin: Any, norms: Any,
-    query_key_value: Any, query_key_value_bias: Any, attention_out: Any, attention_out_bias: Any,
-    feed_forward_in: Any, feed_forward_in_bias: Any, feed_forward_out: Any, feed_forward_out_bias: Any,
-    held: Any, slots: Any, past: Any, new: Any, hidden: Any,
-) -> None:  # fmt: skip
+    items: Any,
+    embedding: Any,
+    scale: Any,
+    positions: Any,
+    cos: Any,
+    sin: Any,
+    norms: Any,
+    query_key_value: Any,
+    query_key_value_bias: Any,
+    attention_out: Any,
+    attention_out_bias: Any,
+    feed_forward_in: Any,
+    feed_forward_in_bias: Any,
+    feed_forward_out: Any,
+    feed_forward_out_bias: Any,
+    key_values: Any,
+    slots: Any,
+    past: Any,
+    new: Any,
+    hidden: Any,
+) -> None:
     tokens, width, blocks = len(items), embedding.shape[1], len(query_key_value)
-    heads, units = held.shape[2], held.shape[5]
-    of, places, newest = np.empty(tokens, np.int64), np.empty(tokens, np.int64), np.empty(len(slots), np.int64)
+    heads, units = key_values.shape[2], key_values.shape[5]
+    slot_of, place_of = np.empty(tokens, np.int64), np.empty(tokens, np.int64)
+    newest = np.empty(len(slots), np.int64)
     x, normed = np.empty((tokens, width), hidden.dtype), np.empty((tokens, width), hidden.dtype)
     token = 0
     for user in range(len(slots)):
         for step in range(new[user]):
-            of[token], places[token] = slots[user], past[user] + step
+            slot_of[token], place_of[token] = slots[user], past[user] + step
             item = embedding[items[token]]
             for unit in range(width):
                 x[token, unit] = item[unit] * scale
@@ -203,19 +227,19 @@ def _encode(
                     x[token, unit] += position[unit]
             token += 1
         newest[user] = token - 1
-    asking = np.arange(tokens)
+    queries = np.arange(tokens)
     for block in range(blocks):
         _norm(x, norms[2 * block], normed)
         qkv = np.empty((tokens, 3 * width), hidden.dtype)
         _linear(normed, query_key_value[block], query_key_value_bias[block], qkv)
-        if block == blocks - 1:  # from here on each user's newest token alone
-            asking = newest
+        if block == blocks - 1:  # the rest of the last block needs only each user's newest token
+            queries = newest
             for user in range(len(slots)):
                 x[user] = x[newest[user]]
             x, normed = x[: len(slots)], normed[: len(slots)]
         attended, added = np.empty_like(x), np.empty_like(x)
-        own = held[min(block, len(held) - 1)]
-        _attend(qkv.reshape(tokens, 3, heads, units), cos, sin, own, of, places, asking, attended)
+        cache = key_values[min(block, len(key_values) - 1)]
+        _attend(qkv.reshape(tokens, 3, heads, units), cos, sin, cache, slot_of, place_of, queries, attended)
         _linear(attended, attention_out[block], attention_out_bias[block], added)
         x += added
         _norm(x, norms[2 * block + 1], normed)
@@ -229,8 +253,10 @@ def _encode(
 
 @register_jitable
 def _linear(x: Any, weight: Any, bias: Any, out: Any) -> None:
-    """Rows times a weight, in panels, plus the bias; of few rows, as clicks are, in two thirds of the time of a
-    library's product. Where tiles do not fill the rows, the last one lies partly over the one before.
+    """Multiply rows by ``weight_tiles`` and add the bias.
+
+    With few rows, as clicks have, this takes two thirds of the time of a library's product. Where the tiles do not
+    divide the rows, the last one overlaps the one before it.
     """
     rows, outputs = len(x), len(bias)
     last = outputs - LANES
@@ -241,29 +267,28 @@ def _linear(x: Any, weight: Any, bias: Any, out: Any) -> None:
                 for at in range(x.shape[1]):
                     out[row, column] += x[row, at] * weight[0, at, column]
     elif rows >= ROWS:
-        for panel in range(len(weight)):
+        for tile in range(len(weight)):
             for row in range(0, rows, ROWS):
-                _multiply_tall(x, min(row, rows - ROWS), weight, panel, last, bias, out)
+                _multiply_tall(x, min(row, rows - ROWS), weight, tile, last, bias, out)
     elif len(weight) >= WIDE:
         for row in range(rows):
-            for panel in range(0, len(weight), WIDE):
-                _multiply_wide(x, row, weight, min(panel, len(weight) - WIDE), last, bias, out)
+            for tile in range(0, len(weight), WIDE):
+                _multiply_wide(x, row, weight, min(tile, len(weight) - WIDE), last, bias, out)
     else:
         for row in range(rows):
-            for panel in range(len(weight)):
-                _multiply_one(x, row, weight, panel, last, bias, out)
+            for tile in range(len(weight)):
+                _multiply_one(x, row, weight, tile, last, bias, out)
 
 
 def _multiply(rows: int, width: int) -> Any:
-    """The product of a tile: so many rows of x from ``row`` on, and so many panels from ``panel`` on, of which none
-    begins behind the column ``last``.
+    """Return a function that computes a part of a product: some rows from ``row`` on and some tiles from ``tile`` on.
 
-    Written for LLVM, which keeps the sums in vector registers then. Loops over arrays it turns into vector operations
-    too, but reads and writes the sums each time, in half as much again of the time.
+    No tile begins after the column ``last``. In LLVM's own language, the sums stay in vector registers. Loops over
+    arrays become vector operations as well, but these load and store the sums each time, half as long again.
     """
 
     @intrinsic
-    def multiply(_: Any, x: Any, row: Any, weight: Any, panel: Any, last: Any, bias: Any, out: Any) -> Any:
+    def multiply(_: Any, x: Any, row: Any, weight: Any, tile: Any, last: Any, bias: Any, out: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             def array(place: int) -> Any:
                 return context.make_array(signature.args[place])(context, builder, arguments[place])
@@ -278,34 +303,34 @@ def _multiply(rows: int, width: int) -> Any:
                 return builder.load(vector_at(pointer), align=size)
 
             x, weight, bias, out = map(array, (0, 2, 5, 6))
-            _, row, _, panel, last, *_ = arguments
+            _, row, _, tile, last, *_ = arguments
             number = context.get_data_type(signature.args[0].dtype)
             vector, size, whole = ir.VectorType(number, LANES), context.get_abi_sizeof(number), row.type
             inputs, outputs = (builder.extract_value(matrix.shape, 1) for matrix in (x, out))
             lines = [builder.add(row, whole(line)) for line in range(rows)]
-            parts = [builder.add(panel, whole(part)) for part in range(width)]
-            usual = [builder.mul(part, whole(LANES)) for part in parts]
-            columns = [builder.select(builder.icmp_signed("<", place, last), place, last) for place in usual]
+            parts = [builder.add(tile, whole(part)) for part in range(width)]
+            first_columns = [builder.mul(part, whole(LANES)) for part in parts]
+            columns = [builder.select(builder.icmp_signed("<", place, last), place, last) for place in first_columns]
             begins = [at(weight, part, builder.mul(inputs, whole(LANES)), whole(0)) for part in parts]
             sums = [[cgutils.alloca_once(builder, vector) for _ in columns] for _ in lines]  # type: ignore[no-untyped-call]
-            for own in sums:
-                for total, place in zip(own, columns, strict=True):
+            for line_sums in sums:
+                for total, place in zip(line_sums, columns, strict=True):
                     builder.store(load(builder.gep(bias.data, [place])), total)
             with cgutils.for_range(builder, inputs) as loop:
                 factors = [load(builder.gep(begin, [builder.mul(loop.index, whole(LANES))])) for begin in begins]
-                for line, own in zip(lines, sums, strict=True):
+                for line, line_sums in zip(lines, sums, strict=True):
                     value = builder.load(at(x, line, inputs, loop.index))
                     one = builder.insert_element(vector(ir.Undefined), value, ir.IntType(32)(0))
                     each = builder.shuffle_vector(one, one, ir.VectorType(ir.IntType(32), LANES)([0] * LANES))
-                    for total, factor in zip(own, factors, strict=True):
+                    for total, factor in zip(line_sums, factors, strict=True):
                         product = builder.fmul(each, factor, flags=("contract",))
                         builder.store(builder.fadd(builder.load(total), product, flags=("contract",)), total)
-            for line, own in zip(lines, sums, strict=True):
-                for total, place in zip(own, columns, strict=True):
+            for line, line_sums in zip(lines, sums, strict=True):
+                for total, place in zip(line_sums, columns, strict=True):
                     builder.store(builder.load(total), vector_at(at(out, line, outputs, place)), align=size)
             return context.get_dummy_value()
 
-        return types.void(x, row, weight, panel, last, bias, out), generate
+        return types.void(x, row, weight, tile, last, bias, out), generate
 
     return multiply
 
@@ -315,7 +340,7 @@ _multiply_tall, _multiply_wide, _multiply_one = _multiply(ROWS, 1), _multiply(1,
 
 @register_jitable
 def _norm(x: Any, weights: Any, out: Any) -> None:
-    """Layer norm (Ba, Kiros & Hinton 2016) of rows, with weight and bias (2, D)."""
+    """Normalise rows (layer norm: Ba, Kiros & Hinton 2016), with weight and bias (2, D)."""
     units = x.shape[1]
     weight, bias = weights
     for row in range(len(x)):
@@ -333,41 +358,50 @@ def _norm(x: Any, weights: Any, out: Any) -> None:
 
 
 @register_jitable
-def _attend(new: Any, cos: Any, sin: Any, held: Any, slots: Any, places: Any, asking: Any, out: Any) -> None:
-    heads, units = new.shape[2:]
+def _attend(qkv: Any, cos: Any, sin: Any, key_values: Any, slots: Any, places: Any, queries: Any, out: Any) -> None:
+    """Store the keys and values of all tokens; let the tokens ``queries`` attend to their slots.
+
+    Args:
+        qkv: (M, 3, H, Dh) queries, keys and values of the tokens.
+        key_values: (slots, H, 2, max_len, Dh).
+        slots: (M,) the slot of each token, ``places`` its position there.
+        queries: (Q,) tokens whose attention is wanted.
+        out: (Q, H * Dh).
+    """
+    heads, units = qkv.shape[2:]
     zero, one = out.dtype.type(0), out.dtype.type(1)
     scale = out.dtype.type(1 / math.sqrt(units))
-    turned, mixed = np.empty(units, out.dtype), np.empty(units, out.dtype)
+    rotated, mixed = np.empty(units, out.dtype), np.empty(units, out.dtype)
     for token in range(len(slots)):
         place = places[token]
         for head in range(heads):
-            key, value = held[slots[token], head, 0, place], held[slots[token], head, 1, place]
-            _turn(new[token, 1, head], cos[place], sin[place], one, turned)
+            key, value = key_values[slots[token], head, 0, place], key_values[slots[token], head, 1, place]
+            _rotate(qkv[token, 1, head], cos[place], sin[place], one, rotated)
             for unit in range(units):
-                key[unit] = _kept(turned[unit], key[unit])
-            own = new[token, 2, head]
+                key[unit] = _to_stored(rotated[unit], key[unit])
+            own = qkv[token, 2, head]
             for unit in range(units):
-                value[unit] = _kept(own[unit], value[unit])
-    weights = np.empty(held.shape[3], out.dtype)
-    for row in range(len(asking)):
-        token = asking[row]
+                value[unit] = _to_stored(own[unit], value[unit])
+    weights = np.empty(key_values.shape[3], out.dtype)
+    for row in range(len(queries)):
+        token = queries[row]
         length = places[token] + 1
         for head in range(heads):
-            keys, values = held[slots[token], head, 0], held[slots[token], head, 1]
-            _turn(new[token, 0, head], cos[length - 1], sin[length - 1], scale, turned)
-            for group in range(length // 4):  # four at once, or it waits for its sums
+            keys, values = key_values[slots[token], head, 0], key_values[slots[token], head, 1]
+            _rotate(qkv[token, 0, head], cos[length - 1], sin[length - 1], scale, rotated)
+            for group in range(length // 4):  # four at once, so that no sum waits for the one before
                 at = 4 * group
                 first, second, third, fourth = zero, zero, zero, zero
                 for unit in range(units):
-                    first += turned[unit] * _number(keys[at, unit])
-                    second += turned[unit] * _number(keys[at + 1, unit])
-                    third += turned[unit] * _number(keys[at + 2, unit])
-                    fourth += turned[unit] * _number(keys[at + 3, unit])
+                    first += rotated[unit] * _to_number(keys[at, unit])
+                    second += rotated[unit] * _to_number(keys[at + 1, unit])
+                    third += rotated[unit] * _to_number(keys[at + 2, unit])
+                    fourth += rotated[unit] * _to_number(keys[at + 3, unit])
                 weights[at], weights[at + 1], weights[at + 2], weights[at + 3] = first, second, third, fourth
             for at in range(length // 4 * 4, length):
                 first = zero
                 for unit in range(units):
-                    first += turned[unit] * _number(keys[at, unit])
+                    first += rotated[unit] * _to_number(keys[at, unit])
                 weights[at] = first
             largest = weights[0]
             for at in range(length):
@@ -384,29 +418,29 @@ def _attend(new: Any, cos: Any, sin: Any, held: Any, slots: Any, places: Any, as
                 first, second, third, fourth = weights[at], weights[at + 1], weights[at + 2], weights[at + 3]
                 for unit in range(units):
                     mixed[unit] += (
-                        first * _number(values[at, unit])
-                        + second * _number(values[at + 1, unit])
-                        + third * _number(values[at + 2, unit])
-                        + fourth * _number(values[at + 3, unit])
+                        first * _to_number(values[at, unit])
+                        + second * _to_number(values[at + 1, unit])
+                        + third * _to_number(values[at + 2, unit])
+                        + fourth * _to_number(values[at + 3, unit])
                     )
             for at in range(length // 4 * 4, length):
                 first = weights[at]
                 for unit in range(units):
-                    mixed[unit] += first * _number(values[at, unit])
+                    mixed[unit] += first * _to_number(values[at, unit])
             for unit in range(units):
                 out[row, head * units + unit] = mixed[unit] / total
 
 
 @register_jitable
-def _turn(own: Any, cos: Any, sin: Any, scale: Any, turned: Any) -> None:
-    """``sasrec.model.rotate`` of one token in a head, times scale; an odd unit is not turned."""
+def _rotate(own: Any, cos: Any, sin: Any, scale: Any, rotated: Any) -> None:
+    """Rotate one token in a head as ``sasrec.model.rotate`` does, times scale; an odd last unit is only scaled."""
     half = len(own) // 2
     for unit in range(half):
         one, two = own[unit] * scale, own[half + unit] * scale
-        turned[unit] = one * cos[unit] + two * sin[unit]
-        turned[half + unit] = two * cos[half + unit] + one * sin[half + unit]
+        rotated[unit] = one * cos[unit] + two * sin[unit]
+        rotated[half + unit] = two * cos[half + unit] + one * sin[half + unit]
     for unit in range(2 * half, len(own)):
-        turned[unit] = own[unit] * scale
+        rotated[unit] = own[unit] * scale
 
 
 @register_jitable
@@ -417,29 +451,29 @@ def _gelu(x: Any) -> None:
             own[at] = own[at] * _normal_cdf(own[at])
 
 
-def _number(kept: Any) -> Any:
-    """What to calculate with: a number as it is, or what uint16 says of float16."""
+def _to_number(stored: Any) -> Any:
+    """Return a stored number: itself, or the float16 whose bits a uint16 is."""
 
 
-@overload(_number, inline="always", strict=False)
-def _(kept: Any) -> Any:
-    if kept != types.uint16:
-        return lambda kept: kept
+@overload(_to_number, inline="always", strict=False)
+def _(stored: Any) -> Any:
+    if stored != types.uint16:
+        return lambda stored: stored
 
-    def widened(kept: Any) -> Any:
-        # exponent and mantissa where float32 has them, and 112 added to the exponent by a product: exact
-        half = np.uint32(kept)
+    def widened(stored: Any) -> Any:
+        # place exponent and mantissa where float32 has them, and raise the exponent by 112 with a product: exact
+        half = np.uint32(stored)
         bits = ((half & np.uint32(0x7FFF)) << np.uint32(13)) | ((half & np.uint32(0x8000)) << np.uint32(16))
         return np.uint32(bits).view(np.float32) * np.float32(2.0**112)
 
     return widened
 
 
-def _kept(number: Any, like: Any) -> Any:
-    """What to keep of a number, ``like`` what is kept already: as it is, or uint16 for float16."""
+def _to_stored(number: Any, like: Any) -> Any:
+    """Return a number in the type of ``like``: itself, or the bits of a float16 as uint16."""
 
 
-@overload(_kept, strict=False)
+@overload(_to_stored, strict=False)
 def _(number: Any, like: Any) -> Any:
     if like != types.uint16:
         return lambda number, like: number
@@ -447,8 +481,8 @@ def _(number: Any, like: Any) -> Any:
     def narrowed(number: Any, like: Any) -> Any:
         bits = np.float32(number).view(np.uint32)
         size = np.uint32(min(bits & np.uint32(0x7FFFFFFF), np.uint32(0x477FE000)))  # 65504 is the largest
-        # half a float16's last digit added, less where the digit before is even; below 2**-14, where float16 has fewer
-        # digits, float32 rounds to as many once 0.5 is added
+        # round to nearest, ties to even: add half of float16's last digit, less if the digit before is even; below
+        # 2**-14, where float16 has fewer digits, adding 0.5 makes float32 round to as many
         digit = (size >> np.uint32(13)) & np.uint32(1)
         usual = np.uint32(np.uint32(size - np.uint32(0x38000000)) + np.uint32(0xFFF) + digit) >> np.uint32(13)
         small = np.float32(size.view(np.float32) + np.float32(0.5)).view(np.uint32) - np.uint32(0x3F000000)
@@ -460,7 +494,7 @@ def _(number: Any, like: Any) -> Any:
 
 
 def _normal_cdf(x: Any) -> Any:
-    """The share of a standard normal distribution below x."""
+    """Return the share of a standard normal distribution below x."""
 
 
 @overload(_normal_cdf, strict=False)
@@ -481,7 +515,7 @@ def _(x: Any) -> Any:
 
 
 def _exp(x: Any) -> Any:
-    """The exponential of what is at most 0."""
+    """Return the exponential of a number that is at most 0."""
 
 
 @overload(_exp, inline="always", strict=False)
@@ -490,8 +524,8 @@ def _(x: Any) -> Any:
         return lambda x: math.exp(x)
 
     def vectorised(x: Any) -> Any:
-        # 2 to a whole number, put into the exponent, times e to what is left, within 0.35: a Taylor series is as
-        # exact as float32 there; the library's function is called number by number, in ten times the time
+        # e**x = 2**whole, written into the exponent, times e**rest with |rest| < 0.35, where this Taylor series is as
+        # exact as float32. The library's function is called number by number, which takes ten times as long.
         doublings = max(x * np.float32(1.4426950408889634), np.float32(-126.0))
         whole = np.floor(doublings + np.float32(0.5))
         rest = (doublings - whole) * np.float32(0.6931471805599453)
@@ -521,52 +555,55 @@ def _rank(hidden: Any, items: Any, bias: Any, excluded: Any, ends: Any, values: 
 
 @register_jitable
 def _top_k(scores: Any, values: Any, indices: Any) -> None:
-    """Any k columns' best are k scores: what is below the least of the best of them is not looked at twice."""
+    """Find the k best scores of each row.
+
+    The k-th largest column maximum is a lower bound of the k-th best score; blocks below it are skipped.
+    """
     count, k = scores.shape[1], values.shape[1]
-    least = scores.dtype.type(-np.inf)
-    best_of = np.empty(COLUMNS, scores.dtype)
-    promising = np.empty(count // NEIGHBOURS + 1, np.int64)  # where neighbours begin of which one is large enough
+    lowest = scores.dtype.type(-np.inf)
+    column_max = np.empty(COLUMNS, scores.dtype)
+    candidates = np.empty(count // BLOCK + 1, np.int64)  # blocks with a score above the bound
     for row in range(len(scores)):
-        own, best, where = scores[row], values[row], indices[row]
-        enough = least
+        row_scores, best, where = scores[row], values[row], indices[row]
+        bound = lowest
         if count >= COLUMNS:
             for column in range(COLUMNS):
-                best_of[column] = own[column]
+                column_max[column] = row_scores[column]
             for line in range(1, count // COLUMNS):
                 for column in range(COLUMNS):
-                    score = own[line * COLUMNS + column]
-                    best_of[column] = score if score > best_of[column] else best_of[column]
-            _clear(best, where, least)
+                    score = row_scores[line * COLUMNS + column]
+                    column_max[column] = score if score > column_max[column] else column_max[column]
+            _clear(best, where, lowest)
             for column in range(COLUMNS):
-                if best_of[column] > best[k - 1]:
-                    _insert(best, where, best_of[column], column)
-            enough = best[k - 1]
-        _clear(best, where, least)
+                if column_max[column] > best[k - 1]:
+                    _insert(best, where, column_max[column], column)
+            bound = best[k - 1]
+        _clear(best, where, lowest)
         found = 0
-        for block in range(count // NEIGHBOURS):
-            large = False
-            for neighbour in range(NEIGHBOURS):
-                large |= own[block * NEIGHBOURS + neighbour] >= enough
-            promising[found] = block
-            found += large
-        for block in promising[:found]:
-            for at in range(block * NEIGHBOURS, (block + 1) * NEIGHBOURS):
-                if own[at] > best[k - 1]:
-                    _insert(best, where, own[at], at)
-        for at in range(count // NEIGHBOURS * NEIGHBOURS, count):
-            if own[at] > best[k - 1]:
-                _insert(best, where, own[at], at)
+        for block in range(count // BLOCK):
+            reaches = False
+            for offset in range(BLOCK):
+                reaches |= row_scores[block * BLOCK + offset] >= bound
+            candidates[found] = block
+            found += reaches
+        for block in candidates[:found]:
+            for at in range(block * BLOCK, (block + 1) * BLOCK):
+                if row_scores[at] > best[k - 1]:
+                    _insert(best, where, row_scores[at], at)
+        for at in range(count // BLOCK * BLOCK, count):
+            if row_scores[at] > best[k - 1]:
+                _insert(best, where, row_scores[at], at)
 
 
 @register_jitable
-def _clear(best: Any, where: Any, least: Any) -> None:
+def _clear(best: Any, where: Any, lowest: Any) -> None:
     for place in range(len(best)):
-        best[place], where[place] = least, 0
+        best[place], where[place] = lowest, 0
 
 
 @register_jitable
 def _insert(best: Any, where: Any, score: Any, at: Any) -> None:
-    """Put a score into its place among the best, behind equal ones, and its index."""
+    """Insert a score and its index among the best, behind equal scores."""
     place = len(best) - 1
     while place > 0 and best[place - 1] < score:
         best[place], where[place] = best[place - 1], where[place - 1]

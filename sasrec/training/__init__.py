@@ -1,1 +1,1 @@
-"""Training: configuration, objectives, the loop."""
+"""Training: its configuration, the estimators' arguments, the objectives, the loop, warm starts, results and plots."""

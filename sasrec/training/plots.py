@@ -1,4 +1,4 @@
-"""The one place that needs matplotlib, which nobody has to install."""
+"""The only module that imports matplotlib, an optional dependency."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def new_figure(width_in: float, height_in: float) -> Figure:
-    """An empty figure that can be saved; no window, no global state.
+    """Return an empty figure that can be saved; it opens no window and changes no global state.
 
     Raises:
         ImportError: matplotlib is not installed.

@@ -26,6 +26,7 @@ from sasrec import (
     Interactions,
     ItemVocab,
     Metrics,
+    ModelMetadata,
     SASRec,
     SASRecConfig,
     SavedModel,
@@ -33,12 +34,12 @@ from sasrec import (
     TrainConfig,
     TrainingError,
     evaluate,
-    grown,
+    resize_model,
     train,
 )
 from sasrec.data.sequences import Indices
 from sasrec.evaluation.baselines import MarkovChain, Popularity
-from sasrec.training.train import Loss
+from sasrec.training.objectives import Loss
 from streamrec.archive.segments import EventArchive
 from streamrec.errors import RegistryError, RetrainError, RetrainStopped
 from streamrec.registry import Registry
@@ -121,7 +122,7 @@ def retrain(settings: Settings, *, progress: bool = False, stop: Callable[[], bo
     challenger = SavedModel(model, begin.vocab, {}, "challenger")
     report = judge(challenger, champion, sessions(events, gap_ms), len(new), settings.lists.filter_seen)
     reason = refusal(report, settings.retrain.gate_tolerance)
-    metadata = {
+    metadata: ModelMetadata = {
         "validation": validation.as_dict() if validation else {},
         "report": report,
         "mode": mode,
@@ -210,7 +211,7 @@ def _fit(
         held = np.diff(sequences.offsets) - np.diff(rest.offsets)
         new_events = np.array([counts[user] for user in sequences.user_ids], np.int64) - held
     config = replace(config, num_items=len(begin.vocab))
-    initial = None if begin.champion is None else grown(begin.champion, config, rest)
+    initial = None if begin.champion is None else resize_model(begin.champion, config, rest)
     try:
         model, result = train(
             config,

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
 
-from sasrec import Engine, ItemVocab, ModelDirectoryError, SavedModel, load_model
+from sasrec import Engine, ItemVocab, ModelDirectoryError, ModelMetadata, SavedModel, load_model
 from streamrec.errors import SettingsError
 from streamrec.registry import Registry
 from streamrec.setting_groups import InferenceSettings
@@ -48,7 +47,7 @@ class ServedModel:
 
     engine: Engine
     max_len: int
-    metadata: Mapping[str, Any]
+    metadata: ModelMetadata
 
     @classmethod
     def open(cls, settings: Settings) -> Self:

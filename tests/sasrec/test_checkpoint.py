@@ -1,4 +1,4 @@
-"""Model directories: save = load, every damage is noticed and named, replacement leaves all or nothing."""
+"""Model directories: save = load, every damage is detected and named, a replacement is all or nothing."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def saved(tmp_path: Path) -> Path:
 
 
 def sign_again(path: Path) -> None:
-    """What a careless or hostile hand would do after changing a file: make the hashes fit."""
+    """Make the hashes fit changed files, as a careless or hostile person would."""
     hashes = {name: hashlib.sha256((path / name).read_bytes()).hexdigest() for name in FILES}
     version = hashlib.sha256("".join(hashes[name] for name in FILES[:3]).encode()).hexdigest()[:12]
     manifest = {"format": 1, "version": version, "sha256": hashes}
@@ -76,7 +76,7 @@ def refuses(path: Path, *words: str) -> None:
 
 @pytest.mark.parametrize("position", ["rope", "learned"])
 @pytest.mark.parametrize(("num_blocks", "num_heads"), [(1, 1), (3, 2)])
-def test_a_loaded_model_answers_bit_for_bit_as_the_saved_one(
+def test_a_loaded_model_equals_the_saved_one_bit_for_bit(
     tmp_path: Path, position: str, num_blocks: int, num_heads: int
 ) -> None:
     model = make_model(position=position, num_blocks=num_blocks, num_heads=num_heads, dropout_rate=0.4)
@@ -93,13 +93,13 @@ def test_a_loaded_model_answers_bit_for_bit_as_the_saved_one(
     assert Engine(loaded.model, loaded.vocab).recommend(sequences) == Engine(model, make_vocab()).recommend(sequences)
 
 
-def test_a_directory_given_as_text_and_in_folders_that_do_not_exist_yet(tmp_path: Path) -> None:
+def test_a_path_may_be_text_and_its_folders_are_created(tmp_path: Path) -> None:
     path = f"{tmp_path}/one/two/model"
     version = save_model(path, make_model(), make_vocab())
     assert load_model(path).version == load_model(Path(path)).version == version
 
 
-def test_the_version_names_the_content_and_nothing_else(tmp_path: Path) -> None:
+def test_the_version_depends_on_the_content_only(tmp_path: Path) -> None:
     def version(name: str, model: SASRec, vocab: ItemVocab, metadata: dict[str, Any] | None = None) -> str:
         return save_model(tmp_path / name, model, vocab, metadata)
 
@@ -115,7 +115,7 @@ def test_the_version_names_the_content_and_nothing_else(tmp_path: Path) -> None:
     assert len({one, *others}) == 5
 
 
-def test_nothing_is_left_beside_the_directory_and_all_its_files_are_signed(saved: Path) -> None:
+def test_no_temporary_files_remain_and_all_files_are_signed(saved: Path) -> None:
     assert [path.name for path in saved.parent.iterdir()] == ["model"]
     assert sorted(path.name for path in saved.iterdir()) == sorted(ALL_FILES)
     assert sorted(json.loads((saved / MANIFEST).read_text())["sha256"]) == sorted(FILES)
@@ -126,14 +126,14 @@ def test_nothing_is_left_beside_the_directory_and_all_its_files_are_signed(saved
 
 @settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(name=st.sampled_from(ALL_FILES), where=st.floats(0, 1, exclude_max=True), flip=st.integers(1, 255))
-def test_one_changed_byte_anywhere_is_noticed(saved: Path, name: str, where: float, flip: int) -> None:
+def test_one_changed_byte_anywhere_is_detected(saved: Path, name: str, where: float, flip: int) -> None:
     good = (saved / name).read_bytes()
     at = int(where * len(good))
     bad = good[:at] + bytes([good[at] ^ flip]) + good[at + 1 :]
     (saved / name).write_bytes(bad)
     try:
         if name == MANIFEST and _same_json(good, bad):
-            load_model(saved)  # one white space for another says the same
+            load_model(saved)  # only white space changed
         else:
             refuses(saved, name)
     finally:
@@ -159,7 +159,7 @@ def test_every_single_bit_of_the_manifest_matters(saved: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ALL_FILES)
-def test_a_file_cut_short_lengthened_or_missing_is_noticed(saved: Path, name: str) -> None:
+def test_a_file_cut_short_lengthened_or_missing_is_detected(saved: Path, name: str) -> None:
     good = (saved / name).read_bytes()
     for bad in (good[: len(good) // 2], good[:1], b"", good + b"x"):
         (saved / name).write_bytes(bad)
@@ -183,12 +183,12 @@ def test_a_file_cut_short_lengthened_or_missing_is_noticed(saved: Path, name: st
         ("[" * 100_000, ["is damaged", MANIFEST]),
     ],
 )
-def test_a_manifest_that_is_none_is_refused(saved: Path, content: str, words: list[str]) -> None:
+def test_an_invalid_manifest_is_refused(saved: Path, content: str, words: list[str]) -> None:
     (saved / MANIFEST).write_text(content)
     refuses(saved, *words)
 
 
-def test_a_missing_directory_a_file_and_a_foreign_directory_are_named(tmp_path: Path) -> None:
+def test_a_missing_directory_a_file_and_another_directory_are_named(tmp_path: Path) -> None:
     refuses(tmp_path / "nowhere", "there is no model directory at", "sasrec train FILE --out")
     (tmp_path / "file").write_text("x")
     refuses(tmp_path / "file", "there is no model directory at")
@@ -290,9 +290,9 @@ def test_a_pickle_in_the_place_of_the_weights_is_never_opened(saved: Path) -> No
     refuses(saved, "does not hold a model this version can read")
 
 
-def test_no_module_of_the_package_knows_pickle() -> None:
-    modules = sorted(Path(sasrec.__file__).parent.glob("*.py"))
-    assert len(modules) > 5
+def test_no_module_of_the_package_uses_pickle() -> None:
+    modules = sorted(Path(sasrec.__file__).parent.rglob("*.py"))
+    assert len(modules) > 25
     for module in modules:
         for node in ast.walk(ast.parse(module.read_text())):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
@@ -309,7 +309,7 @@ def test_a_file_that_cannot_be_read_is_a_model_directory_error(saved: Path, monk
     refuses(saved, "Permission denied", MANIFEST)
 
 
-def test_files_exchanged_between_two_good_models_are_noticed(saved: Path) -> None:
+def test_files_exchanged_between_two_good_models_are_detected(saved: Path) -> None:
     other = saved.with_name("other")
     save_model(other, make_model(seed=1), make_vocab())
     for name in ("model.safetensors", MANIFEST):
@@ -320,7 +320,7 @@ def test_files_exchanged_between_two_good_models_are_noticed(saved: Path) -> Non
 
 
 class ReplacedMeanwhile:
-    """Path.read_bytes during which, after the n-th file, another process replaces the model."""
+    """A Path.read_bytes after whose n-th call another process replaces the model."""
 
     def __init__(self, path: Path, nth: int) -> None:
         self._path, self._left, self._inner = path, nth, Path.read_bytes
@@ -334,7 +334,7 @@ class ReplacedMeanwhile:
 
 
 @pytest.mark.parametrize("nth", range(1, 6))
-def test_a_model_replaced_while_it_is_read_is_never_mixed_from_both(
+def test_a_model_replaced_during_a_read_is_never_a_mixture(
     saved: Path, monkeypatch: pytest.MonkeyPatch, nth: int
 ) -> None:
     old = load_model(saved)
@@ -342,7 +342,7 @@ def test_a_model_replaced_while_it_is_read_is_never_mixed_from_both(
     monkeypatch.setattr(Path, "read_bytes", lambda path: replacing(path))
     if nth < 5:
         refuses(saved, "is damaged")
-    else:  # everything was read before
+    else:  # all files had been read
         loaded = load_model(saved)
         assert (loaded.version, loaded.vocab.ids) == (old.version, old.vocab.ids)
         assert all(map(torch.equal, loaded.model.state_dict().values(), old.model.state_dict().values()))
@@ -353,7 +353,7 @@ def test_a_model_replaced_while_it_is_read_is_never_mixed_from_both(
 # --- writing
 
 
-def test_a_model_directory_is_replaced_whole_and_nothing_of_the_old_one_stays(saved: Path) -> None:
+def test_a_model_directory_is_replaced_as_a_whole(saved: Path) -> None:
     old = load_model(saved)
     new = save_model(saved, make_model(seed=1), make_vocab())
     loaded = load_model(saved)
@@ -363,7 +363,7 @@ def test_a_model_directory_is_replaced_whole_and_nothing_of_the_old_one_stays(sa
 
 
 class DiskFull:
-    """Path.rename or os.fsync that fails at its n-th call, as a full or dying disk does."""
+    """A Path.rename or os.fsync that fails at its n-th call, as on a full disk."""
 
     def __init__(self, inner: Callable[..., Any], nth: int) -> None:
         self._inner, self._left = inner, nth
@@ -376,7 +376,7 @@ class DiskFull:
 
 
 @pytest.mark.parametrize("nth", range(1, 7))
-def test_a_write_that_fails_leaves_the_old_model_and_no_litter(
+def test_a_write_that_fails_leaves_the_old_model_and_no_temporary_files(
     saved: Path, monkeypatch: pytest.MonkeyPatch, nth: int
 ) -> None:
     old = load_model(saved).version
@@ -402,7 +402,7 @@ def test_a_replacement_that_fails_half_way_leaves_the_old_model(
     assert [path.name for path in saved.parent.iterdir()] == ["model"]
 
 
-def test_what_is_not_a_model_directory_is_never_overwritten(tmp_path: Path) -> None:
+def test_only_model_directories_are_overwritten(tmp_path: Path) -> None:
     precious = tmp_path / "thesis"
     precious.mkdir()
     (precious / "chapter1.txt").write_text("words")
@@ -415,7 +415,7 @@ def test_what_is_not_a_model_directory_is_never_overwritten(tmp_path: Path) -> N
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "thesis"]
 
 
-def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+def test_a_path_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(ModelDirectoryError, match=f"cannot write the model directory {tmp_path}/file/model"):
         save_model(tmp_path / "file" / "model", make_model(), make_vocab())

@@ -1,4 +1,4 @@
-"""`sasrec train` and `sasrec evaluate`: what they print, and one clear line for every mistake."""
+"""`sasrec train` and `sasrec evaluate`: their output, and one clear line for every mistake."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sasrec.__main__ import main
 from sasrec.checkpoint import load_model
 from sasrec.inference.engine import Engine
 from sasrec.model import SASRecConfig
-from sasrec.training.train import TrainConfig
+from sasrec.training.config import TrainConfig
 
 SMALL = (
     *("--hidden-units", "16", "--num-blocks", "1", "--max-len", "8"),
@@ -29,7 +29,7 @@ SMALL = (
 
 @pytest.fixture(scope="module")
 def clicks(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Everybody walks around a circle of twelve items."""
+    """Write clicks of users who walk around a circle of twelve items."""
     path = tmp_path_factory.mktemp("data") / "clicks.csv"
     rows = [
         f"user{user},item{(user + step) % 12},{1_700_000_000_000 + step * 1000}"
@@ -42,7 +42,7 @@ def clicks(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def model(clicks: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Trained on everything but each user's last step."""
+    """Train a model on all steps except each user's last."""
     folder = tmp_path_factory.mktemp("models")
     lines = clicks.read_text().splitlines()
     (folder / "before.csv").write_text("\n".join(lines[:-24]))
@@ -51,16 +51,18 @@ def model(clicks: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def fails(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    """The one line on stderr."""
+    """Run a command that fails, and return its one line on stderr."""
     assert main([str(argument) for argument in arguments]) == 1
     out, err = capsys.readouterr()
     assert err.startswith("sasrec: ")
     assert err.count("\n") == 1, err
-    assert out.count("\n") <= 1, "at most what was read"
+    assert out.count("\n") <= 1, "at most the counts of the file"
     return err
 
 
-def test_train_says_what_it_read_and_wrote(clicks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_train_prints_the_counts_of_the_file_and_the_model(
+    clicks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["train", str(clicks), "--out", str(tmp_path / "m"), *SMALL, "--epochs", "2"]) == 0
     out, err = capsys.readouterr()
     first, second = out.splitlines()
@@ -74,7 +76,7 @@ def test_train_says_what_it_read_and_wrote(clicks: Path, tmp_path: Path, capsys:
     assert err == ""
 
 
-def test_the_model_directory_tells_how_it_was_made(clicks: Path, tmp_path: Path) -> None:
+def test_the_model_directory_contains_the_configuration_and_the_figures(clicks: Path, tmp_path: Path) -> None:
     assert main(["train", str(clicks), "--out", str(tmp_path / "m"), *SMALL, "--epochs", "1"]) == 0
     saved = load_model(tmp_path / "m")
     assert (saved.model.config.hidden_units, saved.model.config.num_blocks, saved.model.config.max_len) == (16, 1, 8)
@@ -84,7 +86,7 @@ def test_the_model_directory_tells_how_it_was_made(clicks: Path, tmp_path: Path)
     assert sorted(saved.vocab.ids) == sorted(f"item{n}" for n in range(12))
 
 
-def test_evaluate_judges_the_last_events_that_training_never_saw(
+def test_evaluate_ranks_the_last_events_which_training_never_saw(
     clicks: Path, model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["evaluate", str(clicks), "--model", str(model), "--k", "1", "5", "--json"]) == 0
@@ -96,18 +98,18 @@ def test_evaluate_judges_the_last_events_that_training_never_saw(
         }
 
 
-def test_baselines_stand_beside_the_model(clicks: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_baselines_are_listed_beside_the_model(clicks: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["evaluate", str(clicks), "--model", str(model), "--k", "1", "--baselines", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert list(report) == ["version", "model", "popularity", "Markov chain", "sequential rules"]
-    assert report["Markov chain"]["seen_kept"]["hr@1"] == 1.0, "after each item always comes the next"
+    assert report["Markov chain"]["seen_kept"]["hr@1"] == 1.0, "the next item always follows"
     assert report["popularity"]["seen_kept"]["hr@1"] < 0.2
     assert main(["evaluate", str(clicks), "--model", str(model), "--k", "1", "--baselines"]) == 0
     shown = capsys.readouterr().out.splitlines()
     assert [line.split("  ")[1].strip() for line in shown if line.startswith("  ")] == 2 * list(report)[1:]
 
 
-def test_sampled_candidates_are_easier_and_said_to_be_sampled(
+def test_sampled_candidates_are_easier_and_named_as_sampled(
     clicks: Path, model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = ["evaluate", str(clicks), "--model", str(model), "--k", "1", "--baselines", "--negatives"]
@@ -117,12 +119,12 @@ def test_sampled_candidates_are_easier_and_said_to_be_sampled(
     assert report["model"]["sampled"] == {"cases": 24, "hr@1": 1.0, "ndcg@1": 1.0, "mrr@1": 1.0}
     assert main([*command, "2"]) == 0
     assert "ranked against 2 random items" in capsys.readouterr().out
-    assert "50 random unseen items are asked for, but a user has only 3" in fails(capsys, *command, "50")
+    assert "50 random unseen items are needed, but a user has only 3" in fails(capsys, *command, "50")
 
 
 @pytest.fixture
 def rated(tmp_path: Path) -> Path:
-    """Everybody sees one item, then a good or a bad one, and rates them so."""
+    """Write ratings of users who see one item, then a good or a bad one."""
     then = (("bad", 1), ("good", 5))
     rows = [f"u{u},seed,1700000000000,4\nu{u},{then[u % 2][0]},1700000001000,{then[u % 2][1]}" for u in range(60)]
     path = tmp_path / "rated.csv"
@@ -160,7 +162,7 @@ def test_outcomes_can_be_learned_from(rated: Path, tmp_path: Path, loss: str, sc
     assert score["good"] > score["bad"] + 0.5
 
 
-def test_outcomes_out_of_range_or_missing_are_told(
+def test_outcomes_out_of_range_or_missing_are_refused(
     rated: Path, clicks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     train = ["--out", str(tmp_path / "m"), "--loss", "bce", "--outcomes", "1", "--hold-out", "0"]
@@ -168,9 +170,7 @@ def test_outcomes_out_of_range_or_missing_are_told(
     assert "clicks.csv:2: the row has no outcome or rating" in fails(capsys, "train", clicks, *train)
 
 
-def test_evaluate_prints_a_table_of_the_same_figures(
-    clicks: Path, model: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_evaluate_prints_the_figures_as_a_table(clicks: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["evaluate", str(clicks), "--model", str(model), "--k", "1"]) == 0
     assert capsys.readouterr().out.splitlines() == [
         f"model {load_model(model).version}: the last event of 24 users, ranked against all 12 items",
@@ -183,7 +183,7 @@ def test_evaluate_prints_a_table_of_the_same_figures(
     ]
 
 
-def test_hold_out_decides_how_many_last_events_are_kept_back(
+def test_hold_out_sets_the_number_of_held_out_events(
     clicks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     validated = {}
@@ -212,16 +212,14 @@ def test_holding_out_two_trains_and_validates_as_if_the_last_event_were_not_in_t
     assert not torch.equal(one, other)
 
 
-def test_the_same_command_gives_the_same_version(clicks: Path, tmp_path: Path) -> None:
+def test_equal_commands_give_equal_versions(clicks: Path, tmp_path: Path) -> None:
     for name, seed in (("a", "1"), ("b", "1"), ("c", "2")):
         assert main(["train", str(clicks), "--out", str(tmp_path / name), *SMALL, "--epochs", "1", "--seed", seed]) == 0
     one, again, other = (load_model(tmp_path / name).version for name in "abc")
     assert one == again != other
 
 
-def test_rare_users_and_items_are_dropped_where_asked_for(
-    clicks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_rare_users_and_items_can_be_dropped(clicks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     more = tmp_path / "more.csv"
     more.write_text(clicks.read_text() + "passer-by,item1,1\nuser1,rare,2\n")
     flags = ["--epochs", "1", "--min-user-events", "3", "--min-item-events", "2"]
@@ -229,7 +227,7 @@ def test_rare_users_and_items_are_dropped_where_asked_for(
     assert capsys.readouterr().out.startswith("216 events, 24 users, 12 items\n")
 
 
-def test_the_help_tells_every_hyper_parameter_with_its_default(
+def test_the_help_lists_every_hyper_parameter_with_its_default(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "300")
@@ -237,12 +235,13 @@ def test_the_help_tells_every_hyper_parameter_with_its_default(
         main(["train", "--help"])
     text = " ".join(capsys.readouterr().out.split())
     for spec in (*fields(SASRecConfig)[1:], *fields(TrainConfig)):
-        if spec.name == "replay":  # of training a model on, which this command does not
+        if spec.name == "replay":  # this command does not train models further
             continue
         default = "" if spec.default is None else f" [{spec.default}]"
-        said = re.escape(spec.metadata["help"] + default)
+        shown = re.escape(spec.metadata["help"] + default)
         assert re.search(
-            rf"--{spec.name.replace('_', '-')} \S+ {said}|, --no-{spec.name.replace('_', '-')} {said}", text
+            rf"--{spec.name.replace('_', '-')} \S+ {shown}|, --no-{spec.name.replace('_', '-')} {shown}",
+            text,
         ), spec.name
 
 
@@ -295,7 +294,7 @@ def test_a_flag_that_cannot_be_read_ends_with_status_2(
         ("thesis.txt/model", "cannot write the model directory"),
     ],
 )
-def test_a_destination_that_cannot_be_is_refused_before_the_training(
+def test_an_impossible_destination_is_refused_before_the_training(
     clicks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], out: str, message: str
 ) -> None:
     (tmp_path / "thesis.txt").write_text("words")
@@ -306,7 +305,7 @@ def test_a_destination_that_cannot_be_is_refused_before_the_training(
     assert (tmp_path / "thesis.txt").read_text() == "words"
 
 
-def test_data_from_which_nothing_can_be_learned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_data_without_anything_to_learn_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "clicks.csv").write_text("user_id,item_id\nu,a\nu,b\nv,a\nv,b\n")
     message = fails(capsys, "train", tmp_path / "clicks.csv", "--out", tmp_path / "m")
     assert "no user has two or more known events" in message
@@ -363,7 +362,7 @@ def test_data_of_another_catalogue_and_a_cut_off_below_1(
     assert "k=0: must be at least 1" in fails(capsys, "evaluate", clicks, "--model", model, "--k", "0")
 
 
-def test_an_interrupt_is_no_traceback(
+def test_an_interrupt_ends_without_a_traceback(
     clicks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted(*_: object, **__: object) -> None:
@@ -382,7 +381,9 @@ def test_the_commands_run_as_processes(clicks: Path, tmp_path: Path) -> None:
     trained = run("train", clicks, "--out", tmp_path / "m", *SMALL, "--epochs", "2")
     assert trained.returncode == 0
     epoch = r"epoch %d: loss \d\.\d{4}, validation NDCG@10 [01]\.\d{4}\n"
-    assert re.fullmatch(epoch % 1 + epoch % 2, trained.stderr), "a line an epoch where there is no terminal for a bar"
+    assert re.fullmatch(epoch % 1 + epoch % 2, trained.stderr), (
+        "a line per epoch where there is no terminal for a progress bar"
+    )
     failed = run("evaluate", clicks, "--model", tmp_path / "nowhere")
     assert (failed.returncode, failed.stdout) == (1, "")
     assert failed.stderr.count("\n") == 1

@@ -1,4 +1,4 @@
-"""The estimators and the recommender: provably right answers, the same ones however they are asked for."""
+"""The estimators and the recommender: provably right answers, equal for every way to call them."""
 
 from __future__ import annotations
 
@@ -32,14 +32,22 @@ from sasrec import (
 
 ITEMS = 12
 QUICK: dict[str, Any] = {
-    "hidden_units": 16, "num_blocks": 1, "max_len": 8, "epochs": 40, "batch_size": 8, "learning_rate": 0.01,
-    "dropout_rate": 0.0, "early_stopping_patience": None, "device": "cpu", "loss": "cross_entropy",
-}  # fmt: skip
+    "hidden_units": 16,
+    "num_blocks": 1,
+    "max_len": 8,
+    "epochs": 40,
+    "batch_size": 8,
+    "learning_rate": 0.01,
+    "dropout_rate": 0.0,
+    "early_stopping_patience": None,
+    "device": "cpu",
+    "loss": "cross_entropy",
+}
 Frame = pd.DataFrame
 
 
 def frame(rows: list[tuple[Any, Any]], outcomes: list[float] | None = None, start: int = 0) -> Frame:
-    """Clicks a second apart, in the order given."""
+    """Make a frame of clicks, a second apart, in this order."""
     columns = {
         "USER_ID": [user for user, _ in rows],
         "ITEM_ID": [item for _, item in rows],
@@ -49,12 +57,12 @@ def frame(rows: list[tuple[Any, Any]], outcomes: list[float] | None = None, star
 
 
 def circle(name: Callable[[int], Any] = lambda n: f"i{n}", steps: int = 9) -> Frame:
-    """After item n always comes item n + 1, after the last the first."""
+    """Item n + 1 always follows item n, and the first item the last."""
     return frame([(f"u{start}", name((start + step) % ITEMS)) for step in range(steps) for start in range(ITEMS)])
 
 
 def checkerboard() -> Frame:
-    """Half of the users click the even items only, the others the odd ones, in random order."""
+    """Half of the users click only even items, the others only odd ones, in random order."""
     rng = random.Random(1)
     return frame([(f"u{user}", user % 2 + 2 * rng.randrange(ITEMS // 2)) for _ in range(12) for user in range(40)])
 
@@ -71,14 +79,33 @@ def on_circle() -> SASRecClassifierEstimator:
 # --- hyper-parameters
 
 
-def test_the_defaults_are_the_references() -> None:
+def test_the_defaults_are_scikit_recs() -> None:
     assert SASRecClassifierEstimator().get_params() == {
-        "hidden_units": 50, "num_blocks": 2, "num_heads": 1, "dropout_rate": 0.2, "num_negatives": 1, "max_len": 50,
-        "learning_rate": 0.001, "epochs": 200, "batch_size": 128, "weight_decay": 0.0, "early_stopping_patience": 5,
-        "restore_best_weights": True, "random_state": 42, "device": None, "verbose": 0,
-        "loss": "bce", "position": "learned", "scale_embeddings": False, "item_dropout_rate": 0.0,
-        "reminder": 0.0, "windows": "all", "skip_seen": False, "ema_decay": 0.0, "autocast": False,
-    }  # fmt: skip
+        "hidden_units": 50,
+        "num_blocks": 2,
+        "num_heads": 1,
+        "dropout_rate": 0.2,
+        "num_negatives": 1,
+        "max_len": 50,
+        "learning_rate": 0.001,
+        "epochs": 200,
+        "batch_size": 128,
+        "weight_decay": 0.0,
+        "early_stopping_patience": 5,
+        "restore_best_weights": True,
+        "random_state": 42,
+        "device": None,
+        "verbose": 0,
+        "loss": "bce",
+        "position": "learned",
+        "scale_embeddings": False,
+        "item_dropout_rate": 0.0,
+        "reminder": 0.0,
+        "windows": "all",
+        "skip_seen": False,
+        "ema_decay": 0.0,
+        "autocast": False,
+    }
     assert SASRecRegressorEstimator().get_params() == SASRecClassifierEstimator(loss="mse").get_params()
 
 
@@ -94,7 +121,7 @@ def test_scikit_learn_can_copy_and_change_it(kind: Any) -> None:
         copy.set_params(maxlen=9)
 
 
-def test_a_wrong_hyper_parameter_is_told_at_fit() -> None:
+def test_a_wrong_hyper_parameter_is_refused_by_fit() -> None:
     with pytest.raises(ValueError, match="hidden_units=0"):
         fitted(hidden_units=0)
     with pytest.raises(ValueError, match="loss='hinge'"):
@@ -118,7 +145,7 @@ def test_the_shape_follows_the_size_of_the_catalogue(n_items: int, shape: tuple[
 
 @pytest.mark.parametrize("position", ["learned", "rope"])
 @pytest.mark.parametrize("loss", ["bce", "gbce", "info_nce", "cross_entropy", "sampled_softmax"])
-def test_what_always_follows_is_recommended_first(loss: Any, position: Any) -> None:
+def test_an_item_that_always_follows_is_recommended_first(loss: Any, position: Any) -> None:
     estimator = fitted(loss=loss, position=position, num_negatives=8, epochs=60)
     histories = [[f"i{(start + step) % ITEMS}" for step in range(4)] for start in range(ITEMS)]
     recs = estimator.recommend(histories, 1)
@@ -126,7 +153,7 @@ def test_what_always_follows_is_recommended_first(loss: Any, position: Any) -> N
     assert recs[:, 0].tolist() == [f"i{(start + 4) % ITEMS}" for start in range(ITEMS)]
 
 
-def test_on_a_checkerboard_everybody_gets_his_own_colour() -> None:
+def test_on_a_checkerboard_all_users_get_their_own_colour() -> None:
     estimator = fitted(checkerboard(), epochs=30)
     recs = estimator.recommend([[0, 2, 4], [5, 3, 1]], 3)
     assert isinstance(recs, np.ndarray)
@@ -135,7 +162,7 @@ def test_on_a_checkerboard_everybody_gets_his_own_colour() -> None:
     assert set(similar) == {0, 2, 6, 8, 10}
 
 
-def test_ratings_order_what_follows_equally_often() -> None:
+def test_ratings_order_items_that_follow_equally_often() -> None:
     rows = [(f"u{n}", item) for n in range(120) for item in ("seed", ("bad", "fair", "good")[n % 3])]
     rated = frame(rows, [x for n in range(120) for x in (3.0, (1.0, 3.0, 5.0)[n % 3])])
     estimator = SASRecRegressorEstimator(**(QUICK | {"loss": "mse", "num_negatives": 0})).fit(rated)
@@ -151,10 +178,10 @@ def test_events_before_the_newest_max_len_are_trained_on_too() -> None:
     assert estimator.recommend([["x"]], 1).tolist() == [["y"]]  # type: ignore[union-attr]
 
 
-# --- however it is asked
+# --- every way to call it
 
 
-def test_a_batch_gives_what_its_histories_give_alone(on_circle: SASRecClassifierEstimator) -> None:
+def test_a_batch_equals_its_histories_one_by_one(on_circle: SASRecClassifierEstimator) -> None:
     histories = [["i1", "i2"], ["i7"], [f"i{n}" for n in range(12)], ["who?", "i3"], ["who?"], []]
     together = on_circle.recommend(histories, 5, return_scores=True)
     for row, history in enumerate(histories):
@@ -164,7 +191,7 @@ def test_a_batch_gives_what_its_histories_give_alone(on_circle: SASRecClassifier
 
 
 @pytest.mark.parametrize("kind", [SASRecClassifierEstimator, SASRecRegressorEstimator])
-def test_saved_and_loaded_it_answers_the_same(kind: Any, tmp_path: Path) -> None:
+def test_a_loaded_estimator_equals_the_saved_one(kind: Any, tmp_path: Path) -> None:
     estimator = kind(**(QUICK | {"epochs": 3, "loss": "mse"})).fit(circle(lambda n: n))
     version = estimator.save(tmp_path / "model")
     assert len(version) == 12
@@ -181,7 +208,7 @@ def test_saved_and_loaded_it_answers_the_same(kind: Any, tmp_path: Path) -> None
         other.pop().load(tmp_path / "model")
 
 
-def test_the_same_seed_gives_the_same_model_and_nobodys_random_state_changes() -> None:
+def test_equal_seeds_give_equal_models_and_no_global_random_state_changes() -> None:
     np.random.seed(5)
     torch.manual_seed(5)
     random.seed(5)
@@ -193,7 +220,7 @@ def test_the_same_seed_gives_the_same_model_and_nobodys_random_state_changes() -
     assert first.scores(histories).tolist() == second.scores(histories).tolist() != other.scores(histories).tolist()
 
 
-def test_fitting_again_begins_again_and_fitting_on_goes_on() -> None:
+def test_fit_starts_anew_and_partial_fit_continues() -> None:
     estimator = fitted(epochs=5)
     once = estimator.scores([["i1"]])
     assert estimator.fit(circle()).scores([["i1"]]).tolist() == once.tolist()
@@ -203,7 +230,7 @@ def test_fitting_again_begins_again_and_fitting_on_goes_on() -> None:
     assert estimator.history.epochs[0].loss < loss_before
 
 
-def test_fitting_on_learns_new_items_and_keeps_old_ones() -> None:
+def test_partial_fit_learns_new_items_and_does_not_forget_old_ones() -> None:
     estimator = fitted(epochs=60)
     new = frame([(f"n{n}", item) for n in range(30) for item in ("i3", "new one", "i7")])
     estimator.set_params(epochs=20).partial_fit(new)
@@ -214,7 +241,7 @@ def test_fitting_on_learns_new_items_and_keeps_old_ones() -> None:
         estimator.set_params(hidden_units=8).partial_fit(new)
 
 
-def test_items_stay_integers_only_while_all_data_give_them_as_such() -> None:
+def test_item_ids_are_integers_only_while_all_data_have_integers() -> None:
     estimator = fitted(circle(lambda n: n), epochs=1)
     assert estimator.item_ids == list(range(ITEMS))
     estimator.partial_fit(frame([("a", "1"), ("a", "new"), ("a", "2")]))
@@ -253,7 +280,7 @@ def test_seen_allowed_and_blocked_items(on_circle: SASRecClassifierEstimator) ->
     assert items(allow=[]) == [set(), set()]
 
 
-def test_fewer_allowed_items_than_asked_end_in_none(on_circle: SASRecClassifierEstimator) -> None:
+def test_rows_with_fewer_allowed_items_than_top_k_end_in_none(on_circle: SASRecClassifierEstimator) -> None:
     recs = on_circle.recommend([["i1"]], 4, allow=["i3", "i1"], return_scores=True)
     assert recs.item_ids[0].tolist() == ["i3", None, None, None]
     assert np.isneginf(recs.scores[0, 1:]).all()
@@ -268,7 +295,7 @@ def test_a_top_k_below_1_is_refused(on_circle: SASRecClassifierEstimator, top_k:
         on_circle.similar_items("i1", top_k)
 
 
-def test_unknown_items_are_left_out_and_who_has_no_other_gets_the_popular_ones(
+def test_unknown_items_are_left_out_and_users_without_known_items_get_popular_ones(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     popular = frame([(f"v{n}", item) for n in range(20) for item in ("hit", "second")])
@@ -285,14 +312,14 @@ def test_unknown_items_are_left_out_and_who_has_no_other_gets_the_popular_ones(
     assert estimator.recommend([["new"]], 1, block=["hit"]).tolist() == [["second"]]  # type: ignore[union-attr]
 
 
-def test_histories_that_are_none_are_refused(on_circle: SASRecClassifierEstimator) -> None:
+def test_invalid_histories_are_refused(on_circle: SASRecClassifierEstimator) -> None:
     with pytest.raises(ValueError, match="history 0 is 'i1'; give a list of item ids for each user"):
         on_circle.recommend(["i1"])
     with pytest.raises(ValueError, match="item 'nothing' is not among the 12 items"):
         on_circle.similar_items("nothing")
 
 
-def test_before_it_is_fitted_it_says_so() -> None:
+def test_an_estimator_that_is_not_fitted_is_an_error() -> None:
     for call in (lambda e: e.recommend([["a"]]), lambda e: e.similar_items("a"), lambda e: e.save("x")):
         with pytest.raises(ValueError, match="this SASRecClassifierEstimator is not fitted; call fit first"):
             call(SASRecClassifierEstimator())
@@ -307,12 +334,12 @@ def test_early_stopping_needs_validation_data() -> None:
 
 
 def later(steps: int = 1) -> Frame:
-    """What comes next on the circle."""
+    """Make a frame of the next steps on the circle."""
     rows = [(f"u{start}", f"i{(start + 9 + step) % ITEMS}") for step in range(steps) for start in range(ITEMS)]
     return frame(rows, start=1_000)
 
 
-def test_held_out_targets_alone_are_validated_and_the_best_weights_kept() -> None:
+def test_only_held_out_targets_are_validated_and_the_best_weights_returned() -> None:
     estimator = SASRecClassifierEstimator(**(QUICK | {"early_stopping_patience": 3, "epochs": 50}))
     estimator.fit(circle(), later())
     assert estimator.history is not None
@@ -325,7 +352,7 @@ def test_held_out_targets_alone_are_validated_and_the_best_weights_kept() -> Non
     assert len(estimator.history.epochs) < 50
 
 
-def test_validation_rows_that_were_trained_on_are_history_and_each_new_one_is_a_target() -> None:
+def test_validation_rows_in_the_training_data_are_history_and_each_new_row_is_a_target() -> None:
     def cases(valid: Frame) -> int:
         estimator = SASRecClassifierEstimator(**(QUICK | {"epochs": 1})).fit(circle(), valid)
         assert estimator.history is not None
@@ -351,7 +378,7 @@ def test_validation_data_without_a_target_are_refused(valid: Frame) -> None:
 
 
 @pytest.mark.parametrize("loss", ["bce", "cross_entropy"])
-def test_ratings_under_a_loss_of_labels_are_refused_by_column_and_row(loss: Any) -> None:
+def test_ratings_with_a_loss_for_labels_are_refused_by_column_and_row(loss: Any) -> None:
     rated = frame([("a", "x"), ("a", "y"), ("b", "x")], [1.0, 5.0, 0.0])
     with pytest.raises(
         ValueError, match=r"column OUTCOME, row 1: 5 is not between 0 and 1, .*SASRecRegressorEstimator"
@@ -359,7 +386,7 @@ def test_ratings_under_a_loss_of_labels_are_refused_by_column_and_row(loss: Any)
         fitted(rated, loss=loss)
 
 
-def test_interactions_outside_the_catalogue_are_left_out_and_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_interactions_outside_the_catalogue_are_left_out_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     catalogue = Frame({"ITEM_ID": [f"i{n}" for n in range(ITEMS)] + ["never clicked"]})
     data = pd.concat([circle(), frame([("u1", "retired"), ("u2", "retired")], start=500)])
     with caplog.at_level(logging.WARNING):
@@ -392,16 +419,19 @@ def test_the_documented_call_works(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("integers", [True, False])
-def test_users_come_back_in_the_order_of_their_first_row_with_ids_as_they_were_given(integers: bool) -> None:
+def test_users_are_returned_in_the_order_of_their_first_row_with_the_type_of_their_ids(integers: bool) -> None:
     def name(n: int) -> Any:
         return n if integers else f"{n:02}"
 
     ours = recommender(epochs=60)
     ours.train(interactions_ds=circle(name))
     rows = Frame(
-        {"USER_ID": [name(9), name(2), name(9), name(5)], "ITEM_ID": [name(4), name(7), name(3), name(0)],
-         "TIMESTAMP": [50, 10, 40, 10]}  # user 9 clicked 3 before 4
-    )  # fmt: skip
+        {
+            "USER_ID": [name(9), name(2), name(9), name(5)],
+            "ITEM_ID": [name(4), name(7), name(3), name(0)],
+            "TIMESTAMP": [50, 10, 40, 10],
+        }  # user 9 clicked 3 before 4
+    )
     recs = ours.recommend(interactions=rows, top_k=1, return_scores=True)
     assert recs.user_ids.tolist() == [name(9), name(2), name(5)]
     assert recs.item_ids[:, 0].tolist() == [name(5), name(8), name(1)]
@@ -413,7 +443,7 @@ def test_users_come_back_in_the_order_of_their_first_row_with_ids_as_they_were_g
     np.testing.assert_allclose(scored.scores.max(1), recs.scores[:, 0], atol=1e-5)
 
 
-def test_events_of_the_same_time_keep_the_order_of_their_rows() -> None:
+def test_simultaneous_events_are_ordered_like_their_rows() -> None:
     ours = recommender(epochs=60)
     ours.train(interactions_ds=circle())
     one_moment = frame([("a", "i3"), ("b", "i4"), ("a", "i4"), ("b", "i3")]).assign(TIMESTAMP=7)
@@ -422,7 +452,7 @@ def test_events_of_the_same_time_keep_the_order_of_their_rows() -> None:
     np.testing.assert_allclose([last_a, last_b], alone, atol=1e-5)
 
 
-def test_max_len_is_the_recommenders_and_a_mismatch_is_warned_of() -> None:
+def test_the_recommenders_max_len_counts_and_a_mismatch_is_a_warning() -> None:
     estimator = SASRecClassifierEstimator(**QUICK)
     with pytest.warns(UserWarning, match=r"SequentialRecommender\(max_len=4\) overrides max_len=8"):
         ours = SequentialRecommender(SequentialScorer(estimator), max_len=4)
@@ -436,7 +466,7 @@ def test_max_len_is_the_recommenders_and_a_mismatch_is_warned_of() -> None:
         SequentialRecommender(SequentialScorer(estimator), max_len=4)
 
 
-def test_a_recommender_is_saved_loaded_and_trained_on(tmp_path: Path) -> None:
+def test_a_recommender_can_be_saved_loaded_and_trained_further(tmp_path: Path) -> None:
     ours = recommender(epochs=40)
     ours.train(interactions_ds=circle())
     ours.save(tmp_path / "model")
@@ -462,7 +492,7 @@ def test_the_history_is_drawn(tmp_path: Path) -> None:
     assert (tmp_path / "history.png").stat().st_size > 1_000
 
 
-def test_a_progress_bar_is_drawn_when_asked_for(capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_progress_bar_is_drawn_with_verbose(capfd: pytest.CaptureFixture[str]) -> None:
     fitted(epochs=1)
     assert capfd.readouterr().out == ""
     fitted(epochs=2, verbose=1)

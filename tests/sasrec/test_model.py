@@ -1,4 +1,4 @@
-"""The model against an oracle written another way: left-padded, explicit masks, complex rotation, plain softmax."""
+"""The model, compared with an independent oracle: left-padded, explicit masks, complex rotation, plain softmax."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ POSITIONS = ["learned", "rope"]
 
 @pytest.fixture(autouse=True)
 def float64() -> Iterator[None]:
-    """So that models, the table of rotations included, are built in full precision."""
+    """Build models, including their tables of rotations, in double precision."""
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)
@@ -57,19 +57,19 @@ def oracle_norm(x: Tensor, norm: nn.LayerNorm) -> Tensor:
 
 
 def oracle_rotation(x: Tensor) -> Tensor:
-    """(T, Dh): pair j of token t, as a complex number, times e^(i t 10000^(-2j / Dh))."""
+    """Multiply pair j of token t in x (T, Dh), as a complex number, by e^(i t 10000^(-2j / Dh))."""
     time, width = x.shape
     half = width // 2
-    turned = torch.empty(time, half, dtype=torch.complex128)
+    rotated = torch.empty(time, half, dtype=torch.complex128)
     for t in range(time):
         for j in range(half):
             angle = t * 10_000 ** (-2 * j / width)
-            turned[t, j] = torch.complex(x[t, j], x[t, j + half]) * complex(math.cos(angle), math.sin(angle))
-    return torch.cat((turned.real, turned.imag), -1)
+            rotated[t, j] = torch.complex(x[t, j], x[t, j + half]) * complex(math.cos(angle), math.sin(angle))
+    return torch.cat((rotated.real, rotated.imag), -1)
 
 
 def oracle_attention(x: Tensor, block: nn.Module, allowed: Tensor, rope: bool) -> Tensor:
-    """(T, D) -> (T, D), one head after the other."""
+    """Map (T, D) to (T, D), one head after the other."""
     attention: Any = block.attention
     width = x.shape[1] // attention.num_heads
     query, key, value = (x @ attention.qkv.weight.T + attention.qkv.bias).split(x.shape[1], dim=1)
@@ -86,7 +86,7 @@ def oracle_attention(x: Tensor, block: nn.Module, allowed: Tensor, rope: bool) -
 
 @torch.no_grad()
 def oracle(model: SASRec, row: list[int]) -> Tensor:
-    """Hidden states (len(row), D): zeros on the left up to max_len, positions 0 to max_len - 1, two masks."""
+    """Return hidden states (len(row), D): zeros on the left up to max_len, positions 0 to max_len - 1, two masks."""
     max_len, rope = model.config.max_len, model.config.position == "rope"
     tokens = torch.tensor([0] * (max_len - len(row)) + row)
     positions = torch.arange(max_len)
@@ -119,7 +119,7 @@ def test_the_model_equals_the_left_padded_oracle_at_every_length(
 
 @settings(deadline=None, max_examples=40)
 @given(lengths=st.lists(st.integers(1, 7), min_size=1, max_size=5), position=st.sampled_from(POSITIONS))
-def test_a_row_is_the_same_alone_and_in_any_batch_however_much_padding(lengths: list[int], position: str) -> None:
+def test_a_row_alone_equals_the_row_in_any_batch_with_any_padding(lengths: list[int], position: str) -> None:
     model = make_model(position=position, num_heads=2)
     rows = [random_row(length, seed) for seed, length in enumerate(lengths)]
     for width in {max(lengths), 7}:
@@ -134,7 +134,7 @@ def test_a_row_is_the_same_alone_and_in_any_batch_however_much_padding(lengths: 
     position=st.sampled_from(POSITIONS),
     num_blocks=st.integers(1, 3),
 )
-def test_one_position_a_row_is_the_same_as_that_of_all(lengths: list[int], position: str, num_blocks: int) -> None:
+def test_one_position_per_row_equals_it_among_all_positions(lengths: list[int], position: str, num_blocks: int) -> None:
     model = make_model(position=position, num_heads=2, num_blocks=num_blocks)
     rows = padded([random_row(length, seed) for seed, length in enumerate(lengths)], 7)
     newest = torch.tensor(lengths) - 1
@@ -143,7 +143,7 @@ def test_one_position_a_row_is_the_same_as_that_of_all(lengths: list[int], posit
 
 
 @pytest.mark.parametrize("position", POSITIONS)
-def test_what_stands_in_the_padding_row_of_the_embedding_changes_nothing(position: str) -> None:
+def test_the_padding_row_of_the_embedding_has_no_effect(position: str) -> None:
     model = make_model(position=position)
     rows = [random_row(4, 1), random_row(6, 2)]
     before = model(padded(rows, 7))
@@ -176,7 +176,7 @@ def test_a_learned_position_counts_from_the_newest_token_so_a_growing_window_cha
         assert torch.allclose(old, new) is not moves
 
 
-def test_rotary_scores_depend_on_the_distance_alone() -> None:
+def test_rotary_scores_depend_only_on_the_distance() -> None:
     cos, sin = rotation_table(20, 6)
     query, key = torch.randn(2, 1, 1, 1, 6, generator=torch.Generator().manual_seed(5))
     scores = {
@@ -218,7 +218,7 @@ def test_dropout_acts_in_training_only(position: str) -> None:
 
 
 @pytest.mark.parametrize("position", POSITIONS)
-def test_every_weight_but_the_padding_row_is_trained(position: str) -> None:
+def test_every_weight_except_the_padding_row_is_trained(position: str) -> None:
     model = make_model(position=position, num_blocks=2)
     rows = [list(range(1, 8)), random_row(4, 2)]
     (model(padded(rows))[0].pow(3).sum() + model(padded(rows))[1, :4].pow(3).sum()).backward()
@@ -236,14 +236,14 @@ def test_a_row_longer_than_max_len_is_refused() -> None:
 
 
 class DroppingCache:
-    """What DESIGN.md warns of: a cache that keeps the newest ``size`` rows and drops the oldest, one row a click."""
+    """The cache that DESIGN.md warns of: it stores the newest ``size`` rows and drops the oldest row on each click."""
 
     def __init__(self, model: SASRec, size: int) -> None:
         self._model, self._size, self._clicks = model, size, 0
         self._rows: list[list[tuple[Tensor, Tensor]]] = [[] for _ in model.blocks]
 
     def click(self, item: int) -> Tensor:
-        """Hidden state of the new token, (D,)."""
+        """Return the hidden state of the new token, (D,)."""
         model = self._model
         cos, sin = (table[self._clicks] for table in model.rotation)
         x = model.item_embedding(torch.tensor(item)) * model.item_scale
@@ -251,7 +251,7 @@ class DroppingCache:
             query, key, value = block.attention.qkv(block.attention_norm(x)).view(3, 1, -1)  # type: ignore[operator, union-attr]
             rows.append((rotate(key, cos, sin), value))
             del rows[: -self._size]
-            keys, values = (torch.stack(held)[None] for held in zip(*rows, strict=True))  # (1, L, 1, D)
+            keys, values = (torch.stack(stored)[None] for stored in zip(*rows, strict=True))  # (1, L, 1, D)
             seen = torch.ones(1, 1, len(rows), dtype=torch.bool)
             attended = attention(rotate(query, cos, sin)[None, None], keys, values, seen).flatten()
             x = x + block.attention.out(attended)  # type: ignore[operator, union-attr]
@@ -263,10 +263,10 @@ class DroppingCache:
 
 @torch.no_grad()
 @pytest.mark.parametrize(("num_blocks", "agrees"), [(1, True), (2, False), (3, False)])
-def test_merely_dropping_old_cache_rows_is_not_the_shorter_window_once_there_are_two_blocks(
+def test_with_two_blocks_dropping_old_cache_rows_does_not_equal_the_shorter_window(
     num_blocks: int, agrees: bool
 ) -> None:
-    # Why windows are anchored: layer 2's cached rows have seen the item whose own row was dropped.
+    # This is why windows are anchored: layer 2's cached rows have attended to the item whose row was dropped.
     model = make_model(max_len=20, num_blocks=num_blocks)
     row, size = random_row(20, seed=6), 6
     cache = DroppingCache(model, size)
@@ -280,7 +280,7 @@ def test_merely_dropping_old_cache_rows_is_not_the_shorter_window_once_there_are
 
 
 @pytest.mark.parametrize("position", ["rope", "learned"])
-def test_item_dropout_hides_whole_items_in_training_alone_and_keeps_their_places(position: str) -> None:
+def test_item_dropout_hides_whole_items_only_in_training_and_moves_no_positions(position: str) -> None:
     model = make_model(position=position, dropout_rate=0.0, item_dropout_rate=0.3)
     blind = copy.deepcopy(model)
     with torch.no_grad():
@@ -311,7 +311,7 @@ def test_item_dropout_hides_whole_items_in_training_alone_and_keeps_their_places
         ({"hidden_units": 6, "num_heads": 2}, "must be even, not 3"),
     ],
 )
-def test_a_shape_that_cannot_be_is_refused(change: dict[str, Any], message: str) -> None:
+def test_an_impossible_shape_is_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         SASRecConfig(**({"num_items": 10} | change))
 
@@ -323,16 +323,16 @@ def test_learned_positions_do_not_need_an_even_head() -> None:
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.2, 0.5, 0.999])
-def test_dropout_drops_its_share_keeps_the_mean_and_nothing_outside_training(rate: float) -> None:
+def test_dropout_drops_its_share_preserves_the_mean_and_acts_only_in_training(rate: float) -> None:
     torch.manual_seed(0)
     dropout, ones = Dropout(rate), torch.ones(1_003, 999)
     assert torch.equal(dropout.eval()(ones), ones)
     dropped = dropout.train()(ones)
     assert (dropped == 0).float().mean().item() == pytest.approx(rate, abs=0.004)
-    assert set(dropped.unique().tolist()) == {0.0, 256 / dropout.kept}
+    assert set(dropped.unique().tolist()) == {0.0, 256 / dropout.survivors}
     assert dropped.mean().item() == pytest.approx(1, abs=0.1 if rate > 0.9 else 0.01)
     assert not torch.equal(dropped, dropout(ones))
-    columns = dropped.count_nonzero(0) / len(dropped)  # no place is favoured
+    columns = dropped.count_nonzero(0) / len(dropped)  # all places are dropped equally often
     assert (columns - (1 - rate)).abs().max() < 0.1
 
 

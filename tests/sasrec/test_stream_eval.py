@@ -1,4 +1,4 @@
-"""Evaluation over a stream of periods: what is trained, what is judged, and going on after a stop."""
+"""Evaluation over a stream of periods: training, figures, and continuing after a stop."""
 
 from __future__ import annotations
 
@@ -14,16 +14,15 @@ from sasrec.__main__ import main
 from sasrec.data.formats import DataFileError
 from sasrec.model import SASRecConfig
 from sasrec.stream_eval import Cycle, StreamEvaluation, read_periods, table
-from sasrec.training.train import TrainConfig
+from sasrec.training.config import TrainConfig
 
 PERIODS, SESSIONS, CLICKS = 4, 30, 6
 MODEL = SASRecConfig(1, max_len=8, hidden_units=16, num_blocks=1, dropout_rate=0.0)
-HOW = TrainConfig(epochs=60, batch_size=16, learning_rate=1e-2, patience=0)
+TRAIN = TrainConfig(epochs=60, batch_size=16, learning_rate=1e-2, patience=0)
 
 
 def circle_of(period: int) -> list[tuple[str, str]]:
-    """After item n of a ring always comes item n + 1; from period 1 on, half of the clicks are on a second ring,
-    of items that are seen in no period before it."""
+    """Item n + 1 of a ring always follows item n; from period 1 on, half of the clicks are on a ring of new items."""
     rows = []
     for step in range(CLICKS):
         for session in range(SESSIONS):
@@ -38,7 +37,7 @@ def folder(tmp_path: Path) -> Path:
     path.mkdir()
     for period in range(PERIODS):
         text = "".join(f"{session} {item}\n" for session, item in circle_of(period))
-        number = period + 8  # so that 10 and 11 come after 9, as numbers do
+        number = period + 8  # 10 and 11 must come after 9, as numbers do
         if period % 2:
             (path / f"period_{number}.txt.gz").write_bytes(gzip.compress(text.encode()))
         else:
@@ -46,11 +45,13 @@ def folder(tmp_path: Path) -> Path:
     return path
 
 
-def evaluation(folder: Path, out: Path, model: SASRecConfig = MODEL, how: TrainConfig = HOW) -> StreamEvaluation:
-    return StreamEvaluation(folder, out, model, how, how, progress=False)
+def evaluation(
+    folder: Path, out: Path, model: SASRecConfig = MODEL, train_config: TrainConfig = TRAIN
+) -> StreamEvaluation:
+    return StreamEvaluation(folder, out, model, train_config, train_config, progress=False)
 
 
-def test_periods_are_read_in_the_order_of_their_numbers_and_sessions_stay_apart(folder: Path) -> None:
+def test_periods_are_read_in_the_order_of_their_numbers_and_their_sessions_are_distinct(folder: Path) -> None:
     events = read_periods(folder)
     assert events.timestamps_ms.tolist() == sorted(list(range(PERIODS)) * SESSIONS * CLICKS)
     assert len(set(events.user_ids)) == PERIODS * SESSIONS
@@ -58,7 +59,7 @@ def test_periods_are_read_in_the_order_of_their_numbers_and_sessions_stay_apart(
     assert events.item_ids == expected
 
 
-def test_both_rules_learn_the_rings_and_what_is_new_is_judged_only_once_it_was_seen(
+def test_both_rules_learn_the_rings_and_new_items_count_only_from_the_next_period_on(
     folder: Path, tmp_path: Path
 ) -> None:
     stream = evaluation(folder, tmp_path / "out")
@@ -70,20 +71,20 @@ def test_both_rules_learn_the_rings_and_what_is_new_is_judged_only_once_it_was_s
         sessions = SESSIONS // 2 if cycle.period == 1 else SESSIONS  # the new ring is not known in period 1
         assert cycle.cases == sessions * (CLICKS - 1)
         if cycle.name in ("full", "incremental", "Markov chain"):
-            assert cycle.mrr > 0.95, "one item always follows another"
-        assert cycle.recall == 1.0, "twenty items are all there are"
+            assert cycle.mrr > 0.95, "each item determines the next"
+        assert cycle.recall == 1.0, "there are twenty items in all"
         assert cycle.train_s > 0
     popularity = np.mean([cycle.mrr for cycle in cycles if cycle.name == "popularity"])
     assert popularity < 0.4
 
 
-def test_of_rules_that_begin_anew_single_periods_can_be_asked_for(folder: Path, tmp_path: Path) -> None:
+def test_rules_that_train_from_scratch_can_run_single_periods(folder: Path, tmp_path: Path) -> None:
     stream = evaluation(folder, tmp_path / "out")
     found = [(cycle.name, cycle.period) for cycle in stream.run(["incremental", "full"], periods=[2])]
     assert found == [*(("incremental", period) for period in range(1, PERIODS)), ("full", 2)]
 
 
-def test_a_run_goes_on_where_it_was_stopped_and_ends_as_if_it_had_not_been(folder: Path, tmp_path: Path) -> None:
+def test_a_stopped_run_continues_and_ends_like_an_uninterrupted_one(folder: Path, tmp_path: Path) -> None:
     whole = list(evaluation(folder, tmp_path / "whole").run(["incremental"]))
     first = next(iter(evaluation(folder, tmp_path / "parts").run(["incremental"])))
     rest = list(evaluation(folder, tmp_path / "parts").run(["incremental"]))
@@ -95,7 +96,7 @@ def test_a_run_goes_on_where_it_was_stopped_and_ends_as_if_it_had_not_been(folde
 def test_cycles_of_other_settings_are_not_mixed(folder: Path, tmp_path: Path) -> None:
     evaluation(folder, tmp_path / "out")
     with pytest.raises(DataFileError, match="holds cycles of other settings or data"):
-        evaluation(folder, tmp_path / "out", how=replace(HOW, epochs=61))
+        evaluation(folder, tmp_path / "out", train_config=replace(TRAIN, epochs=61))
 
 
 @pytest.mark.parametrize(
@@ -113,13 +114,13 @@ def test_a_damaged_period_is_named(tmp_path: Path, name: str, content: bytes, me
         read_periods(tmp_path)
 
 
-def test_one_period_is_none_to_judge_on(tmp_path: Path) -> None:
+def test_a_single_period_is_refused(tmp_path: Path) -> None:
     (tmp_path / "period_0.txt").write_text("a b\n")
-    with pytest.raises(DataFileError, match="two are the least"):
+    with pytest.raises(DataFileError, match="at least two are needed"):
         read_periods(tmp_path)
 
 
-def test_the_table_is_of_means() -> None:
+def test_the_table_contains_means() -> None:
     cycles = [Cycle("full", 1, 0.5, 0.25, 10, 2.0), Cycle("full", 2, 0.7, 0.35, 10, 4.0)]
     assert list(table(cycles))[1].split() == ["full", "2", "0.6000", "0.3000", "3.0"]
 
@@ -130,8 +131,12 @@ def test_the_command(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     assert main([*command, *quick]) == 0
     shown = capsys.readouterr()
     assert [line.split("  ")[0] for line in shown.out.splitlines()[1:]] == [
-        "incremental", "popularity", "Markov chain", "rules", "rules and reminder",
-    ]  # fmt: skip
+        "incremental",
+        "popularity",
+        "Markov chain",
+        "rules",
+        "rules and reminder",
+    ]
     assert "incremental, period 3 of 3: R@20" in shown.err
     picture = tmp_path / "periods.png"
     assert main([*command, *quick, "--json", "--plot", str(picture)]) == 0

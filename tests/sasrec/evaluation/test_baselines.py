@@ -1,4 +1,4 @@
-"""Count-based baselines: provable answers, and against counting with loops and exact fractions."""
+"""Count-based baselines: provable answers, and a comparison with loops over exact fractions."""
 
 from __future__ import annotations
 
@@ -38,18 +38,18 @@ def sequences_of(sessions: Iterable[Sequence[int]], num_items: int = NUM_ITEMS) 
 
 
 def scores(baseline: CountBaseline, *histories: Sequence[int]) -> list[list[float]]:
-    """Scores of items 1, 2, ... after each history."""
+    """Return the scores of items 1, 2, ... after each history."""
     result: list[list[float]] = baseline.scores([np.array(history, np.int64) for history in histories])[:, 1:].tolist()
     return result
 
 
 def best_first(baseline: CountBaseline, history: Sequence[int]) -> list[int]:
-    """All items by score, tied ones by index."""
+    """Sort all items by score, tied ones by index."""
     (row,) = scores(baseline, history)
     return sorted(range(1, len(row) + 1), key=lambda item: -row[item - 1])
 
 
-# --- the same with loops
+# --- comparison with loops
 
 
 def rules_by_hand(sessions: list[list[int]], last: int) -> dict[int, dict[int, Fraction]]:
@@ -64,7 +64,7 @@ def rules_by_hand(sessions: list[list[int]], last: int) -> dict[int, dict[int, F
 def keys_by_hand(
     sessions: list[list[int]], history: list[int], last: int, decay: str, remind: float
 ) -> list[tuple[Fraction, int]]:
-    """(evidence, popularity) of items 1, 2, ...: what the scores must order."""
+    """Return (evidence, popularity) of items 1, 2, ..., by which the scores must order them."""
     rules, popularity = rules_by_hand(sessions, last), Counter(item for session in sessions for item in session)
     evidence: dict[int, Fraction] = defaultdict(Fraction)
     newest_first = [item for item in reversed(history) if item != 0]
@@ -78,7 +78,7 @@ def keys_by_hand(
 
 
 def same_order(row: list[float], keys: list[tuple[Fraction, int]]) -> bool:
-    """Whether scores rise, fall and tie exactly where the keys do."""
+    """Return whether scores rise, fall and tie exactly where the keys do."""
     place = {key: n for n, key in enumerate(sorted(set(keys)))}
     level = {score: n for n, score in enumerate(sorted(set(row)))}
     return [level[score] for score in row] == [place[key] for key in keys]
@@ -109,9 +109,7 @@ def test_a_markov_chain_orders_by_transitions_from_the_newest_known_item(
 
 @settings(deadline=None)
 @given(sessions=SESSIONS, histories=HISTORIES)
-def test_popularity_orders_by_events_whatever_the_history(
-    sessions: list[list[int]], histories: list[list[int]]
-) -> None:
+def test_popularity_orders_by_events_for_any_history(sessions: list[list[int]], histories: list[list[int]]) -> None:
     popularity = Counter(item for session in sessions for item in session)
     for row in scores(Popularity().fit(sequences_of(sessions)), *histories):
         assert same_order(row, [(Fraction(0), popularity[item]) for item in range(1, NUM_ITEMS + 1)])
@@ -167,20 +165,20 @@ def test_a_rule_weighs_the_reciprocal_of_its_distance_and_ends_at_last() -> None
 
 
 def test_decay_decides_how_far_back_a_history_counts() -> None:
-    # the newest item says 1; the third and fourth newest say 2: 0.8 + 0.7 of a vote, or 1/3 + 1/4 of one
+    # the newest item votes for 1; the third and fourth newest for 2: 0.8 + 0.7 of a vote, or 1/3 + 1/4 of a vote
     sessions, history = sequences_of([[3, 1], [4, 2], [5, 2], [6, 7]]), [4, 5, 6, 3]
     assert best_first(SequentialRules(last=10, decay="linear").fit(sessions), history)[:3] == [2, 1, 7]
     assert best_first(SequentialRules(last=10, decay="reciprocal").fit(sessions), history)[:3] == [1, 2, 7]
     assert scores(SequentialRules(last=1).fit(sessions), history) == scores(MarkovChain().fit(sessions), [3])
 
 
-def test_rules_of_a_popular_item_do_not_drown_those_of_a_rare_one() -> None:
+def test_rules_of_a_popular_item_do_not_outweigh_those_of_a_rare_item() -> None:
     popular, rare = [[1, n] for n in (3, 4, 5, 6)] * 50, [[2, 7]]
-    # 7 gains half a vote from 2, each of the others a quarter from 1, in spite of its 50 events
+    # 7 gains half a vote from 2, each of the others a quarter from 1, despite its 50 events
     assert best_first(SequentialRules().fit(sequences_of(popular + rare)), [2, 1])[0] == 7
 
 
-def test_reminder_ranks_the_items_of_the_session_newest_first_and_0_leaves_it_out() -> None:
+def test_a_reminder_ranks_the_items_of_the_session_newest_first_and_0_has_no_effect() -> None:
     sessions = sequences_of([[1, 2], [3, 4], [5, 6], [7, 8], [7], [7], [8]])
     assert best_first(SequentialRules(last=2, remind=10.0).fit(sessions), [1, 5, 3, 5])[:3] == [5, 3, 1]
     assert best_first(SequentialRules(last=2, remind=0.1).fit(sessions), [1, 5])[:4] == [6, 2, 5, 1]
@@ -190,7 +188,7 @@ def test_reminder_ranks_the_items_of_the_session_newest_first_and_0_leaves_it_ou
 # --- ties
 
 
-def test_equal_evidence_is_told_apart_by_popularity_and_a_real_difference_never_is() -> None:
+def test_popularity_orders_equal_evidence_and_never_reverses_a_real_difference() -> None:
     often, rarely = [[2]] * 10_000, [[1, 4]] * 1_001
     sessions = sequences_of([[1, 2]] * 1_000 + [[1, 3]] * 1_000 + rarely + often)
     for baseline in (MarkovChain(), SequentialRules()):
@@ -198,7 +196,7 @@ def test_equal_evidence_is_told_apart_by_popularity_and_a_real_difference_never_
         assert row[4 - 1] > row[2 - 1] > row[3 - 1] > row[1 - 1]
 
 
-def test_evidence_that_is_equal_but_for_rounding_is_equal() -> None:
+def test_evidence_that_differs_only_by_rounding_is_equal() -> None:
     # after 2, 1: item 3 gains half of 3/5, item 4 gains 1/5 and half of 1/5; in floating point 0.1 + 0.2 > 0.3
     rules = [[1, 4], *[[1, 8]] * 4, *[[2, 3]] * 3, [2, 4], [2, 8]]
     for popular, other in ((3, 4), (4, 3)):
@@ -206,12 +204,12 @@ def test_evidence_that_is_equal_but_for_rounding_is_equal() -> None:
         assert best_first(baseline, [2, 1])[:3] == [8, popular, other]
 
 
-def test_items_of_equal_evidence_and_popularity_stay_tied() -> None:
+def test_items_of_equal_evidence_and_popularity_are_tied() -> None:
     (row,) = scores(MarkovChain().fit(sequences_of([[1, 2], [1, 3], [4, 5]])), [1])
     assert row[2 - 1] == row[3 - 1] > row[4 - 1] == row[5 - 1] > row[6 - 1] == row[7 - 1]
 
 
-# --- histories with nothing to say, and mistakes
+# --- histories without a known item or rule, and mistakes
 
 
 @pytest.mark.parametrize("name", all_baselines())
@@ -232,7 +230,7 @@ def test_only_events_of_one_user_make_a_rule() -> None:
     assert row == scores(Popularity().fit(sessions), [])[0]
 
 
-def test_fitting_returns_the_baseline_and_fitting_again_starts_afresh() -> None:
+def test_fitting_returns_the_baseline_and_fitting_again_starts_anew() -> None:
     for baseline in all_baselines().values():
         first, second = sequences_of([[1, 2], [1, 2]]), sequences_of([[3, 4, 5]], 5)
         assert baseline.fit(first) is baseline
@@ -241,12 +239,12 @@ def test_fitting_returns_the_baseline_and_fitting_again_starts_afresh() -> None:
         assert scores(baseline, [3], [1]) == scores(fresh, [3], [1])
 
 
-def test_the_names_used_in_tables_give_baselines_of_their_own() -> None:
+def test_every_call_returns_new_baselines_by_their_names_in_tables() -> None:
     assert list(all_baselines()) == ["popularity", "Markov chain", "sequential rules"]
     assert all_baselines()["popularity"] is not all_baselines()["popularity"]
 
 
-def test_histories_are_left_as_they_were() -> None:
+def test_histories_are_not_changed() -> None:
     history = np.array([0, 3, 1, 3], np.int64)
     SequentialRules(remind=1.0).fit(sequences_of([[3, 1, 2]])).scores([history])
     assert history.tolist() == [0, 3, 1, 3]

@@ -1,4 +1,4 @@
-"""Ranking metrics: by hand, and against sorting the whole catalogue in Python."""
+"""Ranking metrics: computed by hand, and compared with sorting the whole catalogue in Python."""
 
 from __future__ import annotations
 
@@ -46,10 +46,16 @@ def test_metrics_of_hand_made_ranks() -> None:
     assert metrics.ndcg == pytest.approx({1: 0.25, 3: (1 + 1 / 2) / 4, 10: (1 + 1 / 2 + 1 / math.log2(11)) / 4})
     assert metrics.as_dict() == {
         "cases": 4,
-        "hr@1": 0.25, "hr@3": 0.5, "hr@10": 0.75,
-        "ndcg@1": metrics.ndcg[1], "ndcg@3": metrics.ndcg[3], "ndcg@10": metrics.ndcg[10],
-        "mrr@1": metrics.mrr[1], "mrr@3": metrics.mrr[3], "mrr@10": metrics.mrr[10],
-    }  # fmt: skip
+        "hr@1": 0.25,
+        "hr@3": 0.5,
+        "hr@10": 0.75,
+        "ndcg@1": metrics.ndcg[1],
+        "ndcg@3": metrics.ndcg[3],
+        "ndcg@10": metrics.ndcg[10],
+        "mrr@1": metrics.mrr[1],
+        "mrr@3": metrics.mrr[3],
+        "mrr@10": metrics.mrr[10],
+    }
 
 
 @given(st.lists(st.integers(0, 30) | st.just(math.inf), min_size=1), st.integers(1, 30))
@@ -62,7 +68,7 @@ def test_metrics_equal_their_definitions(ranks: list[float], k: int) -> None:
 
 
 def test_no_case_and_a_cut_off_below_1_are_refused() -> None:
-    with pytest.raises(ValueError, match="there is no case to judge"):
+    with pytest.raises(ValueError, match="there is no case to evaluate"):
         metrics_from_ranks(np.array([]), (10,))
     with pytest.raises(ValueError, match="k=0: must be at least 1"):
         metrics_from_ranks(np.array([1.0]), (10, 0))
@@ -97,7 +103,7 @@ def test_ranks_equal_sorting_the_catalogue_case_by_case(
         assert rank == best_first.index(target)
 
 
-def test_ranks_are_positions_in_the_list_that_is_served() -> None:
+def test_ranks_are_positions_in_the_served_list() -> None:
     engine = make_engine()
     cases = [([n % NUM_ITEMS + 1, n * n % NUM_ITEMS + 1], (n * 7 + 3) % NUM_ITEMS + 1) for n in range(30)]
     ranks = target_ranks(engine, holdout_of(*cases))
@@ -108,7 +114,7 @@ def test_ranks_are_positions_in_the_list_that_is_served() -> None:
         assert rank == (ranking.items.index(item) if item in ranking.items else math.inf)
 
 
-def test_more_cases_than_one_forward_takes() -> None:
+def test_more_cases_than_fit_into_one_forward_pass() -> None:
     engine = make_engine()
     cases = [([n % NUM_ITEMS + 1] * (n % 9 + 1), (n * 7 + 3) % NUM_ITEMS + 1) for n in range(600)]
     together = target_ranks(engine, holdout_of(*cases))
@@ -128,7 +134,7 @@ def test_a_model_of_constant_scores_earns_nothing_because_ties_count_against_it(
         assert set(metrics.hr.values()) | set(metrics.ndcg.values()) | set(metrics.mrr.values()) == {0.0}
 
 
-def test_one_rival_of_the_same_score_takes_the_better_rank() -> None:
+def test_a_tied_item_takes_the_better_rank() -> None:
     engine = make_engine()
     case = holdout_of(([1, 2], 5))
     (before,) = target_ranks(engine, case)
@@ -139,7 +145,7 @@ def test_one_rival_of_the_same_score_takes_the_better_rank() -> None:
     assert after == before + 1
 
 
-def test_unknown_targets_filtered_targets_and_empty_histories_are_misses_and_stay_cases() -> None:
+def test_unknown_targets_filtered_targets_and_empty_histories_count_as_misses() -> None:
     engine = make_engine()
     certain = int(engine.recommend([["0", "1"]], 1)[0].items[0]) + 1
     holdout = holdout_of(([1, 2], certain), ([1, 2], 0), ([1, 2], 2), ([0, 0], certain), ([], certain))
@@ -149,7 +155,7 @@ def test_unknown_targets_filtered_targets_and_empty_histories_are_misses_and_sta
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_scores_that_are_no_numbers_are_refused(value: float) -> None:
+def test_nan_and_infinite_scores_are_refused(value: float) -> None:
     engine = make_engine()
     with torch.no_grad():
         engine.model.item_embedding.weight[5] = value
@@ -157,7 +163,7 @@ def test_scores_that_are_no_numbers_are_refused(value: float) -> None:
         target_ranks(engine, holdout_of(([1, 2], 5)))
 
 
-def test_judging_needs_no_gradient_and_changes_no_weight() -> None:
+def test_evaluation_needs_no_gradient_and_changes_no_weight() -> None:
     engine = make_engine()
     before = {name: weight.clone() for name, weight in engine.model.state_dict().items()}
     evaluate(engine, holdout_of(([1, 2], 5)))

@@ -1,4 +1,4 @@
-"""The engine's surface: anchored windows, exact top-k, recommendations. Cached answers: test_sasrec_parity.py."""
+"""The engine's surface: anchored windows, exact top-k, recommendations. Cached answers: test_parity.py."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sasrec.data.vocab import ItemVocab
-from sasrec.inference.engine import Engine, Ranking, anchor
+from sasrec.inference.engine import Engine, anchor
+from sasrec.inference.ranking import Ranking
 from sasrec.model import SASRec, SASRecConfig
 
 NUM_ITEMS = 12
@@ -71,17 +72,17 @@ def test_the_anchor_of_any_number_of_events_is_the_least_multiple_of_the_slack_t
 def test_the_newest_max_len_events_and_their_number_give_the_window_of_the_whole_sequence(
     sizes: tuple[int, int], tokens: list[int], more: int
 ) -> None:
-    # what a process rebuilds from Redis, which keeps max_len or a few more
+    # a process rebuilds windows from Redis, which stores max_len events or a few more
     max_len, slack = sizes
     engine = make_engine(max_len, slack=slack, cache_bytes=0)
     whole = engine.window(tokens).tolist()
     assert whole == [token for token in tokens[anchor(len(tokens), max_len, slack) :] if token]
-    kept = tokens[-(max_len + more) :]
-    assert engine.window(kept, len(tokens)).tolist() == whole
-    assert engine.window(np.array(kept, np.int64), len(tokens)).tolist() == whole
+    stored = tokens[-(max_len + more) :]
+    assert engine.window(stored, len(tokens)).tolist() == whole
+    assert engine.window(np.array(stored, np.int64), len(tokens)).tolist() == whole
 
 
-def test_a_sequence_cut_shorter_than_the_window_gives_what_is_there() -> None:
+def test_a_sequence_cut_shorter_than_the_window_is_the_window() -> None:
     engine = make_engine(max_len=6, slack=2)
     assert engine.window([8, 9], n=100).tolist() == [8, 9]
     assert engine.window([], n=100).tolist() == []
@@ -125,7 +126,7 @@ def test_windows_do_not_jump_where_nothing_can_be_cached() -> None:
     assert make_engine(50, "learned").slack == 1
 
 
-def test_only_allowed_items_are_recommended_and_blocked_ones_not_even_then() -> None:
+def test_only_allowed_items_are_recommended_unless_blocked() -> None:
     engine = make_engine()
     (ranking,) = engine.recommend([[IDS[0]]], NUM_ITEMS, allowed=[IDS[0], IDS[3], IDS[4], "no such item"])
     assert ranking is not None
@@ -136,7 +137,7 @@ def test_only_allowed_items_are_recommended_and_blocked_ones_not_even_then() -> 
     assert engine.recommend([[IDS[0]]], NUM_ITEMS, allowed=[]) == [Ranking([], [])]
 
 
-def test_the_cache_takes_the_memory_it_was_given_and_no_more() -> None:
+def test_the_cache_takes_no_more_than_its_memory() -> None:
     per_user = 2 * 2 * 6 * 8 * 8  # keys and values, 2 blocks, max_len 6, 8 units, 8 bytes
     assert make_engine(cache_bytes=10 * per_user).slots == 10
     assert make_engine(cache_bytes=10 * per_user - 1).slots == 9
@@ -145,7 +146,7 @@ def test_the_cache_takes_the_memory_it_was_given_and_no_more() -> None:
 
 @pytest.mark.parametrize("users", [None, ["ann"]])
 @pytest.mark.parametrize("item", [NUM_ITEMS + 1, -1, 2**40])
-def test_an_index_that_is_no_item_is_refused(item: int, users: list[str] | None) -> None:
+def test_an_index_outside_the_vocabulary_is_refused(item: int, users: list[str] | None) -> None:
     engine = make_engine()
     with pytest.raises(IndexError):
         engine.encode([[1, item]], users)
@@ -178,7 +179,7 @@ def test_top_k_equals_sorting_all_scores(seed: int, k: int, exclude: list[list[i
             for index in range(1, NUM_ITEMS + 1)
             if index not in forbidden
         ]
-        best = sorted(scored, reverse=True)[:k]  # exactly the allowed ones where fewer than k are
+        best = sorted(scored, reverse=True)[:k]  # all allowed items, where they are fewer than k
         assert ranking.items == [item for _, item in best]
         assert ranking.scores == pytest.approx([score for score, _ in best], abs=1e-12)
 
@@ -195,18 +196,18 @@ def test_everything_blocked_gives_an_empty_ranking() -> None:
     assert engine.recommend([IDS], 5, filter_seen=True) == [Ranking([], [])]
 
 
-def test_items_to_leave_out_may_come_as_any_collection_of_numbers() -> None:
+def test_excluded_items_may_be_any_collection_of_integers() -> None:
     engine = make_engine()
     hidden = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))  # float32, the model is float64
-    left_out: list[Any] = [np.array([1, 2], np.int32), {1, 2}, [1, 2, 0], np.array([])]
-    rankings = engine.top_k(hidden[[0, 0, 0, 0]], 3, left_out)
+    excluded: list[Any] = [np.array([1, 2], np.int32), {1, 2}, [1, 2, 0], np.array([])]
+    rankings = engine.top_k(hidden[[0, 0, 0, 0]], 3, excluded)
     assert rankings[0] == rankings[1] == rankings[2]
     assert not {IDS[0], IDS[1]} & set(rankings[0].items)
     assert rankings[3] == engine.top_k(hidden[:1], 3)[0]
 
 
 @pytest.mark.parametrize("index", [-1, NUM_ITEMS + 1, 2**40])
-def test_an_index_to_leave_out_that_is_no_items_is_refused(index: int) -> None:
+def test_an_excluded_index_outside_the_vocabulary_is_refused(index: int) -> None:
     engine = make_engine()
     hidden = torch.zeros(1, 8, dtype=torch.float64)
     with pytest.raises(IndexError, match=f"exclude must hold indices of at most {NUM_ITEMS}, and none below 0"):
@@ -224,7 +225,7 @@ def test_no_rows_give_no_rankings() -> None:
 
 @settings(deadline=None)
 @given(st.lists(st.lists(st.integers(0, NUM_ITEMS), min_size=1, max_size=9), min_size=1, max_size=4))
-def test_a_reminder_raises_the_items_of_the_window_once_each_and_no_others(rows: list[list[int]]) -> None:
+def test_a_reminder_raises_each_item_of_the_window_once_and_no_other_item(rows: list[list[int]]) -> None:
     plain, reminding = make_engine(), make_engine(reminder=3.0)
     histories = [np.array(row) for row in rows]
     before, after = plain.scores(histories), reminding.scores(histories)
@@ -232,10 +233,10 @@ def test_a_reminder_raises_the_items_of_the_window_once_each_and_no_others(rows:
         window = plain.window(tokens).tolist()
         for item in range(1, NUM_ITEMS + 1):
             expected = before[row, item] + (3.0 if item in window else 0.0)
-            assert after[row, item] == expected  # -inf too, where nothing in the window is known
+            assert after[row, item] == expected  # also where it is -inf, since the window holds no known item
 
 
-def test_lists_remind_like_the_scores_cached_or_not_and_never_of_what_is_filtered() -> None:
+def test_lists_cached_or_not_have_reminders_like_the_scores_and_no_filtered_items() -> None:
     engine, cached = (make_engine(reminder=50.0, cache_bytes=size) for size in (0, 2**20))
     sequences = [[IDS[3], "unknown", IDS[5], IDS[3]], ["unknown"], [IDS[0]]]
     lists = engine.recommend(sequences, 4, filter_seen=False)
@@ -256,7 +257,7 @@ def test_a_reminder_without_windows_is_refused() -> None:
 # --- recommend
 
 
-def test_seen_items_are_left_out_even_those_before_the_window() -> None:
+def test_seen_items_are_not_recommended_even_if_older_than_the_window() -> None:
     engine = make_engine(max_len=2, slack=1)
     seen = [IDS[n] for n in (0, 1, 2, 3, 4)]
     (ranking,) = engine.recommend([seen], NUM_ITEMS)
@@ -267,7 +268,7 @@ def test_seen_items_are_left_out_even_those_before_the_window() -> None:
     assert sorted(ranking.items) == sorted(IDS)
 
 
-def test_blocked_items_are_recommended_to_nobody_and_unknown_blocked_ids_do_not_matter() -> None:
+def test_blocked_items_are_recommended_to_no_user_and_unknown_blocked_ids_are_ignored() -> None:
     engine = make_engine()
     rankings = engine.recommend([[IDS[0]], [IDS[1]]], NUM_ITEMS, blocked=[IDS[5], "no such item"])
     for seen, ranking in zip(IDS, rankings, strict=False):
@@ -276,7 +277,7 @@ def test_blocked_items_are_recommended_to_nobody_and_unknown_blocked_ids_do_not_
 
 
 @pytest.mark.parametrize("users", [None, ["a", "b", "c", "d"]])
-def test_a_user_of_whom_no_item_is_known_gets_none_and_the_others_their_own(users: list[str] | None) -> None:
+def test_a_user_without_a_known_item_gets_none_and_the_others_get_their_lists(users: list[str] | None) -> None:
     engine = make_engine()
     sequences = [["who?"], [IDS[3], IDS[4]], [], [IDS[4], "who?"]]
     rankings = engine.recommend(sequences, 3, users=users)
@@ -304,29 +305,29 @@ def test_unknown_items_are_left_out_of_the_sequence_but_count_as_events() -> Non
     sequences=st.lists(st.lists(st.sampled_from([*IDS, "who?"]), max_size=20), min_size=1, max_size=6),
     position=st.sampled_from(["rope", "learned"]),
 )
-def test_a_batch_gives_what_its_sequences_give_one_by_one(sequences: list[list[str]], position: str) -> None:
+def test_a_batch_equals_its_sequences_one_by_one(sequences: list[list[str]], position: str) -> None:
     engine = make_engine(position=position)
     together = engine.recommend(sequences, 4, users=list(range(len(sequences))))
     assert_close(together, [engine.recommend([sequence], 4)[0] for sequence in sequences])
 
 
 @pytest.mark.parametrize("fields", [{"users": ["u"]}, {"counts": [1]}, {"users": ["u", "v", "w"]}, {"counts": []}])
-def test_one_user_and_one_count_a_sequence(fields: dict[str, Any]) -> None:
+def test_each_sequence_needs_one_user_and_one_count(fields: dict[str, Any]) -> None:
     ((name, values),) = fields.items()
     with pytest.raises(ValueError, match=f"2 sequences but {len(values)} {name}; give one for each"):
         make_engine().recommend([[IDS[0]], [IDS[1]]], 5, **fields)
 
 
-def test_sequences_cut_at_the_old_end_give_the_same_answers_through_jumps_and_restarts() -> None:
+def test_sequences_cut_at_the_old_end_get_equal_answers_through_jumps_and_restarts() -> None:
     whole = [IDS[n * n % NUM_ITEMS] for n in range(60)]
     oracle = make_engine(slack=2, cache_bytes=0)
     daemon = make_engine(slack=2)
     for n in range(1, 61):
         if n % 17 == 0:
             daemon = make_engine(slack=2)  # another process takes over
-        kept = whole[max(0, n - 6) : n]
+        stored = whole[max(0, n - 6) : n]
         assert_close(
-            daemon.recommend([kept], 5, users=["u"], counts=[n], filter_seen=False),
+            daemon.recommend([stored], 5, users=["u"], counts=[n], filter_seen=False),
             oracle.recommend([whole[:n]], 5, filter_seen=False),
         )
 

@@ -1,4 +1,4 @@
-"""Approximate lists: what is among them is only nearly the best, what is not among them and what they say is exact."""
+"""Approximate lists: their items are nearly the best; filters and scores are exact."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 import sasrec.inference.index
 from sasrec.checkpoint import SavedModel
 from sasrec.data.vocab import ItemVocab
-from sasrec.inference.engine import Engine, Ranking
+from sasrec.inference.engine import Engine
 from sasrec.inference.index import AUTO_ITEMS, ItemIndex, open_index
+from sasrec.inference.ranking import Ranking
 from sasrec.model import SASRec, SASRecConfig
 from streamrec.bench.catalogue import measure_catalogue, synthetic_catalogue
 from streamrec.errors import SettingsError
@@ -35,7 +36,7 @@ HIDDEN = 16
 def make_engine(
     index: Any = "approximate", embedding: torch.Tensor | None = None, reminder: float = 0.0, **options: Any
 ) -> Engine:
-    """Of one model, whatever the other options."""
+    """Make an engine; all engines have one model."""
     if embedding is None:
         embedding, _ = synthetic_catalogue(NUM_ITEMS, HIDDEN, 1)
     items, width = embedding.shape[0] - 1, embedding.shape[1]
@@ -61,7 +62,7 @@ def assert_scores_are_the_models(engine: Engine, hidden: torch.Tensor, rankings:
         assert ranking.scores == sorted(ranking.scores, reverse=True)
 
 
-# --- what must hold of every list
+# --- properties of every list
 
 
 @settings(deadline=None, max_examples=60)
@@ -72,11 +73,11 @@ def assert_scores_are_the_models(engine: Engine, hidden: torch.Tensor, rankings:
     blocked=SOME_ITEMS,
     best_blocked=st.integers(0, 500),
 )
-def test_lists_are_full_hold_nothing_forbidden_and_have_the_models_scores(
+def test_lists_are_full_contain_no_filtered_item_and_have_the_models_scores(
     rows: list[int], k: int, exclude: list[set[int]] | None, blocked: set[int], best_blocked: int
 ) -> None:
     hidden = STATES[rows]
-    # what the first user would like best: filters hit where the candidates are
+    # the first user's best items, so that filters remove candidates
     liked = [int(item) for item in EXACT.top_k(hidden[:1], best_blocked)[0].items] if best_blocked else []
     exclude = None if exclude is None else exclude[: len(rows)]
     forbidden = blocked | set(liked)
@@ -89,7 +90,7 @@ def test_lists_are_full_hold_nothing_forbidden_and_have_the_models_scores(
 
 @settings(deadline=None, max_examples=30)
 @given(left=st.sets(st.integers(1, NUM_ITEMS), max_size=15), k=st.integers(1, 20))
-def test_where_filters_leave_few_items_the_list_holds_all_of_them(left: set[int], k: int) -> None:
+def test_where_filters_leave_few_items_the_list_contains_all_of_them(left: set[int], k: int) -> None:
     forbidden = set(range(1, NUM_ITEMS + 1)) - left
     for exclude, blocked in (([forbidden, set()], ()), (None, forbidden)):
         (first, second) = APPROXIMATE.top_k(STATES[:2], k, exclude, blocked)
@@ -107,11 +108,11 @@ def test_lists_of_allowed_items_are_exact(allowed: set[int], blocked: set[int], 
 
 
 @pytest.mark.parametrize("k", [NUM_ITEMS - 1, NUM_ITEMS, NUM_ITEMS + 7])
-def test_a_list_as_long_as_the_catalogue_holds_it_all(k: int) -> None:
+def test_a_list_as_long_as_the_catalogue_contains_all_of_it(k: int) -> None:
     assert APPROXIMATE.top_k(STATES[:2], k) == EXACT.top_k(STATES[:2], k)
 
 
-def test_a_batch_gives_what_its_rows_give_one_by_one() -> None:
+def test_a_batch_equals_its_rows_one_by_one() -> None:
     exclude = [{n, n + 1} for n in range(1, 65)]
     together = APPROXIMATE.top_k(STATES, 10, exclude)
     for row, ranking in enumerate(together):
@@ -124,12 +125,12 @@ def test_no_rows_give_no_rankings() -> None:
     assert APPROXIMATE.top_k(torch.empty(0, HIDDEN), 3, [], [2]) == []
 
 
-# --- how good
+# --- quality
 
 
 @pytest.fixture(scope="module", params=[64, 128], ids=lambda width: f"{width} dimensions")
 def larger(request: pytest.FixtureRequest) -> tuple[Engine, Engine, torch.Tensor]:
-    """Approximate, exact, states of users."""
+    """Make an approximate engine, an exact engine, and states of users."""
     embedding, states = synthetic_catalogue(20_000, request.param, 128)
     return make_engine("approximate", embedding), make_engine("exact", embedding), states
 
@@ -138,7 +139,7 @@ def larger(request: pytest.FixtureRequest) -> tuple[Engine, Engine, torch.Tensor
 @pytest.mark.parametrize("seen", [0, 50])
 def test_of_a_hundred_best_items_99_are_found(larger: tuple[Engine, Engine, torch.Tensor], k: int, seen: int) -> None:
     approximate, exact, states = larger
-    # seen are the very best, which hides them from no index: it must name that many more
+    # the seen items are the best ones, so the index must name as many candidates more
     exclude = [[int(i) for i in row.items] for row in exact.top_k(states, seen)] if seen else None
     hits = [
         len(set(ours.items) & set(best.items)) / k
@@ -147,8 +148,8 @@ def test_of_a_hundred_best_items_99_are_found(larger: tuple[Engine, Engine, torc
     assert sum(hits) / len(hits) >= 0.99
 
 
-def test_a_long_lonely_item_is_found() -> None:
-    # a few large norms among many small ones: what an index of clusters loses
+def test_items_with_large_norms_and_few_neighbours_are_found() -> None:
+    # a few large norms among many small ones: an index of clusters would miss them
     embedding, states = synthetic_catalogue(5_000, 32, 64)
     lonely = states[:40] + 10 * torch.randn(40, 32, generator=torch.Generator().manual_seed(1))
     embedding[1:41] = 4 * torch.nn.functional.normalize(lonely)
@@ -157,11 +158,11 @@ def test_a_long_lonely_item_is_found() -> None:
     assert [ranking.items for ranking in ours] == [ranking.items for ranking in best]
 
 
-# --- odd values
+# --- NaN, infinity and equal items
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_a_state_that_is_not_finite_spoils_no_other_row(value: float) -> None:
+def test_a_state_that_is_not_finite_changes_no_other_row(value: float) -> None:
     hidden = STATES[:4].clone()
     hidden[1, 3] = value
     rankings = APPROXIMATE.top_k(hidden, 5)
@@ -172,14 +173,14 @@ def test_a_state_that_is_not_finite_spoils_no_other_row(value: float) -> None:
     assert APPROXIMATE.top_k(torch.full((2, HIDDEN), math.nan), 5) == [Ranking([], []), Ranking([], [])]
 
 
-def test_items_that_are_all_alike_make_a_full_list() -> None:
+def test_items_that_are_all_equal_make_a_full_list() -> None:
     engine = make_engine(embedding=torch.zeros(NUM_ITEMS + 1, HIDDEN))
     (ranking,) = engine.top_k(STATES[:1], 10, [{1, 2}])
     assert len(set(ranking.items)) == 10
     assert not {"1", "2"} & set(ranking.items)
 
 
-def test_an_item_that_is_not_finite_stops_no_index_from_being_built() -> None:
+def test_an_index_can_be_built_with_an_item_that_is_not_finite() -> None:
     embedding, states = synthetic_catalogue(NUM_ITEMS, HIDDEN, 1)
     embedding[7] = math.nan
     found = ItemIndex(embedding).search(states, 10)
@@ -206,7 +207,7 @@ def test_reminders_are_exact(windows: list[list[int]], blocked: set[int], exclud
         assert ranking.scores == pytest.approx(expected, rel=1e-5, abs=1e-5)
         forbidden = blocked | set(exclude[row] if exclude else ())
         reminded = {item for item in windows[row] if item not in forbidden}
-        for item in reminded:  # however low the index may rate it
+        for item in reminded:  # even if the index does not name it
             assert str(item) in ranking.items or float(scores[row, item]) + 2.0 <= ranking.scores[-1] + 1e-4
         assert not forbidden & {int(item) for item in ranking.items}
 
@@ -225,10 +226,10 @@ def test_a_reminder_without_windows_is_refused() -> None:
         REMINDING.top_k(STATES[:1], 3)
 
 
-# --- which it is
+# --- the choice of an index
 
 
-def test_auto_takes_an_index_from_so_many_items_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_takes_an_index_from_auto_items_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sasrec.inference.index, "AUTO_ITEMS", NUM_ITEMS)
     assert make_engine("auto").index is not None
     monkeypatch.setattr(sasrec.inference.index, "AUTO_ITEMS", NUM_ITEMS + 1)
@@ -238,7 +239,7 @@ def test_auto_takes_an_index_from_so_many_items_on(monkeypatch: pytest.MonkeyPat
     assert AUTO_ITEMS > 50_000
 
 
-def test_scores_for_judging_are_exact_whatever_the_index() -> None:
+def test_scores_for_evaluation_are_exact_with_any_index() -> None:
     histories = [np.array([3, 5, 8]), np.array([13])]
     assert torch.equal(APPROXIMATE.scores(histories), EXACT.scores(histories))
 
@@ -266,7 +267,9 @@ def no_faiss(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("no_faiss")
-def test_without_the_library_auto_stays_exact_and_says_once_what_to_install(caplog: pytest.LogCaptureFixture) -> None:
+def test_without_faiss_auto_is_exact_and_one_warning_names_the_package_to_install(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     with caplog.at_level(logging.WARNING):
         engines = [make_engine("auto") for _ in range(3)]
     assert [engine.index for engine in engines] == [None] * 3
@@ -275,7 +278,7 @@ def test_without_the_library_auto_stays_exact_and_says_once_what_to_install(capl
 
 
 @pytest.mark.usefixtures("no_faiss")
-def test_without_the_library_approximate_is_an_error_that_says_what_to_install() -> None:
+def test_without_faiss_approximate_is_an_error_that_names_the_package_to_install() -> None:
     with pytest.raises(ImportError, match=r"needs faiss, which is not installed: pip install 'streamrec\[index\]'"):
         make_engine("approximate")
     saved = SavedModel(EXACT.model, EXACT.vocab, {}, "v1")
@@ -295,7 +298,7 @@ def test_without_the_library_approximate_is_an_error_that_says_what_to_install()
     )
 
 
-def test_a_model_on_an_accelerator_stays_exact_unless_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_is_exact_for_a_model_on_an_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sasrec.inference.index, "AUTO_ITEMS", 10)
     assert open_index(torch.empty(NUM_ITEMS + 1, 4, device="meta"), "auto") is None
 
@@ -331,17 +334,17 @@ async def test_a_swap_brings_the_index_of_the_new_model() -> None:
 # --- the benchmark
 
 
-def test_the_benchmark_measures_both_ways_on_the_same_lists() -> None:
-    said: list[str] = []
-    (row,) = measure_catalogue((1_500,), (8,), batch=4, repeats=3, progress=said.append)
+def test_the_benchmark_measures_exact_and_approximate_lists() -> None:
+    lines: list[str] = []
+    (row,) = measure_catalogue((1_500,), (8,), batch=4, repeats=3, progress=lines.append)
     assert (row["items"], row["hidden"], row["batch"]) == (1_500, 8, 4)
     assert row["exact_us"] > 0 and row["approx_us"] > 0 and row["build_s"] > 0 and row["spread"] >= 0
     assert row["recall_at_10"] >= 0.99
     assert 1_500 * 8 / 2 <= row["index_bytes"] < 1_500 * 8 * 4
-    assert said == ["1,500 items, 8 dimensions"]
+    assert lines == ["1,500 items, 8 dimensions"]
 
 
-def test_synthetic_items_have_the_neighbourhoods_of_trained_ones() -> None:
+def test_synthetic_items_have_neighbours_as_near_as_trained_items() -> None:
     embedding, states = synthetic_catalogue(10_000, 64, 100)
     assert embedding.shape == (10_001, 64) and not embedding[0].any()
     items = torch.nn.functional.normalize(embedding[1:])

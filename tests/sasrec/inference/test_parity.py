@@ -1,7 +1,7 @@
-"""What everything rests on: a cached click gives what re-encoding the same anchored window gives.
+"""A cached click has the hidden state of the re-encoded anchored window. All of incremental inference rests on this.
 
-Three ways to the same hidden state, written independently of each other: an Engine that decodes from its
-cache, an Engine without a cache, and the bare model on the window.
+Three independent ways to one hidden state are compared: an Engine that decodes from its cache, an Engine without a
+cache, and the bare model on the window.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sasrec.data.vocab import ItemVocab
-from sasrec.inference.engine import PACKED_THREADS, PACKED_TOKENS, CacheStats, Engine
-from sasrec.inference.kernels import Floats, Held, Indices
-from sasrec.inference.kv_cache import KVCache
-from sasrec.inference.packed import PackedForward
+from sasrec.inference.engine import PACKED_TOKENS, Engine
+from sasrec.inference.kernels import Floats, Indices, KeyValues
+from sasrec.inference.kv_cache import CacheStats, KVCache
+from sasrec.inference.packed import PACKED_THREADS, PackedForward
 from sasrec.model import SASRec, SASRecConfig
 
 NUM_ITEMS = 40
@@ -44,7 +44,7 @@ def make_model(max_len: int, dtype: torch.dtype = torch.float64, **shape: Any) -
 
 
 def make_engine(model: SASRec, slots: int, **options: Any) -> Engine:
-    """slots=0 is an engine that re-encodes."""
+    """Make an engine; with slots=0 it re-encodes."""
     one = KVCache.bytes_per_slot(model.config, model.item_embedding.weight)
     engine = Engine(model, ItemVocab(map(str, range(NUM_ITEMS))), cache_bytes=slots * one, **options)
     assert engine.slots == slots
@@ -52,7 +52,7 @@ def make_engine(model: SASRec, slots: int, **options: Any) -> Engine:
 
 
 def window_of(history: list[int], max_len: int, slack: int) -> list[int]:
-    """By playing the clicks one by one, not by the formula."""
+    """Find the window by replaying the clicks one by one, without the formula."""
     start = 0
     for n in range(1, len(history) + 1):
         if n - start > max_len:
@@ -72,7 +72,7 @@ def largest_difference(ours: Tensor, theirs: Tensor) -> float:
 
 @pytest.fixture
 def forwards(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many tokens went through the model in each forward."""
+    """Collect the number of tokens in each forward pass."""
     tokens: list[int] = []
     encode = PackedForward.encode
 
@@ -134,7 +134,7 @@ def test_a_batch_goes_through_the_model_at_once_and_pads_no_user_to_another(forw
 
 
 def test_the_answer_depends_on_every_token_of_the_window() -> None:
-    # else the parity above would be cheap
+    # otherwise the parity above would prove little
     model = make_model(8)
     window = [3, 1, 4, 1, 5, 9, 2, 6]
     for at in range(8):
@@ -206,7 +206,7 @@ class Clicks:
         self._most_events = most_events
 
     def batch(self) -> list[int]:
-        """Some users, each with new events (now and then none: a replay)."""
+        """Return some users, each with new events; sometimes none: a replay."""
         users = self.rng.sample(sorted(self.histories), self.rng.randint(1, len(self.histories)))
         for user in users:
             if self.rng.random() < 0.05:
@@ -228,7 +228,7 @@ def assert_batch_is_right(engine: Engine, traffic: dict[int, list[int]], users: 
 
 @pytest.mark.parametrize("slots", [1, 3, 7, 8, 20], ids=lambda slots: f"{slots} slots for 8 users")
 @pytest.mark.parametrize(("num_blocks", "num_heads"), [(1, 1), (2, 2)])
-def test_random_batches_of_interleaved_users_whatever_the_number_of_slots(
+def test_random_batches_of_interleaved_users_with_any_number_of_slots(
     slots: int, num_blocks: int, num_heads: int
 ) -> None:
     model = make_model(7, num_blocks=num_blocks, num_heads=num_heads)
@@ -251,7 +251,7 @@ def test_random_batches_in_float32() -> None:
 
 
 @pytest.mark.parametrize("tokens", [1, 3, 12])
-def test_a_batch_that_goes_through_the_model_in_parts(monkeypatch: pytest.MonkeyPatch, tokens: int) -> None:
+def test_a_batch_that_takes_several_forward_passes(monkeypatch: pytest.MonkeyPatch, tokens: int) -> None:
     monkeypatch.setattr("sasrec.inference.engine.PACKED_TOKENS", tokens)
     engine = make_engine(make_model(7), slots=8, slack=3)
     clicks = Clicks(seed=tokens, users=8, most_events=9)
@@ -260,7 +260,7 @@ def test_a_batch_that_goes_through_the_model_in_parts(monkeypatch: pytest.Monkey
     assert engine.take_stats().hits > 100
 
 
-def test_a_batch_larger_than_the_cache_comes_back_in_order() -> None:
+def test_a_batch_larger_than_the_cache_is_returned_in_order() -> None:
     model = make_model(5)
     engine = make_engine(model, slots=3)
     windows = [[n, n + 1] for n in range(1, 12)]
@@ -274,11 +274,13 @@ SHAPES = st.tuples(st.sampled_from(["learned", "rope"]), st.integers(1, 3), st.i
 
 @settings(deadline=None, max_examples=40)
 @given(SHAPES, st.lists(st.lists(st.integers(1, NUM_ITEMS), min_size=1, max_size=9), min_size=1, max_size=6), st.data())
-def test_windows_encoded_at_once_are_the_models_whatever_its_shape_packed_or_padded(
+def test_windows_encoded_at_once_equal_the_model_for_every_shape_packed_or_padded(
     shape: tuple[str, int, int, int], windows: list[list[int]], data: st.DataObject
 ) -> None:
     position, heads, units, blocks = shape
-    units *= 1 + (position == "rope")  # which turns pairs; learned positions may have an odd number a head
+    units *= 1 + (
+        position == "rope"
+    )  # rope rotates pairs of units; with learned positions a head may have an odd number
     scaled = data.draw(st.booleans())
     options: dict[str, Any] = {"position": position, "num_heads": heads, "num_blocks": blocks}
     model = make_model(9, hidden_units=heads * units, scale_embeddings=scaled, **options)
@@ -286,13 +288,13 @@ def test_windows_encoded_at_once_are_the_models_whatever_its_shape_packed_or_pad
     expected = torch.stack([plain(model, window) for window in windows])
     for threads in (0, PACKED_THREADS):  # with more, many tokens at once go through PyTorch's modules
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("sasrec.inference.engine.PACKED_THREADS", threads)
+            patch.setattr("sasrec.inference.packed.PACKED_THREADS", threads)
             patch.setattr("sasrec.inference.engine.PACKED_TOKENS", threads and PACKED_TOKENS)
             patch.setattr(torch, "get_num_threads", lambda: PACKED_THREADS)
             assert largest_difference(engine.encode(windows), expected) < EXACT
 
 
-def test_more_rows_than_one_forward_takes_come_back_in_order_without_a_cache() -> None:
+def test_more_rows_than_fit_into_one_forward_pass_are_returned_in_order_without_a_cache() -> None:
     model = make_model(4)
     windows = [[n % NUM_ITEMS + 1] * (n % 4 + 1) for n in range(600)]
     states = make_engine(model, slots=0).encode(windows)
@@ -306,19 +308,19 @@ def test_the_least_recently_used_user_is_evicted() -> None:
     engine.encode([[3]], ["c"])  # takes the slot of b
     assert engine.take_stats() == CacheStats(hits=1, misses=3, evictions=1)
     engine.encode([[1, 2, 3]], ["a"])
-    assert engine.take_stats() == CacheStats(hits=1), "a is still there"
+    assert engine.take_stats() == CacheStats(hits=1), "a is cached"
     engine.encode([[2, 3]], ["b"])
-    assert engine.take_stats() == CacheStats(misses=1, evictions=1), "b is not"
+    assert engine.take_stats() == CacheStats(misses=1, evictions=1), "b is not cached"
 
 
-def test_no_user_of_a_batch_evicts_another_of_the_same_batch() -> None:
+def test_users_of_one_batch_do_not_evict_each_other() -> None:
     engine = make_engine(make_model(5), slots=2)
     engine.encode([[1], [2]], ["old", "other"])
     engine.encode([[3], [1, 2]], ["new", "old"])  # new comes first; old is the least recently used
     assert engine.take_stats() == CacheStats(hits=1, misses=3, evictions=1)
 
 
-def test_a_user_lost_and_started_again_differently_is_encoded_anew() -> None:
+def test_a_user_whose_sequence_was_lost_and_restarted_is_re_encoded() -> None:
     model = make_model(6)
     engine = make_engine(model, slots=2)
     for window in ([5, 6, 7, 8], [5], [5, 6, 9], [5, 6, 9], [9, 9, 9], [9, 9, 9, 9], [5, 6, 7, 8]):
@@ -326,10 +328,10 @@ def test_a_user_lost_and_started_again_differently_is_encoded_anew() -> None:
     assert engine.take_stats().hits == 3, "[5] + [6, 9], a replay, and 9 again; never another sequence's prefix"
 
 
-def test_forgotten_users_give_their_slots_back() -> None:
+def test_slots_of_forgotten_users_are_released() -> None:
     engine = make_engine(make_model(5), slots=3)
     engine.encode([[1], [2], [3]], ["a", "b", "c"])
-    engine.forget(["b", "nobody"])
+    engine.forget(["b", "unknown user"])
     assert engine.cached_users == 2
     engine.encode([[4]], ["d"])
     assert engine.take_stats() == CacheStats(misses=4)
@@ -351,7 +353,7 @@ def test_two_engines_of_one_model_share_nothing() -> None:
     assert largest_difference(state, plain(model, [1, 2, 3])) < EXACT
 
 
-def test_a_user_given_twice_in_a_batch_is_refused_and_nothing_changes() -> None:
+def test_a_user_who_occurs_twice_in_a_batch_is_refused_and_nothing_changes() -> None:
     engine = make_engine(make_model(5), slots=2)
     with pytest.raises(ValueError, match="a user occurs twice"):
         engine.encode([[1], [1, 2]], ["user", "user"])
@@ -375,7 +377,7 @@ def test_no_windows_give_no_states() -> None:
 
 @pytest.fixture
 def uninitialised_memory_is_nan() -> Iterator[None]:
-    """PyTorch's own switch: torch.empty gives NaN instead of what happened to be there."""
+    """Let torch.empty fill memory with NaN, by PyTorch's own switch."""
     torch.use_deterministic_algorithms(True)
     assert torch.empty(1).isnan().all()
     yield
@@ -384,8 +386,8 @@ def uninitialised_memory_is_nan() -> Iterator[None]:
 
 @pytest.mark.usefixtures("uninitialised_memory_is_nan")
 @pytest.mark.parametrize("slots", [2, 6])
-def test_what_uninitialised_memory_held_reaches_no_answer(slots: int) -> None:
-    # tails of different lengths in one forward: the shorter one's rows end before the longer one's
+def test_uninitialised_memory_reaches_no_answer(slots: int) -> None:
+    # users with different numbers of new tokens in one forward pass
     engine = make_engine(make_model(7), slots, slack=3)
     clicks = Clicks(seed=1, users=6, most_events=9)
     for _ in range(40):
@@ -393,22 +395,22 @@ def test_what_uninitialised_memory_held_reaches_no_answer(slots: int) -> None:
 
 
 class PowerCut(Exception):
-    """Not a ValueError: nothing in the package expects it."""
+    """An error that nothing in the package expects."""
 
 
 class FailingForward:
-    """A forward that fails on demand, when it has left garbage where keys and values of a block and those above go."""
+    """A forward pass that fails on demand, after writing garbage into the keys and values from a block on."""
 
     def __init__(self, forward: PackedForward, block: int) -> None:
         self.forward, self.block = forward, block
         self.calls_until_failure = -1
 
-    def encode(self, items: Indices, held: Held, slots: Indices, past: Indices, new: Indices) -> Floats:
-        hidden = self.forward.encode(items, held, slots, past, new)
+    def encode(self, items: Indices, key_values: KeyValues, slots: Indices, past: Indices, new: Indices) -> Floats:
+        hidden = self.forward.encode(items, key_values, slots, past, new)
         self.calls_until_failure -= 1
         if self.calls_until_failure == 0:
             for slot, place, count in zip(slots, past, new, strict=True):
-                held[self.block :, slot, :, :, place : place + count] = np.nan
+                key_values[self.block :, slot, :, :, place : place + count] = np.nan
             raise PowerCut
         return hidden
 
@@ -422,7 +424,7 @@ def sabotage(engine: Engine, block: int) -> FailingForward:
 
 @pytest.mark.parametrize("block", [0, 2])
 @pytest.mark.parametrize("slots", [3, 8])
-def test_an_exception_in_the_middle_of_a_forward_leaves_the_engine_right(slots: int, block: int) -> None:
+def test_after_an_exception_in_a_forward_pass_the_engines_answers_are_right(slots: int, block: int) -> None:
     model = make_model(7, num_blocks=3)
     engine = make_engine(model, slots, slack=3)
     failing = sabotage(engine, block)
@@ -431,7 +433,7 @@ def test_an_exception_in_the_middle_of_a_forward_leaves_the_engine_right(slots: 
     for step in range(90):
         users = clicks.batch()
         if step % 3 == 2:
-            failing.calls_until_failure = 1 + step % 2  # the first forward of the batch, or the second, if there is one
+            failing.calls_until_failure = 1 + step % 2  # the batch's first forward pass, or the second, if any
             try:
                 windows = {user: window_of(clicks.histories[user], 7, 3) for user in users}
                 known = [user for user in users if windows[user]]
@@ -524,7 +526,7 @@ def test_any_order_of_clicks_losses_evictions_and_failures_gives_the_oracles_ans
     history=st.lists(st.integers(0, NUM_ITEMS), min_size=1, max_size=60),
     cuts=st.lists(st.integers(1, 25), min_size=1, max_size=12),
 )
-def test_events_arriving_in_any_portions_give_the_same_answer_in_the_end(history: list[int], cuts: list[int]) -> None:
+def test_events_in_any_portions_give_one_answer_in_the_end(history: list[int], cuts: list[int]) -> None:
     model = make_model(8)
     engine = make_engine(model, slots=1, slack=3)
     n = 0

@@ -1,4 +1,4 @@
-"""Losses against sums done by hand."""
+"""Losses, compared with sums written out."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_bce_equals_the_sum_written_out(seed: int) -> None:
 
 @settings(deadline=None)
 @given(seed=st.integers(0, 1000), copies=st.integers(1, 40))
-def test_bce_of_copies_of_one_negative_is_bce_of_that_negative(seed: int, copies: int) -> None:
+def test_bce_of_copies_of_one_negative_equals_bce_of_that_negative(seed: int, copies: int) -> None:
     hidden, embedding, targets = case(seed)
     one = targets[:, None] % NUM_ITEMS + 1
     single = bce(hidden, embedding, targets, one)
@@ -95,7 +95,7 @@ def test_info_nce_against_all_other_items_is_cross_entropy(seed: int) -> None:
         assert ours.item() == pytest.approx(full.item(), abs=1e-12)
 
 
-def test_info_nce_of_one_negative_is_the_log_of_how_likely_the_target_wins() -> None:
+def test_info_nce_of_one_negative_is_minus_the_log_probability_that_the_target_ranks_above_it() -> None:
     hidden, embedding, targets = case(1)
     negatives = targets[:, None] % NUM_ITEMS + 1
     ahead = ((embedding[targets] - embedding[negatives[:, 0]]) * hidden).sum(1).tolist()
@@ -138,7 +138,7 @@ def test_sampled_softmax_equals_the_sum_written_out() -> None:
 
 @settings(deadline=None)
 @given(seed=st.integers(0, 1000), shape=st.sampled_from([1, 2, 7]))
-def test_what_is_left_out_is_not_ranked_but_the_target_always_is(seed: int, shape: int) -> None:
+def test_left_out_items_are_not_ranked_but_the_target_always_is(seed: int, shape: int) -> None:
     hidden, embedding, targets = case(seed)
     rng = torch.Generator().manual_seed(seed)
     left_out = torch.randint(1, NUM_ITEMS + 1, (len(targets), shape), generator=rng)
@@ -157,7 +157,7 @@ def test_what_is_left_out_is_not_ranked_but_the_target_always_is(seed: int, shap
             assert (one - other).abs().max() < 1e-12
 
 
-def test_to_leave_out_what_is_no_candidate_changes_nothing() -> None:
+def test_leaving_out_an_item_that_is_no_candidate_changes_nothing() -> None:
     hidden, embedding, _ = case(3)
     targets, candidates = torch.tensor([2, 7, 2, 7, 4, 4]), torch.tensor([2, 4, 7])
     log_inclusion = torch.zeros(3, dtype=torch.float64)
@@ -169,7 +169,7 @@ def test_to_leave_out_what_is_no_candidate_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize("drawn", [0, 1, 5])
-def test_inclusion_is_how_often_an_item_is_in_a_sample(drawn: int) -> None:
+def test_inclusion_is_the_share_of_samples_that_contain_an_item(drawn: int) -> None:
     share = torch.tensor([0, 0.5, 0.3, 0.2, 0, 0])
     rng = torch.Generator().manual_seed(1)
     times, positions = 20_000, 3
@@ -181,10 +181,10 @@ def test_inclusion_is_how_often_an_item_is_in_a_sample(drawn: int) -> None:
     assert inclusion(items, share, positions, drawn).exp() == pytest.approx(measured, abs=0.015)
 
 
-def test_the_sum_below_the_fraction_is_estimated_without_bias() -> None:
+def test_the_denominator_is_estimated_without_bias() -> None:
     _, embedding, _ = case(5)
     share = torch.tensor([0, 0.4, 0.2, 0.1, 0.1, 0.05, 0.05, 0.05, 0.05, 0.0])
-    weights = (embedding[1:].detach() @ embedding[1].detach()).exp()  # of each item, after some state
+    weights = (embedding[1:].detach() @ embedding[1].detach()).exp()  # of each item, for one state
     rng, sums = torch.Generator().manual_seed(2), []
     for _ in range(4_000):
         targets = torch.multinomial(share, 4, replacement=True, generator=rng)
@@ -194,7 +194,7 @@ def test_the_sum_below_the_fraction_is_estimated_without_bias() -> None:
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e3])
-def test_gradients_stay_finite_however_sure_the_model_is(scale: float) -> None:
+def test_gradients_are_finite_even_for_very_confident_models(scale: float) -> None:
     for seed in range(3):
         hidden, embedding, targets = case(seed)
         wrong = targets[:, None] % NUM_ITEMS + 1
@@ -209,7 +209,7 @@ def test_gradients_stay_finite_however_sure_the_model_is(scale: float) -> None:
                 assert gradient.abs().max() > 0
 
 
-def test_no_loss_touches_the_padding_row() -> None:
+def test_no_loss_changes_the_padding_row() -> None:
     hidden, embedding, targets = case(2)
     wrong = targets[:, None] % NUM_ITEMS + 1
     for loss in (
@@ -231,10 +231,10 @@ def labels(targets: Tensor, seed: int = 0) -> Tensor:
 
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("positions", [1, 6, 100])
-def test_the_gradient_of_cross_entropy_is_that_of_the_whole_matrix(
+def test_the_gradient_of_cross_entropy_equals_that_of_the_whole_matrix(
     positions: int, weighted: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(CHUNK_SCORES, "cpu", 1)  # so 16 rows a chunk
+    monkeypatch.setitem(CHUNK_SCORES, "cpu", 1)  # chunks of 16 rows
     hidden, embedding, targets = case(3, positions)
     outcomes = labels(targets) if weighted else None
     each = torch.nn.functional.cross_entropy(hidden @ embedding[1:].T, targets - 1, reduction="none")
@@ -250,19 +250,19 @@ def test_the_gradient_of_cross_entropy_is_that_of_the_whole_matrix(
 
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("masked", [False, True])
-def test_the_squared_error_of_all_items_and_its_gradient_are_those_of_the_whole_matrix(
+def test_the_squared_error_of_all_items_and_its_gradient_equal_those_of_the_whole_matrix(
     weighted: bool, masked: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(CHUNK_SCORES, "cpu", 1)  # so 16 rows a chunk
+    monkeypatch.setitem(CHUNK_SCORES, "cpu", 1)  # chunks of 16 rows
     hidden, embedding, targets = case(3, 50)
     outcomes = labels(targets) if weighted else None
     left_out = torch.stack((targets, targets % NUM_ITEMS + 1), 1) if masked else None
     scores = hidden @ embedding[1:].T
-    asked = torch.ones_like(scores, dtype=torch.bool).scatter(1, targets[:, None] - 1, False)
+    counted = torch.ones_like(scores, dtype=torch.bool).scatter(1, targets[:, None] - 1, False)
     if left_out is not None:
-        asked = asked.scatter(1, left_out - 1, False)
+        counted = counted.scatter(1, left_out - 1, False)
     wanted = scores.gather(1, targets[:, None] - 1)[:, 0] - (1 if outcomes is None else outcomes)
-    plain = (wanted**2 + 7 * (scores * asked).square().mean(1)).mean()
+    plain = (wanted**2 + 7 * (scores * counted).square().mean(1)).mean()
     loss = full_mse(hidden, embedding, targets, 7, outcomes, left_out)
     assert loss.item() == pytest.approx(plain.item(), abs=1e-12)
     expected = torch.autograd.grad(plain, (hidden, embedding))
@@ -270,7 +270,7 @@ def test_the_squared_error_of_all_items_and_its_gradient_are_those_of_the_whole_
         torch.testing.assert_close(ours, theirs, atol=1e-12, rtol=0)
 
 
-def test_under_autocast_the_products_are_rounded_and_nothing_else_is() -> None:
+def test_autocast_rounds_the_products_and_nothing_else() -> None:
     hidden, embedding, targets = case(3, 200)
     hidden, embedding = hidden.detach().float().requires_grad_(), embedding.detach().float().requires_grad_()
     exact = cross_entropy(hidden, embedding, targets)
@@ -280,12 +280,12 @@ def test_under_autocast_the_products_are_rounded_and_nothing_else_is() -> None:
     gradients = torch.autograd.grad(rounded, (hidden, embedding))
     assert rounded.dtype == torch.float32
     assert rounded.item() == pytest.approx(exact.item(), rel=5e-3)
-    assert rounded.item() != exact.item(), "or it was not computed in bfloat16"
+    assert rounded.item() != exact.item(), "otherwise it was not computed in bfloat16"
     for ours, theirs in zip(gradients, exact_gradients, strict=True):
         assert (ours - theirs).norm() < 0.02 * theirs.norm()
 
 
-def test_cross_entropy_of_large_scores_stays_finite() -> None:
+def test_cross_entropy_of_large_scores_is_finite() -> None:
     hidden, embedding, targets = case(1)
     loss = cross_entropy(hidden * 1e4, embedding, targets)
     loss.backward()
@@ -348,7 +348,7 @@ def test_gbce_equals_the_sum_written_out(monkeypatch: pytest.MonkeyPatch, calibr
     assert gbce(hidden, embedding, targets, negatives, calibration).item() == pytest.approx(expected, abs=1e-12)
 
 
-def test_a_position_of_weight_0_does_not_count() -> None:
+def test_a_position_of_weight_0_has_no_gradient() -> None:
     hidden, embedding, targets = case(7)
     outcomes = torch.tensor([1.0, 1, 1, 1, 1, 0], dtype=torch.float64)
     for loss, more in ((cross_entropy, ()), (sampled_softmax, (CATALOGUE, CERTAIN, targets[:, None]))):

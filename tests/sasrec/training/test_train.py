@@ -1,4 +1,4 @@
-"""Training: provable patterns are learned, the same seed gives the same weights, nothing outside is touched."""
+"""Training: provable patterns are learned, equal seeds give equal weights, no global state is changed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ from sasrec.data.vocab import ItemVocab
 from sasrec.evaluation.metrics import Metrics, evaluate
 from sasrec.inference.engine import Engine
 from sasrec.model import SASRec, SASRecConfig
-from sasrec.training.train import Loss, TrainConfig, TrainingError, grown, train
+from sasrec.training.config import TrainConfig
+from sasrec.training.objectives import Loss
+from sasrec.training.train import TrainingError, train
+from sasrec.training.warm_start import resize_model
 
 NUM_ITEMS = 12
 TINY = SASRecConfig(NUM_ITEMS, max_len=8, hidden_units=16, num_blocks=1, dropout_rate=0.0)
@@ -33,12 +36,12 @@ def sequences_of(rows: list[list[int]], num_items: int = NUM_ITEMS) -> Sequences
 
 
 def circle() -> Sequences:
-    """After item i always comes item i + 1, after the last the first."""
+    """Item i + 1 always follows item i, and the first item the last."""
     return sequences_of([[(start + n) % NUM_ITEMS + 1 for n in range(9)] for start in range(NUM_ITEMS) for _ in "ab"])
 
 
 def noise(users: int = 40) -> Sequences:
-    """Nothing to learn, so validation wanders up and down."""
+    """Random items: there is nothing to learn, so validation goes up and down."""
     rng = np.random.default_rng(5)
     return sequences_of([rng.integers(1, NUM_ITEMS + 1, 8).tolist() for _ in range(users)])
 
@@ -55,14 +58,14 @@ def weights(model: SASRec) -> torch.Tensor:
 def test_a_determined_next_item_is_predicted_for_every_user(loss: Loss, position: Any) -> None:
     rest, test = circle().leave_last_out()
     config = SASRecConfig(NUM_ITEMS, max_len=8, hidden_units=16, num_blocks=1, dropout_rate=0.1, position=position)
-    how = TrainConfig(epochs=60, batch_size=8, learning_rate=1e-2, loss=loss, num_negatives=8)
-    model, result = train(config, rest, how)
+    train_config = TrainConfig(epochs=60, batch_size=8, learning_rate=1e-2, loss=loss, num_negatives=8)
+    model, result = train(config, rest, train_config)
     assert evaluate(Engine(model, rest.vocab), test, (1,)).hr[1] == 1.0
     assert result.epochs[-1].loss < result.epochs[0].loss / 2
 
 
-def test_a_next_item_that_the_last_item_alone_does_not_tell_is_learned() -> None:
-    # 3 is followed by 2 where 1 stood before it, by 5 where 4 did: a Markov chain would be right half the time
+def test_a_next_item_that_depends_on_more_than_the_last_item_is_learned() -> None:
+    # after 1, 3 comes 2, after 4, 3 comes 5: a Markov chain would be right half of the time
     rows = [[1, 3, 2] * 4, [4, 3, 5] * 4] * 40
     config = SASRecConfig(5, max_len=12, hidden_units=16, num_blocks=1, dropout_rate=0.0)
     model, _ = train(config, sequences_of(rows, 5), TrainConfig(epochs=60, batch_size=8, learning_rate=1e-2))
@@ -71,7 +74,7 @@ def test_a_next_item_that_the_last_item_alone_does_not_tell_is_learned() -> None
     assert [ranking.items for ranking in best] == [["2"], ["5"], ["2"], ["5"]]
 
 
-def test_validation_is_judged_every_epoch_and_the_result_tells_it() -> None:
+def test_every_epoch_is_validated_and_the_result_holds_the_figures() -> None:
     rest, validation = circle().leave_last_out()
     model, result = train(TINY, rest, TrainConfig(epochs=12, learning_rate=1e-2, batch_size=8), validation)
     assert all(epoch.validation is not None and epoch.seconds > 0 for epoch in result.epochs)
@@ -82,29 +85,29 @@ def test_validation_is_judged_every_epoch_and_the_result_tells_it() -> None:
     assert not model.training
 
 
-def test_repeating_sessions_are_validated_with_seen_items_kept() -> None:
-    # every held-out target was seen: with seen items filtered no model could earn anything
+def test_repeating_sessions_are_validated_without_filtering_seen_items() -> None:
+    # every held-out target was seen: with seen items filtered every model would have 0
     rest, validation = sequences_of([[a, b] * 4 for a in range(1, 7) for b in range(7, 13)]).leave_last_out()
     _, result = train(TINY, rest, TrainConfig(epochs=15, learning_rate=1e-2, batch_size=8), validation)
     assert result.best.validation is not None
     assert result.best.validation.ndcg[10] > 0.4
 
 
-# --- it can be repeated
+# --- it is reproducible
 
 
 @pytest.mark.parametrize("loss", get_args(Loss))
-def test_the_same_seed_gives_the_same_weights_and_another_seed_others(loss: Loss) -> None:
+def test_equal_seeds_give_equal_weights_and_another_seed_others(loss: Loss) -> None:
     config = SASRecConfig(NUM_ITEMS, max_len=8, hidden_units=16, dropout_rate=0.3)
     rest, validation = noise().leave_last_out()
 
     def run(seed: int) -> tuple[torch.Tensor, list[float]]:
-        how = TrainConfig(epochs=2, batch_size=16, loss=loss, num_negatives=4, seed=seed)
-        model, result = train(config, rest, how, validation)
+        train_config = TrainConfig(epochs=2, batch_size=16, loss=loss, num_negatives=4, seed=seed)
+        model, result = train(config, rest, train_config, validation)
         return weights(model), [epoch.loss for epoch in result.epochs]
 
     first, losses = run(1)
-    torch.rand(3)  # what happened before does not matter
+    torch.rand(3)  # earlier random numbers have no effect
     np.random.rand(3)
     again, losses_again = run(1)
     assert torch.equal(first, again)
@@ -112,7 +115,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(loss: Loss
     assert not torch.equal(first, run(2)[0])
 
 
-def test_training_leaves_the_random_state_of_everybody_else_alone() -> None:
+def test_training_does_not_change_global_random_state() -> None:
     torch.manual_seed(123)
     np.random.seed(123)
     before_torch, before_numpy = torch.random.get_rng_state(), np.random.get_state()[1].copy()
@@ -121,27 +124,27 @@ def test_training_leaves_the_random_state_of_everybody_else_alone() -> None:
     assert (np.random.get_state()[1] == before_numpy).all()
     with pytest.raises(TrainingError):
         train(TINY, circle(), TrainConfig(epochs=5, batch_size=4, learning_rate=1e30))
-    assert torch.equal(torch.random.get_rng_state(), before_torch), "not even when it fails"
+    assert torch.equal(torch.random.get_rng_state(), before_torch), "not even after a failure"
 
 
 # --- it ends in time, with the best weights
 
 
-def test_it_stops_early_and_the_model_returned_is_that_of_the_best_epoch() -> None:
+def test_it_stops_early_and_returns_the_model_of_the_best_epoch() -> None:
     rest, validation = noise().leave_last_out()
-    how = TrainConfig(epochs=60, batch_size=16, learning_rate=3e-3, patience=4)
-    model, result = train(TINY, rest, how, validation)
-    assert len(result.epochs) == result.best_epoch + 1 + how.patience < how.epochs
+    train_config = TrainConfig(epochs=60, batch_size=16, learning_rate=3e-3, patience=4)
+    model, result = train(TINY, rest, train_config, validation)
+    assert len(result.epochs) == result.best_epoch + 1 + train_config.patience < train_config.epochs
     scores = [epoch.validation.ndcg[10] for epoch in result.epochs if epoch.validation is not None]
-    assert result.best_epoch == scores.index(max(scores)), "the first of the best"
-    assert scores[-1] < max(scores), "the last weights would not do"
+    assert result.best_epoch == scores.index(max(scores)), "the first of equally good epochs"
+    assert scores[-1] < max(scores), "the last weights are worse"
     repeats = sum(target in history for history, target in zip(validation.histories, validation.targets, strict=True))
     again = evaluate(Engine(model, rest.vocab), validation, (10,), filter_seen=repeats <= len(validation) / 2)
     assert again == result.best.validation
 
 
 class ScriptedValidation:
-    """Stands in for evaluate: the NDCG@10 of each epoch is given."""
+    """Replaces evaluate: returns a given NDCG@10 for each epoch."""
 
     def __init__(self, *ndcg: float) -> None:
         self._ndcg = iter(ndcg)
@@ -154,14 +157,14 @@ class ScriptedValidation:
 @pytest.mark.parametrize(
     ("patience", "scores", "best_epoch"),
     [
-        (0, [0.3, 0.1, 0.4, 0.1, 0.2, 0.1], 2),  # all epochs are run, the best is still restored
-        (2, [0.1, 0.2, 0.2, 0.2], 1),  # as good is not better
+        (0, [0.3, 0.1, 0.4, 0.1, 0.2, 0.1], 2),  # all epochs run, and the best is restored
+        (2, [0.1, 0.2, 0.2, 0.2], 1),  # an equal score is not better
         (3, [0.0, 0.0, 0.0, 0.0], 0),
         (2, [0.1, 0.0, 0.2, 0.0, 0.3, 0.0], 4),
         (1, [0.1, 0.2, 0.3, 0.4, 0.5, 0.6], 5),
     ],
 )
-def test_patience_counts_epochs_without_a_better_score_and_the_best_weights_come_back(
+def test_patience_counts_epochs_without_a_better_score_and_the_best_weights_are_restored(
     monkeypatch: pytest.MonkeyPatch, patience: int, scores: list[float], best_epoch: int
 ) -> None:
     rest, validation = noise().leave_last_out()
@@ -175,41 +178,41 @@ def test_patience_counts_epochs_without_a_better_score_and_the_best_weights_come
 
 
 @pytest.mark.parametrize(("decay", "share"), [(0.1, 0.1), (0.999, 0.25)])
-def test_an_average_of_the_weights_is_kept_that_forgets_fast_in_the_beginning(decay: float, share: float) -> None:
+def test_the_average_of_the_weights_moves_faster_in_the_first_batches(decay: float, share: float) -> None:
     whole = TrainConfig(epochs=2, batch_size=100, learning_rate=1e-2)  # a batch is an epoch
     (first, _), (second, _) = (train(TINY, noise(), replace(whole, epochs=epochs)) for epochs in (1, 2))
     average, _ = train(TINY, noise(), replace(whole, ema_decay=decay))
     assert torch.allclose(weights(average), share * weights(first) + (1 - share) * weights(second), atol=1e-7)
 
 
-def test_the_average_is_what_validation_judges() -> None:
+def test_the_average_is_validated() -> None:
     rest, validation = circle().leave_last_out()
-    how = TrainConfig(epochs=5, batch_size=8, learning_rate=1e-2, patience=0)
-    plain, _ = train(TINY, rest, how, validation)
-    average, result = train(TINY, rest, replace(how, ema_decay=0.99), validation)
+    train_config = TrainConfig(epochs=5, batch_size=8, learning_rate=1e-2, patience=0)
+    plain, _ = train(TINY, rest, train_config, validation)
+    average, result = train(TINY, rest, replace(train_config, ema_decay=0.99), validation)
     assert not torch.equal(weights(average), weights(plain))
     assert evaluate(Engine(average, rest.vocab), validation, (10,)) == result.best.validation
 
 
-def test_without_validation_all_epochs_are_run_and_the_last_is_kept() -> None:
+def test_without_validation_all_epochs_run_and_the_last_weights_are_returned() -> None:
     _, result = train(TINY, noise(), TrainConfig(epochs=4, patience=1))
     assert (len(result.epochs), result.best_epoch) == (4, 3)
-    nobody = Holdout([], np.array([], np.int64))
-    _, result = train(TINY, noise(), TrainConfig(epochs=4, patience=1), nobody)
+    no_targets = Holdout([], np.array([], np.int64))
+    _, result = train(TINY, noise(), TrainConfig(epochs=4, patience=1), no_targets)
     assert (len(result.epochs), result.best_epoch) == (4, 3)
 
 
 def test_stop_ends_training_after_the_batch() -> None:
-    asked = 0
+    calls = 0
 
     def stop() -> bool:
-        nonlocal asked
-        asked += 1
-        return asked >= 3
+        nonlocal calls
+        calls += 1
+        return calls >= 3
 
     rest, validation = noise().leave_last_out()
     model, result = train(TINY, rest, TrainConfig(epochs=50, batch_size=4), validation, stop=stop)
-    assert asked <= 4, "asked once a batch and once more at the end of the epoch"
+    assert calls <= 4, "once after each batch and once at the end of the epoch"
     assert len(result.epochs) == 1
     assert evaluate(Engine(model, rest.vocab), validation).ndcg[10] == pytest.approx(
         result.best.validation.ndcg[10] if result.best.validation else math.nan
@@ -227,7 +230,7 @@ def test_every_epoch_is_one_log_line_and_nothing_is_printed(
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_progress_bar_is_drawn_where_asked_for(capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_progress_bar_is_drawn_on_request(capfd: pytest.CaptureFixture[str]) -> None:
     train(TINY, circle(), TrainConfig(epochs=1), progress=True)
     assert "epoch 1" in "".join(capfd.readouterr())
 
@@ -240,34 +243,34 @@ def test_weight_decay_shrinks_the_weights() -> None:
     assert size(10.0) < 0.8 * size(0.0)
 
 
-# --- training on
+# --- training further
 
 
 def first_then_second() -> tuple[Sequences, np.ndarray[Any, np.dtype[np.int64]]]:
-    """Users whose old events run up the circle, and whose new ones, the last five, run down."""
+    """Users with old events up the circle, and users with new events, the last five, down the circle."""
     up = [[(start + n) % NUM_ITEMS + 1 for n in range(9)] for start in range(NUM_ITEMS) for _ in "ab"]
     down = [[(start - n) % NUM_ITEMS + 1 for n in range(6)] for start in range(NUM_ITEMS) for _ in "ab"]
     return sequences_of(up + down), np.array([0] * len(up) + [6] * len(down))
 
 
 @pytest.mark.parametrize(("replay", "remembers"), [(0.0, False), (1.0, True)])
-def test_a_model_is_trained_on_with_what_is_new_and_a_sample_of_what_is_old(replay: float, remembers: bool) -> None:
+def test_a_model_is_trained_further_on_new_events_and_a_sample_of_old_ones(replay: float, remembers: bool) -> None:
     old_test, new_test = Holdout([np.array([1, 2, 3])], np.array([4])), Holdout([np.array([4, 3, 2])], np.array([1]))
-    how = TrainConfig(epochs=60, batch_size=8, learning_rate=1e-2, patience=0, replay=replay)
-    before, _ = train(TINY, circle(), how)
+    train_config = TrainConfig(epochs=60, batch_size=8, learning_rate=1e-2, patience=0, replay=replay)
+    before, _ = train(TINY, circle(), train_config)
     both, new_events = first_then_second()
-    after, _ = train(TINY, both, how, initial=before, new_events=new_events)
+    after, _ = train(TINY, both, train_config, initial=before, new_events=new_events)
     engine = Engine(after, both.vocab, cache_bytes=0)
     assert evaluate(engine, new_test, filter_seen=False).ndcg[10] == 1.0
     assert (evaluate(engine, old_test, filter_seen=False).ndcg[10] == 1.0) is remembers
 
 
-def test_a_grown_model_scores_old_items_as_before_and_new_ones_begin_beside_their_neighbours() -> None:
+def test_a_resized_model_scores_old_items_as_before_and_new_items_start_near_their_neighbours() -> None:
     torch.manual_seed(1)
     old = SASRec(SASRecConfig(5, max_len=4, hidden_units=8, dropout_rate=0.2)).eval()
-    # items 6 to 8 are new: 6 has neighbours, 7 has none that is known, 8 stands nowhere
+    # items 6 to 8 are new: 6 has known neighbours, 7 has none, 8 does not occur
     sequences = sequences_of([[1, 6, 2, 3, 4], [7, 7], [6, 5]], num_items=8)
-    larger = grown(old, SASRecConfig(8, max_len=4, hidden_units=8, dropout_rate=0.5), sequences).eval()
+    larger = resize_model(old, SASRecConfig(8, max_len=4, hidden_units=8, dropout_rate=0.5), sequences).eval()
     row = torch.tensor([[1, 3, 5]])
     assert torch.allclose(old.logits(old(row)), larger.logits(larger(row))[..., :6], atol=1e-5)
     embedding = larger.item_embedding.weight.detach()
@@ -282,22 +285,22 @@ def test_a_grown_model_scores_old_items_as_before_and_new_ones_begin_beside_thei
     ("config", "message"),
     [(SASRecConfig(5, hidden_units=32), "shape of the model cannot change"), (SASRecConfig(4), "5 items already")],
 )
-def test_a_model_grows_in_items_alone(config: SASRecConfig, message: str) -> None:
+def test_resizing_changes_only_the_number_of_items(config: SASRecConfig, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        grown(SASRec(SASRecConfig(5)), config, circle())
+        resize_model(SASRec(SASRecConfig(5)), config, circle())
 
 
-def test_without_anything_new_there_is_nothing_to_train_on() -> None:
+def test_without_a_new_event_there_is_nothing_to_train_on() -> None:
     before, _ = train(TINY, circle(), TrainConfig(epochs=1))
     with pytest.raises(TrainingError, match="no user has a new event that follows an earlier one"):
         train(TINY, circle(), TrainConfig(epochs=1), initial=before, new_events=np.zeros(len(circle()), np.int64))
 
 
-# --- it says why it cannot go on
+# --- errors
 
 
 @pytest.mark.parametrize("rows", [[[1], [2], []], [[]]])
-def test_data_without_two_events_of_a_user_are_a_training_error(rows: list[list[int]]) -> None:
+def test_data_where_no_user_has_two_events_are_a_training_error(rows: list[list[int]]) -> None:
     with pytest.raises(TrainingError, match="no user has two or more known events"):
         train(TINY, sequences_of(rows), TrainConfig())
 
@@ -317,38 +320,40 @@ def test_negatives_need_a_second_item(loss: Loss) -> None:
 def test_a_diverging_learning_rate_is_a_training_error_that_names_it(
     loss: Loss, learning_rate: float, batch_size: int
 ) -> None:
-    how = TrainConfig(epochs=3, batch_size=batch_size, learning_rate=learning_rate, loss=loss)
+    train_config = TrainConfig(epochs=3, batch_size=batch_size, learning_rate=learning_rate, loss=loss)
     rest, validation = circle().leave_last_out()
     for judge in (validation, None):
         with pytest.raises(TrainingError, match=re.escape(f"learning_rate={learning_rate}")):
-            train(TINY, rest, how, judge)
+            train(TINY, rest, train_config, judge)
 
 
-def test_weights_spoilt_by_the_very_last_step_are_not_returned() -> None:
+def test_weights_that_become_nan_in_the_last_step_are_not_returned() -> None:
     with pytest.raises(TrainingError, match="lower learning_rate=inf"):
         train(TINY, circle(), TrainConfig(epochs=1, batch_size=1000, learning_rate=math.inf))
 
 
 @pytest.mark.parametrize("loss", ["bce", "cross_entropy", "sampled_softmax"])
-def test_of_unforeseeable_items_none_is_the_others_negative_where_seen_ones_are_skipped(loss: Loss) -> None:
-    """Items 1 to 3 come in no order, 4 to 6 never: without the other two, only those are left to rank below."""
+def test_with_skip_seen_no_item_of_a_window_is_a_negative_of_another(loss: Loss) -> None:
+    """Items 1 to 3 come in random order, 4 to 6 never: with skip_seen a target is ranked only against 4 to 6."""
     rng = np.random.default_rng(0)
     rows = [rng.integers(1, 4, 12).tolist() for _ in range(60)]
     config = SASRecConfig(6, max_len=12, hidden_units=16, num_blocks=1, dropout_rate=0.0)
     losses = {}
     for skip_seen in (False, True):
-        how = TrainConfig(epochs=30, batch_size=8, learning_rate=1e-2, patience=0, loss=loss, skip_seen=skip_seen)
+        train_config = TrainConfig(
+            epochs=30, batch_size=8, learning_rate=1e-2, patience=0, loss=loss, skip_seen=skip_seen
+        )
         rest, validation = sequences_of(rows, 6).leave_last_out()
-        _, result = train(config, rest, how, validation)
+        _, result = train(config, rest, train_config, validation)
         losses[skip_seen] = (result.epochs[-1].loss, result.epochs[-1].validation_loss)
     assert min(losses[False]) > 0.7  # type: ignore[type-var]
     assert max(losses[True]) < 0.2  # type: ignore[type-var]
 
 
-def test_who_has_seen_everything_still_gets_negatives() -> None:
+def test_users_who_have_seen_everything_still_get_negatives() -> None:
     rows = [[1, 2, 3, 1, 2, 3]] * 20
-    how = TrainConfig(epochs=20, batch_size=4, learning_rate=1e-2, loss="bce", skip_seen=True)
-    model, _ = train(SASRecConfig(3, max_len=6, hidden_units=16, dropout_rate=0.0), sequences_of(rows, 3), how)
+    train_config = TrainConfig(epochs=20, batch_size=4, learning_rate=1e-2, loss="bce", skip_seen=True)
+    model, _ = train(SASRecConfig(3, max_len=6, hidden_units=16, dropout_rate=0.0), sequences_of(rows, 3), train_config)
     assert Engine(model, ItemVocab("123")).scores([np.array([1, 2])])[0].argmax() == 3
 
 
@@ -380,7 +385,7 @@ def test_a_hyper_parameter_out_of_range_is_refused(change: dict[str, Any], messa
         TrainConfig(**change)
 
 
-# --- outcomes, warm starts, what is told of the epochs
+# --- outcomes, warm starts, figures of the epochs
 
 
 def with_outcomes(sequences: Sequences, outcomes: list[float]) -> Sequences:
@@ -388,13 +393,13 @@ def with_outcomes(sequences: Sequences, outcomes: list[float]) -> Sequences:
 
 
 def rated() -> Sequences:
-    """Of two items that follow item 1 equally often, 2 is liked and 3 is not."""
+    """Items 2 and 3 follow item 1 equally often; 2 is liked and 3 is not."""
     rows = [[1, 2], [1, 3]] * 60
     return with_outcomes(sequences_of(rows, 3), [1.0, 1.0, 1.0, 0.0] * 60)
 
 
 @pytest.mark.parametrize("loss", ["bce", "mse", "info_nce", "cross_entropy", "sampled_softmax"])
-def test_what_was_liked_is_recommended_before_what_was_not(loss: Loss) -> None:
+def test_liked_items_are_recommended_before_disliked_ones(loss: Loss) -> None:
     config = SASRecConfig(3, max_len=4, hidden_units=16, num_blocks=1, dropout_rate=0.0)
     model, _ = train(config, rated(), TrainConfig(epochs=40, batch_size=16, learning_rate=1e-2, loss=loss))
     scores = Engine(model, ItemVocab("123")).scores([np.array([1])])[0]
@@ -402,12 +407,12 @@ def test_what_was_liked_is_recommended_before_what_was_not(loss: Loss) -> None:
 
 
 @pytest.mark.parametrize("weight", [1, 3, 30])
-def test_what_all_other_items_weigh_says_how_far_scores_fall_short_of_outcomes(weight: int) -> None:
+def test_the_weight_of_all_other_items_determines_how_far_scores_are_below_outcomes(weight: int) -> None:
     config = SASRecConfig(3, max_len=4, hidden_units=16, num_blocks=1, dropout_rate=0.0)
-    how = TrainConfig(
+    train_config = TrainConfig(
         epochs=80, batch_size=16, learning_rate=1e-2, schedule="cosine", loss="full_mse", num_negatives=weight
     )
-    model, _ = train(config, rated(), how)
+    model, _ = train(config, rated(), train_config)
     scores = Engine(model, ItemVocab("123")).scores([np.array([1])])[0]
     # half of the time (s - 1)^2, half of the time a third of the weight times s^2
     assert scores[2:].tolist() == pytest.approx([1 / (1 + weight / 3), 0], abs=0.05)
@@ -416,11 +421,11 @@ def test_what_all_other_items_weigh_says_how_far_scores_fall_short_of_outcomes(w
 def test_without_negatives_soft_labels_become_the_probabilities_and_ratings_the_scores() -> None:
     rows = with_outcomes(sequences_of([[1, 2], [1, 3]] * 60, 3), [0.0, 0.9, 0.0, 0.25] * 60)
     config = SASRecConfig(3, max_len=4, hidden_units=16, num_blocks=1, dropout_rate=0.0)
-    for loss, told in (("bce", torch.sigmoid), ("mse", lambda score: score)):
-        how = TrainConfig(epochs=80, batch_size=16, learning_rate=1e-2, loss=loss, num_negatives=0)  # type: ignore[arg-type]
-        model, _ = train(config, rows, how)
+    for loss, prediction in (("bce", torch.sigmoid), ("mse", lambda score: score)):
+        train_config = TrainConfig(epochs=80, batch_size=16, learning_rate=1e-2, loss=loss, num_negatives=0)  # type: ignore[arg-type]
+        model, _ = train(config, rows, train_config)
         scores = Engine(model, ItemVocab("123")).scores([np.array([1])])[0]
-        assert told(scores[2:]).tolist() == pytest.approx([0.9, 0.25], abs=0.05)
+        assert prediction(scores[2:]).tolist() == pytest.approx([0.9, 0.25], abs=0.05)
 
 
 @pytest.mark.parametrize(
@@ -429,9 +434,9 @@ def test_without_negatives_soft_labels_become_the_probabilities_and_ratings_the_
         ([5.0] * 4, {"loss": "bce"}, "outcomes from 5 to 5: loss='bce' takes 0 to 1"),
         ([-1.0, 0, 1, 1], {"loss": "cross_entropy"}, "outcomes from -1 to 1"),
         ([math.nan] * 4, {"loss": "bce"}, "outcomes from nan"),
-        ([1.0] * 4, {"loss": "bce", "num_negatives": 0}, "num_negatives=0: bce has nothing to tell items apart by"),
-        (None, {"loss": "mse", "num_negatives": 0}, "num_negatives=0: mse has nothing to tell items apart by"),
-        ([0.0, 1, 1, 1], {"loss": "gbce"}, "loss='gbce' knows no outcomes"),
+        ([1.0] * 4, {"loss": "bce", "num_negatives": 0}, "num_negatives=0: bce cannot tell items apart"),
+        (None, {"loss": "mse", "num_negatives": 0}, "num_negatives=0: mse cannot tell items apart"),
+        ([0.0, 1, 1, 1], {"loss": "gbce"}, "loss='gbce' takes no outcomes"),
     ],
 )
 def test_outcomes_that_a_loss_cannot_learn_from_are_refused(
@@ -442,25 +447,25 @@ def test_outcomes_that_a_loss_cannot_learn_from_are_refused(
         train(TINY, rows if outcomes is None else with_outcomes(rows, outcomes), TrainConfig(**change))
 
 
-def test_a_warm_start_begins_with_the_given_weights_and_leaves_them_alone() -> None:
+def test_a_warm_start_begins_with_the_given_weights_and_does_not_change_them() -> None:
     rest, test = circle().leave_last_out()
-    how = TrainConfig(epochs=40, batch_size=8, learning_rate=1e-2)
-    learned, before = train(TINY, rest, how)
-    kept = weights(learned).clone()
+    train_config = TrainConfig(epochs=40, batch_size=8, learning_rate=1e-2)
+    learned, before = train(TINY, rest, train_config)
+    before_training = weights(learned).clone()
     little = TrainConfig(epochs=1, batch_size=8, learning_rate=1e-5)
     continued, after = train(TINY, rest, little, initial=learned)
-    assert torch.equal(weights(learned), kept)
+    assert torch.equal(weights(learned), before_training)
     assert after.epochs[0].loss < 1.5 * before.epochs[-1].loss < before.epochs[0].loss / 2
     assert evaluate(Engine(continued, rest.vocab), test, (1,)).hr[1] == 1.0
 
 
-def test_the_last_weights_are_kept_where_the_best_are_not_wanted() -> None:
+def test_without_restore_best_the_last_weights_are_returned() -> None:
     rest, validation = noise().leave_last_out()
-    how = TrainConfig(epochs=12, batch_size=8, learning_rate=1e-2, patience=0)
-    best, result = train(TINY, rest, how, validation)
-    last, _ = train(TINY, rest, replace(how, restore_best=False), validation)
-    plain, _ = train(TINY, rest, how)
-    assert result.best_epoch < 11, "or this test shows nothing"
+    train_config = TrainConfig(epochs=12, batch_size=8, learning_rate=1e-2, patience=0)
+    best, result = train(TINY, rest, train_config, validation)
+    last, _ = train(TINY, rest, replace(train_config, restore_best=False), validation)
+    plain, _ = train(TINY, rest, train_config)
+    assert result.best_epoch < 11, "otherwise this test shows nothing"
     assert torch.equal(weights(last), weights(plain))
     assert not torch.equal(weights(best), weights(last))
 
@@ -468,9 +473,9 @@ def test_the_last_weights_are_kept_where_the_best_are_not_wanted() -> None:
 def test_the_validation_loss_is_that_of_held_out_targets() -> None:
     rest, validation = circle().leave_last_out()
     _, result = train(TINY, rest, TrainConfig(epochs=30, learning_rate=1e-2, batch_size=8), validation)
-    told = [epoch.validation_loss for epoch in result.epochs]
-    assert told[0] == pytest.approx(math.log(NUM_ITEMS), rel=0.2)
-    assert told[-1] is not None and told[-1] < told[0] / 2
+    losses = [epoch.validation_loss for epoch in result.epochs]
+    assert losses[0] == pytest.approx(math.log(NUM_ITEMS), rel=0.2)
+    assert losses[-1] is not None and losses[-1] < losses[0] / 2
     _, alone = train(TINY, rest, TrainConfig(epochs=1))
     assert alone.epochs[0].validation_loss is None
 
@@ -483,14 +488,14 @@ def test_the_epochs_are_drawn(tmp_path: Path, held_out: bool) -> None:
     assert (tmp_path / "history.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_computing_in_bfloat16_learns_the_same() -> None:
+def test_computing_in_bfloat16_learns_as_well() -> None:
     rest, test = circle().leave_last_out()
     model, _ = train(TINY, rest, TrainConfig(epochs=60, batch_size=8, learning_rate=1e-2, autocast=True))
     assert {weight.dtype for weight in model.state_dict().values()} == {torch.float32}
     assert evaluate(Engine(model, rest.vocab), test, (1,)).hr[1] == 1.0
 
 
-def test_the_learning_rate_rises_stays_and_falls_as_asked() -> None:
+def test_the_learning_rate_follows_warm_up_and_schedule() -> None:
     constant = TrainConfig(warmup_steps=4)
     assert [constant.learning_rate_factor(step, 100) for step in (0, 1, 3, 4, 99)] == [0.25, 0.5, 1.0, 1.0, 1.0]
     cosine = TrainConfig(schedule="cosine")
@@ -509,7 +514,7 @@ def test_the_schedule_is_followed(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(torch.optim, "AdamW", Recorder)
     rest, _ = circle().leave_last_out()
-    how = TrainConfig(epochs=4, batch_size=8, learning_rate=0.5, schedule="cosine", warmup_steps=2)
-    train(TINY, rest, how)
-    assert rates == [0.5 * how.learning_rate_factor(step, len(rates)) for step in range(len(rates))]
+    train_config = TrainConfig(epochs=4, batch_size=8, learning_rate=0.5, schedule="cosine", warmup_steps=2)
+    train(TINY, rest, train_config)
+    assert rates == [0.5 * train_config.learning_rate_factor(step, len(rates)) for step in range(len(rates))]
     assert len(rates) == 12
