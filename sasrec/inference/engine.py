@@ -7,7 +7,7 @@ its slot:
     the slot's tokens are a prefix of the window              -> decode only the tokens after it
     no slot, or its tokens are no prefix (the window jumped)  -> prefill the whole window
 
-The new tokens of all users are concatenated and go through the model at once. ranking.py then chooses the best items.
+New tokens of all users go through the model at once. ranking.py then chooses the best items.
 """
 
 from __future__ import annotations
@@ -45,21 +45,18 @@ def anchor(n: int, max_len: int, slack: int) -> int:
 
 
 class Engine:
-    """A model, its vocabulary and a cache: they recommend the next items to many users at once.
-
-    Not thread-safe: one thread at a time may call it.
+    """A model, its vocabulary and a cache; it recommends items to many users at once. Not thread-safe.
 
     Args:
         model: is put into evaluation mode.
         vocab: the model's ``num_items`` items.
         version: name of the model, which recommendations carry.
-        cache_bytes: memory for cached keys and values. With 0 every window is re-encoded; also with learned positions,
-            and with a model on a GPU or in 16 bits.
+        cache_bytes: memory for cached keys and values; 0, learned positions, a GPU and 16 bits re-encode every window.
         half_cache: cache float16: twice the users in the same memory, scores that differ in the third digit.
         slack: events by which a full window jumps; half of max_len by default, 1 with learned positions.
         max_len: the longest window, at most the model's own (the default).
-        index: the items that top-k chooses from: "exact" all, "approximate" the candidates of an ItemIndex, which is
-            built here, "auto" approximate from ``AUTO_ITEMS`` items on. Scores are exact in either case.
+        index: top-k chooses from all items ("exact") or from candidates of an ItemIndex ("approximate"); "auto" uses an
+            index from ``AUTO_ITEMS`` items on. Scores are exact in either case.
 
     Raises:
         ValueError: vocabulary and model differ in size, or slack, max_len, cache_bytes or index are out of range.
@@ -84,8 +81,7 @@ class Engine:
         self.max_len = config.max_len if max_len is None else max_len
         if not 1 <= self.max_len <= config.max_len:
             raise ValueError(f"max_len={max_len}: must lie between 1 and the model's {config.max_len}")
-        # half of max_len re-encodes about one token per click, a quarter three, and lists are no better; without a
-        # cache a jump saves nothing
+        # half of max_len re-encodes about one token per click; without a cache a jump saves nothing
         jump = self.max_len // 2 if config.position == "rope" else 1
         self.slack = max(1, jump) if slack is None else slack
         if not 1 <= self.slack <= self.max_len:

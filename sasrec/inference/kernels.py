@@ -6,9 +6,9 @@ millisecond, until PyTorch's code is in the processor's cache again. Here it is 
 A kernel is compiled on first use, once per precision, and cached on disk where numba may write (beside this file or in
 the user's cache folder), so that the next process does not wait seconds for each.
 
-Why this file is long: numba recompiles a kernel when the file of that kernel changes, but not when a function that it
-calls changes in another file. So all kernels and their functions are in one file. Functions above 40 lines are loops
-that share many local arrays.
+Over 300 lines: numba recompiles a kernel when the file of that kernel changes, but not when a function that it
+calls changes in another file. So all kernels and their functions are in one file.
+Over 40 lines: functions that are loops over many shared local arrays.
 """
 
 from __future__ import annotations
