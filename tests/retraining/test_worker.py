@@ -139,7 +139,7 @@ async def test_a_round_trains_the_champion_on_and_every_so_many_th_begins_from_s
     modes = []
     for number in range(5):
         archive.import_events(ring(steps=10, start=10 * number))
-        verdict = await train_once(settings, retrain_full_every=3, keep_versions=10)
+        verdict = await train_once(settings, retrain_full_every=3, registry_keep_versions=10)
         assert verdict.promoted, verdict.reason
         modes.append(verdict.mode)
     assert modes == ["full", "incremental", "incremental", "full", "incremental"]
