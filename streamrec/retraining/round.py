@@ -95,7 +95,7 @@ def retrain(settings: Settings, *, progress: bool = False, stop: Callable[[], bo
     clicks = recent(archive.read(), settings.retrain.days)
     champion = _load_champion(registry)
     past, held_out = split(clicks, settings.retrain.holdout_share, _trained_until_ms(champion))
-    start = _start(settings, past, champion, _rounds_since_full(registry))
+    start = _choose_start(settings, past, champion, _rounds_since_full(registry))
     train_config = _train_config(settings, len(start.vocab), start.mode)
     _log_start(start, len(past), len(held_out))
 
@@ -108,6 +108,7 @@ def retrain(settings: Settings, *, progress: bool = False, stop: Callable[[], bo
 
     challenger = SavedModel(model, start.vocab, {}, "challenger")
     report = compare(challenger, champion, sessions(clicks, gap_ms), len(held_out), settings.lists.filter_seen)
+    refused = refusal(report, settings.retrain.gate_tolerance)
     metadata = {
         "validation": validation.as_dict() if validation else {},
         "report": report,
@@ -116,10 +117,9 @@ def retrain(settings: Settings, *, progress: bool = False, stop: Callable[[], bo
         "next_offsets": {str(partition): offset for partition, offset in next_offsets.items()},
         "train_config": asdict(train_config),
         "git_commit": git("rev-parse", "HEAD"),
-        "refused": refusal(report, settings.retrain.gate_tolerance),
+        "refused": refused,
     }
     version = _publish(registry, model, start.vocab, metadata, settings.registry.keep_versions)
-    refused = metadata["refused"]
     return Verdict(version, start.mode, refused is None, refused or "it passed the gate", report)
 
 
@@ -141,7 +141,9 @@ def _train_config(settings: Settings, num_items: int, mode: str) -> TrainConfig:
     return config
 
 
-def _start(settings: Settings, past: Interactions, champion: SavedModel | None, rounds_since_full: int) -> _Start:
+def _choose_start(
+    settings: Settings, past: Interactions, champion: SavedModel | None, rounds_since_full: int
+) -> _Start:
     """Start from the champion if settings, shape and metadata allow it, else from scratch.
 
     Raises:
