@@ -1,4 +1,4 @@
-"""Files that are replaced whole or not at all, whatever crashes."""
+"""Files that are replaced whole or not at all, even in a crash."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import IO
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write that becomes ``path`` when the block ends well: flushed to disk, then renamed.
+def atomic_file(path: Path) -> Iterator[IO[bytes]]:
+    """Write a file that becomes ``path`` when the block ends without an error: flushed to disk, then renamed.
 
-    Until then it has a name that begins with a dot; an error removes it, a kill leaves it there.
+    Until then its name begins with a dot. An error removes the file; a killed process leaves it behind.
 
     Raises:
-        OSError: it cannot be written or renamed.
+        OSError: the file cannot be written or renamed.
     """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
@@ -31,6 +31,6 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
         raise
     folder = os.open(path.parent, os.O_RDONLY)
     try:
-        os.fsync(folder)  # or the rename itself may be lost with the power
+        os.fsync(folder)  # or a power failure may undo the rename
     finally:
         os.close(folder)

@@ -1,70 +1,70 @@
-"""Errors that end in one clear line for the person who runs the daemon.
+"""Errors whose message is one clear line for the operator.
 
 StreamrecError
-├── SettingsError      a setting is wrong, or two do not fit together
-├── KafkaUnavailable   Kafka cannot be reached, or refuses us
-├── RedisUnavailable   Redis cannot be reached, or refuses a command
-│   └── RedisRefused   it refuses our password, or has no right for us: nothing mends itself
+├── SettingsError      a setting is wrong, or two settings conflict
+├── KafkaUnavailable   Kafka is unreachable or refuses access
+├── RedisUnavailable   Redis is unreachable or refuses a command
+│   └── RedisRefused   Redis refuses the password or a right; only an operator can fix this
 ├── EmbeddedError      an embedded server cannot be started
 ├── ArchiveError       the event archive cannot be read or written
-├── RegistryError      a model version is missing, damaged, or cannot be published or promoted
-├── RetrainError       there is too little to train or to judge on, or training failed
-├── RetrainStopped     a round was told to stop before it had a model
-├── Unexplained        why an item is in a list cannot be told now
-├── BadRecord          a record is no click event: dead letter
-└── BatchAbandoned     the partitions of the batch in hand were given to somebody else
+├── RegistryError      a model version is missing or damaged, or cannot be published or promoted
+├── RetrainError       training failed, or there are too few clicks to train or to compare models on
+├── RetrainStopped     a round of retraining was stopped before it had a model
+├── Unexplained        the daemon cannot explain now why an item is in a list
+├── BadRecord          a record is not a click event and becomes a dead letter
+└── BatchAbandoned     the group rebalances, so the current batch may belong to another member
 """
 
 RIGHTS_ARE_LISTED = "the rights that streamrec needs are listed in deploy/SECURITY.md"
 
 
 class StreamrecError(Exception):
-    """The root: whoever catches it has a message fit for a person."""
+    """The root of the tree: every error below it has a message for the operator."""
 
 
 class SettingsError(StreamrecError):
-    """A setting is wrong; the message names it and what would be right."""
+    """A setting is wrong; the message gives its name and allowed values."""
 
 
 class KafkaUnavailable(StreamrecError):
-    """Kafka cannot be reached or refuses us; waiting may help, except at start."""
+    """Kafka is unreachable or refuses access; waiting may help, except at start."""
 
 
 class RedisUnavailable(StreamrecError):
-    """Redis cannot be reached or refuses a command; waiting may help, except at start."""
+    """Redis is unreachable or refuses a command; waiting may help, except at start."""
 
 
 class RedisRefused(RedisUnavailable):
-    """Redis refuses who we are or what we do; only a person can help, and then waiting goes on."""
+    """Redis refuses the password or a right; the daemon waits until an operator has fixed this."""
 
 
 class EmbeddedError(StreamrecError):
-    """An embedded server cannot be found or started."""
+    """An embedded server is not installed or cannot be started."""
 
 
 class ArchiveError(StreamrecError):
-    """The event archive cannot be used; the message names the file and what to do."""
+    """The event archive cannot be used; the message names the file and the remedy."""
 
 
 class RegistryError(StreamrecError):
-    """The registry or a version in it cannot be used; the message says which and what to do."""
+    """The registry or one of its versions cannot be used; the message names it and the remedy."""
 
 
 class RetrainError(StreamrecError):
-    """A round of retraining cannot be done; the message says why and what would help."""
+    """A round of retraining failed; the message gives the reason and what would help."""
 
 
 class RetrainStopped(StreamrecError):
-    """A round of retraining was told to stop; nothing was published."""
+    """A round of retraining was stopped; nothing was published."""
 
 
 class Unexplained(StreamrecError):
-    """Why an item is in a list cannot be told; the message is for who asked."""
+    """The daemon cannot explain why an item is in a list; the message is shown on the page."""
 
 
 class BadRecord(StreamrecError):
-    """A record that is no click event, now or ever; the message is the dead letter's reason."""
+    """A record is not a click event and never will be; the message is the reason in the dead letter."""
 
 
 class BatchAbandoned(StreamrecError):
-    """A rebalance took the batch in hand away; its events will be delivered again."""
+    """A rebalance ended the current batch; its events are redelivered."""

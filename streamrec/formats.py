@@ -1,26 +1,26 @@
-"""The version of what is stored: in Redis under a key, in a folder in the file ``format``.
+"""The version of stored data: a key in Redis, the file ``format`` in a folder.
 
-An unknown version is refused before anything is read or written, since whoever wrote it may mean something else by
-the same names. A change that an older streamrec would misread raises FORMAT.
+Data of an unknown version are refused before anything is read or written, since their names may have another meaning.
+A change that an older streamrec would misread increases FORMAT.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from streamrec.durable import replacing
+from streamrec.durable import atomic_file
 from streamrec.errors import StreamrecError
 
 FORMAT = "1"
 FILE = "format"
-LONGEST = 20  # of a version that is shown
+SHOWN_CHARACTERS = 20  # of an unknown version
 
 
 def refusal(where: str, found: str, otherwise: str) -> str:
-    """The line that says what was found where, what is known, and what to do."""
+    """Return the error for an unknown version: where it was found, the known version, and what to do."""
     return (
-        f"{where} holds format {found[:LONGEST]!r}, and this streamrec knows format {FORMAT!r}: upgrade streamrec, or "
-        f"{otherwise}"
+        f"{where} holds format {found[:SHOWN_CHARACTERS]!r}, and this streamrec knows format {FORMAT!r}: upgrade "
+        f"streamrec, or {otherwise}"
     )
 
 
@@ -28,11 +28,12 @@ def check_folder(folder: Path, contents: str, otherwise: str, error: type[Stream
     """Refuse a folder of another format.
 
     Args:
-        contents: a pattern of what lies in a folder that is not new, and so must have a format.
-        otherwise: what to do, other than to upgrade.
+        contents: pattern of files that are never in a folder without a format.
+        otherwise: what to do instead of an upgrade.
+        error: type of the error that is raised.
 
     Raises:
-        StreamrecError: of the given type; its format is unknown, or cannot be read.
+        StreamrecError: the format is unknown, missing, or cannot be read.
     """
     try:
         found = (folder / FILE).read_text(errors="replace").strip()
@@ -40,8 +41,8 @@ def check_folder(folder: Path, contents: str, otherwise: str, error: type[Stream
         if not any(folder.glob(contents)):
             return
         raise error(
-            f"{folder / FILE} is missing, so nobody knows how to read what is beside it: restore that file; where all "
-            f"was written by this version it holds {FORMAT!r}"
+            f"{folder / FILE} is missing, so the format of the files beside it is unknown: restore that file; if this "
+            f"version wrote them all, its content is {FORMAT!r}"
         ) from None
     except OSError as problem:
         raise error(f"cannot read {folder / FILE}: {problem.strerror}") from problem
@@ -50,12 +51,12 @@ def check_folder(folder: Path, contents: str, otherwise: str, error: type[Stream
 
 
 def claim_folder(folder: Path) -> None:
-    """Write the format down, unless it is there; to be called before anything else is written.
+    """Write the format into a folder that has none; call this before anything else is written.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the file cannot be written.
     """
     if not (folder / FILE).exists():
         folder.mkdir(parents=True, exist_ok=True)
-        with replacing(folder / FILE) as file:
+        with atomic_file(folder / FILE) as file:
             file.write(f"{FORMAT}\n".encode())

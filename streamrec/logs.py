@@ -8,12 +8,12 @@ import sys
 from datetime import UTC, datetime
 
 _PLAIN = set(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
-# Their warnings repeat many times a second while a broker is away; the daemon says it once, in its own words.
+# Their warnings repeat many times a second while a broker is unreachable; the daemon logs its own warning once.
 _CHATTY = ("aiokafka", "kafka")
 
 
 def configure_logging(level: str, log_format: str) -> None:
-    """Set up the root logger of this process; called by commands only."""
+    """Configure the root logger of this process; only commands call this."""
     handler = logging.StreamHandler(sys.stderr)
     handler.addFilter(_mask_sasl)
     handler.setFormatter(_JsonFormatter() if log_format == "json" else _TextFormatter())
@@ -23,7 +23,7 @@ def configure_logging(level: str, log_format: str) -> None:
 
 
 def _mask_sasl(record: logging.LogRecord) -> bool:
-    """Let every record through, but not what aiokafka tells at DEBUG: the request that holds the password."""
+    """Replace SASL requests by their type: aiokafka logs them at DEBUG, and they contain the password."""
     if isinstance(record.args, tuple):
         kinds = [type(arg).__name__ for arg in record.args]
         record.args = tuple(
@@ -41,14 +41,14 @@ def _time(record: logging.LogRecord) -> str:
 
 
 def one_line(text: str) -> str:
-    """Escape what would break the line or steer a terminal: ids come from anybody."""
+    """Escape characters that break a line or control a terminal: ids in log lines come from clients."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 class LogOnce:
-    """Logs a warning that would repeat only once, until its text changes or ``reset`` is called."""
+    """Log a repeated warning once, until its text changes or ``reset`` is called."""
 
     def __init__(self, log: logging.Logger, level: int = logging.WARNING) -> None:
         self._log = log
@@ -56,7 +56,7 @@ class LogOnce:
         self._last = ""
 
     def __call__(self, message: str, *args: object) -> bool:
-        """Log the message unless it was the last one; return whether it was logged."""
+        """Log the message unless it equals the last one; return whether it was logged."""
         text = message % args
         new = text != self._last
         if new:
@@ -65,7 +65,7 @@ class LogOnce:
         return new
 
     def reset(self) -> None:
-        """Log the next message whatever it is."""
+        """Log the next message even if it equals the last one."""
         self._last = ""
 
 

@@ -3,171 +3,148 @@
 from __future__ import annotations
 
 import bisect
+from collections.abc import Sequence
 from datetime import datetime
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-_LATENCY_BUCKETS = (
-    0.001,
-    0.002,
-    0.003,
-    0.004,
-    0.005,
-    0.006,
-    0.008,
-    0.01,
-    0.0125,
-    0.015,
-    0.02,
-    0.025,
-    0.03,
-    0.04,
-    0.05,
-    0.075,
-    0.1,
-    0.15,
-    0.25,
-    0.5,
-    1.0,
-    2.5,
-    5.0,
-    10.0,
-    30.0,
-    60.0,
-    300.0,
-)
+# dense where clicks are usually published, within 50 ms, since quantiles are interpolated
+_FAST = (0.001, 0.002, 0.003, 0.004, 0.005, 0.006, 0.008, 0.01, 0.0125, 0.015, 0.02, 0.025, 0.03, 0.04, 0.05)
+_SLOW = (0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
+_LATENCY_BUCKETS = _FAST + _SLOW
 _STEP_BUCKETS = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.02, 0.03, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0)
 _BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 4096)
 
 
-class Metrics:
-    """All metrics of one daemon, in a registry of their own: two daemons can live in one process."""
+class _MetricSet:
+    """Metrics in a registry of their own, so that two daemons can run in one process."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        r = self.registry
-        self.events = Counter(
+
+    def exposition(self) -> bytes:
+        """Return the text of /metrics."""
+        return generate_latest(self.registry)
+
+    def _counter(self, name: str, meaning: str, **labels: Sequence[str]) -> Counter:
+        """Make a counter.
+
+        Args:
+            labels: at most one label, and its values that start at 0 (none: a value appears with its first count).
+        """
+        counter = Counter(name, meaning, list(labels), registry=self.registry)
+        for values in labels.values():
+            for value in values:
+                counter.labels(value)
+        return counter
+
+    def _gauge(self, name: str, meaning: str, *labels: str) -> Gauge:
+        return Gauge(name, meaning, labels, registry=self.registry)
+
+    def _histogram(self, name: str, meaning: str, buckets: Sequence[float], *labels: str) -> Histogram:
+        return Histogram(name, meaning, labels, registry=self.registry, buckets=buckets)
+
+
+class Metrics(_MetricSet):
+    """All metrics of a daemon, in one long list of declarations: the constructor does nothing else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        counter, gauge, histogram = self._counter, self._gauge, self._histogram
+
+        self.events = counter(
             "streamrec_events",
-            "Records read, by outcome: applied, replayed, ignored, dead_letter",
-            ["outcome"],
-            registry=r,
+            "Records read from Kafka, by outcome: applied, replayed (applied before), ignored, dead_letter",
+            outcome=("applied", "replayed", "ignored", "dead_letter"),
         )
-        for outcome in ("applied", "replayed", "ignored", "dead_letter"):
-            self.events.labels(outcome)
-        self.published = Counter(
-            "streamrec_recommendations", "Lists written, by outcome: published, superseded", ["outcome"], registry=r
+        self.dead_letters = counter("streamrec_dead_letters", "Records sent to the dead-letter topic")
+        self.guard_rejections = counter(
+            "streamrec_guard_rejections", "Redelivered events that were skipped because they had been applied"
         )
-        for outcome in ("published", "superseded"):
-            self.published.labels(outcome)
-        self.click_to_published = Histogram(
+        self.unknown_items = counter("streamrec_unknown_items", "Applied events whose item the model does not know")
+        self.batch_events = histogram("streamrec_batch_events", "Events per batch", _BATCH_BUCKETS)
+        self.rebalances = counter("streamrec_rebalances", "Rebalances that assigned partitions to this daemon")
+        self.lag_records = gauge("streamrec_lag_records", "Records that are not committed yet", "partition")
+        self.lag_seconds = gauge(
+            "streamrec_lag_seconds", "Age of the newest committed record; 0 if no record waits", "partition"
+        )
+
+        self.published = counter(
+            "streamrec_recommendations",
+            "Computed lists, by outcome: published, superseded (Redis had a list from more events)",
+            outcome=("published", "superseded"),
+        )
+        self.click_to_published = histogram(
             "streamrec_click_to_published_seconds",
-            "From a record's timestamp to its user's list in Redis",
-            buckets=_LATENCY_BUCKETS,
-            registry=r,
+            "Time from a click's timestamp to the user's new list in Redis",
+            _LATENCY_BUCKETS,
         )
-        self.lag_records = Gauge("streamrec_lag_records", "Records not yet committed", ["partition"], registry=r)
-        self.lag_seconds = Gauge(
-            "streamrec_lag_seconds",
-            "Age of the newest committed record where later ones wait",
-            ["partition"],
-            registry=r,
+        self.inference_seconds = histogram(
+            "streamrec_inference_seconds", "Time to compute the lists of a batch", _STEP_BUCKETS
         )
-        self.batch_events = Histogram("streamrec_batch_events", "Events a batch", buckets=_BATCH_BUCKETS, registry=r)
-        self.inference_seconds = Histogram(
-            "streamrec_inference_seconds", "Scoring a batch", buckets=_STEP_BUCKETS, registry=r
-        )
-        self.redis_seconds = Histogram(
-            "streamrec_redis_seconds", "A Redis call", ["operation"], buckets=_STEP_BUCKETS, registry=r
-        )
-        self.cache_hits = Counter("streamrec_cache_hits", "Windows continued from the cache", registry=r)
-        self.cache_misses = Counter("streamrec_cache_misses", "Windows encoded whole", registry=r)
-        self.cache_evictions = Counter("streamrec_cache_evictions", "Users evicted from the cache", registry=r)
-        self.cached_users = Gauge("streamrec_cached_users", "Users in the cache", registry=r)
-        self.dead_letters = Counter("streamrec_dead_letters", "Records sent to the dead-letter topic", registry=r)
-        self.guard_rejections = Counter(
-            "streamrec_guard_rejections", "Events skipped because they had been applied before", registry=r
-        )
-        self.rebalances = Counter("streamrec_rebalances", "Assignments of partitions received", registry=r)
-        self.unknown_items = Counter(
-            "streamrec_unknown_items", "Applied events on items outside the vocabulary", registry=r
-        )
-        self.judged = Counter(
+        self.redis_seconds = histogram("streamrec_redis_seconds", "Time of a call to Redis", _STEP_BUCKETS, "operation")
+
+        self.cache_hits = counter("streamrec_cache_hits", "Windows that continued from the cache")
+        self.cache_misses = counter("streamrec_cache_misses", "Windows that were encoded from their first item")
+        self.cache_evictions = counter("streamrec_cache_evictions", "Users evicted from the cache")
+        self.cached_users = gauge("streamrec_cached_users", "Users in the cache")
+
+        self.judged = counter(
             "streamrec_judged_clicks",
-            "Clicks judged against the list published before, by its model",
-            ["model"],
-            registry=r,
+            "Clicks that were compared with the list published before them, by the model of that list",
+            model=(),
         )
-        self.hits = Counter("streamrec_hits", "Of these, clicks in the first 10 of that list", ["model"], registry=r)
-        self.reciprocal_ranks = Counter(
+        self.hits = counter("streamrec_hits", "Compared clicks on one of the first 10 items of their list", model=())
+        self.reciprocal_ranks = counter(
             "streamrec_reciprocal_ranks",
-            "Sum of 1 / place of the click, where among the first 10",
-            ["model"],
-            registry=r,
+            "Sum of 1 / rank over the compared clicks on one of the first 10 items",
+            model=(),
         )
-        self.popularity_hits = Counter(
+        self.popularity_hits = counter(
             "streamrec_popularity_hits",
-            "Of the same clicks, those in the first 10 of the popular list",
-            ["model"],
-            registry=r,
+            "Compared clicks on one of the first 10 items of the popular list, for comparison",
+            model=(),
         )
-        self.shadowed = Counter(
+        self.shadowed = counter(
             "streamrec_shadow_sequences",
-            "Sequences of sampled users for the shadow, by outcome: scored, skipped",
-            ["outcome"],
-            registry=r,
-        )
-        for outcome in ("scored", "skipped"):
-            self.shadowed.labels(outcome)
-        self.swaps = Counter(
-            "streamrec_model_swaps", "Champions taken over, by outcome: swapped, refused", ["outcome"], registry=r
-        )
-        for outcome in ("swapped", "refused"):
-            self.swaps.labels(outcome)
-        self.model = Gauge("streamrec_model_info", "1 for the model version in use", ["version"], registry=r)
-        self.model_created = Gauge(
-            "streamrec_model_created_timestamp_seconds", "When the model in use was made, in Unix time", registry=r
+            "Sequences of sampled users for the shadow, by outcome: scored, skipped (no time to score them)",
+            outcome=("scored", "skipped"),
         )
 
-    def exposition(self) -> bytes:
-        """The text that /metrics answers with."""
-        return generate_latest(self.registry)
+        self.swaps = counter(
+            "streamrec_model_swaps",
+            "New champions, by outcome: swapped, refused (could not be loaded)",
+            outcome=("swapped", "refused"),
+        )
+        self.model = gauge("streamrec_model_info", "1 for the model version in use", "version")
+        self.model_created = gauge(
+            "streamrec_model_created_timestamp_seconds", "Time when the model in use was made, in Unix time"
+        )
 
 
-class RetrainMetrics:
-    """All metrics of one `streamrec retrain`."""
+class RetrainMetrics(_MetricSet):
+    """All metrics of a `streamrec retrain`."""
 
     def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-        r = self.registry
-        self.rounds = Counter(
+        super().__init__()
+        self.rounds = self._counter(
             "streamrec_retrain_rounds",
-            "Rounds that made a model, by outcome: promoted, refused",
-            ["outcome"],
-            registry=r,
+            "Rounds that made a model, by outcome: promoted, refused (by the gate)",
+            outcome=("promoted", "refused"),
         )
-        for outcome in ("promoted", "refused"):
-            self.rounds.labels(outcome)
-        self.failures = Counter(
+        self.failures = self._counter(
             "streamrec_retrain_failures",
-            "Rounds that made none, by reason: training, archive, registry, redis, stopped, unexpected",
-            ["reason"],
-            registry=r,
+            "Rounds without a model, by reason: training, archive, registry, redis, stopped, unexpected",
+            reason=("training", "archive", "registry", "redis", "stopped", "unexpected"),
         )
-        for reason in ("training", "archive", "registry", "redis", "stopped", "unexpected"):
-            self.failures.labels(reason)
-        self.last_round = Gauge(
+        self.last_round = self._gauge(
             "streamrec_retrain_last_round_timestamp_seconds",
-            "When the last round made a model, promoted or not, in Unix time",
-            registry=r,
+            "Time when the last round made a model, promoted or not, in Unix time",
         )
-
-    def exposition(self) -> bytes:
-        """The text that /metrics answers with."""
-        return generate_latest(self.registry)
 
 
 def unix_s(created_at: str) -> float:
-    """Unix time of the ISO-8601 time in a model's metadata; 0 where it is none."""
+    """Return the Unix time of an ISO 8601 time in a model's metadata; 0 if it is not one."""
     try:
         return datetime.fromisoformat(created_at).timestamp()
     except ValueError:
@@ -175,10 +152,10 @@ def unix_s(created_at: str) -> float:
 
 
 def quantile(cumulative: list[tuple[float, float]], q: float) -> float | None:
-    """The q-quantile of a histogram, interpolated as Prometheus' histogram_quantile does.
+    """Return the q-quantile of a histogram, interpolated like Prometheus' histogram_quantile; None if it is empty.
 
     Args:
-        cumulative: (upper bound, observations up to it), by bound; the last bound is infinite.
+        cumulative: pairs of upper bound and number of observations up to it, in order; the last bound is infinite.
     """
     total = cumulative[-1][1] if cumulative else 0.0
     if total <= 0:
@@ -188,5 +165,5 @@ def quantile(cumulative: list[tuple[float, float]], q: float) -> float | None:
     lower, before = cumulative[place - 1] if place else (0.0, 0.0)
     if upper == float("inf") or count == before:
         return lower
-    # rounded up, it could lie above the bucket
+    # min: rounding could lift the result above the bucket
     return min(upper, lower + (upper - lower) * (q * total - before) / (count - before))

@@ -1,13 +1,13 @@
-"""Versions of the model on disk, and which of them is the champion, and which its shadow.
+"""Model versions on disk. One version is the champion, another one may be its shadow.
 
     REGISTRY/
-      format               the version of all this (formats.py); models have one of their own
-      versions/VERSION/    model directories (sasrec.checkpoint), renamed into place whole
-      champion.json        the alias: version, since when, why, and the champions before it; replaced whole
-      shadow.json          the other alias: the version that scores unseen beside the champion; only while there is one
+      format               the format version of the folder (formats.py); models have their own
+      versions/VERSION/    model directories (sasrec.checkpoint), renamed into place
+      champion.json        alias of the served version: since when, why, and the champions before it
+      shadow.json          alias of the version that scores beside the champion without being published; optional
 
-Every change is one rename, so a reader sees the state before it or after it, whatever crashes in between.
-Writers of the aliases take turns by a lock on the folder; readers need none.
+Each change is one rename, so a reader sees the state before or after it, even in a crash. Writers of the aliases hold
+a lock on the folder; readers need none.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from sasrec import (
     read_metadata,
     save_model,
 )
-from streamrec.durable import replacing
+from streamrec.durable import atomic_file
 from streamrec.errors import RegistryError
 from streamrec.formats import check_folder, claim_folder
 
@@ -44,7 +44,7 @@ ABANDONED_AFTER_S = 3600.0
 
 
 class Champion(msgspec.Struct, frozen=True):
-    """What the alias says. ``before`` are the champions before it, the latest last."""
+    """The alias of the served version. ``before``: earlier champions, newest last."""
 
     version: str
     since_ts_ms: int
@@ -53,7 +53,7 @@ class Champion(msgspec.Struct, frozen=True):
 
 
 class ShadowAlias(msgspec.Struct, frozen=True):
-    """Which version is the shadow."""
+    """The alias of the shadow."""
 
     version: str
     since_ts_ms: int
@@ -64,7 +64,7 @@ Alias = TypeVar("Alias", Champion, ShadowAlias)
 
 @dataclass(frozen=True)
 class Version:
-    """A version as it lies there; ``problem`` says why it cannot be read."""
+    """A version in the registry. ``problem``: why its metadata cannot be read."""
 
     version: str
     metadata: ModelMetadata
@@ -72,34 +72,34 @@ class Version:
 
     @property
     def created_at(self) -> str:
-        """When it was made, ISO-8601; empty where that cannot be read."""
+        """When the version was made, ISO 8601; empty if unknown."""
         return str(self.metadata.get("created_at", ""))
 
 
 class Registry:
-    """A folder of versions with a champion among them. It is made when something is first published."""
+    """A folder of model versions. The first ``publish`` makes the folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def champion(self) -> Champion | None:
-        """The alias; None where no version has been promoted yet.
+        """Return the champion; None if no version was promoted yet.
 
         Raises:
-            RegistryError: it cannot be read.
+            RegistryError: the alias cannot be read.
         """
-        return self._alias(CHAMPION, Champion, "promote a version again")
+        return self._read_alias(CHAMPION, Champion, "promote a version again")
 
     def shadow(self) -> ShadowAlias | None:
-        """The version that scores beside the champion without being published; None where there is none.
+        """Return the shadow; None if there is none.
 
         Raises:
-            RegistryError: it cannot be read.
+            RegistryError: the alias cannot be read.
         """
-        return self._alias(SHADOW, ShadowAlias, "set a shadow again")
+        return self._read_alias(SHADOW, ShadowAlias, "set a shadow again")
 
     def versions(self) -> list[Version]:
-        """Every version, the oldest first."""
+        """Return all versions, oldest first."""
         found = []
         for path in self._folders():
             try:
@@ -109,10 +109,10 @@ class Registry:
         return sorted(found, key=lambda version: (version.created_at, version.version))
 
     def publish(self, model: SASRec, vocab: ItemVocab, metadata: ModelMetadata | None = None) -> str:
-        """Put a version there, whole or not at all; returns its name. It is not promoted by that.
+        """Add a version, whole or not at all, without promoting it; return its name.
 
         Raises:
-            RegistryError: it cannot be written.
+            RegistryError: the version cannot be written.
         """
         self._check_format()
         incoming = self.folder / VERSIONS / f".{uuid.uuid4().hex}"
@@ -120,7 +120,7 @@ class Registry:
             claim_folder(self.folder)
             version = save_model(incoming, model, vocab, metadata)
             target = self.folder / VERSIONS / version
-            if not _is_whole(target):  # the same weights may be there already, or what is left of them
+            if not _is_whole(target):  # a whole version of this name has equal weights
                 shutil.rmtree(target, ignore_errors=True)
                 incoming.rename(target)
         except (ModelDirectoryError, OSError) as error:
@@ -133,7 +133,7 @@ class Registry:
         """Read and verify a version.
 
         Raises:
-            RegistryError: there is none of that name, or it is damaged.
+            RegistryError: there is no version of this name, or it is damaged.
         """
         try:
             return load_model(self._path(version))
@@ -141,62 +141,61 @@ class Registry:
             raise RegistryError(str(error)) from None
 
     def promote(self, version: str, reason: str) -> Champion:
-        """Make a version the champion, once it has been read and verified.
+        """Verify a version, and make it the champion.
 
         Raises:
-            RegistryError: there is none of that name, it is damaged, or the alias cannot be written.
+            RegistryError: there is no version of this name, it is damaged, or the alias cannot be written.
         """
         self.load(version)
-        with self._turn():
+        with self._locked():
             now = self._champion_or_none()
             before = () if now is None else (*now.before, now.version)[-REMEMBERED_CHAMPIONS:]
             if now is not None and now.version == version:
                 return now
-            return self._point_at(Champion(version, int(time.time() * 1000), reason, before))
+            return self._set_champion(Champion(version, int(time.time() * 1000), reason, before))
 
     def rollback(self, reason: str) -> Champion:
-        """Make the champion before this one champion again; what was rolled back is not remembered as one.
+        """Make the previous champion champion again; forget the current one as a champion.
 
         Raises:
-            RegistryError: no earlier champion is left, or it is damaged.
+            RegistryError: there is no earlier champion, or it is damaged.
         """
-        with self._turn():
+        with self._locked():
             now = self.champion()
-            there = {path.name for path in self._folders()}
-            left = [version for version in (now.before if now else ()) if version in there]
-            if not left:
-                raise RegistryError(f"{self.folder}: there is no earlier champion to go back to")
-            self.load(left[-1])
-            return self._point_at(Champion(left[-1], int(time.time() * 1000), reason, tuple(left[:-1])))
+            existing = {path.name for path in self._folders()}
+            earlier = [version for version in (now.before if now else ()) if version in existing]
+            if not earlier:
+                raise RegistryError(f"{self.folder}: there is no earlier champion to return to")
+            self.load(earlier[-1])
+            return self._set_champion(Champion(earlier[-1], int(time.time() * 1000), reason, tuple(earlier[:-1])))
 
     def set_shadow(self, version: str) -> ShadowAlias:
-        """Let a version score beside the champion, once it has been read and verified.
+        """Verify a version, and make it the shadow.
 
         Raises:
-            RegistryError: there is none of that name, it is damaged or the champion, or the alias cannot be written.
+            RegistryError: there is no version of this name, it is damaged or the champion, or the alias cannot be
+                written.
         """
         self.load(version)
-        with self._turn():
+        with self._locked():
             now = self._champion_or_none()
             if now is not None and now.version == version:
-                raise RegistryError(f"{version} is the champion: its shadow must be another version")
-            return self._write(SHADOW, ShadowAlias(version, int(time.time() * 1000)))
+                raise RegistryError(f"{version} is the champion: the shadow must be another version")
+            return self._write_alias(SHADOW, ShadowAlias(version, int(time.time() * 1000)))
 
     def end_shadow(self) -> None:
-        """Have no shadow any longer.
+        """Remove the shadow, if there is one.
 
         Raises:
             RegistryError: there is no registry, or the alias cannot be removed.
         """
-        with self._turn():
+        with self._locked():
             self._remove_shadow()
 
     def prune(self, keep: int) -> list[str]:
-        """Remove all but the newest ``keep`` versions, the champion, the one before it and the shadow.
+        """Remove old versions, and what crashed processes left behind; return the names of the removed versions.
 
-        Returns what went.
-
-        What publishers that crashed have left goes too.
+        The newest ``keep`` versions, the champion, the previous champion and the shadow are not removed.
 
         Raises:
             RegistryError: there is no registry, or a version cannot be removed.
@@ -204,12 +203,12 @@ class Registry:
         """
         if keep < 1:
             raise ValueError(f"keep={keep}: must be at least 1")
-        with self._turn():
-            self._sweep()
+        with self._locked():
+            self._remove_abandoned()
             now = self._champion_or_none()
-            needed = set() if now is None else {now.version, *now.before[-1:]}
-            needed |= {shadow.version for shadow in [self._shadow_or_none()] if shadow}
-            doomed = [v.version for v in self.versions()[:-keep] if v.version not in needed]
+            protected = set() if now is None else {now.version, *now.before[-1:]}
+            protected |= {shadow.version for shadow in [self._shadow_or_none()] if shadow}
+            doomed = [v.version for v in self.versions()[:-keep] if v.version not in protected]
             try:
                 for version in doomed:
                     shutil.rmtree(self._path(version))
@@ -217,14 +216,15 @@ class Registry:
                 raise RegistryError(f"cannot remove {error.filename}: {error.strerror}") from error
         return doomed
 
-    def _sweep(self) -> None:
+    def _remove_abandoned(self) -> None:
+        """Remove unfinished versions of processes that crashed."""
         for path in (self.folder / VERSIONS).glob(".*"):
-            with contextlib.suppress(OSError):  # it is being renamed into place
+            with contextlib.suppress(OSError):  # its publisher may rename it now
                 if time.time() - path.stat().st_mtime > ABANDONED_AFTER_S:
                     shutil.rmtree(path)
 
     def _check_format(self) -> None:
-        check_folder(self.folder, f"{VERSIONS}/[!.]*", "name another STREAMREC_REGISTRY_DIR", RegistryError)
+        check_folder(self.folder, f"{VERSIONS}/[!.]*", "set another STREAMREC_REGISTRY_DIR", RegistryError)
 
     def _folders(self) -> list[Path]:
         self._check_format()
@@ -244,7 +244,7 @@ class Registry:
         try:
             return self.champion()
         except RegistryError:
-            return None  # about to be replaced
+            return None  # the caller replaces it
 
     def _shadow_or_none(self) -> ShadowAlias | None:
         try:
@@ -252,7 +252,7 @@ class Registry:
         except RegistryError:
             return None
 
-    def _alias(self, name: str, kind: type[Alias], cure: str) -> Alias | None:
+    def _read_alias(self, name: str, kind: type[Alias], remedy: str) -> Alias | None:
         self._check_format()
         path = self.folder / name
         try:
@@ -260,18 +260,18 @@ class Registry:
         except FileNotFoundError:
             return None
         except (OSError, msgspec.MsgspecError) as error:
-            raise RegistryError(f"{path} cannot be read: {error}; {cure} to replace it") from error
+            raise RegistryError(f"{path} cannot be read: {error}; {remedy} to replace it") from error
 
-    def _point_at(self, champion: Champion) -> Champion:
-        self._write(CHAMPION, champion)
+    def _set_champion(self, champion: Champion) -> Champion:
+        self._write_alias(CHAMPION, champion)
         shadow = self._shadow_or_none()
         if shadow is not None and shadow.version == champion.version:
             self._remove_shadow()
         return champion
 
-    def _write(self, name: str, alias: Alias) -> Alias:
+    def _write_alias(self, name: str, alias: Alias) -> Alias:
         try:
-            with replacing(self.folder / name) as file:
+            with atomic_file(self.folder / name) as file:
                 file.write(msgspec.json.encode(alias))
         except OSError as error:
             raise RegistryError(f"cannot write {self.folder / name}: {error.strerror}") from error
@@ -284,15 +284,15 @@ class Registry:
             raise RegistryError(f"cannot remove {self.folder / SHADOW}: {error.strerror}") from error
 
     @contextlib.contextmanager
-    def _turn(self) -> Iterator[None]:
-        """One writer of the aliases at a time."""
+    def _locked(self) -> Iterator[None]:
+        """Lock the aliases for one writer."""
         self._check_format()
         try:
             lock = (self.folder / LOCK).open("w")
         except OSError as error:
             raise RegistryError(
-                f"there is no registry at {self.folder} that can be written ({error.strerror}); "
-                "publish a model to begin one"
+                f"there is no registry at {self.folder} that can be written ({error.strerror}); publish a model to "
+                "create one"
             ) from error
         with lock:
             fcntl.flock(lock, fcntl.LOCK_EX)

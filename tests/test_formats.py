@@ -1,4 +1,4 @@
-"""What is stored carries a format version; an unknown one is refused in one line before anything is touched."""
+"""Stored data carry a format version; an unknown one is refused in one line before anything is read or written."""
 
 from __future__ import annotations
 
@@ -47,9 +47,7 @@ async def format_key(settings: Settings) -> bytes | None:
         return value
 
 
-async def test_a_daemon_writes_the_format_down(
-    start_daemon: Callable[..., Daemon], make_settings: MakeSettings
-) -> None:
+async def test_a_daemon_stores_the_format(start_daemon: Callable[..., Daemon], make_settings: MakeSettings) -> None:
     settings = make_settings()
     assert await format_key(settings) is None
     assert await start_daemon("--burst").wait_exit() == 0
@@ -79,7 +77,7 @@ async def test_commands_refuse_a_redis_of_another_format_in_one_line(
     assert "Traceback" not in err
 
 
-async def test_a_worker_that_only_waits_refuses_it_too(make_settings: MakeSettings, tmp_path: Path) -> None:
+async def test_a_waiting_retrain_worker_refuses_another_format_too(make_settings: MakeSettings, tmp_path: Path) -> None:
     settings = make_settings(archive_dir=tmp_path / "archive", registry_dir=tmp_path / "registry", retrain_http_port=0)
     async with raw_redis(settings) as raw:
         await raw.set(Keys(settings.redis.key_prefix).format, "2")
@@ -87,7 +85,7 @@ async def test_a_worker_that_only_waits_refuses_it_too(make_settings: MakeSettin
         await RetrainWorker(settings, follow=False).run()
 
 
-async def test_a_format_key_of_another_type_is_refused_and_a_check_writes_none(
+async def test_a_format_key_of_another_type_is_refused_and_a_check_writes_no_key(
     redis: RedisClient, make_settings: MakeSettings
 ) -> None:
     settings = make_settings()
@@ -100,19 +98,19 @@ async def test_a_format_key_of_another_type_is_refused_and_a_check_writes_none(
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (
             "2\n",
-            r"archive/format holds format '2', and this streamrec knows format '1': upgrade streamrec, or name "
+            r"archive/format holds format '2', and this streamrec knows format '1': upgrade streamrec, or set "
             "another STREAMREC_ARCHIVE_DIR",
         ),
         ("junk " * 50, r"holds format 'junk junk junk junk ',"),
-        (None, r"archive/format is missing.*restore that file; where all was written by this version it holds '1'"),
+        (None, r"archive/format is missing.*restore that file; if this version wrote them all, its content is '1'"),
     ],
 )
 def test_an_archive_of_another_format_is_neither_read_nor_written(
-    tmp_path: Path, content: str | None, said: str
+    tmp_path: Path, content: str | None, message: str
 ) -> None:
     archive = EventArchive(tmp_path / "archive")
     archive.append(0, 0, 10, [CLICK])
@@ -132,7 +130,7 @@ def test_an_archive_of_another_format_is_neither_read_nor_written(
         lambda: archive.import_events([Event("bob", "b", 1)]),
     ]
     for use in uses:
-        with pytest.raises(ArchiveError, match=said):
+        with pytest.raises(ArchiveError, match=message):
             use()
     assert sorted(archive.folder.rglob("*")) == before
 
@@ -153,14 +151,14 @@ async def test_following_the_topic_into_a_new_folder_writes_the_format_first(
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
-        ("2", "registry/format holds format '2', .*upgrade streamrec, or name another STREAMREC_REGISTRY_DIR"),
+        ("2", "registry/format holds format '2', .*upgrade streamrec, or set another STREAMREC_REGISTRY_DIR"),
         (None, "registry/format is missing"),
     ],
 )
 def test_a_registry_of_another_format_is_neither_read_nor_written(
-    tmp_path: Path, model_dir: Path, content: str | None, said: str
+    tmp_path: Path, model_dir: Path, content: str | None, message: str
 ) -> None:
     saved = load_model(model_dir)
     registry = Registry(tmp_path / "registry")
@@ -185,7 +183,7 @@ def test_a_registry_of_another_format_is_neither_read_nor_written(
         lambda: registry.prune(1),
     ]
     for use in uses:
-        with pytest.raises(RegistryError, match=said):
+        with pytest.raises(RegistryError, match=message):
             use()
     assert sorted(registry.folder.rglob("*")) == before
 

@@ -1,4 +1,4 @@
-"""Log lines: one a state change, whatever is in it, for people and for machines."""
+"""Log lines for people and for machines, with any content."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from streamrec.logs import configure_logging
 
 
 def logged(monkeypatch: pytest.MonkeyPatch, log_format: str, message: str, *args: Any, **extra: Any) -> str:
-    """What one INFO line looks like on stderr."""
+    """Log one INFO line, and return it as it stands on stderr."""
     stderr = io.StringIO()
     monkeypatch.setattr(sys, "stderr", stderr)
     configure_logging("INFO", log_format)
@@ -23,7 +23,7 @@ def logged(monkeypatch: pytest.MonkeyPatch, log_format: str, message: str, *args
     return stderr.getvalue()
 
 
-def test_a_text_line_is_time_level_message_and_fields(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_text_line_has_time_level_message_and_fields(monkeypatch: pytest.MonkeyPatch) -> None:
     line = logged(monkeypatch, "text", "topic %s created", "clicks", partitions=4, path=Path("/tmp"))
     time, level, rest = line.split(maxsplit=2)
     assert time.endswith("Z")
@@ -52,12 +52,12 @@ def test_an_event_cannot_forge_a_line(monkeypatch: pytest.MonkeyPatch, log_forma
 
 
 @pytest.mark.parametrize("value", ["plain", "two words", "é", "日本", 5, 1.5, None], ids=repr)
-def test_printable_values_stand_as_they_are(monkeypatch: pytest.MonkeyPatch, value: object) -> None:
+def test_printable_values_are_not_escaped(monkeypatch: pytest.MonkeyPatch, value: object) -> None:
     assert logged(monkeypatch, "text", "x", field=value).endswith(f" x field={value}\n")
 
 
 @pytest.mark.parametrize("log_format", ["text", "json"])
-def test_an_exception_comes_with_its_traceback(monkeypatch: pytest.MonkeyPatch, log_format: str) -> None:
+def test_an_exception_is_logged_with_its_traceback(monkeypatch: pytest.MonkeyPatch, log_format: str) -> None:
     stderr = io.StringIO()
     monkeypatch.setattr(sys, "stderr", stderr)
     configure_logging("INFO", log_format)
@@ -72,17 +72,17 @@ def test_an_exception_comes_with_its_traceback(monkeypatch: pytest.MonkeyPatch, 
         assert "Traceback" in json.loads(text)["exception"]
 
 
-def test_the_level_holds_and_the_kafka_client_is_quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lower_levels_and_the_kafka_client_are_not_logged(monkeypatch: pytest.MonkeyPatch) -> None:
     stderr = io.StringIO()
     monkeypatch.setattr(sys, "stderr", stderr)
     configure_logging("WARNING", "text")
-    logging.getLogger("streamrec.test").info("not said")
-    logging.getLogger("aiokafka.client").error("said by the daemon in its own words")
-    logging.getLogger("streamrec.test").warning("said")
-    assert [line.split(maxsplit=2)[2] for line in stderr.getvalue().splitlines()] == ["said"]
+    logging.getLogger("streamrec.test").info("below the level")
+    logging.getLogger("aiokafka.client").error("the daemon logs its own line")
+    logging.getLogger("streamrec.test").warning("logged")
+    assert [line.split(maxsplit=2)[2] for line in stderr.getvalue().splitlines()] == ["logged"]
 
 
-def test_debugging_shows_the_kafka_client(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_debug_logs_the_kafka_client(monkeypatch: pytest.MonkeyPatch) -> None:
     stderr = io.StringIO()
     monkeypatch.setattr(sys, "stderr", stderr)
     configure_logging("DEBUG", "text")

@@ -1,4 +1,4 @@
-"""What Prometheus and the probes are told."""
+"""The metrics for Prometheus, and the answers to liveness and readiness probes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from streamrec.redis.client import RedisClient
 
 from support.harness import eventually
 
-whatever_the_load = hypothesis_settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+any_load = hypothesis_settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 BOUNDS = [0.1, 0.5, 1.0, 2.0, math.inf]
 
 
@@ -27,7 +27,7 @@ def cumulative(observations: list[float], bounds: list[float] | None = None) -> 
 
 
 def brute_force_quantile(observations: list[float], q: float) -> float:
-    """Spread each bucket's observations evenly over it and count up to the rank."""
+    """Return the value at the rank, if the observations of each bucket are spread evenly over it."""
     rank, lower, before = q * len(observations), 0.0, 0
     for upper in BOUNDS:
         inside = sum(lower < o <= upper or (lower == 0.0 and o == 0.0) for o in observations)
@@ -38,14 +38,14 @@ def brute_force_quantile(observations: list[float], q: float) -> float:
     raise AssertionError("every rank lies in a bucket")
 
 
-@whatever_the_load
+@any_load
 @given(st.lists(st.floats(0, 5), min_size=1, max_size=30), st.floats(0.001, 1))
 def test_quantiles_match_brute_force(observations: list[float], q: float) -> None:
     found = quantile(cumulative(observations), q)
     assert found == pytest.approx(brute_force_quantile(observations, q), rel=1e-9, abs=1e-9)
 
 
-@whatever_the_load
+@any_load
 @given(st.lists(st.floats(0, 1.99), min_size=1, max_size=30), st.floats(0.01, 1))
 @example([0.0, 0.0, 0.0], 1.0)
 def test_a_quantile_lies_in_the_bucket_of_the_observation_of_that_rank(observations: list[float], q: float) -> None:
@@ -56,23 +56,23 @@ def test_a_quantile_lies_in_the_bucket_of_the_observation_of_that_rank(observati
     assert max([0.0, *(bound for bound in BOUNDS if bound < upper)]) <= found <= upper
 
 
-@whatever_the_load
+@any_load
 @given(st.lists(st.floats(0, 5), min_size=1, max_size=30))
 def test_quantiles_grow_with_q(observations: list[float]) -> None:
     found = [quantile(cumulative(observations), q / 20) or 0.0 for q in range(21)]
     assert found == sorted(found)
 
 
-def test_nothing_observed_has_no_quantile() -> None:
+def test_an_empty_histogram_has_no_quantile() -> None:
     assert quantile([], 0.5) is None
     assert quantile(cumulative([]), 0.5) is None
 
 
-def test_beyond_the_last_finite_bound_is_that_bound() -> None:
+def test_a_quantile_beyond_the_last_finite_bound_is_that_bound() -> None:
     assert quantile(cumulative([3.0, 4.0]), 0.99) == 2.0
 
 
-def test_the_histogram_of_a_daemon_can_be_asked_for_quantiles() -> None:
+def test_quantiles_of_a_daemons_histogram_are_found() -> None:
     metrics = Metrics()
     for value in (0.0035, 0.0035, 0.9):
         metrics.click_to_published.observe(value)
@@ -83,7 +83,7 @@ def test_the_histogram_of_a_daemon_can_be_asked_for_quantiles() -> None:
     assert 0.003 < median <= 0.004
 
 
-NAMED_IN_THE_ISSUE = [
+DOCUMENTED = [
     "streamrec_events_total",
     "streamrec_click_to_published_seconds_bucket",
     "streamrec_lag_records",
@@ -104,7 +104,7 @@ NAMED_IN_THE_ISSUE = [
 
 
 def used_metrics() -> Metrics:
-    """Every labelled metric has a sample, as in a daemon that ran for a while."""
+    """Return metrics with a sample of every labelled metric, as in a daemon that ran for a while."""
     metrics = Metrics()
     metrics.lag_records.labels("0").set(1)
     metrics.lag_seconds.labels("0").set(1)
@@ -113,8 +113,8 @@ def used_metrics() -> Metrics:
     return metrics
 
 
-@pytest.mark.parametrize("name", NAMED_IN_THE_ISSUE)
-def test_every_promised_metric_is_exposed_and_explained(name: str) -> None:
+@pytest.mark.parametrize("name", DOCUMENTED)
+def test_every_documented_metric_is_exposed_with_a_help_text(name: str) -> None:
     families = text_string_to_metric_families(used_metrics().exposition().decode())
     (family,) = [f for f in families if any(sample.name == name for sample in f.samples)]
     assert family.documentation
@@ -126,7 +126,7 @@ def test_no_label_names_a_user_or_an_item() -> None:
     assert labels == {"outcome", "partition", "operation", "version", "le"}
 
 
-def test_outcomes_are_there_before_anything_happened() -> None:
+def test_outcomes_are_exposed_before_the_first_event() -> None:
     value = Metrics().registry.get_sample_value
     for outcome in ("applied", "replayed", "ignored", "dead_letter"):
         assert value("streamrec_events_total", {"outcome": outcome}) == 0
@@ -134,7 +134,7 @@ def test_outcomes_are_there_before_anything_happened() -> None:
         assert value("streamrec_recommendations_total", {"outcome": outcome}) == 0
 
 
-def test_two_daemons_of_one_process_count_apart() -> None:
+def test_two_daemons_in_one_process_count_separately() -> None:
     one, two = Metrics(), Metrics()
     one.rebalances.inc()
     assert two.registry.get_sample_value("streamrec_rebalances_total") == 0

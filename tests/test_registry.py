@@ -1,4 +1,4 @@
-"""Versions and the champion: what is there after each step, after crashes, and with several writers."""
+"""Versions and champion of a registry after each step, after crashes, and with several writers."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def model(seed: int) -> SASRec:
 
 
 def filled(folder: Path, count: int) -> tuple[Registry, list[str]]:
-    """A registry of so many versions, made a second apart, and their names."""
+    """Return a registry with this number of versions, made a second apart, and their names."""
     registry = Registry(folder / "registry")
     names = [
         registry.publish(
@@ -46,11 +46,11 @@ def test_an_empty_registry_has_no_versions_and_no_champion(tmp_path: Path) -> No
     registry = Registry(tmp_path / "registry")
     assert registry.versions() == []
     assert registry.champion() is None
-    with pytest.raises(RegistryError, match=r"there is no registry at .*; publish a model to begin one"):
+    with pytest.raises(RegistryError, match=r"there is no registry at .*; publish a model to create one"):
         registry.rollback("why not")
 
 
-def test_what_is_published_comes_back_and_is_not_champion_by_that(tmp_path: Path) -> None:
+def test_a_published_version_is_listed_and_loaded_and_not_promoted(tmp_path: Path) -> None:
     registry, names = filled(tmp_path, 3)
     assert [version.version for version in registry.versions()] == names
     assert [version.metadata["validation"]["hr@10"] for version in registry.versions()] == [0.0, 0.1, 0.2]
@@ -58,13 +58,13 @@ def test_what_is_published_comes_back_and_is_not_champion_by_that(tmp_path: Path
     loaded = registry.load(names[1])
     assert loaded.version == names[1]
     assert torch.equal(loaded.model.item_embedding.weight, model(1).item_embedding.weight)
-    assert registry.publish(model(1), VOCAB) == names[1], "the same weights are the same version"
+    assert registry.publish(model(1), VOCAB) == names[1], "equal weights are one version"
     assert len(registry.versions()) == 3
     with pytest.raises(RegistryError, match="has no version 'nothing'"):
         registry.load("nothing")
 
 
-def test_promoting_moves_the_alias_and_rolling_back_moves_it_back(tmp_path: Path) -> None:
+def test_promoting_and_rolling_back_move_the_alias(tmp_path: Path) -> None:
     registry, (a, b, c) = filled(tmp_path, 3)
     for version in (a, b, c):
         assert registry.promote(version, f"{version} is better").version == version
@@ -96,26 +96,26 @@ def test_a_damaged_version_is_listed_with_its_problem_and_never_promoted(tmp_pat
     assert champion.version == a
 
 
-def test_publishing_the_same_weights_again_mends_a_damaged_version(tmp_path: Path) -> None:
+def test_publishing_equal_weights_repairs_a_damaged_version(tmp_path: Path) -> None:
     registry, (a,) = filled(tmp_path, 1)
     (registry.folder / "versions" / a / "model.safetensors").write_bytes(b"rust")
     assert registry.publish(model(0), VOCAB) == a
     assert registry.load(a).version == a
 
 
-def test_a_damaged_alias_is_told_and_mended_by_promoting(tmp_path: Path) -> None:
+def test_a_damaged_alias_is_reported_and_repaired_by_promoting(tmp_path: Path) -> None:
     registry, (a,) = filled(tmp_path, 1)
     registry.promote(a, "first")
     (registry.folder / "champion.json").write_text("{")
     with pytest.raises(RegistryError, match=r"champion\.json cannot be read: .*; promote a version again"):
         registry.champion()
-    registry.promote(a, "mended")
+    registry.promote(a, "repaired")
     champion = registry.champion()
     assert champion is not None
     assert (champion.version, champion.before) == (a, ())
 
 
-def test_pruning_keeps_the_newest_the_champion_and_the_one_before_it(tmp_path: Path) -> None:
+def test_pruning_keeps_the_newest_versions_the_champion_and_the_previous_one(tmp_path: Path) -> None:
     registry, names = filled(tmp_path, 8)
     for version in (names[0], names[1], names[2]):
         registry.promote(version, "in turn")
@@ -127,7 +127,7 @@ def test_pruning_keeps_the_newest_the_champion_and_the_one_before_it(tmp_path: P
         registry.prune(keep=0)
 
 
-def test_what_a_crashed_publisher_left_is_no_version_and_goes_in_time(tmp_path: Path) -> None:
+def test_leftovers_of_a_crashed_publisher_are_not_listed_and_are_removed_later(tmp_path: Path) -> None:
     registry, (a,) = filled(tmp_path, 1)
     fresh, old = registry.folder / "versions" / ".fresh", registry.folder / "versions" / ".old"
     for left in (fresh, old):
@@ -136,7 +136,7 @@ def test_what_a_crashed_publisher_left_is_no_version_and_goes_in_time(tmp_path: 
     os.utime(old, (0, 0))
     assert [version.version for version in registry.versions()] == [a]
     registry.prune(keep=1)
-    assert fresh.exists(), "somebody may be writing it"
+    assert fresh.exists(), "a publisher may be writing it"
     assert not old.exists()
 
 
@@ -155,23 +155,23 @@ def test_writers_in_several_processes_lose_no_promotion_of_each_other(tmp_path: 
         worker.start()
     seen = set()
     while any(worker.is_alive() for worker in workers):
-        champion = registry.champion()  # whole at every moment
+        champion = registry.champion()  # never half written
         seen.add(champion and champion.version)
     for worker in workers:
         worker.join()
         assert worker.exitcode == 0
     champion = registry.champion()
     assert champion is not None
-    # a promotion of the champion itself changes nothing, so within a process each of the ten does
+    # each of a process's ten promotions counts: it never promotes the current champion again
     assert len(champion.before) == 19
     assert seen - {None} <= set(names)
 
 
-def test_a_shadow_is_verified_kept_and_taken_away(tmp_path: Path) -> None:
+def test_a_shadow_is_verified_stored_and_removed(tmp_path: Path) -> None:
     registry, names = filled(tmp_path, 5)
     assert registry.shadow() is None
     registry.promote(names[4], "first")
-    with pytest.raises(RegistryError, match=f"{names[4]} is the champion: its shadow must be another version"):
+    with pytest.raises(RegistryError, match=f"{names[4]} is the champion: the shadow must be another version"):
         registry.set_shadow(names[4])
     with pytest.raises(RegistryError, match="has no version 'nothing'"):
         registry.set_shadow("nothing")
@@ -193,7 +193,7 @@ def test_a_shadow_is_verified_kept_and_taken_away(tmp_path: Path) -> None:
     assert registry.prune(keep=1) == [names[0]]
 
 
-def test_a_shadow_that_becomes_champion_is_none_any_longer(tmp_path: Path) -> None:
+def test_a_shadow_that_becomes_champion_is_no_longer_the_shadow(tmp_path: Path) -> None:
     registry, (a, b, c) = filled(tmp_path, 3)
     for version in (a, b):
         registry.promote(version, "in turn")
@@ -205,7 +205,7 @@ def test_a_shadow_that_becomes_champion_is_none_any_longer(tmp_path: Path) -> No
     assert registry.shadow() is None
 
 
-def test_a_damaged_shadow_alias_is_told_and_in_nobodys_way(tmp_path: Path) -> None:
+def test_a_damaged_shadow_alias_is_reported_and_blocks_no_other_change(tmp_path: Path) -> None:
     registry, (a, b) = filled(tmp_path, 2)
     registry.promote(a, "first")
     (registry.folder / "shadow.json").write_text("{")
@@ -216,10 +216,10 @@ def test_a_damaged_shadow_alias_is_told_and_in_nobodys_way(tmp_path: Path) -> No
     assert registry.set_shadow(a) == registry.shadow()
 
 
-# --- served, and by command
+# --- serving and commands
 
 
-def test_the_champion_is_what_is_served(tmp_path: Path, make_settings: MakeSettings) -> None:
+def test_the_champion_is_served(tmp_path: Path, make_settings: MakeSettings) -> None:
     registry, (a, b) = filled(tmp_path, 2)
     settings = make_settings(registry_dir=registry.folder)
     with pytest.raises(SettingsError, match="has no champion; make one with: streamrec models publish DIR --promote"):
@@ -234,7 +234,7 @@ def test_the_champion_is_what_is_served(tmp_path: Path, make_settings: MakeSetti
 
 @pytest.fixture
 def run(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
-    """Runs `streamrec models ...`; gives status, lines of output, and what stands on stderr."""
+    """Run `streamrec models ...`; return status, lines of stdout, and stderr."""
     monkeypatch.setenv("STREAMREC_REGISTRY_DIR", str(tmp_path / "registry"))
 
     def run_command(*arguments: str) -> tuple[int, list[str], str]:
@@ -267,11 +267,11 @@ def test_a_model_directory_is_published_promoted_listed_shown_and_rolled_back(
     assert [line.split()[0] for line in run("list")[1]] == ["version", "shadow", "champion"]
     assert [json.loads(line)["shadow"] for line in run("list", "--json")[1]] == [True, False]
     assert run("shadow", "--off")[1] == ["no shadow"]
-    assert run("prune", "--keep", "1")[1] == ["2 versions are left"], "the champion before this one stays"
+    assert run("prune", "--keep", "1")[1] == ["2 versions are left"], "the previous champion is not removed"
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["show", "zzz"], "'zzz' is no version of"),
         (["promote", "zzz"], "'zzz' is no version of"),
@@ -279,19 +279,19 @@ def test_a_model_directory_is_published_promoted_listed_shown_and_rolled_back(
         (["shadow"], "name a version, or give --off"),
         (["shadow", "zzz", "--off"], "name a version, or give --off"),
         (["shadow", "zzz"], "'zzz' is no version of"),
-        (["shadow", "--off"], "publish a model to begin one"),
-        (["rollback"], "publish a model to begin one"),
-        (["prune"], "publish a model to begin one"),
+        (["shadow", "--off"], "publish a model to create one"),
+        (["rollback"], "publish a model to create one"),
+        (["prune"], "publish a model to create one"),
     ],
     ids=lambda part: part[0] if isinstance(part, list) else None,
 )
-def test_a_mistake_is_one_clear_line(run: Callable[..., Any], arguments: list[str], said: str) -> None:
+def test_a_mistake_is_reported_in_one_clear_line(run: Callable[..., Any], arguments: list[str], message: str) -> None:
     status, lines, err = run(*arguments)
     assert (status, lines) == (1, [])
-    assert said in err
+    assert message in err
     assert err.count("\n") == 1
 
 
-def test_without_a_registry_it_says_what_to_set(run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_registry_setting_is_named(run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("STREAMREC_REGISTRY_DIR")
     assert run("list") == (1, [], "streamrec: no registry: set STREAMREC_REGISTRY_DIR or --registry-dir\n")

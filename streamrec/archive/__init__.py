@@ -1,1 +1,1 @@
-"""The click topic on disk, to train from."""
+"""The click topic on disk, for training and for restoring Redis."""

@@ -1,16 +1,16 @@
 """The click topic on local disk, so that training does not depend on Kafka's retention.
 
     ARCHIVE/
-      format                                    the version of all this (formats.py)
-      epoch-E/partition-P/FIRST-NEXT.parquet    the events of the offsets FIRST to NEXT - 1 of a partition
-      imported/SHA256.parquet                   the events of a file that was imported, by what is in it
+      format                                    the format version of the folder (formats.py)
+      epoch-E/partition-P/FIRST-NEXT.parquet    events at offsets FIRST to NEXT - 1 of a partition
+      imported/SHA256.parquet                   events of an imported file; the name is a hash of these events
 
-A segment is written under another name, flushed to disk and renamed into place, and where a partition goes on
-is told by the names alone. So a crash at any moment neither loses an event nor doubles one: what has no name
-yet is read from Kafka again, and what has one is never read again. One process writes at a time.
+A segment is written under a temporary name, flushed to disk and renamed. The next offset of a partition follows from
+the file names alone. So a crash neither loses nor duplicates an event: an unfinished segment is read from Kafka again,
+a finished one never. One process writes at a time.
 
-Many small segments are merged into one now and then. Until they are removed it covers them, and a segment that
-another one covers does not count.
+Small segments of a partition are merged once there are MIN_SEGMENTS_TO_MERGE. The merged file is in place before they
+are removed; until then segments within the offsets of another one are ignored.
 """
 
 from __future__ import annotations
@@ -26,39 +26,32 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as parquet
 
 from sasrec import Event, Interactions
-from streamrec.durable import replacing
+from streamrec.archive.segment_files import (
+    SCHEMA,
+    Segment,
+    concatenate,
+    dead_letters_in,
+    events_in,
+    read_table,
+    write_table,
+)
 from streamrec.errors import ArchiveError
 from streamrec.formats import check_folder, claim_folder
 from streamrec.schemas import ClickEvent
 
-SCHEMA = pa.schema(
-    [("user_id", pa.string()), ("item_id", pa.string()), ("timestamp_ms", pa.int64()), ("offset", pa.int64())]
-)
 SEGMENT = re.compile(r"(\d+)-(\d+)\.parquet")
-DEAD_LETTERS = b"streamrec.dead_letters"
 IMPORTED = "imported"
-MERGED_AT = 64  # small segments of a partition
-SMALL_BYTES = 2**20
-READ_AGAIN = 5  # times, where segments are merged or pruned while they are read
+MIN_SEGMENTS_TO_MERGE = 64
+SMALL_BYTES = 2**20  # segments below this size are merged
+READ_ATTEMPTS = 5  # while another process merges or prunes
 LOCK = "lock"
 
 
 @dataclass(frozen=True)
-class Segment:
-    """A file of events. ``partition`` is None, and the offsets are 0, where it was imported."""
-
-    path: Path
-    partition: int | None = None
-    first: int = 0
-    next: int = 0
-
-
-@dataclass(frozen=True)
 class ArchiveStats:
-    """What an archive holds; the times are None where it holds nothing."""
+    """Size and content of an archive. The times are None if there are no events."""
 
     segments: int
     events: int
@@ -71,7 +64,7 @@ class ArchiveStats:
 
 
 class EventArchive:
-    """Events of one topic under one topic epoch, and those that were imported."""
+    """Imported events, and the events of a topic under one topic epoch."""
 
     def __init__(self, folder: Path, topic_epoch: int = 0) -> None:
         self.folder = folder
@@ -80,10 +73,10 @@ class EventArchive:
 
     @contextlib.contextmanager
     def following(self) -> Iterator[None]:
-        """Be the one process that writes what it reads of the topic.
+        """Lock the archive for the process that copies the topic into it.
 
         Raises:
-            ArchiveError: another one is.
+            ArchiveError: another process holds the lock, or the folder cannot be written.
         """
         try:
             self._check_format()
@@ -96,68 +89,69 @@ class EventArchive:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 raise ArchiveError(
-                    f"another process writes the topic into {self.folder} (streamrec retrain, or archive follow); "
-                    "stop it, or name another folder"
+                    f"another process writes the topic into {self.folder} (streamrec retrain, or archive follow): "
+                    "stop it, or set another folder"
                 ) from None
             yield
 
     def next_offsets(self) -> dict[int, int]:
-        """Where each partition goes on, by partition."""
-        return _ends(self.segments())
+        """Return the next offset to archive, by partition."""
+        return _next_offsets(self.segments())
 
     def segments(self) -> list[Segment]:
-        """Imported files first, then by partition and offset: the order in which events are read.
+        """List imported files, then segments by partition and offset: the order in which events are read.
 
         Raises:
-            ArchiveError: a name in a folder of segments is none of a segment, or the archive's format is unknown.
+            ArchiveError: a folder of segments has another file, or the archive's format is unknown.
         """
         imported = [Segment(path) for path in sorted(self.folder.glob(f"{IMPORTED}/[!.]*.parquet"))]
         return imported + self._segments_of("*")
 
     def _segments_of(self, partition: int | str) -> list[Segment]:
-        """The segments of a partition, or of all ("*"), by partition and offset."""
+        """List the segments of a partition, or of all ("*"), by partition and offset."""
         self._check_format()
         found = []
         for path in self._epoch.glob(f"partition-{partition}/[!.]*"):
             name = SEGMENT.fullmatch(path.name)
             number = path.parent.name.removeprefix("partition-")
             if name is None or not number.isdecimal():
-                raise ArchiveError(f"{path} does not belong into an archive; move it elsewhere")
+                raise ArchiveError(f"{path} does not belong in an archive; move it elsewhere")
             found.append(Segment(path, int(number), int(name[1]), int(name[2])))
-        kept: list[Segment] = []
+        listed: list[Segment] = []
         for segment in sorted(found, key=lambda segment: (segment.partition, segment.first, -segment.next)):
-            if not kept or kept[-1].partition != segment.partition or kept[-1].next < segment.next:
-                kept.append(segment)
-        return kept
+            if not listed or listed[-1].partition != segment.partition or listed[-1].next < segment.next:
+                listed.append(segment)
+        return listed
 
     def append(
         self, partition: int, first: int, next_offset: int, events: Sequence[ClickEvent], dead_letters: int = 0
     ) -> None:
-        """Put the events of a range of offsets there, whole or not at all.
+        """Add the events of a range of offsets as a segment, whole or not at all.
 
         Args:
-            first, next_offset: the range read; offsets without an event, of dead letters say, belong to it too.
+            first: first offset of the range.
+            next_offset: offset after the range; some offsets may have no event, such as those of dead letters.
 
         Raises:
-            ArchiveError: the range overlaps what is there, events lie outside it, or it cannot be written.
+            ArchiveError: the range overlaps archived offsets, an event lies outside the range, or the file cannot be
+                written.
         """
-        there = _ends(self._segments_of(partition)).get(partition, 0)
-        if not there <= first < next_offset or any(not first <= event.offset < next_offset for event in events):
+        expected = _next_offsets(self._segments_of(partition)).get(partition, 0)
+        if not expected <= first < next_offset or any(not first <= event.offset < next_offset for event in events):
             raise ArchiveError(
-                f"offsets {first} to {next_offset - 1} of partition {partition} do not follow {there - 1}, the last "
-                f"in {self.folder}; does another process write there?"
+                f"offsets {first} to {next_offset - 1} of partition {partition} do not follow {expected - 1}, the last "
+                f"offset in {self.folder}; does another process write to the archive?"
             )
         columns = [[getattr(event, name) for event in events] for name in SCHEMA.names]
-        table = pa.table(columns, SCHEMA.with_metadata({DEAD_LETTERS: str(dead_letters).encode()}))
-        self._write(table, self._path(partition, first, next_offset))
+        self._write(pa.table(columns, SCHEMA), self._path(partition, first, next_offset), dead_letters)
 
     def merge(self, partition: int) -> int:
-        """Put small segments of a partition together, once there are many; returns how many became one.
+        """Merge the small segments of a partition if there are many; return the number of merged segments.
 
-        None do while somebody prunes them; the next call tries again.
+        If another process prunes at the same time, none are merged; the next call tries again.
 
         Raises:
-            ArchiveError: a segment is damaged, or the new one cannot be written.
+            ArchiveError: a segment is damaged, or the merged one cannot be written.
         """
         with contextlib.suppress(FileNotFoundError):
             return self._merge(partition)
@@ -165,18 +159,16 @@ class EventArchive:
 
     def _merge(self, partition: int) -> int:
         segments = self._segments_of(partition)
-        counted = {segment.path for segment in segments}
+        listed = {segment.path for segment in segments}
         for path in self._epoch.glob(f"partition-{partition}/[!.]*"):
-            if path not in counted:  # covered: whoever merged them was killed before he had removed them
+            if path not in listed:  # an earlier merge was killed before it removed this segment
                 path.unlink(missing_ok=True)
         small = list(itertools.takewhile(lambda s: s.path.stat().st_size < SMALL_BYTES, reversed(segments)))[::-1]
-        if len(small) < MERGED_AT:
+        if len(small) < MIN_SEGMENTS_TO_MERGE:
             return 0
-        tables = [_read(segment.path) for segment in small]
-        dead_letters = str(sum(map(_dead_letters, tables))).encode()
-        whole = pa.concat_tables([table.replace_schema_metadata() for table in tables])
+        tables = [read_table(segment.path) for segment in small]
         path = self._path(partition, small[0].first, small[-1].next)
-        self._write(whole.replace_schema_metadata({DEAD_LETTERS: dead_letters}), path)
+        self._write(concatenate(tables), path, sum(map(dead_letters_in, tables)))
         for segment in small:
             segment.path.unlink(missing_ok=True)
         return len(small)
@@ -185,14 +177,14 @@ class EventArchive:
         return self._epoch / f"partition-{partition}" / f"{first:019}-{next_offset:019}.parquet"
 
     def import_events(self, events: Iterable[Event]) -> int:
-        """Add events that never were in the topic; returns how many, 0 where the same ones were imported before.
+        """Add events that were never in the topic; return their number, or 0 if they were imported before.
 
         Raises:
-            ArchiveError: an event has no timestamp, or they cannot be written.
+            ArchiveError: an event has no timestamp, or the file cannot be written.
         """
         rows = list(events)
         if any(row.timestamp_ms is None for row in rows):
-            raise ArchiveError("an event without a timestamp cannot be archived; give every row one")
+            raise ArchiveError("an event without a timestamp cannot be archived; add a timestamp to each row")
         columns = [[getattr(row, name) for row in rows] for name in SCHEMA.names[:3]]
         table = pa.table([*columns, range(len(rows))], SCHEMA)
         digest = hashlib.sha256(repr(rows).encode()).hexdigest()
@@ -204,16 +196,16 @@ class EventArchive:
         return len(rows)
 
     def read(self) -> Interactions:
-        """All events: those that were imported by time, then partition by partition in the order of their offsets.
+        """Return all events: imported ones by time, then each partition's in the order of their offsets.
 
-        A user's events lie in one partition, so they come in the order in which the daemon applied them.
+        The events of a user lie in one partition, so they come in the order in which the daemon applied them.
 
         Raises:
             ArchiveError: a segment is damaged.
         """
         found = self.tables()
-        imported = _events([table for segment, table in found if segment.partition is None]).in_order()
-        followed = _events([table for segment, table in found if segment.partition is not None])
+        imported = events_in([table for segment, table in found if segment.partition is None]).in_order()
+        followed = events_in([table for segment, table in found if segment.partition is not None])
         return Interactions(
             imported.user_ids + followed.user_ids,
             imported.item_ids + followed.item_ids,
@@ -221,12 +213,12 @@ class EventArchive:
         )
 
     def prune(self, before_ms: int) -> int:
-        """Remove segments that hold nothing as new as that; returns how many.
+        """Remove segments whose events are all older than this time; return the number of removed segments.
 
-        The newest segment of a partition stays, since its name tells where the partition goes on.
+        The newest segment of each partition is not removed: its name stores the next offset.
         """
         found = self.tables()
-        ends, removed = _ends(segment for segment, _ in found), 0
+        ends, removed = _next_offsets(segment for segment, _ in found), 0
         for segment, table in found:
             if segment.partition is not None and segment.next == ends[segment.partition]:
                 continue
@@ -237,80 +229,56 @@ class EventArchive:
         return removed
 
     def stats(self) -> ArchiveStats:
-        """What is there."""
+        """Return size and content of the archive."""
         found = self.tables()
         times = np.concatenate([table["timestamp_ms"].to_numpy() for _, table in found] or [np.zeros(0, np.int64)])
         return ArchiveStats(
             segments=len(found),
             events=len(times),
             imported_events=sum(table.num_rows for segment, table in found if segment.partition is None),
-            dead_letters=sum(_dead_letters(table) for _, table in found),
+            dead_letters=sum(dead_letters_in(table) for _, table in found),
             bytes=sum(path.stat().st_size for path in self.folder.rglob("[!.]*.parquet")),
             first_ts_ms=int(times.min()) if len(times) else None,
             last_ts_ms=int(times.max()) if len(times) else None,
-            next_offsets=_ends(segment for segment, _ in found),
+            next_offsets=_next_offsets(segment for segment, _ in found),
         )
 
     def before(self) -> dict[int, EventArchive]:
-        """The archives of the topic before it was created again, by their epoch, the oldest first."""
+        """Return the archives of earlier epochs of the topic, by epoch, oldest first."""
         numbers = [path.name.removeprefix("epoch-") for path in self.folder.glob("epoch-*")]
         epochs = sorted(int(number) for number in numbers if number.isdecimal())
         return {epoch: EventArchive(self.folder, epoch) for epoch in epochs if epoch < self.topic_epoch}
 
-    def _check_format(self) -> None:
-        check_folder(self.folder, "**/[!.]*.parquet", "name another STREAMREC_ARCHIVE_DIR", ArchiveError)
-
-    def _write(self, table: pa.Table, path: Path) -> None:
-        try:
-            claim_folder(self.folder)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            for left in path.parent.glob(".*"):  # of a writer that was killed; there is only one
-                left.unlink()
-            with replacing(path) as file:
-                parquet.write_table(table, file, compression="zstd")
-        except (OSError, pa.ArrowException) as error:
-            raise ArchiveError(f"cannot write {path}: {error}") from error
-
     def tables(self, imported: bool = True) -> list[tuple[Segment, pa.Table]]:
-        """All segments, in their order, and what is in them; with those that were imported, or without.
+        """Read all segments, in order, with or without imported files.
 
         Raises:
             ArchiveError: a segment is damaged.
         """
-        for _ in range(READ_AGAIN):
+        for _ in range(READ_ATTEMPTS):
             with contextlib.suppress(FileNotFoundError):
                 segments = self.segments() if imported else self._segments_of("*")
-                return [(segment, _read(segment.path)) for segment in segments]
-        raise ArchiveError(f"segments vanish from {self.folder} while they are read; is something else removing them?")
+                return [(segment, read_table(segment.path)) for segment in segments]
+        raise ArchiveError(f"segments vanish from {self.folder} while they are read; does another process remove them?")
+
+    def _check_format(self) -> None:
+        check_folder(self.folder, "**/[!.]*.parquet", "set another STREAMREC_ARCHIVE_DIR", ArchiveError)
+
+    def _write(self, table: pa.Table, path: Path, dead_letters: int | None = None) -> None:
+        try:
+            claim_folder(self.folder)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            for leftover in path.parent.glob(".*"):  # of a killed process; only one process writes
+                leftover.unlink()
+            write_table(table, path, dead_letters)
+        except (OSError, pa.ArrowException) as error:
+            raise ArchiveError(f"cannot write {path}: {error}") from error
 
 
-def _ends(segments: Iterable[Segment]) -> dict[int, int]:
-    """The offset after the last one of each partition."""
+def _next_offsets(segments: Iterable[Segment]) -> dict[int, int]:
+    """Return the offset after the last archived one, by partition."""
     ends: dict[int, int] = {}
     for segment in segments:
         if segment.partition is not None:
             ends[segment.partition] = max(ends.get(segment.partition, 0), segment.next)
     return ends
-
-
-def _read(path: Path) -> pa.Table:
-    try:
-        with parquet.ParquetFile(path) as file:
-            table = file.read()
-    except FileNotFoundError:
-        raise
-    except (OSError, pa.ArrowException) as error:
-        raise ArchiveError(f"{path} cannot be read: {error}; restore it from a copy, or remove it") from error
-    if not table.schema.equals(SCHEMA):
-        raise ArchiveError(f"{path} is no segment of an archive: it has the columns {', '.join(table.column_names)}")
-    return table
-
-
-def _events(tables: Sequence[pa.Table]) -> Interactions:
-    table = pa.concat_tables([t.replace_schema_metadata() for t in tables]) if tables else SCHEMA.empty_table()
-    times = np.array(table["timestamp_ms"].to_numpy(), np.int64)
-    return Interactions(table["user_id"].to_pylist(), table["item_id"].to_pylist(), times)
-
-
-def _dead_letters(table: pa.Table) -> int:
-    return int((table.schema.metadata or {}).get(DEAD_LETTERS, b"0"))

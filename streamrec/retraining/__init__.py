@@ -1,1 +1,1 @@
-"""`streamrec retrain`: train on new clicks, judge, promote."""
+"""`streamrec retrain`: train on new clicks, compare with the champion, promote."""

@@ -1,6 +1,6 @@
--- Take, keep or give back a lock.
--- KEYS: the lock. ARGV: who asks, how long it holds in ms (0: give it back).
--- Returns who holds it now: whoever asked, unless it is somebody else's.
+-- Take, renew or release a lock.
+-- KEYS: the lock. ARGV: name of the worker, time to live in ms (0: release).
+-- Returns the name of the holder; the worker's own name if it took, renewed or released the lock.
 local holder = redis.call('GET', KEYS[1])
 if holder and holder ~= ARGV[1] then
   return holder

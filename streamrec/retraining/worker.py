@@ -1,11 +1,11 @@
-"""`streamrec retrain`: follows the topic into the archive, and trains a model whenever it is time.
+"""`streamrec retrain`: copies the topic into the archive, and trains a model whenever a round is due.
 
-archive    goes on all the time (archiver.py)
-tell       /metrics for Prometheus: which rounds made a model, which did not and why
-wait       until a round is due: so long after the last one, and so many new clicks
-lock       in Redis, so that only one worker trains
-train      in a thread (retrain.py)
-announce   a new champion to the daemons
+archive    all the time (archive/follow.py)
+metrics    at /metrics: rounds that made a model, and why others made none
+wait       until the last round is ``retrain_every_s`` ago and ``retrain_min_new_events`` clicks are new
+lock       in Redis, so that one worker trains at a time (lock.py)
+train      in a thread (round.py)
+notify     the daemons of a new champion
 """
 
 from __future__ import annotations
@@ -13,10 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
-import socket
 import time
-import uuid
 from collections.abc import AsyncIterator
 
 from streamrec.archive.follow import Archiver
@@ -32,7 +29,7 @@ from streamrec.errors import (
 from streamrec.metrics import RetrainMetrics, unix_s
 from streamrec.redis.client import RedisClient
 from streamrec.registry import Registry
-from streamrec.retraining.lock import take_lock
+from streamrec.retraining.lock import training_lock
 from streamrec.retraining.round import Verdict, retrain
 from streamrec.settings import Settings
 from streamrec.stop_signals import stop_signals
@@ -40,10 +37,8 @@ from streamrec.web.server import WebServer
 
 log = logging.getLogger(__name__)
 
-LOCK_TTL_MS = 15_000
-LOCK_RENEWED_EVERY_S = 4.0
-LOOK_EVERY_S = 1.0
-REASONS: dict[type[StreamrecError], str] = {
+MIN_WAIT_S, MAX_WAIT_S = 1.0, 60.0  # between two looks whether a round is due
+FAILURE_REASONS: dict[type[StreamrecError], str] = {
     RetrainError: "training",
     ArchiveError: "archive",
     RegistryError: "registry",
@@ -53,10 +48,10 @@ REASONS: dict[type[StreamrecError], str] = {
 
 
 class RetrainWorker:
-    """Follows the topic and trains.
+    """Copies the topic into the archive and trains on it.
 
     Args:
-        follow: read the topic into the archive; False trains on what is there, and needs no Kafka.
+        follow: read the topic; False trains on the archive alone and needs no Kafka.
         progress: draw a progress bar on stderr.
     """
 
@@ -75,120 +70,32 @@ class RetrainWorker:
 
         Raises:
             RetrainStopped: a signal came first.
-            StreamrecError: the round cannot be done, or another worker trains.
+            StreamrecError: the round failed, or another worker trains.
         """
-        with stop_signals(self._stop, _told):
+        with stop_signals(self._stop, _log_signal):
             if self._follow:
                 await self._archiver().run(self._stop, burst=True)
-            return await self._round()
+            return await self._train_round()
 
     async def run(self) -> None:
         """Follow the topic, and train whenever a round is due, until a signal comes.
 
         Raises:
-            StreamrecError: topic, archive or what is in Redis cannot be used, or the port of /metrics is taken.
+            StreamrecError: topic, archive or the data in Redis cannot be used, or the port of /metrics is taken.
         """
-        with stop_signals(self._stop, _told):
-            async with self._seen_from_outside():
+        with stop_signals(self._stop, _log_signal):
+            async with self.metrics_server():
+                await self._check_redis_format()
                 await self._follow_and_train()
         log.info("stopped")
 
-    async def _follow_and_train(self) -> None:
-        with contextlib.suppress(RedisUnavailable):  # the archive goes on without; a round asks again
-            async with RedisClient(self._settings.redis) as redis:
-                await redis.check_format()
-        rounds = asyncio.create_task(self._rounds())
-        try:
-            if self._follow:
-                await self._archiver().run(self._stop)
-            else:
-                await self._stop.wait()
-        finally:
-            self._stop.set()
-            await rounds
-
-    async def _rounds(self) -> None:
-        last_s = await asyncio.to_thread(self._last_round_s)
-        self._metrics.last_round.set(last_s)
-        log.info(
-            "retraining",
-            extra={
-                "every_s": self._settings.retrain.every_s,
-                "min_new_events": self._settings.retrain.min_new_events,
-                "archive": self._settings.archive.dir,
-                "registry": self._settings.registry.dir,
-            },
-        )
-        while not self._stop.is_set():
-            wait_s = last_s + self._settings.retrain.every_s - time.time()
-            if wait_s > 0 or await asyncio.to_thread(self._new_events) < self._settings.retrain.min_new_events:
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(max(LOOK_EVERY_S, min(wait_s, 60.0))):
-                        await self._stop.wait()
-                continue
-            reason = None
-            try:
-                verdict = await self._round()
-                self._metrics.rounds.labels("promoted" if verdict.promoted else "refused").inc()
-                self._metrics.last_round.set_to_current_time()
-            except StreamrecError as error:  # too few clicks, say: the next round may do better
-                reason = next((name for kind, name in REASONS.items() if isinstance(error, kind)), "unexpected")
-                log.warning("no model this time: %s", error)
-            except Exception:  # the archive must go on
-                reason = "unexpected"
-                log.exception("a round of retraining failed")
-            if reason is not None:
-                self._metrics.failures.labels(reason).inc()
-            last_s = time.time()
-
-    async def _round(self) -> Verdict:
-        """Train one round while nobody else does."""
-        async with RedisClient(self._settings.redis) as redis, self._lock(redis) as lost:
-            verdict = await asyncio.to_thread(
-                retrain, self._settings, progress=self._progress, stop=lambda: self._stop.is_set() or lost.is_set()
-            )
-            if verdict.promoted:
-                try:
-                    await redis.notify(redis.keys.models_channel, verdict.version)
-                except RedisUnavailable as error:
-                    log.warning("the daemons will see it within %g s (%s)", self._settings.registry.poll_s, error)
-        return verdict
-
     @contextlib.asynccontextmanager
-    async def _lock(self, redis: RedisClient) -> AsyncIterator[asyncio.Event]:
-        """Hold the lock; the event is set when somebody else has taken it."""
-        key, own = (
-            redis.keys.training,
-            f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4()}",
-        )
-        await redis.check_format()
-        holder = await take_lock(redis, key, own, LOCK_TTL_MS)
-        if holder != own:
-            raise RetrainError(
-                f"another worker trains: {holder} holds {key} in Redis; should it have died, the lock ends within "
-                f"{LOCK_TTL_MS // 1000} s"
-            )
-        lost = asyncio.Event()
+    async def metrics_server(self) -> AsyncIterator[None]:
+        """Serve /metrics and /livez while the block runs.
 
-        async def keep() -> None:
-            while True:
-                await asyncio.sleep(LOCK_RENEWED_EVERY_S)
-                with contextlib.suppress(RedisUnavailable):  # one who takes it meanwhile is seen at the next try
-                    if await take_lock(redis, key, own, LOCK_TTL_MS) != own:
-                        lost.set()
-
-        keeping = asyncio.create_task(keep())
-        try:
-            yield lost
-        finally:
-            keeping.cancel()
-            await asyncio.gather(keeping, return_exceptions=True)
-            with contextlib.suppress(RedisUnavailable):
-                await take_lock(redis, key, own, 0)
-
-    @contextlib.asynccontextmanager
-    async def _seen_from_outside(self) -> AsyncIterator[None]:
-        """/metrics and /livez; a default port that is taken is replaced by a free one."""
+        Raises:
+            SettingsError: the port was set and is taken; instead of a default port, a free one is used.
+        """
         retrain, given = self._settings.retrain, self._settings.given
         http = self._settings.http.model_copy(update={"port": retrain.http_port})
         web = WebServer(
@@ -200,21 +107,100 @@ class RetrainWorker:
         finally:
             await web.stop()
 
+    async def _check_redis_format(self) -> None:
+        with contextlib.suppress(RedisUnavailable):  # archiving needs no Redis; each round checks again
+            async with RedisClient(self._settings.redis) as redis:
+                await redis.check_format()
+
+    async def _follow_and_train(self) -> None:
+        training = asyncio.create_task(self._train_when_due())
+        try:
+            if self._follow:
+                await self._archiver().run(self._stop)
+            else:
+                await self._stop.wait()
+        finally:
+            self._stop.set()
+            await training
+
+    async def _train_when_due(self) -> None:
+        settings = self._settings.retrain
+        last_s = await asyncio.to_thread(self._last_round_s)
+        self._metrics.last_round.set(last_s)
+        log.info(
+            "retraining",
+            extra={
+                "every_s": settings.every_s,
+                "min_new_events": settings.min_new_events,
+                "archive": self._settings.archive.dir,
+                "registry": self._settings.registry.dir,
+            },
+        )
+        while not self._stop.is_set():
+            wait_s = last_s + settings.every_s - time.time()
+            if wait_s > 0 or await asyncio.to_thread(self._new_events) < settings.min_new_events:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(max(MIN_WAIT_S, min(wait_s, MAX_WAIT_S))):
+                        await self._stop.wait()
+                continue
+            await self._try_round()
+            last_s = time.time()
+
+    async def _try_round(self) -> None:
+        """Train one round, and count its outcome. No failure ends the process: archiving continues."""
+        try:
+            verdict = await self._train_round()
+        except StreamrecError as error:  # too few clicks, for example; the next round may succeed
+            known = (reason for kind, reason in FAILURE_REASONS.items() if isinstance(error, kind))
+            self._metrics.failures.labels(next(known, "unexpected")).inc()
+            log.warning("no model this time: %s", error)
+        except Exception:
+            self._metrics.failures.labels("unexpected").inc()
+            log.exception("a round of retraining failed")
+        else:
+            self._metrics.rounds.labels("promoted" if verdict.promoted else "refused").inc()
+            self._metrics.last_round.set_to_current_time()
+
+    async def _train_round(self) -> Verdict:
+        """Train one round under the lock, and notify the daemons of a new champion."""
+        async with RedisClient(self._settings.redis) as redis:
+            await redis.check_format()
+            async with training_lock(redis) as taken_over:
+                verdict = await asyncio.to_thread(
+                    retrain,
+                    self._settings,
+                    progress=self._progress,
+                    stop=lambda: self._stop.is_set() or taken_over.is_set(),
+                )
+                if verdict.promoted:
+                    await self._notify_daemons(redis, verdict.version)
+        return verdict
+
+    async def _notify_daemons(self, redis: RedisClient, version: str) -> None:
+        try:
+            await redis.notify(redis.keys.models_channel, version)
+        except RedisUnavailable as error:
+            log.warning(
+                "the daemons are not notified; they find the champion within %g s (%s)",
+                self._settings.registry.poll_s,
+                error,
+            )
+
     def _archiver(self) -> Archiver:
         settings = self._settings
         return Archiver(settings.kafka, settings.events, self._archive, settings.archive.flush_s)
 
     def _last_round_s(self) -> float:
-        """When the newest version was made, so that a restart does not train at once; 0 where there is none."""
+        """Return when the newest version was made, in Unix time; 0 if there is none. A restart waits like a run."""
         made = [version.created_at for version in self._registry.versions() if version.created_at]
         return unix_s(made[-1]) if made else 0.0
 
     def _new_events(self) -> int:
-        """Records in the archive that came after the last round, whatever became of its model."""
+        """Count the records that were archived after the last round that made a model."""
         known = [version.metadata.get("next_offsets") for version in self._registry.versions()]
         last = next((offsets for offsets in reversed(known) if isinstance(offsets, dict)), {})
         return sum(end - int(last.get(str(number), 0)) for number, end in self._archive.next_offsets().items())
 
 
-def _told(name: str) -> None:
+def _log_signal(name: str) -> None:
     log.info("stopping", extra={"signal": name})

@@ -1,4 +1,4 @@
-"""`streamrec archive`: the archive equals the topic, whatever was killed when."""
+"""`streamrec archive`: the archive equals the topic, even if the process is killed at any moment."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ MakeSettings = Callable[..., Settings]
 
 @contextlib.contextmanager
 def archiving(settings: Settings, *arguments: str) -> Iterator[subprocess.Popen[str]]:
-    """A `streamrec archive follow` process; killed at the end if it still runs."""
+    """Run a `streamrec archive follow` process; kill it at the end if it still runs."""
     process = subprocess.Popen(
         [sys.executable, "-m", *EMBEDDED, "archive", "follow", *arguments],
         env=environment(settings),
@@ -86,7 +86,7 @@ async def test_the_archive_is_the_topic_and_dead_letters_are_only_counted(
     await assert_equals_the_topic(archive, settings)
 
 
-async def test_a_follower_that_is_killed_again_and_again_loses_nothing_and_doubles_nothing(
+async def test_a_process_that_is_killed_again_and_again_loses_and_duplicates_no_event(
     make_settings: MakeSettings, tmp_path: Path
 ) -> None:
     settings = make_settings(archive_dir=tmp_path / "archive", archive_flush_s=0.05)
@@ -96,11 +96,11 @@ async def test_a_follower_that_is_killed_again_and_again_loses_nothing_and_doubl
         for _ in range(3):
             before = sum(archive.next_offsets().values())
 
-            async def grown(before: int = before) -> bool:
+            async def has_archived(before: int = before) -> bool:
                 return sum(archive.next_offsets().values()) > before
 
             with archiving(settings) as process:
-                await eventually(grown)
+                await eventually(has_archived)
                 await asyncio.sleep(rng.uniform(0, 0.3))  # the random moment
                 process.kill()
     with archiving(settings, "--burst") as process:
@@ -108,7 +108,9 @@ async def test_a_follower_that_is_killed_again_and_again_loses_nothing_and_doubl
     await assert_equals_the_topic(archive, settings)
 
 
-async def test_told_to_stop_it_writes_down_what_it_has_read(make_settings: MakeSettings, tmp_path: Path) -> None:
+async def test_a_stopped_process_archives_the_events_that_it_has_read(
+    make_settings: MakeSettings, tmp_path: Path
+) -> None:
     settings = make_settings(archive_dir=tmp_path / "archive", archive_flush_s=3600)
     archive = EventArchive(tmp_path / "archive")
     await feed(settings, [Record(b"ann", click("ann", f"i{n}", 1000 + n)) for n in range(50)])
@@ -116,7 +118,7 @@ async def test_told_to_stop_it_writes_down_what_it_has_read(make_settings: MakeS
         assert process.stderr is not None
         line = await asyncio.to_thread(process.stderr.readline)
         assert "archiving" in line
-        await asyncio.sleep(1)  # it polls; whether it has read all by now does not matter
+        await asyncio.sleep(1)  # it polls; the test does not depend on how much it reads
         assert archive.next_offsets() == {}
         process.send_signal(signal.SIGTERM)
         await ends(process)
@@ -134,7 +136,7 @@ async def test_a_topic_that_does_not_exist_is_created(make_settings: MakeSetting
 
 @pytest.fixture
 def run(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
-    """Runs `streamrec archive ...`; gives status, output and what stands on stderr."""
+    """Run `streamrec archive ...`; return status, stdout and stderr."""
     monkeypatch.setenv("STREAMREC_ARCHIVE_DIR", str(tmp_path / "archive"))
 
     def run_command(*arguments: str) -> tuple[int, str, str]:
@@ -145,7 +147,7 @@ def run(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.
     return run_command
 
 
-def test_a_file_is_imported_once_looked_at_and_pruned(run: Callable[..., Any], tmp_path: Path) -> None:
+def test_a_file_is_imported_once_shown_and_pruned(run: Callable[..., Any], tmp_path: Path) -> None:
     path = tmp_path / "clicks.csv"
     path.write_text("user_id,item_id,timestamp\nann,a,1700000000000\nbob,b,1700000001000\n")
     assert run("import", str(path)) == (0, f"2 events of {path} imported\n", "")
@@ -157,7 +159,9 @@ def test_a_file_is_imported_once_looked_at_and_pruned(run: Callable[..., Any], t
     assert run("stats")[1].startswith("0 events")
 
 
-def test_mistakes_are_one_clear_line(run: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_mistake_is_reported_in_one_clear_line(
+    run: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert run("import", str(tmp_path / "none.csv"))[2].startswith("streamrec: cannot read ")
     status, out, err = run("follow", "--kafka-bootstrap-servers", "127.0.0.1:1")
     assert (status, out) == (1, "")

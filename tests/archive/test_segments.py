@@ -1,4 +1,4 @@
-"""The event archive holds each event of the topic once, whatever was killed when."""
+"""The event archive has each event of the topic once, even if its writer is killed at any moment."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_an_empty_archive_is_empty(tmp_path: Path) -> None:
     assert archive.prune(BASE_MS) == 0
 
 
-# an event at each offset or not (a dead letter, a compacted record), cut into segments anywhere
+# by partition, for each offset: whether it has an event (else a dead letter), and whether a segment ends after it
 STREAMS = st.dictionaries(
     st.integers(0, 3), st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=30), min_size=1
 )
@@ -48,14 +48,14 @@ STREAMS = st.dictionaries(
 
 @settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(STREAMS, st.integers(0, 5), st.integers(2, 9))
-def test_what_is_appended_comes_back_in_the_order_of_partitions_and_offsets_merged_or_not(
+def test_appended_events_are_read_in_the_order_of_partitions_and_offsets_merged_or_not(
     tmp_path_factory: pytest.TempPathFactory,
     monkeypatch: pytest.MonkeyPatch,
     streams: dict[int, list[tuple[bool, bool]]],
     base: int,
-    merged_at: int,
+    merge_at: int,
 ) -> None:
-    monkeypatch.setattr("streamrec.archive.segments.MERGED_AT", merged_at)
+    monkeypatch.setattr("streamrec.archive.segments.MIN_SEGMENTS_TO_MERGE", merge_at)
     archive = EventArchive(tmp_path_factory.mktemp("archive"))
     wanted = []
     for partition, offsets in sorted(streams.items()):
@@ -67,7 +67,7 @@ def test_what_is_appended_comes_back_in_the_order_of_partitions_and_offsets_merg
                 archive.append(partition, first, offset + 1, pending, dead_letters=offset + 1 - first - len(pending))
                 first, pending = offset + 1, []
                 archive.merge(partition)
-        assert len([segment for segment in archive.segments() if segment.partition == partition]) < merged_at
+        assert len([segment for segment in archive.segments() if segment.partition == partition]) < merge_at
     assert rows(EventArchive(archive.folder)) == expected(*wanted)
     assert archive.next_offsets() == {partition: base + len(offsets) for partition, offsets in streams.items()}
     stats = archive.stats()
@@ -79,7 +79,7 @@ def test_what_is_appended_comes_back_in_the_order_of_partitions_and_offsets_merg
     ("first", "next_offset", "offset"),
     [(5, 9, 5), (0, 10, 0), (9, 20, 9), (10, 10, 10), (12, 11, 11), (10, 20, 20), (10, 20, 9)],
 )
-def test_offsets_that_are_there_already_or_outside_their_range_are_refused(
+def test_archived_offsets_and_offsets_outside_the_range_are_refused(
     tmp_path: Path, first: int, next_offset: int, offset: int
 ) -> None:
     archive = EventArchive(tmp_path)
@@ -87,7 +87,7 @@ def test_offsets_that_are_there_already_or_outside_their_range_are_refused(
     with pytest.raises(ArchiveError, match="do not follow 9"):
         archive.append(0, first, next_offset, [click(0, offset)])
     assert rows(archive) == expected(*(click(0, n) for n in range(10)))
-    archive.append(0, 15, 16, [click(0, 15)])  # what retention removed in between is a gap, no error
+    archive.append(0, 15, 16, [click(0, 15)])  # a gap is no error: retention removed these records
 
 
 def many_small(folder: Path, count: int = 5) -> EventArchive:
@@ -97,10 +97,10 @@ def many_small(folder: Path, count: int = 5) -> EventArchive:
     return archive
 
 
-def test_a_merge_that_was_killed_before_it_removed_the_small_ones_doubles_nothing(
+def test_a_merge_that_was_killed_before_it_removed_the_small_segments_duplicates_no_event(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("streamrec.archive.segments.MERGED_AT", 5)
+    monkeypatch.setattr("streamrec.archive.segments.MIN_SEGMENTS_TO_MERGE", 5)
     archive = many_small(tmp_path)
     small = {segment.path: segment.path.read_bytes() for segment in archive.segments()}
     assert archive.merge(0) == 5
@@ -110,11 +110,11 @@ def test_a_merge_that_was_killed_before_it_removed_the_small_ones_doubles_nothin
     assert archive.stats().segments == 1
     archive.append(0, 5, 6, [click(0, 5)])
     assert archive.merge(0) == 0
-    assert len(list(tmp_path.rglob("*.parquet"))) == 2, "the next look removes them"
+    assert len(list(tmp_path.rglob("*.parquet"))) == 2, "the next merge removes them"
 
 
-def test_a_merge_gives_way_to_whoever_prunes_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("streamrec.archive.segments.MERGED_AT", 5)
+def test_a_merge_does_nothing_if_a_segment_is_pruned_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("streamrec.archive.segments.MIN_SEGMENTS_TO_MERGE", 5)
     archive = many_small(tmp_path)
     list_segments = EventArchive._segments_of
 
@@ -129,10 +129,8 @@ def test_a_merge_gives_way_to_whoever_prunes_meanwhile(tmp_path: Path, monkeypat
     assert rows(archive) == expected(*(click(0, n) for n in range(1, 5)))
 
 
-def test_whoever_reads_while_segments_are_merged_reads_all_of_them(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("streamrec.archive.segments.MERGED_AT", 5)
+def test_a_reader_gets_all_events_while_segments_are_merged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("streamrec.archive.segments.MIN_SEGMENTS_TO_MERGE", 5)
     archive = many_small(tmp_path)
     list_segments, merged = EventArchive.segments, []
 
@@ -146,7 +144,7 @@ def test_whoever_reads_while_segments_are_merged_reads_all_of_them(
     assert merged == [5, 0], "the first listing was stale"
 
 
-def test_a_topic_that_was_created_again_begins_again(tmp_path: Path) -> None:
+def test_a_new_topic_epoch_starts_at_offset_0(tmp_path: Path) -> None:
     EventArchive(tmp_path, topic_epoch=0).append(0, 0, 10, [click(0, 3)])
     again = EventArchive(tmp_path, topic_epoch=1)
     assert again.next_offsets() == {}
@@ -154,7 +152,7 @@ def test_a_topic_that_was_created_again_begins_again(tmp_path: Path) -> None:
     assert rows(again) == expected(click(0, 1))
 
 
-def test_imported_events_come_first_and_the_same_ones_only_once(tmp_path: Path) -> None:
+def test_imported_events_come_first_and_are_imported_once(tmp_path: Path) -> None:
     archive = EventArchive(tmp_path)
     archive.append(2, 0, 5, [click(2, 4)])
     old = [Event("ann", "a", 5), Event("bob", "b", 3), Event("ann", "c", 5)]
@@ -172,19 +170,19 @@ def test_imported_events_come_first_and_the_same_ones_only_once(tmp_path: Path) 
         archive.import_events([Event("ann", "a", None)])
 
 
-def test_pruning_removes_what_is_old_and_remembers_where_to_go_on(tmp_path: Path) -> None:
+def test_pruning_removes_old_segments_and_remembers_the_next_offsets(tmp_path: Path) -> None:
     archive = EventArchive(tmp_path)
     for start in range(0, 50, 10):
         archive.append(0, start, start + 10, [click(0, n) for n in range(start, start + 10)])
     archive.import_events([Event("ann", "a", 5)])
-    assert archive.prune(BASE_MS + 25_000) == 3  # two segments, and the import
+    assert archive.prune(BASE_MS + 25_000) == 3  # two segments and the imported file
     assert rows(archive) == expected(*(click(0, n) for n in range(20, 50)))
     assert archive.prune(BASE_MS + 10**9) == 2
     assert rows(archive) == expected(*(click(0, n) for n in range(40, 50)))
     assert archive.next_offsets() == {0: 50}
 
 
-def test_damage_and_strangers_are_named(tmp_path: Path) -> None:
+def test_damaged_and_foreign_files_are_named(tmp_path: Path) -> None:
     archive = EventArchive(tmp_path)
     archive.append(0, 0, 10, [click(0, 1)])
     (segment,) = archive.segments()
@@ -193,9 +191,9 @@ def test_damage_and_strangers_are_named(tmp_path: Path) -> None:
     with pytest.raises(ArchiveError, match=r"0000000-.*\.parquet cannot be read: .*restore it from a copy, or remove"):
         archive.read()
     segment.path.write_bytes(content)
-    stranger = segment.path.with_name("notes.txt")
-    stranger.write_text("hello")
-    with pytest.raises(ArchiveError, match=r"notes\.txt does not belong into an archive"):
+    foreign = segment.path.with_name("notes.txt")
+    foreign.write_text("hello")
+    with pytest.raises(ArchiveError, match=r"notes\.txt does not belong in an archive"):
         archive.next_offsets()
 
 
@@ -213,7 +211,7 @@ while True:
 """
 
 
-def test_a_writer_that_is_killed_at_any_moment_loses_nothing_and_doubles_nothing(tmp_path: Path) -> None:
+def test_a_writer_killed_at_random_moments_loses_and_duplicates_no_event(tmp_path: Path) -> None:
     rng = random.Random(1)
     archive = EventArchive(tmp_path / "archive")
     reached = 0

@@ -225,12 +225,12 @@ async def test_a_port_that_was_asked_for_is_had_or_refused_and_a_default_one_rep
     caplog.set_level("INFO")
     folders = {"archive_dir": tmp_path / "archive", "registry_dir": tmp_path / "registry"}
     taken = free_port()
-    async with RetrainWorker(make_settings(**folders, retrain_http_port=taken))._seen_from_outside():
+    async with RetrainWorker(make_settings(**folders, retrain_http_port=taken)).metrics_server():
         with pytest.raises(SettingsError, match="set STREAMREC_RETRAIN_HTTP_PORT"):
-            async with RetrainWorker(make_settings(**folders, retrain_http_port=taken))._seen_from_outside():
+            async with RetrainWorker(make_settings(**folders, retrain_http_port=taken)).metrics_server():
                 pass
         by_default = replace(make_settings(**folders, retrain_http_port=taken), given={})
-        async with RetrainWorker(by_default)._seen_from_outside():
+        async with RetrainWorker(by_default).metrics_server():
             first, second = [record.http for record in caplog.records if hasattr(record, "http")]
             assert first == f"http://127.0.0.1:{taken}" != second
             assert (await asyncio.to_thread(get, f"{second}/metrics"))[0] == 200
@@ -243,7 +243,7 @@ async def test_the_metrics_of_retraining_ask_for_the_token_and_its_health_does_n
     folders = {"archive_dir": tmp_path / "archive", "registry_dir": tmp_path / "registry"}
     token = "s3cr3t-of-16-or-more"
     settings = make_settings(**folders, retrain_http_port=0, http_token=token)
-    async with RetrainWorker(settings)._seen_from_outside(), ClientSession() as http:
+    async with RetrainWorker(settings).metrics_server(), ClientSession() as http:
         address = next(record.http for record in caplog.records if hasattr(record, "http"))
         for path, headers, status in (
             ("/metrics", {}, 401),

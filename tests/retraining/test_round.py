@@ -1,4 +1,4 @@
-"""A round of retraining: what is learned, who is judged on what, and what may go live."""
+"""A round of retraining: what a model learns, on which clicks models are compared, and which one is promoted."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ from streamrec.commands.main import main
 from streamrec.errors import RetrainError
 from streamrec.local.daemon import environment
 from streamrec.registry import Registry
-from streamrec.retraining.round import judge, refusal, retrain, sessions, timeline
+from streamrec.retraining.gate import Figures, Report, compare, refusal
+from streamrec.retraining.round import retrain
+from streamrec.retraining.timeline import sessions, timeline
 from streamrec.settings import Settings
 
 MakeSettings = Callable[..., Settings]
@@ -39,7 +41,7 @@ QUICK: dict[str, Any] = {
 
 
 def circle(steps: int, start: int = 0, users: int = 30) -> list[Event]:
-    """After item n always comes item n + 1."""
+    """Return clicks in which item n + 1 always follows item n."""
     return [
         Event(f"u{user}", f"i{(user + step) % ITEMS}", 1_000 * (step * users + user))
         for step in range(start, start + steps)
@@ -68,14 +70,14 @@ def test_the_first_model_that_beats_popularity_becomes_champion(bench: Bench) ->
     assert report["cases"] == 30, "the newest tenth"
     assert report["challenger"]["ndcg@10"] > 0.7
     assert report["challenger"]["coverage@10"] == 1.0
-    assert report["markov"]["ndcg@10"] == 1.0, "after each item always comes the next"
+    assert report["markov"]["ndcg@10"] == 1.0, "the next item always follows"
     assert report["popularity"]["ndcg@10"] < 0.6
     metadata = registry.versions()[0].metadata
     assert (metadata["parent"], metadata["refused"]) == (None, None)
-    assert metadata["trained_until_ms"] < 1_000 * 270, "what judges is not trained on"
+    assert metadata["trained_until_ms"] < 1_000 * 270, "held-out clicks are not trained on"
 
 
-def test_a_worse_model_stays_in_the_registry_with_its_report_and_the_reason(bench: Bench) -> None:
+def test_a_worse_model_remains_in_the_registry_with_its_report_and_the_reason(bench: Bench) -> None:
     settings, archive, registry = bench
     archive.import_events(circle(steps=10))
     first = retrain(settings)
@@ -86,13 +88,13 @@ def test_a_worse_model_stays_in_the_registry_with_its_report_and_the_reason(benc
     champion = registry.champion()
     assert champion is not None
     assert champion.version == first.version
-    kept = {version.version: version.metadata for version in registry.versions()}[second.version]
-    assert (kept["parent"], kept["refused"]) == (first.version, second.reason)
-    assert kept["report"]["champion"]["ndcg@10"] == pytest.approx(first.report["challenger"]["ndcg@10"])
-    assert 0 <= kept["report"]["overlap@10"] <= 1
+    refused = {version.version: version.metadata for version in registry.versions()}[second.version]
+    assert (refused["parent"], refused["refused"]) == (first.version, second.reason)
+    assert refused["report"]["champion"]["ndcg@10"] == pytest.approx(first.report["challenger"]["ndcg@10"])
+    assert 0 <= refused["report"]["overlap@10"] <= 1
 
 
-def test_a_new_pattern_is_learned_and_the_new_model_takes_over(bench: Bench) -> None:
+def test_a_new_pattern_is_learned_and_the_new_model_is_promoted(bench: Bench) -> None:
     settings, archive, registry = bench
     archive.import_events(circle(steps=10))
     first = retrain(settings)
@@ -104,13 +106,13 @@ def test_a_new_pattern_is_learned_and_the_new_model_takes_over(bench: Bench) -> 
     archive.import_events(backwards)
     second = retrain(settings)
     assert second.promoted
-    assert second.report["champion"]["hr@10"] == 0.0, "it does not know the new items"
+    assert second.report["champion"]["hr@10"] == 0.0, "the champion does not know the new items"
     assert second.report["challenger"]["ndcg@10"] > 0.7
     assert [version.version for version in registry.versions()] == [first.version, second.version]
     assert registry.rollback("for the test").version == first.version
 
 
-def test_a_damaged_champion_does_not_keep_a_good_model_away(bench: Bench) -> None:
+def test_a_damaged_champion_does_not_prevent_a_good_model(bench: Bench) -> None:
     settings, archive, registry = bench
     archive.import_events(circle(steps=10))
     first = retrain(settings)
@@ -128,7 +130,7 @@ def test_a_damaged_champion_does_not_keep_a_good_model_away(bench: Bench) -> Non
         ([Event(f"u{n}", f"i{n}", n) for n in range(40)], "nothing to learn a next item from"),
     ],
 )
-def test_too_little_to_train_on_is_told(bench: Bench, events: list[Event], message: str) -> None:
+def test_too_few_clicks_to_train_on_are_an_error(bench: Bench, events: list[Event], message: str) -> None:
     settings, archive, registry = bench
     archive.import_events(events)
     with pytest.raises(RetrainError, match=message):
@@ -136,9 +138,20 @@ def test_too_little_to_train_on_is_told(bench: Bench, events: list[Event], messa
     assert registry.versions() == []
 
 
-def report_of(challenger: float, popularity: float = 0.1, champion: float | None = None) -> dict[str, Any]:
-    judged = {"challenger": {"ndcg@10": challenger}, "popularity": {"ndcg@10": popularity}}
-    return judged | ({} if champion is None else {"champion": {"ndcg@10": champion}})
+def figures(ndcg: float) -> Figures:
+    return {"hr@10": 0.5, "ndcg@10": ndcg, "mrr@10": 0.5}
+
+
+def report_of(challenger: float, popularity: float = 0.1, champion: float | None = None) -> Report:
+    report: Report = {
+        "cases": 9,
+        "challenger": figures(challenger),
+        "popularity": figures(popularity),
+        "markov": figures(0.5),
+    }
+    if champion is not None:
+        report["champion"] = figures(champion)
+    return report
 
 
 @pytest.mark.parametrize(
@@ -152,22 +165,22 @@ def report_of(challenger: float, popularity: float = 0.1, champion: float | None
         (report_of(0.195, champion=0.2), "NDCG@10 0.1950 is below the champion's 0.2000 by more than 2%"),
     ],
 )
-def test_the_gate(report: dict[str, Any], reason: str | None) -> None:
+def test_the_gate_refuses_a_model_with_a_reason(report: Report, reason: str | None) -> None:
     found = refusal(report, tolerance=0.02)
     assert (found is None) if reason is None else (found is not None and reason in found)
 
 
-def test_a_model_of_no_numbers_is_judged_and_refused() -> None:
+def test_a_model_with_nan_weights_is_measured_and_refused() -> None:
     events = Interactions.from_events(circle(steps=6))
     vocab = ItemVocab.from_items(events.item_ids)
     model = SASRec(SASRecConfig(len(vocab), 8, 16, 1))
     with torch.no_grad():
         model.final_norm.weight.fill_(math.nan)
-    report = judge(SavedModel(model, vocab, {}, "broken"), None, events, 30, filter_seen=False)
+    report = compare(SavedModel(model, vocab, {}, "broken"), None, events, 30, filter_seen=False)
     assert refusal(report, 0.02) == "its scores are NaN or infinite"
 
 
-def test_a_longer_pause_begins_a_session_as_in_the_daemon() -> None:
+def test_a_pause_longer_than_the_gap_begins_a_session_as_in_the_daemon() -> None:
     rng = random.Random(1)
     events = [Event(f"u{rng.randrange(3)}", "i", 1_000 * n + rng.randrange(900)) for n in range(200)]
     ordered = Interactions.from_events(events)
@@ -183,11 +196,11 @@ def test_a_longer_pause_begins_a_session_as_in_the_daemon() -> None:
     assert sessions(ordered, 0) is ordered
 
 
-def test_a_late_click_stays_behind_the_one_that_the_daemon_applied_before_it() -> None:
-    came = Interactions(
+def test_a_late_click_comes_after_the_click_that_the_daemon_applied_before_it() -> None:
+    arrived = Interactions(
         ["ann", "bob", "ann", "ann", "bob"], ["a", "b", "late", "c", "d"], np.array([10, 20, 5, 15, 12], np.int64)
     )
-    found = timeline(came)
+    found = timeline(arrived)
     assert [item for user, item in zip(found.user_ids, found.item_ids, strict=True) if user == "ann"] == [
         "a",
         "late",
@@ -209,7 +222,7 @@ def test_the_command_trains_promotes_and_reports(
     assert champion is not None
     assert out[0] == f"version {champion.version} promoted: it passed the gate"
     assert [line.split()[0] for line in out[1:]] == ["challenger", "popularity", "markov"]
-    assert "ndcg@10 1.0000" in out[3], "after each item always comes the next"
+    assert "ndcg@10 1.0000" in out[3], "the next item always follows"
     assert main(["retrain", "--once", "--no-follow", "--retrain-mode", "full", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["champion"]["ndcg@10"] == report["challenger"]["ndcg@10"] > 0.7

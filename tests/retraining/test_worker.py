@@ -1,4 +1,4 @@
-"""`streamrec retrain` as a process beside the daemon: when it trains, who may, and what a kill at any moment leaves."""
+"""`streamrec retrain`, a process beside the daemon: when it trains, the lock, and kills at any moment."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from streamrec.local.daemon import EMBEDDED
 from streamrec.redis.client import RedisClient
 from streamrec.redis.keys import Keys
 from streamrec.registry import Registry
-from streamrec.retraining.lock import take_lock
-from streamrec.retraining.worker import LOCK_TTL_MS, RetrainWorker
+from streamrec.retraining.lock import LOCK_TTL_MS, take_lock
+from streamrec.retraining.worker import RetrainWorker
 from streamrec.settings import Settings
 
 from support.harness import (
@@ -59,7 +59,7 @@ QUICK: dict[str, Any] = {
     "archive_flush_s": 0.2,
     "registry_poll_s": 3600,
 }
-# Kills its own process when it is about to flush a file for the n-th time: a SIGKILL at a moment that can be chosen.
+# Sends SIGKILL to its own process just before it flushes a file for the n-th time.
 KILLED_AT_FLUSH = """
 import os, signal, sys
 from streamrec.commands.main import main
@@ -75,7 +75,7 @@ main(sys.argv[2:])
 
 
 def ring(steps: int, start: int = 0) -> list[Event]:
-    """After item n always comes item n + 1."""
+    """Return clicks in which item n + 1 always follows item n."""
     return [
         Event(f"u{user}", f"i{(user + step) % ITEMS}", BASE_MS + 1_000 * (step * USERS + user))
         for step in range(start, start + steps)
@@ -98,7 +98,7 @@ def changed(settings: Settings, **changes: Any) -> Settings:
 
 @pytest.fixture
 def start(settings: Settings) -> Iterator[Callable[..., Retrain]]:
-    """Starts `streamrec retrain` processes; whatever is left of them is killed when the test ends."""
+    """Start `streamrec retrain` processes; kill those that still run when the test ends."""
     started: list[Retrain] = []
 
     def run(*arguments: str, program: tuple[str, ...] = ("-m", *EMBEDDED), **changes: Any) -> Retrain:
@@ -123,7 +123,7 @@ def champion_of(settings: Settings) -> str | None:
 
 
 def rounds(settings: Settings) -> list[tuple[str, int, bool]]:
-    """Mode, rounds since a full one, and whether it was promoted, of every version."""
+    """Return mode, rounds since the last full one, and promoted or not, of every version."""
     assert settings.registry.dir is not None
     found = [version.metadata for version in Registry(settings.registry.dir).versions()]
     return [(each["mode"], each["rounds_since_full"], each["refused"] is None) for each in found]
@@ -133,20 +133,20 @@ async def train_once(settings: Settings, **changes: Any) -> Any:
     return await RetrainWorker(changed(settings, **changes), follow=False).once()
 
 
-async def test_a_round_trains_the_champion_on_and_every_so_many_th_begins_from_scratch(settings: Settings) -> None:
+async def test_rounds_train_the_champion_further_and_every_nth_from_scratch(settings: Settings) -> None:
     assert settings.archive.dir is not None
     archive = EventArchive(settings.archive.dir)
     modes = []
     for number in range(5):
         archive.import_events(ring(steps=10, start=10 * number))
-        verdict = await train_once(settings, retrain_full_every=3, keep_versions=10)
+        verdict = await train_once(settings, retrain_full_every=3, registry_keep_versions=10)
         assert verdict.promoted, verdict.reason
         modes.append(verdict.mode)
     assert modes == ["full", "incremental", "incremental", "full", "incremental"]
     assert [since for _, since, _ in rounds(settings)] == [0, 1, 2, 0, 1]
 
 
-async def test_an_incremental_round_keeps_known_items_in_their_place_and_learns_new_ones(settings: Settings) -> None:
+async def test_an_incremental_round_leaves_known_items_in_their_rows_and_learns_new_ones(settings: Settings) -> None:
     assert settings.archive.dir is not None and settings.registry.dir is not None
     archive, registry = EventArchive(settings.archive.dir), Registry(settings.registry.dir)
     archive.import_events(ring(steps=10))
@@ -163,9 +163,9 @@ async def test_an_incremental_round_keeps_known_items_in_their_place_and_learns_
 
 @pytest.mark.parametrize(
     ("change", "why"),
-    [({"model_hidden_units": 8}, "has another shape"), ({"retrain_mode": "full"}, "the settings say so")],
+    [({"model_hidden_units": 8}, "has another shape"), ({"retrain_mode": "full"}, "retrain_mode is full")],
 )
-async def test_why_a_round_begins_from_scratch_is_said(
+async def test_the_log_says_why_a_round_trains_from_scratch(
     settings: Settings, change: dict[str, Any], why: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert settings.archive.dir is not None
@@ -178,31 +178,31 @@ async def test_why_a_round_begins_from_scratch_is_said(
     assert any(why in str(getattr(record, "why", "")) for record in caplog.records)
 
 
-async def test_what_judges_is_newer_than_all_that_the_champion_has_seen(settings: Settings) -> None:
+async def test_held_out_clicks_are_newer_than_those_that_the_champion_was_trained_on(settings: Settings) -> None:
     assert settings.archive.dir is not None
     archive = EventArchive(settings.archive.dir)
     archive.import_events(ring(steps=10))
-    await train_once(settings, retrain_holdout_share=0.01)  # the champion has seen all but the last three clicks
+    await train_once(settings, retrain_holdout_share=0.01)  # the champion is trained on all but three clicks
     archive.import_events(ring(steps=1, start=10))
     with pytest.raises(RetrainError, match="wait for more"):
         await train_once(settings, retrain_holdout_share=0.5)
     verdict = await train_once(settings, retrain_holdout_share=0.5, retrain_mode="full")
-    assert verdict.report["cases"] == 33, "the hold-out of half of the clicks shrinks to those"
+    assert verdict.report["cases"] == 33, "instead of half of all clicks, those new to the champion are held out"
 
 
-@pytest.mark.parametrize(("new", "judging"), [(4, 7), (50, 50), (90, 50), (300, 151)])
-async def test_of_few_new_clicks_half_judge_so_that_the_rest_is_learned_at_once(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch, new: int, judging: int
+@pytest.mark.parametrize(("new", "cases"), [(4, 7), (50, 50), (90, 50), (300, 151)])
+async def test_half_of_a_few_new_clicks_are_held_out_and_the_rest_are_trained_on(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, new: int, cases: int
 ) -> None:
-    """Three more than that are new to the champion; a hold-out of 90 % would be all of them."""
-    monkeypatch.setattr("streamrec.retraining.round.JUDGED_AT_LEAST", 50)
+    """Three more clicks than ``new`` are new to the champion; 90 % of all clicks would be all of these."""
+    monkeypatch.setattr("streamrec.retraining.timeline.MIN_HOLDOUT_CLICKS", 50)
     assert settings.archive.dir is not None
     archive = EventArchive(settings.archive.dir)
     archive.import_events(ring(steps=10))
     await train_once(settings, retrain_holdout_share=0.01)
     archive.import_events(ring(steps=10, start=10)[:new])
-    how = {"retrain_mode": "full", "retrain_holdout_share": 0.9}
-    assert (await train_once(settings, **how)).report["cases"] == judging
+    verdict = await train_once(settings, retrain_mode="full", retrain_holdout_share=0.9)
+    assert verdict.report["cases"] == cases
 
 
 # --- one at a time
@@ -212,34 +212,34 @@ async def test_only_one_worker_trains(settings: Settings, redis: RedisClient) ->
     assert settings.archive.dir is not None
     EventArchive(settings.archive.dir).import_events(ring(steps=10))
     lock = Keys(settings.redis.key_prefix).training
-    assert await take_lock(redis, lock, "somebody", 60_000) == "somebody"
-    with pytest.raises(RetrainError, match="another worker trains: somebody holds"):
+    assert await take_lock(redis, lock, "another", 60_000) == "another"
+    with pytest.raises(RetrainError, match="another worker trains: another holds"):
         await train_once(settings)
     assert champion_of(settings) is None
-    assert await take_lock(redis, lock, "a stranger", 0) == "somebody", "nobody else can give it back"
-    assert await take_lock(redis, lock, "somebody", 0) == "somebody"
+    assert await take_lock(redis, lock, "a third", 0) == "another", "only its holder can release a lock"
+    assert await take_lock(redis, lock, "another", 0) == "another"
     await train_once(settings)
-    assert await redis.get_many([lock]) == [None], "it is given back at the end"
+    assert await redis.get_many([lock]) == [None], "the lock is released at the end"
 
 
-async def test_who_loses_the_lock_publishes_nothing(
+async def test_a_worker_that_loses_the_lock_publishes_nothing(
     settings: Settings, redis: RedisClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert settings.archive.dir is not None
     EventArchive(settings.archive.dir).import_events(ring(steps=10))
-    monkeypatch.setattr("streamrec.retraining.worker.LOCK_RENEWED_EVERY_S", 0.05)
+    monkeypatch.setattr("streamrec.retraining.lock.RENEW_EVERY_S", 0.05)
     lock = Keys(settings.redis.key_prefix).training
     training = asyncio.create_task(train_once(settings, train_epochs=100_000))
 
-    async def is_held() -> bool:
+    async def is_locked() -> bool:
         return (await redis.get_many([lock]))[0] is not None
 
-    await eventually(is_held)
-    await redis.set(lock, b"somebody", 60)
+    await eventually(is_locked)
+    await redis.set(lock, b"another", 60)
     with pytest.raises(RetrainStopped):
         await training
     assert champion_of(settings) is None
-    assert await redis.get_many([lock]) == [b"somebody"]
+    assert await redis.get_many([lock]) == [b"another"]
 
 
 async def test_two_workers_do_not_write_one_archive(settings: Settings) -> None:
@@ -254,7 +254,7 @@ async def test_two_workers_do_not_write_one_archive(settings: Settings) -> None:
 # --- as a process
 
 
-async def test_it_follows_the_topic_and_trains_whenever_enough_clicks_are_new(
+async def test_a_worker_follows_the_topic_and_trains_whenever_enough_clicks_are_new(
     settings: Settings, start: StartRetrain
 ) -> None:
     await feed(settings, [])
@@ -282,14 +282,16 @@ async def test_it_follows_the_topic_and_trains_whenever_enough_clicks_are_new(
     await assert_archive_is_the_topic(settings)
 
 
-async def test_told_to_stop_while_it_trains_it_ends_without_a_model(settings: Settings, start: StartRetrain) -> None:
+async def test_a_signal_during_training_ends_the_process_without_a_model(
+    settings: Settings, start: StartRetrain
+) -> None:
     await feed(settings, records(ring(steps=10)))
     once = start("--once", train_epochs=100_000)
     await once.says(" training ")
     once.process.send_signal(signal.SIGTERM)
-    assert "streamrec: told to stop while it trained; nothing was published" in await once.ends(1)
+    assert "streamrec: stopped during training; nothing was published" in await once.ends(1)
     assert champion_of(settings) is None
-    assert "promoted: it passed the gate" in await start("--once").ends(), "the lock was given back"
+    assert "promoted: it passed the gate" in await start("--once").ends(), "the lock was released"
 
 
 async def test_without_clicks_a_worker_waits_for_them(settings: Settings, start: StartRetrain) -> None:
@@ -314,7 +316,7 @@ async def test_without_clicks_a_worker_waits_for_them(settings: Settings, start:
         (["--once", "--no-follow", "--redis-url", "redis://127.0.0.1:1/0"], "Redis at redis://127.0.0.1:1/0"),
     ],
 )
-async def test_mistakes_are_one_clear_line(start: StartRetrain, arguments: list[str], message: str) -> None:
+async def test_a_mistake_is_reported_in_one_clear_line(start: StartRetrain, arguments: list[str], message: str) -> None:
     worker = start(*arguments)
     assert await asyncio.to_thread(worker.process.wait, 60) in (1, 2)
     assert message in worker.output.splitlines()[-1]
@@ -335,13 +337,13 @@ async def assert_archive_is_the_topic(settings: Settings) -> None:
 
 @contextlib.asynccontextmanager
 async def clicking(settings: Settings, start_step: int, per_s: float) -> Any:
-    """The ring's users click on while the block runs."""
-    left = asyncio.Event()
+    """Let the users of the ring click while the block runs."""
+    ended = asyncio.Event()
 
     async def stream() -> None:
         async with raw_producer(settings) as producer:
             step = start_step
-            while not left.is_set():
+            while not ended.is_set():
                 for record in records(ring(1, step)):
                     await producer.send_and_wait(settings.kafka.topic, record.value, key=record.key)
                     await asyncio.sleep(1 / per_s)
@@ -350,7 +352,7 @@ async def clicking(settings: Settings, start_step: int, per_s: float) -> Any:
     async with asyncio.TaskGroup() as group:
         group.create_task(stream())
         yield
-        left.set()
+        ended.set()
 
 
 @pytest.mark.timeout(300)
@@ -372,29 +374,29 @@ async def test_promotion_refusal_damage_rollback_and_kills_while_the_daemon_serv
     await daemon.wait_ready()
 
     async with clicking(settings, start_step=20, per_s=60):
-        # a retrain in mid-stream that promotes: the message alone tells the daemon
+        # promoted while clicks arrive: the daemon learns of it by the message alone
         await start("--once").ends()
         second = champion_of(settings)
         assert second != first
         await eventually(lambda: serves(daemon, str(second)))
 
-        # killed in the middle of the archive
+        # killed while archiving
         archiving = start("--every", "1h")
         ends = sum(EventArchive(settings.archive.dir).next_offsets().values())
 
-        async def has_grown() -> bool:
+        async def has_archived() -> bool:
             return sum(EventArchive(settings.archive.dir).next_offsets().values()) > ends
 
-        await eventually(has_grown)
+        await eventually(has_archived)
         archiving.kill()
-        # killed in the middle of a training: its lock ends by itself
+        # killed while training: its lock expires
         training = start("--once", train_epochs=100_000, retrain_mode="full")
         await training.says(" training ")
         training.kill()
         assert "another worker trains" in await start("--once", "--no-follow").ends(1)
         assert champion_of(settings) == second
 
-        # trained on shuffled clicks, judged on true ones
+        # trained on shuffled clicks, compared on real ones
         shuffled = ring(steps=30)
         items = [event.item_id for event in shuffled[: 27 * USERS]]
         random.Random(3).shuffle(items)
@@ -408,13 +410,13 @@ async def test_promotion_refusal_damage_rollback_and_kills_while_the_daemon_serv
         assert "is below the champion's" in output or "is no better than popularity's" in output
         assert champion_of(settings) == second
 
-        # killed in the middle of publishing and of promoting: what is there is whole, and the next one goes on
+        # killed while publishing and while promoting: every version is whole, and the next round works
         for flush in (1, 5, 8):
             dying = start("--once", "--no-follow", retrain_mode="full", program=("-c", KILLED_AT_FLUSH, str(flush)))
             assert await asyncio.to_thread(dying.process.wait, 60) == -signal.SIGKILL, dying.output
             assert all(version.problem is None for version in registry.versions())
             assert champion_of(settings) == second
-            await take_lock_from_the_dead(settings)
+            await release_lock_of_dead_worker(settings)
 
         # a damaged version is refused, and the champion before it comes back
         await start("--once").ends()
@@ -432,10 +434,10 @@ async def test_promotion_refusal_damage_rollback_and_kills_while_the_daemon_serv
         await eventually(lambda: serves(daemon, str(second)))
     await wait_caught_up(settings)
 
-    async def everybody_has_its_list() -> bool:
+    async def every_list_is_of_the_champion() -> bool:
         return set((await versions_published(settings)).values()) <= {second, "popular"}
 
-    await eventually(everybody_has_its_list)
+    await eventually(every_list_is_of_the_champion)
     await assert_delivered(make_settings(model_dir=registry.folder / "versions" / str(second), lists_filter_seen=False))
     assert daemon.lines("ERROR") == []
     await start("--once").ends()
@@ -447,8 +449,8 @@ async def lock_is_free(settings: Settings) -> bool:
         return await redis.get_many([Keys(settings.redis.key_prefix).training]) == [None]
 
 
-async def take_lock_from_the_dead(settings: Settings) -> None:
-    """What time would do, too."""
+async def release_lock_of_dead_worker(settings: Settings) -> None:
+    """Release the lock now instead of waiting until it expires."""
     key = Keys(settings.redis.key_prefix).training
     async with RedisClient(settings.redis) as redis:
         (holder,) = await redis.get_many([key])
