@@ -330,7 +330,7 @@ async def test_a_full_redis_that_evicts_nothing_delays_clicks_and_loses_none(
 def test_a_redis_exporter_exposes_what_the_rules_name(make_settings: MakeSettings) -> None:
     program = tool("prometheus-redis-exporter", "prometheus-redis-exporter")
     address = f"127.0.0.1:{free_port()}"
-    url = make_settings().redis_url.get_secret_value()
+    url = make_settings().redis.url.get_secret_value()
     process = subprocess.Popen(
         [program, "-redis.addr", url, "-web.listen-address", address],
         stdout=subprocess.DEVNULL,

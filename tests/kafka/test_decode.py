@@ -288,9 +288,9 @@ def test_the_last_of_two_fields_of_one_name_counts() -> None:
 def test_field_names_are_settings() -> None:
     names = {"events_user_id": "visitor", "events_item_id": "sku", "events_timestamp": "at", "events_type": "kind"}
     value = {"visitor": 5, "sku": "s", "at": 9, "kind": "view", "user_id": None, "item_id": [], "timestamp": "no"}
-    event = decoded(json.dumps(value), event_types="view", **names)
+    event = decoded(json.dumps(value), events_types="view", **names)
     assert (event.user_id, event.item_id, event.timestamp_ms) == ("5", "s", 9)
-    assert decode(json.dumps(value | {"kind": "buy"}), event_types="view", **names) is None
+    assert decode(json.dumps(value | {"kind": "buy"}), events_types="view", **names) is None
     assert "`visitor`" in reason(click(), **names)
     assert reason(json.dumps(value | {"sku": ""}), **names) == "sku is empty"
     assert reason(json.dumps(value | {"at": -1}), **names).startswith("at=-1: ")
@@ -308,22 +308,22 @@ def test_field_names_may_be_swapped_and_odd() -> None:
 
 @pytest.mark.parametrize("event_type", ["click", "view"])
 def test_an_accepted_event_type_passes(event_type: str) -> None:
-    assert decode(click(event_type=event_type), event_types="click, view") is not None
+    assert decode(click(event_type=event_type), events_types="click, view") is not None
 
 
 @pytest.mark.parametrize("event_type", ["buy", "", "Click", "click "])
 def test_another_event_type_is_ignored(event_type: str) -> None:
-    assert decode(click(event_type=event_type), event_types="click,view") is None
+    assert decode(click(event_type=event_type), events_types="click,view") is None
 
 
 @pytest.mark.parametrize("fields", [{}, {"event_type": None}], ids=["missing", "null"])
 def test_an_event_without_a_type_is_always_accepted(fields: dict[str, Any]) -> None:
-    assert decode(click(**fields), event_types="click") is not None
+    assert decode(click(**fields), events_types="click") is not None
 
 
 @pytest.mark.parametrize("value", [5, 1.5, True, [], {}], ids=repr)
 def test_an_event_type_that_is_no_text_is_refused_by_name(value: object) -> None:
-    assert "$.event_type" in reason(click(event_type=value), event_types="click")
+    assert "$.event_type" in reason(click(event_type=value), events_types="click")
 
 
 @pytest.mark.parametrize("value", ["anything", 5, 1.5, True, None, [], {"a": 1}])
@@ -332,4 +332,4 @@ def test_every_event_type_is_accepted_where_none_is_set(value: object) -> None:
 
 
 def test_an_ignored_event_may_have_anything_in_it() -> None:
-    assert decode(click(event_type="buy", user_id="", timestamp=-1), event_types="click") is None
+    assert decode(click(event_type="buy", user_id="", timestamp=-1), events_types="click") is None

@@ -16,7 +16,7 @@ import pytest
 import streamrec.kafka.replay
 from sasrec import Event
 from streamrec.errors import KafkaUnavailable, StreamrecError
-from streamrec.kafka.connection import unavailable
+from streamrec.kafka.connection import kafka_error
 from streamrec.kafka.decode import EventDecoder
 from streamrec.kafka.producer import Producer
 from streamrec.kafka.replay import ClickProducer, Pacer, click_producer, replay
@@ -209,7 +209,7 @@ class ProducerThatNeverAcknowledges(Producer):
     """Takes records; counts how many are unacknowledged at once."""
 
     def __init__(self, settings: Settings) -> None:
-        super().__init__(settings)
+        super().__init__(settings.kafka)
         self.waiting = self.most_waiting = 0
 
     async def send(self, topic: str, key: bytes, value: bytes) -> Any:
@@ -276,4 +276,4 @@ async def test_rate_0_never_waits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_error_of_kafka_without_words_is_named(make_settings: MakeSettings) -> None:
-    assert str(unavailable(make_settings(), OSError())).endswith(": OSError")
+    assert str(kafka_error(make_settings().kafka, OSError())).endswith(": OSError")

@@ -19,7 +19,7 @@ from aiokafka.errors import GroupAuthorizationFailedError, TopicAuthorizationFai
 
 from sasrec import load_model
 from streamrec.errors import KafkaUnavailable
-from streamrec.kafka.connection import unavailable
+from streamrec.kafka.connection import kafka_error
 from streamrec.kafka.topics import ensure_topics, topic_partitions
 from streamrec.local.daemon import EMBEDDED, environment
 from streamrec.local.servers import EmbeddedServers
@@ -117,10 +117,10 @@ async def test_a_login_is_accepted_or_refused_in_one_line(own: EmbeddedServers, 
             )
         other = "PLAIN" if mechanism != "PLAIN" else "SCRAM-SHA-256"
         said = await refusal_of(front.address, **sasl | {"kafka_sasl_mechanism": other})
-        assert f"it does not take SASL mechanism {other}: set STREAMREC_KAFKA_SASL_MECHANISM" in said
+        assert f"it does not support SASL mechanism {other}: set STREAMREC_KAFKA_SASL_MECHANISM" in said
         assert "or SASL? See STREAMREC_KAFKA_SECURITY_PROTOCOL" in await refusal_of(front.address)
     async with KafkaFront(own.kafka.port).listening() as front:
-        assert "it asks for no SASL on this port" in await refusal_of(front.address, **sasl)
+        assert "it uses no SASL on this port" in await refusal_of(front.address, **sasl)
 
 
 @contextlib.asynccontextmanager
@@ -200,9 +200,9 @@ async def test_a_password_that_is_changed_at_the_broker_is_told_while_the_daemon
 
 def test_a_right_that_is_missing_is_told_with_where_rights_are_listed() -> None:
     for error in (TopicAuthorizationFailedError("clicks"), GroupAuthorizationFailedError("streamrec")):
-        said = str(unavailable(Settings.of(), error))
+        said = str(kafka_error(Settings.of().kafka, error))
         assert re.search(
-            r"AuthorizationFailedError: (clicks|streamrec) \(the rights .* deploy/README.md, Security\)", said
+            r"AuthorizationFailedError: (clicks|streamrec) \(the rights .* deploy/SECURITY\.md\)", said
         )
 
 
@@ -213,11 +213,11 @@ async def test_topics_that_are_there_are_used_without_the_right_to_create_any_an
     async with KafkaFront(own.kafka.port, may_create=False).listening() as front:
         strict = settings_of(front.address)
         with pytest.raises(KafkaUnavailable) as told:
-            await ensure_topics(strict.kafka, (strict.kafka_topic,))
+            await ensure_topics(strict.kafka, (strict.kafka.topic,))
         assert re.match(
-            rf"topic {strict.kafka_topic} is not there, or may not be seen, .*: create it,", str(told.value)
+            rf"topic {strict.kafka.topic} does not exist or may not be seen, and may not be created: create it,", str(told.value)
         )
-        assert "deploy/README.md, Security" in str(told.value)
+        assert "deploy/SECURITY.md" in str(told.value)
         await feed(settings, [Record(b"ann", click("ann", "i1", 1_700_000_000_000)), Record(b"ann", b"bad")])
         async with daemon_of(strict) as daemon:
             await daemon.wait_handled(1)

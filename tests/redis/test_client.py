@@ -103,7 +103,7 @@ async def test_more_callers_than_connections_wait_for_their_turn(redis: RedisCli
 
 
 async def test_a_command_that_redis_refuses_is_told(redis: RedisClient, make_settings: MakeSettings) -> None:
-    key = f"{make_settings().redis_key_prefix}:list"
+    key = f"{make_settings().redis.key_prefix}:list"
     await redis.set(key, b"a string", 60)
     with pytest.raises(RedisUnavailable, match="WRONGTYPE"):
         await redis.members(key)

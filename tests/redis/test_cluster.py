@@ -232,7 +232,7 @@ async def test_the_rights_of_the_docs_are_enough_on_a_cluster(
 def test_a_cluster_has_no_database_but_0_and_no_socket(url: str) -> None:
     with pytest.raises(SettingsError, match="no database but 0"):
         load_settings(flags={"redis_url": url, "redis_cluster": True})
-    assert load_settings(flags={"redis_url": "redis://h:1/0?db=0", "redis_cluster": True}).redis_cluster
+    assert load_settings(flags={"redis_url": "redis://h:1/0?db=0", "redis_cluster": True}).redis.cluster
 
 
 async def test_a_cluster_of_which_no_node_answers_is_told_soon(

@@ -41,7 +41,7 @@ async def test_slots_that_move_in_mid_stream_lose_nothing(
 ) -> None:
     with running(replicas=0) as cluster:
         options = {**where(cluster), "model_dir": model_dir, "kafka_max_batch": 16, "lists_refresh_s": 0.2}
-        settings, keys = make_settings(**options), Keys(make_settings().redis_key_prefix)
+        settings, keys = make_settings(**options), Keys(make_settings().redis.key_prefix)
         users = [f"u{n}" for n in range(40)] + [str(n) for n in range(1000, 1020)]
         names = [keys.popular, keys.popularity, *map(keys.sequence, users)]
         async with feeding(settings, seed=31, per_s=300, at_least=2_000):

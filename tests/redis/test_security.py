@@ -344,7 +344,7 @@ async def test_a_right_that_is_taken_away_holds_the_batch_until_it_is_back(
         warnings = daemon.lines("WARNING")
         for line in warnings:  # Redis 7.0 does not say which command
             assert re.search(r"'set' command|can't run this command", line)
-            assert "deploy/README.md, Security" in line
+            assert "deploy/SECURITY.md" in line
         assert len(warnings) == 2, warnings
         await give_rights(own, "streamrec-serve")
         await daemon.wait_handled(2)
