@@ -1,4 +1,4 @@
-"""The connection to Kafka: options of every client, how one is started, and errors in words for the operator."""
+"""Connect to Kafka: the options of every client, its start, and errors in words for the operator."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from streamrec.errors import RIGHTS_ARE_LISTED, KafkaUnavailable
 from streamrec.setting_groups import KafkaSettings
 from streamrec.tls import KAFKA, hung_up_hint, tls_context, tls_problem
 
-# A join waits for the whole group, possibly longer than this; the client then sends it again under its member id.
+# A join may wait longer than this for the other members; the client then repeats it with its member id.
 REQUEST_TIMEOUT_MS = 10_000
 DIAGNOSIS_TIMEOUT_MS = 5_000
 NO_RIGHT = (TopicAuthorizationFailedError, GroupAuthorizationFailedError, ClusterAuthorizationFailedError)

@@ -221,7 +221,7 @@ class ProducerThatNeverAcknowledges(Producer):
 
 
 async def test_unacknowledged_events_are_bounded(make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streamrec.kafka.replay, "WINDOW", 10)
+    monkeypatch.setattr(streamrec.kafka.replay, "MAX_IN_FLIGHT", 10)
     producer = ProducerThatNeverAcknowledges(make_settings())
     clicks = ClickProducer(producer, make_settings().kafka.topic, make_settings().events)
     for _ in range(25):

@@ -201,9 +201,7 @@ async def test_a_password_that_is_changed_at_the_broker_is_told_while_the_daemon
 def test_a_right_that_is_missing_is_told_with_where_rights_are_listed() -> None:
     for error in (TopicAuthorizationFailedError("clicks"), GroupAuthorizationFailedError("streamrec")):
         said = str(kafka_error(Settings.of().kafka, error))
-        assert re.search(
-            r"AuthorizationFailedError: (clicks|streamrec) \(the rights .* deploy/SECURITY\.md\)", said
-        )
+        assert re.search(r"AuthorizationFailedError: (clicks|streamrec) \(the rights .* deploy/SECURITY\.md\)", said)
 
 
 async def test_topics_that_are_there_are_used_without_the_right_to_create_any_and_others_are_named(
@@ -215,7 +213,8 @@ async def test_topics_that_are_there_are_used_without_the_right_to_create_any_an
         with pytest.raises(KafkaUnavailable) as told:
             await ensure_topics(strict.kafka, (strict.kafka.topic,))
         assert re.match(
-            rf"topic {strict.kafka.topic} does not exist or may not be seen, and may not be created: create it,", str(told.value)
+            rf"topic {strict.kafka.topic} does not exist or may not be seen, and may not be created: create it,",
+            str(told.value),
         )
         assert "deploy/SECURITY.md" in str(told.value)
         await feed(settings, [Record(b"ann", click("ann", "i1", 1_700_000_000_000)), Record(b"ann", b"bad")])

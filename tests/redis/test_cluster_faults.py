@@ -218,7 +218,7 @@ async def test_appends_and_lists_wait_for_replicas_also_when_a_retry_finds_them_
         later = batch(*(event(f"u{k}", "i", 1) for k in range(20)))
         for _ in range(3):  # the first writes; what the others find done is not at the replica either
             async with asyncio.timeout(5):
-                with pytest.raises(RedisUnavailable, match="0 of redis_wait_replicas=1 have what was written"):
+                with pytest.raises(RedisUnavailable, match="0 of redis_wait_replicas=1 have the writes"):
                     await store.append(later)
         for _ in range(2):
             with pytest.raises(RedisUnavailable, match="redis_wait_replicas"):
