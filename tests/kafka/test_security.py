@@ -64,18 +64,18 @@ async def test_brokers_are_reached_over_tls_with_a_client_certificate_where_one_
     async with KafkaFront(own.kafka.port, certificates.server(wants_client=True)).listening() as front:
         cert, key = certificates.client("streamrec")
         await reached(front.address, **tls, kafka_tls_cert_file=cert, kafka_tls_key_file=key)
-        assert "does it want a client certificate (kafka_tls_cert_file)" in await refusal_of(front.address, **tls)
+        assert "does it require a client certificate (kafka_tls_cert_file)" in await refusal_of(front.address, **tls)
         cert, key = other_certificates.client("streamrec")
         stranger = await refusal_of(front.address, **tls, kafka_tls_cert_file=cert, kafka_tls_key_file=key)
-        assert "does it want another client certificate" in stranger
+        assert "does it require another client certificate" in stranger
 
 
 @pytest.mark.parametrize(
     ("names", "expired", "trusted", "said"),
     [
-        ((), False, False, r"signed by nobody we trust .* set STREAMREC_KAFKA_TLS_CA_FILE to its CA's certificate"),
+        ((), False, False, r"signed by an unknown CA .* set STREAMREC_KAFKA_TLS_CA_FILE to its CA's certificate"),
         ((), True, True, r"out of date \(certificate has expired\): renew it"),
-        (("kafka.example",), False, True, r"for another name \(.*127\.0\.0\.1.*\): use a name that stands in the cert"),
+        (("kafka.example",), False, True, r"for another name \(.*127\.0\.0\.1.*\): use a name that the cert"),
     ],
     ids=["another CA", "expired", "another name"],
 )
@@ -98,7 +98,7 @@ async def test_tls_and_plain_ports_that_are_mixed_up_are_told(own: EmbeddedServe
     tls: dict[str, Any] = {"kafka_security_protocol": "SSL", "kafka_tls_ca_file": certificates.ca_file}
     async with KafkaFront(own.kafka.port, certificates.server()).listening() as front:
         plain = await refusal_of(front.address)
-    assert "it hangs up; does it want TLS on this port, or SASL? See STREAMREC_KAFKA_SECURITY_PROTOCOL" in plain
+    assert "it hangs up; does it require TLS on this port, or SASL? See STREAMREC_KAFKA_SECURITY_PROTOCOL" in plain
     assert "does it speak TLS on this port" in await refusal_of(own.kafka_bootstrap_servers, **tls)
 
 

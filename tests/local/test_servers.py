@@ -156,7 +156,7 @@ def test_a_missing_kafka_is_told_and_leaves_nothing_behind(temporary: Path, monk
 def test_a_server_that_ends_at_once_is_told_with_the_end_of_its_log(tmp_path: Path) -> None:
     command = [sys.executable, "-c", "print('x' * 5000, flush=True); raise SystemExit('port is taken')"]
     server = EmbeddedServer("Test", tmp_path / "log", lambda port: command, lambda _: True)
-    with pytest.raises(EmbeddedError, match=r"the embedded Test server did not come up: x+\s+port is taken$") as caught:
+    with pytest.raises(EmbeddedError, match=r"the embedded Test server did not start: x+\s+port is taken$") as caught:
         server.start()
     assert len(str(caught.value)) < 600
 
@@ -170,7 +170,7 @@ def test_a_server_that_never_answers_is_given_up(tmp_path: Path, monkeypatch: py
         return [sys.executable, "-c", FOREVER]
 
     server = EmbeddedServer("Test", tmp_path / "log", command, lambda _: True)
-    with pytest.raises(EmbeddedError, match="the embedded Test server did not come up"):
+    with pytest.raises(EmbeddedError, match="the embedded Test server did not start"):
         server.start()
     assert server.process is None
     with socket.socket() as probe:

@@ -76,9 +76,9 @@ async def test_commands_run_over_tls_under_the_name_in_the_certificate(
 @pytest.mark.parametrize(
     ("names", "expired", "trusted", "said"),
     [
-        ((), False, False, r"signed by nobody we trust .* set STREAMREC_REDIS_TLS_CA_FILE to its CA's certificate"),
+        ((), False, False, r"signed by an unknown CA .* set STREAMREC_REDIS_TLS_CA_FILE to its CA's certificate"),
         ((), True, True, r"out of date \(certificate has expired\): renew it"),
-        (("redis.example",), False, True, r"for another name \(.*127\.0\.0\.1.*\): use a name that stands in the cert"),
+        (("redis.example",), False, True, r"for another name \(.*127\.0\.0\.1.*\): use a name that the cert"),
     ],
     ids=["another CA", "expired", "another name"],
 )
@@ -107,14 +107,14 @@ async def test_a_client_certificate_is_shown_where_one_is_wanted(
 
         async with RedisClient(settings(certificates.client("streamrec")).redis) as redis:
             await redis.ping()
-        assert "does it want a client certificate (redis_tls_cert_file)?" in await refusal_of(settings(None))
+        assert "does it require a client certificate (redis_tls_cert_file)?" in await refusal_of(settings(None))
         stranger = settings(other_certificates.client("streamrec"))
-        assert "does it want another client certificate?" in await refusal_of(stranger)
+        assert "does it require another client certificate?" in await refusal_of(stranger)
 
 
 async def test_tls_and_plain_ports_that_are_mixed_up_are_told(own: EmbeddedServers, certificates: Certificates) -> None:
     async with tls_front(own.redis.port, certificates.server()) as port:
-        assert "does it want TLS on this port?" in await refusal_of(redis_settings(port, "redis"))
+        assert "does it require TLS on this port?" in await refusal_of(redis_settings(port, "redis"))
     to_plain = redis_settings(own.redis.port, redis_tls_ca_file=certificates.ca_file, redis_timeout_s=0.2)
     assert "does it speak TLS on this port" in await refusal_of(to_plain)
 
@@ -123,7 +123,7 @@ async def test_tls_and_plain_ports_that_are_mixed_up_are_told(own: EmbeddedServe
     ("part", "content", "said"),
     [
         ("ca", None, "redis_tls_ca_file: cannot read {path}: No such file"),
-        ("ca", "no certificate", "redis_tls_ca_file: {path} holds no certificate in PEM format"),
+        ("ca", "no certificate", "redis_tls_ca_file: {path} contains no certificate in PEM format"),
         ("cert", None, "redis_tls_cert_file: cannot read {path}: No such file"),
         ("cert", "no certificate", "redis_tls_cert_file and redis_tls_key_file: {path} and "),
         ("key", None, "redis_tls_key_file: cannot read {path}: No such file"),
