@@ -35,14 +35,14 @@ class EmbeddedServers:
     """Both servers on free ports of 127.0.0.1; their data are deleted when they stop."""
 
     def __init__(self) -> None:
-        self._folder = Path(tempfile.mkdtemp(prefix="streamrec-"))
-        redis, kafka = self._folder / "redis", self._folder / "kafka"
+        self.folder = Path(tempfile.mkdtemp(prefix="streamrec-"))
+        redis, kafka = self.folder / "redis", self.folder / "kafka"
         redis.mkdir()
         self.redis = EmbeddedServer(
-            "Redis", self._folder / "redis.log", lambda port: redis_command(port, redis), answers_ping
+            "Redis", self.folder / "redis.log", lambda port: redis_command(port, redis), answers_ping
         )
         self.kafka = EmbeddedServer(
-            "Kafka", self._folder / "kafka.log", lambda port: kafka_command(port, kafka), lambda _: True
+            "Kafka", self.folder / "kafka.log", lambda port: kafka_command(port, kafka), lambda _: True
         )
 
     @property
@@ -73,7 +73,7 @@ class EmbeddedServers:
         """Stop both servers and delete their data."""
         self.kafka.stop()
         self.redis.stop()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def __enter__(self) -> Self:
         return self.start()

@@ -94,7 +94,7 @@ async def written_down(servers: EmbeddedServers) -> None:
     await admin.close()
 
     async def written() -> bool:
-        return marker in (servers._folder / "kafka" / "kafka.json").read_text()
+        return marker in (servers.folder / "kafka" / "kafka.json").read_text()
 
     await eventually(written)
 
