@@ -1,4 +1,4 @@
-"""Kafka records -> EventBatch, and the commit.
+"""Read batches of events from Kafka, and commit their offsets.
 
 Delivery rests on this order:
 

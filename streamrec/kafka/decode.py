@@ -1,4 +1,4 @@
-"""The bytes of a record -> a click event, or a BadRecord with the reason. Any bytes give one of the two."""
+"""Decode the bytes of a record to a click event, or to a BadRecord with the reason. Any bytes give one of the two."""
 
 from __future__ import annotations
 

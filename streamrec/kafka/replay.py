@@ -105,15 +105,7 @@ async def replay(
         console.print(f"topic {topic} created with {kafka.partitions} partitions", highlight=False)
     sent = 0
     pacer = Pacer(rate_per_s)
-    with Progress(
-        TextColumn("replay"),
-        BarColumn(),
-        DownloadColumn(),
-        TextColumn("{task.fields[events]}"),
-        TimeElapsedColumn(),
-        console=console,
-        disable=not console.is_terminal,
-    ) as bar:
+    with _progress_bar(console) as bar:
         task = bar.add_task("replay", total=path.stat().st_size if path.is_file() else None, events="")
         events: Iterable[Event] = read_events(path, unit, lambda at: bar.update(task, completed=at))
         try:
@@ -128,3 +120,15 @@ async def replay(
             raise StreamrecError(f"{error} ({sent:,} events before it were sent)") from error
         bar.update(task, events=f"{sent:,} events")
     return sent
+
+
+def _progress_bar(console: Console) -> Progress:
+    return Progress(
+        TextColumn("replay"),
+        BarColumn(),
+        DownloadColumn(),
+        TextColumn("{task.fields[events]}"),
+        TimeElapsedColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )
