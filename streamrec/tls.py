@@ -81,7 +81,7 @@ def tls_problem(error: BaseException, server: Server) -> str | None:
     return None
 
 
-def hung_up_hint(error: BaseException, server: Server, uses_tls: bool, files: TlsSettings) -> str:
+def closed_connection_hint(error: BaseException, server: Server, uses_tls: bool, files: TlsSettings) -> str:
     """Return the likely cause if a server closed a connection or did not answer; else an empty text."""
     text = f"{error} {error!r}".lower()
     if not uses_tls and ("closed" in text or "reset" in text):

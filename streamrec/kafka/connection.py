@@ -20,7 +20,7 @@ from aiokafka.protocol.metadata import MetadataRequest
 
 from streamrec.errors import RIGHTS_ARE_LISTED, KafkaUnavailable
 from streamrec.setting_groups import KafkaSettings
-from streamrec.tls import KAFKA, hung_up_hint, tls_context, tls_problem
+from streamrec.tls import KAFKA, closed_connection_hint, tls_context, tls_problem
 
 # A join may wait longer than this for the other members; the client then repeats it with its member id.
 REQUEST_TIMEOUT_MS = 10_000
@@ -128,10 +128,10 @@ def _reason(kafka: KafkaSettings, error: Exception) -> str | None:
         )
     if isinstance(error, IllegalSaslStateError):
         return "it uses no SASL on this port: set STREAMREC_KAFKA_SECURITY_PROTOCOL to PLAINTEXT or SSL"
-    hint = "" if isinstance(error, TimeoutError) else hung_up_hint(error, KAFKA, kafka.uses_tls, kafka.tls)
+    hint = "" if isinstance(error, TimeoutError) else closed_connection_hint(error, KAFKA, kafka.uses_tls, kafka.tls)
     if hint and not kafka.security_protocol.startswith("SASL"):
         hint = hint.replace("?", ", or SASL?")
-    return f"it hangs up{hint} See STREAMREC_KAFKA_SECURITY_PROTOCOL" if hint else None
+    return f"it closes the connection{hint} See STREAMREC_KAFKA_SECURITY_PROTOCOL" if hint else None
 
 
 def ignore_abandoned_requests(loop: asyncio.AbstractEventLoop) -> None:

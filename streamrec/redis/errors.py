@@ -8,7 +8,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from streamrec.errors import RIGHTS_ARE_LISTED, RedisRefused, RedisUnavailable
 from streamrec.setting_groups import RedisSettings
-from streamrec.tls import REDIS, hung_up_hint, tls_problem
+from streamrec.tls import REDIS, closed_connection_hint, tls_problem
 
 
 def redis_error(settings: RedisSettings, error: Exception) -> RedisUnavailable:
@@ -37,7 +37,7 @@ def _explained(settings: RedisSettings, error: Exception) -> tuple[type[RedisUna
         return RedisRefused, f"{detail}; {RIGHTS_ARE_LISTED}"
     if isinstance(error, (RedisConnectionError, RedisTimeoutError, OSError)):
         detail += (
-            hung_up_hint(error, REDIS, settings.uses_tls, settings.tls)
+            closed_connection_hint(error, REDIS, settings.uses_tls, settings.tls)
             or "; is STREAMREC_REDIS_URL right, and the server up?"
         )
     return RedisUnavailable, detail

@@ -101,7 +101,10 @@ async def test_a_mix_up_of_tls_and_plain_ports_is_explained(own: EmbeddedServers
     tls: dict[str, Any] = {"kafka_security_protocol": "SSL", "kafka_tls_ca_file": certificates.ca_file}
     async with KafkaFront(own.kafka.port, certificates.server()).listening() as front:
         plain = await refusal_of(front.address)
-    assert "it hangs up; does it require TLS on this port, or SASL? See STREAMREC_KAFKA_SECURITY_PROTOCOL" in plain
+    assert (
+        "it closes the connection; does it require TLS on this port, or SASL? See STREAMREC_KAFKA_SECURITY_PROTOCOL"
+        in plain
+    )
     assert "does it speak TLS on this port" in await refusal_of(own.kafka_bootstrap_servers, **tls)
 
 

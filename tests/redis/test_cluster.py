@@ -36,7 +36,7 @@ from support.daemon_process import Daemon, models, serves
 from support.kafka_client import feed, wait_caught_up
 from support.oracle import assert_delivered
 from support.redis_access import batch, clicks, event
-from support.redis_cluster import MovingSlot, node, owner_of, running, slot_of, where
+from support.redis_cluster import MovingSlot, cluster_settings, node, owner_of, running, slot_of
 from support.registry import publish as publish_model
 from support.servers import own_servers
 from support.waiting import eventually
@@ -61,7 +61,7 @@ def lists_of(sequences: list[UserSequence]) -> list[Recommendation]:
 
 
 async def test_a_cluster_answers_like_one_server(make_settings: MakeSettings, cluster: EmbeddedCluster) -> None:
-    one, many = make_settings(), make_settings(**where(cluster))
+    one, many = make_settings(), make_settings(**cluster_settings(cluster))
     answers = []
     for settings in (one, many):
         async with RedisClient(settings.redis) as redis:
@@ -97,8 +97,8 @@ async def test_a_message_reaches_a_listener_on_another_connection(
     make_settings: MakeSettings, cluster: EmbeddedCluster
 ) -> None:
     async with (
-        RedisClient(make_settings(**where(cluster)).redis) as one,
-        RedisClient(make_settings(**where(cluster)).redis) as two,
+        RedisClient(make_settings(**cluster_settings(cluster)).redis) as one,
+        RedisClient(make_settings(**cluster_settings(cluster)).redis) as two,
     ):
         messages = one.listen("a channel")
         heard = asyncio.ensure_future(anext(messages))
@@ -115,7 +115,7 @@ async def test_a_message_reaches_a_listener_on_another_connection(
 async def test_scripts_are_loaded_again_on_nodes_that_lost_them(
     make_settings: MakeSettings, cluster: EmbeddedCluster
 ) -> None:
-    settings = make_settings(**where(cluster))
+    settings = make_settings(**cluster_settings(cluster))
     async with RedisClient(settings.redis) as redis:
         store = store_of(redis, settings)
         for round_ in range(2):
@@ -127,7 +127,7 @@ async def test_scripts_are_loaded_again_on_nodes_that_lost_them(
 
 
 async def test_a_batch_is_one_round_trip_to_each_node(make_settings: MakeSettings, cluster: EmbeddedCluster) -> None:
-    settings = make_settings(**where(cluster))
+    settings = make_settings(**cluster_settings(cluster))
 
     async def packets() -> int:
         total = 0
@@ -149,7 +149,7 @@ async def test_a_batch_is_one_round_trip_to_each_node(make_settings: MakeSetting
 async def test_keys_of_a_moving_slot_are_found_on_either_node(
     make_settings: MakeSettings, cluster: EmbeddedCluster, connections: int
 ) -> None:
-    settings = make_settings(**where(cluster))
+    settings = make_settings(**cluster_settings(cluster))
     keys = Keys(settings.redis.key_prefix)
     slot = slot_of(keys.sequence("ann"))
     source = await owner_of(cluster, slot)
@@ -218,7 +218,7 @@ async def test_the_rights_of_the_page_are_enough_on_a_cluster(
         for server in cluster.nodes:
             async with node(server) as client:
                 await client.execute_command("ACL", "SETUSER", user, *rights)
-        await does(make_settings(**where(cluster), redis_username=user, **password), model_dir)
+        await does(make_settings(**cluster_settings(cluster), redis_username=user, **password), model_dir)
         for server in cluster.nodes:
             async with node(server) as client:
                 assert await client.execute_command("ACL", "LOG") == []
@@ -245,7 +245,7 @@ async def test_a_cluster_without_an_answering_node_is_reported_soon(
 
 async def test_readiness_fails_if_one_node_hangs_and_no_call_waits_long_for_it(make_settings: MakeSettings) -> None:
     with running(replicas=0) as cluster:
-        settings = make_settings(**where(cluster), redis_timeout_s=0.2)
+        settings = make_settings(**cluster_settings(cluster), redis_timeout_s=0.2)
         async with RedisClient(settings.redis) as redis:
             store, users = store_of(redis, settings), [f"u{k}" for k in range(30)]
             await store.append(batch(*(event(user, "i", 0) for user in users)))
@@ -273,7 +273,7 @@ async def test_a_daemon_on_a_cluster_serves_swaps_and_shows(
     old, new = publish_model(registry, seed=1), publish_model(registry, seed=2)
     registry.promote(old, "first")
     more = {
-        **where(cluster),
+        **cluster_settings(cluster),
         "model_dir": None,
         "registry_dir": registry.folder,
         "registry_poll_s": 3600,

@@ -26,7 +26,7 @@ from support.daemon_process import EVENTS, Daemon
 from support.kafka_client import feeding, wait_caught_up
 from support.oracle import assert_delivered
 from support.redis_access import batch, event
-from support.redis_cluster import MovingSlot, node, owner_of, running, slot_of, where
+from support.redis_cluster import MovingSlot, cluster_settings, node, owner_of, running, slot_of
 from support.waiting import eventually
 
 StartDaemon = Callable[..., Daemon]
@@ -42,7 +42,7 @@ async def test_slots_that_move_in_mid_stream_lose_nothing(
     start_daemon: StartDaemon, make_settings: MakeSettings, model_dir: Path
 ) -> None:
     with running(replicas=0) as cluster:
-        options = {**where(cluster), "model_dir": model_dir, "kafka_max_batch": 16, "lists_refresh_s": 0.2}
+        options = {**cluster_settings(cluster), "model_dir": model_dir, "kafka_max_batch": 16, "lists_refresh_s": 0.2}
         settings, keys = make_settings(**options), Keys(make_settings().redis.key_prefix)
         users = [f"u{n}" for n in range(40)] + [str(n) for n in range(1000, 1020)]
         names = [keys.popular, keys.popularity, *map(keys.sequence, users)]
@@ -67,7 +67,7 @@ async def test_slots_that_move_all_at_once_lose_nothing(
     start_daemon: StartDaemon, make_settings: MakeSettings, model_dir: Path
 ) -> None:
     with running(replicas=0) as cluster:
-        options = {**where(cluster), "model_dir": model_dir, "kafka_max_batch": 16}
+        options = {**cluster_settings(cluster), "model_dir": model_dir, "kafka_max_batch": 16}
         settings = make_settings(**options)
         async with feeding(settings, seed=32, per_s=300, at_least=1_000), node(cluster.nodes[0]) as first:
             if not (await first.info("server")).get("valkey_version", "0").startswith("9."):
@@ -91,7 +91,7 @@ async def test_a_primary_that_is_killed_loses_nothing_though_its_replica_lagged(
 ) -> None:
     with running(replicas=1) as cluster:
         options = {
-            **where(cluster),
+            **cluster_settings(cluster),
             "model_dir": model_dir,
             "kafka_max_batch": 16,
             "redis_wait_replicas": 1,
@@ -125,7 +125,7 @@ async def test_a_call_while_a_primary_dies_raises_only_redis_unavailable(
     make_settings: MakeSettings,
 ) -> None:
     with running(replicas=1) as cluster:
-        settings = make_settings(**where(cluster), redis_timeout_s=0.3)
+        settings = make_settings(**cluster_settings(cluster), redis_timeout_s=0.3)
         async with RedisClient(settings.redis) as redis:
             store, done = SequenceStore(redis, settings.sequences, settings.kafka.topic_epoch, 8, Metrics()), 0
 

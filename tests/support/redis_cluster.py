@@ -27,7 +27,7 @@ def running(replicas: int) -> Iterator[EmbeddedCluster]:
         found.stop()
 
 
-def where(cluster: EmbeddedCluster) -> dict[str, Any]:
+def cluster_settings(cluster: EmbeddedCluster) -> dict[str, Any]:
     return {"redis_url": cluster.redis_url, "redis_cluster": True}
 
 
