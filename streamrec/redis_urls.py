@@ -1,4 +1,4 @@
-"""Redis URLs: check them, and show them without their password."""
+"""Check Redis URLs, and mask their passwords."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def check_url(url: str) -> None:
     """Check the form of a Redis URL.
 
     Raises:
-        ValueError: it is malformed; the message does not repeat the URL, which may hold a password.
+        ValueError: it is malformed; the message does not repeat the URL, which may contain a password.
     """
     try:
         parts = urlsplit(url)
@@ -24,7 +24,7 @@ def check_url(url: str) -> None:
     if parts.scheme not in ("redis", "rediss", "unix") or not usable:
         raise ValueError(f"write {FORM}")
     if parts.scheme != "unix" and "@" in parts.path + parts.query + parts.fragment:
-        # otherwise a part of the password would be taken for the host, and shown
+        # otherwise part of the password would be taken for the host, and shown
         raise ValueError("write '/', '?', '#' and '@' in user and password as %2F, %3F, %23 and %40")
     if parts.scheme != "unix" and not re.fullmatch(r"/?|/\d+/?", parts.path):
         raise ValueError("the database after HOST:PORT/ is a number")

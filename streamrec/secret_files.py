@@ -1,4 +1,4 @@
-"""Secrets that stand in files, as orchestrators hand them to a container: STREAMREC_NAME_FILE holds the path of one."""
+"""Read secrets from files, as orchestrators mount them: variable STREAMREC_NAME_FILE contains the path."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from streamrec.errors import SettingsError
 
 
 def secrets_in_files(variables: Iterable[str], environ: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """What is in the file of each variable for which one is named; a line's end behind it is dropped.
+    """Return the secrets of the variables whose ``_FILE`` variable is set, without a final line break.
 
     Raises:
         SettingsError: a file cannot be read or is empty, or the secret is in the environment too.
@@ -26,7 +26,7 @@ def secrets_in_files(variables: Iterable[str], environ: Mapping[str, str] = os.e
 
 
 def _read(variable: str, path: Path) -> str:
-    where = str(path) if path.is_absolute() else "the file that it names"  # it may be the secret itself, misplaced
+    where = str(path) if path.is_absolute() else "the file that it names"  # it may be the secret itself, by mistake
     try:
         secret = path.read_text("utf-8").rstrip("\r\n")
     except OSError as error:

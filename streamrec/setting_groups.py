@@ -1,7 +1,8 @@
-"""The settings, in groups: each part of the program takes its own group.
+"""Declare the settings in groups; each part of the program takes its own group.
 
 A setting is declared once: here, or in ``SASRecConfig`` and ``TrainConfig`` of the model library. Flags, help texts,
-`streamrec check --show` and deploy/SETTINGS.md are made from these declarations.
+`streamrec check --show` and deploy/SETTINGS.md are made from these declarations. The file is long because it is this
+table of declarations, little else.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, SecretStr, field_v
 from streamrec.redis_urls import check_url, fits_cluster, has_credentials, masked
 
 DAY_S = 86_400
-LONGEST_S = 100 * 365 * DAY_S  # longer times would overflow in Redis
+LONGEST_S = 100 * 365 * DAY_S  # longer times overflow in Redis
 ADVANCED: dict[str, JsonValue] = {"advanced": True}
 
 
@@ -186,7 +187,10 @@ class EventSettings(Group):
         (), description="accepted event types, comma-separated; events without a type are always accepted [all]"
     )
     max_future_s: float = Field(
-        DAY_S, ge=0, description="a timestamp further ahead of now is a bad record", json_schema_extra=ADVANCED
+        DAY_S,
+        ge=0,
+        description="a timestamp further in the future makes a record a dead letter",
+        json_schema_extra=ADVANCED,
     )
 
     @field_validator("types", mode="before")
@@ -236,7 +240,9 @@ class InferenceSettings(Group):
 
     threads: int = Field(1, ge=1, description="processor threads of the model")
     cache_bytes: int = Field(512 * 2**20, ge=0, description="memory for cached keys and values; 0: no cache")
-    cache_half: bool = Field(False, description="cache float16: twice the users in the same memory")
+    cache_half: bool = Field(
+        False, description="cache keys and values as float16, for twice the users in a given memory"
+    )
     index: Literal["auto", "exact", "approximate"] = Field(
         "auto", description="choose list items from the whole catalogue (exact) or from an index; auto: by its size"
     )
@@ -271,7 +277,7 @@ class RegistrySettings(Group):
     poll_s: float = Field(
         5, gt=0, description="how often the registry is checked for a new champion", json_schema_extra=ADVANCED
     )
-    keep_versions: int = Field(5, ge=1, description="newest versions that pruning keeps, besides champion and shadow")
+    keep_versions: int = Field(5, ge=1, description="newest versions that pruning leaves, besides champion and shadow")
 
 
 class ArchiveSettings(Group):
@@ -296,10 +302,10 @@ class RetrainSettings(Group):
         3e-4, gt=0, description="learning rate of incremental rounds", json_schema_extra=ADVANCED
     )
     holdout_share: float = Field(
-        0.1, gt=0, lt=1, description="share of the newest clicks that judges models and trains none"
+        0.1, gt=0, lt=1, description="share of clicks, the newest, that models are compared on and none is trained on"
     )
     gate_tolerance: float = Field(
-        0.02, ge=0, lt=1, description="how much worse than the champion a promoted model may be, as a share"
+        0.02, ge=0, lt=1, description="share by which a promoted model may be worse than the champion"
     )
     http_port: int = Field(9465, ge=0, le=65_535, description="port of /metrics of streamrec retrain")
 

@@ -45,7 +45,7 @@ TRAINING_DEFAULTS: dict[str, object] = {"epochs": 50, "batch_size": 64, "patienc
 
 @dataclass(frozen=True)
 class Setting:
-    """One setting: its name, and what a person needs to know of it."""
+    """One setting: name, type, default and help text."""
 
     group: str
     key: str  # within the group
@@ -77,12 +77,12 @@ class Setting:
 
     @property
     def choices(self) -> tuple[str, ...]:
-        """The allowed values, if they are few."""
+        """The allowed values of a choice; empty for other types."""
         return typing.get_args(self.kind) if typing.get_origin(self.kind) is typing.Literal else ()
 
     @property
     def secret(self) -> bool:
-        """Whether the value must never be shown; it may then be given in a file."""
+        """Whether the value is never shown, and may come from a file."""
         return SecretStr in self.kinds
 
 
@@ -103,12 +103,12 @@ class Settings:
     retrain: RetrainSettings
     http: HttpSettings
     log: LogSettings
-    # the values that were set, by name; not shown, since they hold secrets
+    # the values that were set, by name; not shown, since some are secrets
     given: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(cls, **values: Any) -> Self:
-        """Make settings from values by name: ``Settings.of(kafka_topic="views")``.
+        """Return settings made from values by name: ``Settings.of(kafka_topic="views")``.
 
         Raises:
             SettingsError: a name is unknown, a value is wrong, or two do not fit together.
@@ -139,14 +139,14 @@ class Settings:
 
     @cached_property
     def model_shape(self) -> SASRecConfig:
-        """Shape of the models that retraining makes; the number of items comes from the data."""
+        """Shape of retrained models; the number of items comes from the data."""
         from sasrec import SASRecConfig
 
         return _validated(SASRecConfig, "model", {"num_items": 1} | _given("model", self.given))
 
     @cached_property
     def training(self) -> TrainConfig:
-        """How retraining trains."""
+        """Hyper-parameters of retraining."""
         from sasrec import TrainConfig
 
         return _validated(TrainConfig, "train", TRAINING_DEFAULTS | _given("train", self.given))

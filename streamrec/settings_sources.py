@@ -1,6 +1,6 @@
-"""Where settings come from: flags win over the environment (STREAMREC_*) over a TOML file over defaults.
+"""Load settings: flags win over the environment (STREAMREC_*), this over a TOML file, this over defaults.
 
-A secret may also stand in a file, whose path the variable STREAMREC_NAME_FILE holds.
+A secret may also come from a file; variable STREAMREC_NAME_FILE contains its path.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def load_settings(config: Path | None = None, flags: Mapping[str, Any] | None = 
     """Load settings from flags, environment and a TOML file.
 
     Args:
-        flags: values by name; None is not set.
+        flags: values by name; None means not set.
 
     Raises:
         SettingsError: a file cannot be read, a name is unknown, or a value is wrong.
@@ -34,14 +34,14 @@ def load_settings(config: Path | None = None, flags: Mapping[str, Any] | None = 
 
 
 def secret_variables() -> dict[str, str]:
-    """Return the variables whose values are never shown, and may stand in files, with the names of their settings."""
+    """Return the variables of secrets, with the names of their settings."""
     return {setting.variable: name for name, setting in own_settings().items() if setting.secret}
 
 
 def unknown_variables(environ: Mapping[str, str] = os.environ) -> list[str]:
     """Return a warning for each STREAMREC_* variable that looks like a misspelt setting.
 
-    Only near misses: orchestrators set variables of their own under a service's name.
+    Only near misses count: orchestrators set other variables with the name of a service in front.
     """
     suspects = sorted(name for name in environ if name.startswith(ENV_PREFIX) and not _is_known(name))
     if not suspects:

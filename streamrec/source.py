@@ -1,4 +1,4 @@
-"""Which source code runs."""
+"""Ask git about the source code that runs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ TIMEOUT_S = 5
 
 
 def git(*arguments: str) -> str | None:
-    """What git says in the folder of this code; None where there is no git, or no working copy."""
+    """Return git's answer for the folder of this code; None without git or a working copy."""
     command = ["git", "-C", str(Path(__file__).parent), *arguments]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: the first asks a process to stop, the second ends it at once."""
+"""Stop at the first SIGTERM or Ctrl-C, exit at once at the second."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ log = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
-def stop_signals(stop: asyncio.Event, told: Callable[[str], None]) -> Iterator[None]:
-    """Set ``stop`` at the first signal, after ``told`` was called with its name; exit with status 1 at the second."""
+def stop_signals(stop: asyncio.Event, on_first: Callable[[str], None]) -> Iterator[None]:
+    """At the first signal call ``on_first`` with its name, then set ``stop``; at the second exit with status 1."""
 
     def handle(name: str) -> None:
         if stop.is_set():
             log.warning("stopped at once", extra={"signal": name})
             os._exit(1)
-        told(name)
+        on_first(name)
         stop.set()
 
     loop = asyncio.get_running_loop()

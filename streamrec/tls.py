@@ -1,4 +1,4 @@
-"""TLS to Kafka and Redis: the files of a connection, and what is wrong with one in words for the operator."""
+"""Set up TLS to Kafka and Redis, and explain TLS errors to the operator."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from streamrec.setting_groups import TlsSettings
 Server = Literal["kafka", "redis"]
 KAFKA: Server = "kafka"
 REDIS: Server = "redis"
-# OpenSSL's reasons, by what they mean
+# OpenSSL's names of errors, grouped by cause
 SPEAKS_NO_TLS = {"WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG", "HTTP_REQUEST"}
-WANTS_CERTIFICATE = {"TLSV13_ALERT_CERTIFICATE_REQUIRED", "SSLV3_ALERT_HANDSHAKE_FAILURE"}
+REQUIRES_CERTIFICATE = {"TLSV13_ALERT_CERTIFICATE_REQUIRED", "SSLV3_ALERT_HANDSHAKE_FAILURE"}
 REFUSES_CERTIFICATE = {
     "TLSV1_ALERT_UNKNOWN_CA",
     "SSLV3_ALERT_BAD_CERTIFICATE",
@@ -26,7 +26,7 @@ REFUSES_CERTIFICATE = {
 
 
 def tls_context(files: TlsSettings, server: Server) -> ssl.SSLContext:
-    """The certificates of a connection; names and signatures are verified.
+    """Return the TLS context of a connection; it verifies names and signatures.
 
     Raises:
         SettingsError: a file cannot be read, or certificate and key do not belong together.
@@ -40,10 +40,10 @@ def tls_context(files: TlsSettings, server: Server) -> ssl.SSLContext:
         if ca is not None:
             context = ssl.create_default_context(cafile=ca)
     except ssl.SSLError:
-        raise SettingsError(f"{server}_tls_ca_file: {ca} holds no certificate in PEM format") from None
+        raise SettingsError(f"{server}_tls_ca_file: {ca} contains no certificate in PEM format") from None
     try:
         if cert is not None:
-            # an encrypted key would be asked for on the terminal
+            # without a password function, OpenSSL asks for one on the terminal
             context.load_cert_chain(cert, key, password=lambda: b"")
     except ssl.SSLError as error:
         raise SettingsError(
@@ -61,7 +61,7 @@ def _check_readable(name: str, path: Path) -> None:
 
 
 def tls_problem(error: BaseException, server: Server) -> str | None:
-    """What is wrong with TLS, and what to do; None where something else is wrong."""
+    """Return the TLS problem behind an error, and what to do; None if the cause is another."""
     variable = f"STREAMREC_{server.upper()}_TLS"
     found = _ssl_error(error)
     if isinstance(found, ssl.SSLCertVerificationError):
@@ -69,33 +69,33 @@ def tls_problem(error: BaseException, server: Server) -> str | None:
         if "expired" in why or "not yet valid" in why:
             return f"its certificate is out of date ({why}): renew it, or set this machine's clock"
         if "mismatch" in why:
-            return f"its certificate is for another name ({why}): use a name that stands in the certificate"
-        return f"its certificate is signed by nobody we trust ({why}): set {variable}_CA_FILE to its CA's certificate"
+            return f"its certificate is for another name ({why}): use a name that the certificate contains"
+        return f"its certificate is signed by an unknown CA ({why}): set {variable}_CA_FILE to its CA's certificate"
     reason = (found.reason or "") if found else ""
     if reason in SPEAKS_NO_TLS:
         return "it speaks no TLS on this port"
-    if reason in WANTS_CERTIFICATE:
-        return f"it wants a client certificate: set {variable}_CERT_FILE and {variable}_KEY_FILE"
+    if reason in REQUIRES_CERTIFICATE:
+        return f"it requires a client certificate: set {variable}_CERT_FILE and {variable}_KEY_FILE"
     if reason in REFUSES_CERTIFICATE:
         return f"it does not accept our client certificate ({reason}): see {variable}_CERT_FILE"
     return None
 
 
-def hung_up_hint(error: BaseException, server: Server, uses_tls: bool, files: TlsSettings) -> str:
-    """What may be behind a server that ends a connection or says nothing, instead of telling what it wants."""
+def closed_connection_hint(error: BaseException, server: Server, uses_tls: bool, files: TlsSettings) -> str:
+    """Return the likely cause if a server closed a connection or did not answer; else an empty text."""
     text = f"{error} {error!r}".lower()
     if not uses_tls and ("closed" in text or "reset" in text):
-        return "; does it want TLS on this port?"
+        return "; does it require TLS on this port?"
     if uses_tls and ("closed" in text or "reset" in text or "timeout connecting" in text):
-        wanted = f"a client certificate ({server}_tls_cert_file)"
+        required = f"a client certificate ({server}_tls_cert_file)"
         if files.cert_file:
-            wanted = "another client certificate"
-        return f"; does it speak TLS on this port, and does it want {wanted}?"
+            required = "another client certificate"
+        return f"; does it speak TLS on this port, and does it require {required}?"
     return ""
 
 
 def _ssl_error(error: BaseException | None) -> ssl.SSLError | None:
-    """The error of TLS that an error came from."""
+    """Return the TLS error that caused an error."""
     while error is not None and not isinstance(error, ssl.SSLError):
         error = error.__cause__ or error.__context__
     return error

@@ -1,4 +1,4 @@
-"""Real servers for the tests: addresses given in the environment, else containers, else embedded child processes."""
+"""Fixtures: real servers, settings, models and daemons."""
 
 import faulthandler
 import logging
@@ -22,21 +22,22 @@ from streamrec.redis.client import RedisClient
 from streamrec.settings import ENV_PREFIX, Settings
 from streamrec.settings_sources import load_settings
 
+from support.daemon_process import Daemon
 from support.fronts import Certificates
-from support.harness import Daemon, Servers, find_servers, own_servers
+from support.servers import Servers, find_servers, own_servers
 
-# what the person who runs the tests has set: addresses of servers, say; no test sees it
+# the environment of the test run, for example with addresses of servers; tests do not see it
 GIVEN = dict(os.environ)
 STDERR = pytest.StashKey[int]()
-GRACE_S = 100  # for a test that ran into its time limit to be taken apart
+GRACE_S = 100  # for the fixtures of a test that ran into its time limit
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
-    """The last resort: pytest-timeout fails a test once, and what hangs while it is taken apart hangs for ever."""
+    """End the run if a test hangs in its fixtures after its time limit, where pytest-timeout no longer helps."""
 
     def give_up() -> None:
-        os.write(stderr, f"\n{item.nodeid} is stuck in spite of its time limit; the run ends here\n".encode())
+        os.write(stderr, f"\n{item.nodeid} hangs after its time limit; the run ends here\n".encode())
         faulthandler.dump_traceback(stderr)
         os._exit(3)
 
@@ -53,10 +54,10 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.stash[STDERR] = os.dup(2)  # tests capture the other one
-    # one thread: the tests share two cores with the servers, and same thread count means same floats
+    config.stash[STDERR] = os.dup(2)  # tests capture stderr
+    # one thread: tests share two cores with the servers, and floats depend on the number of threads
     torch.set_num_threads(1)
-    # a job in the background ignores Ctrl-C, and so would every process that the tests start and interrupt
+    # a background job ignores Ctrl-C, and its child processes inherit that
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
@@ -75,7 +76,7 @@ def no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def logging_as_it_was() -> Iterator[None]:
-    """Commands set up the logging of their process, on a stderr that is closed after the test."""
+    """Restore logging: a command configures it for its process, on a stderr that is closed after the test."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     levels = {name: logging.getLogger(name).level for name in ("aiokafka", "kafka", "sasrec.training.train")}
@@ -88,7 +89,7 @@ def logging_as_it_was() -> Iterator[None]:
 
 @pytest.fixture
 def make_settings(servers: Servers) -> Callable[..., Settings]:
-    """Settings with topic, group and Redis keys of the test's own, so that tests share servers but nothing else."""
+    """Make settings with a topic, group and Redis keys of the test: tests share servers, but nothing else."""
     unique = uuid.uuid4().hex[:12]
 
     def make(**changes: Any) -> Settings:
@@ -113,11 +114,11 @@ async def redis(make_settings: Callable[..., Settings]) -> AsyncIterator[RedisCl
 
 @pytest.fixture(scope="session")
 def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small untrained model: 50 items named i0 to i49, windows of 8. Its answers are arbitrary but definite."""
+    """A small untrained model: 50 items i0 to i49, windows of 8. Its scores are arbitrary, but always equal."""
     torch.manual_seed(0)
     vocab = ItemVocab([f"i{n}" for n in range(50)], list(range(50, 0, -1)))
     model = SASRec(SASRecConfig(num_items=50, max_len=8, hidden_units=16, num_blocks=2, dropout_rate=0.0))
-    for parameter in model.parameters():  # initial weights are so small that scores would tie
+    for parameter in model.parameters():  # scores of the small initial weights would tie
         torch.nn.init.normal_(parameter, std=0.3) if parameter.dim() > 1 else None
     with torch.no_grad():
         model.item_embedding.weight[0].zero_()
@@ -128,7 +129,7 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def start_daemon(model_dir: Path, make_settings: Callable[..., Settings]) -> Iterator[Callable[..., Daemon]]:
-    """Starts `streamrec serve` processes; whatever is left of them is killed when the test ends."""
+    """Start `streamrec serve` processes; the test's end kills those that still run."""
     daemons: list[Daemon] = []
 
     def start(*arguments: str, program: tuple[str, ...] = (*EMBEDDED, "serve"), **changes: Any) -> Daemon:
@@ -142,7 +143,7 @@ def start_daemon(model_dir: Path, make_settings: Callable[..., Settings]) -> Ite
 
 @pytest.fixture
 def interactions() -> Interactions:
-    """Six users in a circle of twelve items: after item n comes n + 1."""
+    """Six users in a circle of twelve items: item n + 1 follows item n."""
     return Interactions.from_events(
         Event(f"u{user}", f"i{(user * 2 + step) % 12}", 1_000 * step) for step in range(30) for user in range(6)
     )
@@ -150,7 +151,7 @@ def interactions() -> Interactions:
 
 @pytest.fixture(scope="module")
 def own() -> Iterator[EmbeddedServers]:
-    """Servers of a module's own."""
+    """Servers for one module."""
     with own_servers() as servers:
         yield servers
 

@@ -19,19 +19,12 @@ from streamrec.schemas import PublishedList
 from streamrec.serving.inspection import published
 from streamrec.settings import Settings
 
-from support.harness import (
-    EVENTS,
-    NO_EVENTS,
-    Daemon,
-    Record,
-    click,
-    eventually,
-    feed,
-    own_servers,
-    raw_producer,
-    read_topic,
-)
+from support.daemon_process import EVENTS, Daemon
+from support.kafka_client import feed, raw_producer, read_topic
 from support.oracle import assert_delivered
+from support.servers import own_servers
+from support.waiting import eventually
+from support.workload import NO_EVENTS, Record, click
 
 JUNK_BYTES = 10_000_000
 

@@ -22,7 +22,7 @@ from streamrec.retraining.worker import RetrainWorker
 from streamrec.schemas import ClickEvent
 from streamrec.settings import Settings
 
-from support.harness import Daemon
+from support.daemon_process import Daemon
 from support.redis_access import raw_redis
 
 MakeSettings = Callable[..., Settings]

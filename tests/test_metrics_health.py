@@ -16,7 +16,7 @@ from streamrec.health import Health
 from streamrec.metrics import Metrics, quantile
 from streamrec.redis.client import RedisClient
 
-from support.harness import eventually
+from support.waiting import eventually
 
 any_load = hypothesis_settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 BOUNDS = [0.1, 0.5, 1.0, 2.0, math.inf]

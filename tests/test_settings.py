@@ -1,4 +1,4 @@
-"""Settings: where they come from, what is refused and how it is said, and that secrets stay secret."""
+"""Settings: their sources, the errors of wrong values, and secrets that are never shown."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from streamrec.redis_urls import MASK
 from streamrec.settings import ENV_PREFIX, all_settings
 from streamrec.settings_sources import load_settings, secret_variables, unknown_variables
 
-whatever_the_load = hypothesis_settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+under_any_load = hypothesis_settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 # Two values of every setting, the first not its default.
 VALUES: dict[str, tuple[Any, Any]] = {
@@ -127,7 +127,7 @@ VALUES: dict[str, tuple[Any, Any]] = {
     "train_seed": (1, 2),
     "log_format": ("json", "text"),
 }
-# What must be set too, for a setting to make sense.
+# Other settings that a setting needs.
 COMPANIONS = {
     "kafka_tls_ca_file": {"kafka_security_protocol": "SSL"},
     "kafka_tls_cert_file": {"kafka_security_protocol": "SSL", "kafka_tls_key_file": "/key.pem"},
@@ -141,7 +141,7 @@ EVERY = sorted(VALUES)
 
 
 def plain(value: object) -> object:
-    """A setting's value as it stands in VALUES."""
+    """Return the value of a setting in the form of VALUES."""
     if isinstance(value, SecretStr):
         return value.get_secret_value()
     return str(value) if isinstance(value, Path) else value
@@ -203,7 +203,7 @@ def test_flags_win_over_environment_over_file_over_default(layers: Layers, name:
 
 
 @pytest.mark.parametrize("name", EVERY)
-def test_an_empty_variable_is_as_good_as_none(layers: Layers, name: str) -> None:
+def test_an_empty_variable_counts_as_not_set(layers: Layers, name: str) -> None:
     layers.in_file(VALUES[name][0])
     layers.in_environment("")
     assert layers.in_force == VALUES[name][0]
@@ -241,7 +241,7 @@ def test_yes_and_no_have_many_spellings(monkeypatch: pytest.MonkeyPatch, text: s
     assert load_settings().lists.filter_seen is True
 
 
-def test_levels_and_protocols_may_be_written_small() -> None:
+def test_levels_and_protocols_may_be_lower_case() -> None:
     settings = load_settings(flags={"log_level": "debug", "kafka_security_protocol": "ssl"})
     assert (settings.log.level, settings.kafka.security_protocol) == ("DEBUG", "SSL")
 
@@ -310,7 +310,7 @@ def test_a_wrong_value_is_refused_by_name_with_what_is_right(name: str, value: o
 
 
 @pytest.mark.parametrize("token", ["", "s3cr3t", "s3cr3t with spaces in", "s3cr3t-é-non-ascii", 1234567890123456])
-def test_a_token_that_is_easily_guessed_or_cannot_be_sent_is_refused_and_not_repeated(token: object) -> None:
+def test_a_short_or_unsendable_token_is_refused_and_not_repeated(token: object) -> None:
     with pytest.raises(SettingsError, match=r"^http_token: ") as caught:
         load_settings(flags={"http_token": token})
     assert "s3cr3t" not in str(caught.value)
@@ -402,11 +402,11 @@ def test_a_missing_settings_file_is_named(tmp_path: Path, name: str) -> None:
         ("STREAMREC_REDIS_URI", "STREAMREC_REDIS_URL"),
     ],
 )
-def test_a_misspelt_variable_is_warned_of(variable: str, meant: str) -> None:
+def test_a_misspelt_variable_gives_a_warning(variable: str, meant: str) -> None:
     assert unknown_variables({variable: "s3cr3t"}) == [f"{variable} is not a setting; did you mean {meant}?"]
 
 
-def test_variables_that_are_no_near_miss_are_let_alone() -> None:
+def test_variables_that_are_no_near_miss_are_ignored() -> None:
     orchestrators = {"STREAMREC_SERVICE_HOST": "1", "STREAMREC_PORT_9464_TCP_ADDR": "2", "PATH": "3"}
     assert unknown_variables(orchestrators | {f"STREAMREC_{name.upper()}": "x" for name in VALUES}) == []
 
@@ -439,7 +439,7 @@ def test_a_wrong_redis_url_is_refused_without_repeating_it(url: str) -> None:
 
 
 @pytest.mark.parametrize("option", ["foo=1", "db=abc", "socket_timeout=soon", "protocol=9", "ssl_keyfile=x"])
-def test_an_option_that_redis_does_not_take_is_refused(option: str) -> None:
+def test_an_unknown_option_of_a_redis_url_is_refused(option: str) -> None:
     settings = load_settings(flags={"redis_url": f"redis://u:s3cr3t@localhost:1/0?{option}"})
     with pytest.raises(SettingsError, match="redis_url: an option after the") as caught:
         RedisClient(settings.redis)
@@ -468,7 +468,7 @@ def test_a_redis_address_is_shown_without_its_password(url: str, shown: str) -> 
 
 
 def texts_of(flags: dict[str, Any]) -> Iterator[str]:
-    """Whatever a person could get to see of settings, or of what is wrong with them."""
+    """Return every text that shows settings or the errors of wrong ones."""
     try:
         settings = load_settings(flags=flags)
     except SettingsError as error:
@@ -503,10 +503,10 @@ URLS = [
 ]
 
 
-@whatever_the_load
+@under_any_load
 @given(secrets, st.sampled_from(URLS), st.booleans(), st.booleans())
 def test_secrets_are_never_shown(secret: str, url: str, encoded: bool, wrong: bool) -> None:
-    assume(encoded or url != "redis://{}@h" or ":" not in secret)  # what stands before a colon there is the user
+    assume(encoded or url != "redis://{}@h" or ":" not in secret)  # there the text before a colon is the user
     flags = {
         "redis_url": url.format(quote(secret, safe="") if encoded else secret),
         "kafka_sasl_password": secret,
@@ -526,7 +526,9 @@ def put(folder: Path, content: bytes) -> str:
 
 @pytest.mark.parametrize("variable", secret_variables())
 @pytest.mark.parametrize("end", ["", "\n", "\r\n"])
-def test_a_secret_may_stand_in_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str, end: str) -> None:
+def test_a_secret_may_come_from_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str, end: str
+) -> None:
     name = secret_variables()[variable]
     secret, other = VALUES[name]
     monkeypatch.setenv(f"{variable}_FILE", put(tmp_path, f"{secret}{end}".encode()))
@@ -535,14 +537,14 @@ def test_a_secret_may_stand_in_a_file(tmp_path: Path, monkeypatch: pytest.Monkey
     settings = load_settings(tmp_path / "streamrec.toml")
     assert settings.value(setting).get_secret_value() == secret
     assert load_settings(flags={name: other}) != settings
-    monkeypatch.setenv(variable, "")  # as good as none
+    monkeypatch.setenv(variable, "")  # counts as not set
     assert load_settings().value(setting).get_secret_value() == secret
     monkeypatch.setenv(variable, other)
     with pytest.raises(SettingsError, match=f"^{variable} and {variable}_FILE are both set: set one of them$"):
         load_settings()
 
 
-def test_only_secrets_stand_in_files() -> None:
+def test_only_secrets_may_come_from_files() -> None:
     assert set(secret_variables().values()) == {"kafka_sasl_password", "redis_url", "redis_password", "http_token"}
 
 
@@ -550,7 +552,7 @@ def test_only_secrets_stand_in_files() -> None:
     ("content", "problem"),
     [(b"", "is empty"), (b"\n", "is empty"), (b"s3cr3t\xff", "is no UTF-8"), (None, r"cannot read .*: No such file")],
 )
-def test_a_file_without_a_secret_in_it_is_named_in_one_line(
+def test_an_unusable_secret_file_is_named_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes | None, problem: str
 ) -> None:
     path = str(tmp_path / "missing") if content is None else put(tmp_path, content)
@@ -562,7 +564,7 @@ def test_a_file_without_a_secret_in_it_is_named_in_one_line(
 
 
 @pytest.mark.parametrize("path", ["s3cr3t", "s3cr3t/of=base64", "s3cr3t" * 100])
-def test_a_secret_in_the_place_of_its_file_is_not_shown(monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+def test_a_secret_set_instead_of_its_path_is_not_shown(monkeypatch: pytest.MonkeyPatch, path: str) -> None:
     monkeypatch.setenv("STREAMREC_HTTP_TOKEN_FILE", path)
     with pytest.raises(
         SettingsError, match=r"^STREAMREC_HTTP_TOKEN_FILE: cannot read the file that it names: "
@@ -587,7 +589,7 @@ def test_a_child_process_is_given_the_secrets_themselves() -> None:
     assert given["STREAMREC_REDIS_URL"] == "redis://localhost:6379/0"
 
 
-def test_a_misspelt_variable_of_a_file_is_warned_of() -> None:
+def test_a_misspelt_variable_of_a_file_gives_a_warning() -> None:
     right = {f"{variable}_FILE": "/x" for variable in secret_variables()}
     assert unknown_variables(right) == []
     meant = "STREAMREC_REDIS_PASSWORD_FILE"
@@ -596,7 +598,7 @@ def test_a_misspelt_variable_of_a_file_is_warned_of() -> None:
     ]
 
 
-def test_what_is_shown_is_every_setting_in_force() -> None:
+def test_every_setting_in_force_is_shown() -> None:
     shown = load_settings(
         flags={
             "lists_top_k": "7",

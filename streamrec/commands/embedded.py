@@ -22,7 +22,8 @@ def run(arguments: list[str]) -> int:
     if arguments[:1] == ["serve"]:
         try:
             kafka = load_settings().kafka
-            asyncio.run(remove_members(kafka, lambda client_id: has_died(client_id, member_prefix())))
+            if kafka.group_instance_id is None:  # a static member resumes its place
+                asyncio.run(remove_members(kafka, lambda client_id: has_died(client_id, member_prefix())))
         except StreamrecError:
             pass  # the command reports it
     return main(arguments)

@@ -1,4 +1,4 @@
-"""The connection to Kafka: options of every client, how one is started, and errors in words for the operator."""
+"""Connect to Kafka: the options of every client, its start, and errors in words for the operator."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from aiokafka.protocol.metadata import MetadataRequest
 
 from streamrec.errors import RIGHTS_ARE_LISTED, KafkaUnavailable
 from streamrec.setting_groups import KafkaSettings
-from streamrec.tls import KAFKA, hung_up_hint, tls_context, tls_problem
+from streamrec.tls import KAFKA, closed_connection_hint, tls_context, tls_problem
 
-# A join waits for the whole group, possibly longer than this; the client then sends it again under its member id.
+# A join may wait longer than this for the other members; the client then repeats it with its member id.
 REQUEST_TIMEOUT_MS = 10_000
 DIAGNOSIS_TIMEOUT_MS = 5_000
 NO_RIGHT = (TopicAuthorizationFailedError, GroupAuthorizationFailedError, ClusterAuthorizationFailedError)
@@ -128,10 +128,10 @@ def _reason(kafka: KafkaSettings, error: Exception) -> str | None:
         )
     if isinstance(error, IllegalSaslStateError):
         return "it uses no SASL on this port: set STREAMREC_KAFKA_SECURITY_PROTOCOL to PLAINTEXT or SSL"
-    hint = "" if isinstance(error, TimeoutError) else hung_up_hint(error, KAFKA, kafka.uses_tls, kafka.tls)
+    hint = "" if isinstance(error, TimeoutError) else closed_connection_hint(error, KAFKA, kafka.uses_tls, kafka.tls)
     if hint and not kafka.security_protocol.startswith("SASL"):
         hint = hint.replace("?", ", or SASL?")
-    return f"it hangs up{hint} See STREAMREC_KAFKA_SECURITY_PROTOCOL" if hint else None
+    return f"it closes the connection{hint} See STREAMREC_KAFKA_SECURITY_PROTOCOL" if hint else None
 
 
 def ignore_abandoned_requests(loop: asyncio.AbstractEventLoop) -> None:

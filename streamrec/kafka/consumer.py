@@ -1,12 +1,12 @@
-"""Kafka records -> EventBatch, and the commit.
+"""Read batches of events from Kafka, and commit their offsets.
 
 Delivery rests on this order:
 
-    1. poll        positions advance in this process only
-    2. decode      here, from bytes: a deserializer that raises inside the client loses other records
-    3. (the worker appends, scores and publishes)
-    4. dead letters acknowledged by the broker
-    5. commit      explicit offsets, and only under the assignment under which the batch was read
+    1. poll           positions advance in this process only
+    2. decode         from bytes, here: a deserializer that raises inside the client loses other records
+    3. worker         appends, scores and publishes
+    4. dead letters   are acknowledged by the broker
+    5. commit         explicit offsets, only if the partitions were not revoked since the poll
 
 A crash before 5 redelivers the batch; the replay guard in Redis makes that harmless.
 """
@@ -16,7 +16,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import time
 from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, ConsumerRecord, TopicPartition
@@ -26,6 +25,7 @@ from streamrec.errors import BadRecord
 from streamrec.health import Health
 from streamrec.kafka.connection import connection_options, diagnose, kafka_error, start_client
 from streamrec.kafka.decode import EventDecoder
+from streamrec.kafka.lag import Lag
 from streamrec.kafka.members import member_name, remove_members
 from streamrec.kafka.producer import Producer
 from streamrec.metrics import Metrics
@@ -34,7 +34,7 @@ from streamrec.setting_groups import EventSettings, KafkaSettings
 
 log = logging.getLogger(__name__)
 
-# The current batch must end this long before the rebalance time-out, at which the group would drop this member.
+# The current batch must end this time before the rebalance time-out, at which the group would drop this member.
 REBALANCE_MARGIN_S = 5.0
 WATCH_EVERY_S = 2.0
 MAX_HEARTBEAT_S = 3.0
@@ -46,8 +46,7 @@ DeadLetterListener = Callable[[Sequence[DeadLetter]], None]
 class ClickConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
     """A member of the consumer group.
 
-    Caches survive a rebalance: a cached prefix is compared with the window from Redis before it is used
-    (sasrec/inference/engine.py), and eager rebalancing returns most partitions a moment later.
+    Caches survive a rebalance: sasrec compares each cached prefix with the window from Redis before using it.
 
     Args:
         on_dead_letters: called with the dead letters that the broker has acknowledged.
@@ -85,9 +84,7 @@ class ClickConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
         self._assignment = 0
         self._idle = asyncio.Event()
         self._idle.set()
-        self._committed: dict[int, int] = {}
-        self._committed_ts_ms: dict[int, int] = {}
-        self._end_offsets: dict[int, int] = {}
+        self._lag = Lag(self._consumer, metrics, health)
         self._watch: asyncio.Task[None] | None = None
         self._paused: frozenset[TopicPartition] = frozenset()
 
@@ -138,19 +135,18 @@ class ClickConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
 
         The poll is the micro-batch: it returns at once with the buffered records. It continues without assigned
         partitions, so that the group sees a member that polls, and is never wrapped in a time-out, which would cancel
-        it midway. A batch that is not full held all that was available: fetching then pauses until the batch is
-        published. Otherwise the next batch would hold only the records of that moment, and later ones would wait for
-        two batches.
+        it midway. A batch that is not full contains every available record: fetching then pauses until the batch is
+        published. Otherwise the next batch would contain only the records of that moment, and later ones would wait
+        for two batches.
 
         Raises:
             KafkaUnavailable: the brokers refuse, or return unreadable records; waiting would not help.
         """
         while not stop.is_set():
             self._health.tick()
+            wait_ms, most = self._kafka.poll_timeout_ms, self._kafka.max_batch
             try:
-                polled = await self._consumer.getmany(
-                    timeout_ms=self._kafka.poll_timeout_ms, max_records=self._kafka.max_batch
-                )
+                polled = await self._consumer.getmany(timeout_ms=wait_ms, max_records=most)
             except KafkaError as error:
                 raise kafka_error(self._kafka, error) from error
             if not polled:
@@ -158,7 +154,7 @@ class ClickConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
                     return
                 continue
             self._idle.clear()
-            full = sum(map(len, polled.values())) >= self._kafka.max_batch
+            full = sum(map(len, polled.values())) >= most
             self._paused = frozenset() if full else self._consumer.assignment()
             self._consumer.pause(*self._paused)
             try:
@@ -186,7 +182,8 @@ class ClickConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
         if batch.assignment != self._assignment:
             log.info("commit dropped: the partitions were assigned to another member")
             return
-        offsets = {self._partition(number): offset for number, offset in batch.next_offsets.items()}
+        topic = self._kafka.topic
+        offsets = {TopicPartition(topic, number): offset for number, offset in batch.next_offsets.items()}
         try:
             await self._consumer.commit(offsets)
         except (CommitFailedError, IllegalStateError):
@@ -194,9 +191,8 @@ class ClickConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
             return
         except (KafkaError, OSError) as error:
             raise kafka_error(self._kafka, error) from error
-        self._committed |= batch.next_offsets
         self._health.progressed()
-        self._update_lag()
+        self._lag.committed(batch.next_offsets)
 
     def _resume_fetching(self) -> None:
         self._consumer.resume(*(self._paused & self._consumer.assignment()))
@@ -215,7 +211,7 @@ class ClickConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
         self._health.tick()
 
     async def on_partitions_revoked(self, revoked: Collection[TopicPartition]) -> None:
-        """Wait until the current batch is committed, or abandon it before the group drops this member."""
+        """Wait until the current batch ends, or abandon it before the group drops this member."""
         self._health.rebalancing_since_s = self._health.now_s()
         limit_s = max(1.0, self._kafka.rebalance_timeout_s - REBALANCE_MARGIN_S)
         try:
@@ -224,12 +220,7 @@ class ClickConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
         except TimeoutError:
             log.warning("rebalance: the current batch is abandoned", extra={"waited_s": limit_s})
         self._assignment += 1
-        self._committed, self._end_offsets = {}, {}
-        for partition in revoked:
-            for gauge in (self._metrics.lag_records, self._metrics.lag_seconds):
-                with contextlib.suppress(KeyError):
-                    gauge.remove(str(partition.partition))
-        self._health.lag_records = 0
+        self._lag.revoked(revoked)
         if revoked:
             log.info("partitions revoked", extra={"partitions": sorted(p.partition for p in revoked)})
 
@@ -256,15 +247,12 @@ class ClickConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
                 else:
                     batch.events.append(event)
             batch.next_offsets[partition.partition] = records[-1].offset + 1
-            self._committed_ts_ms[partition.partition] = records[-1].timestamp
+            self._lag.read(partition.partition, records[-1].timestamp)
         self._metrics.batch_events.observe(len(batch.events))
         self._metrics.events.labels("ignored").inc(ignored)
         for letter in batch.dead_letters[:1]:
-            log.warning(
-                "dead letter: %s",
-                letter.reason,
-                extra={"partition": letter.partition, "offset": letter.offset, "in_batch": len(batch.dead_letters)},
-            )
+            where = {"partition": letter.partition, "offset": letter.offset, "in_batch": len(batch.dead_letters)}
+            log.warning("dead letter: %s", letter.reason, extra=where)
         return batch
 
     async def _drained(self) -> bool:
@@ -280,13 +268,13 @@ class ClickConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
             return False
 
     async def _watch_broker(self) -> None:
-        """Fetch the end offsets regularly: they give the lag, and show whether Kafka answers."""
+        """Fetch the lag regularly; this also shows whether Kafka answers."""
         while True:
             settled = not self.rebalancing
             try:
                 async with asyncio.timeout(BROKER_TIMEOUT_S):
-                    await self._fetch_end_offsets()
-                self._update_lag()
+                    await self._fetch_lag()
+                self._lag.publish()
                 if not self._health.kafka_answers:
                     log.info("Kafka is back")
                     self._health.tick()  # the loop needs a moment before it polls and commits again
@@ -295,43 +283,17 @@ class ClickConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
             except (KafkaError, TimeoutError, OSError) as error:
                 if settled and self.rebalancing:
                     continue  # the coordinator does not answer during a join: fetch metadata instead
-                was_there, self._health.kafka_answers = self._health.kafka_answers, False
-                if was_there:
-                    log.warning("Kafka is away, waiting for it: %s", await diagnose(self._kafka, error))
+                answered, self._health.kafka_answers = self._health.kafka_answers, False
+                if answered:
+                    log.warning("Kafka is unreachable, waiting for it: %s", await diagnose(self._kafka, error))
             await asyncio.sleep(WATCH_EVERY_S)
 
-    async def _fetch_end_offsets(self) -> None:
-        assigned = list(self._consumer.assignment())
+    async def _fetch_lag(self) -> None:
+        assigned = self._consumer.assignment()
         if not assigned or self.rebalancing:  # the coordinator is busy; metadata shows whether a broker answers
             await self._consumer.topics()
-            return
-        assignment, begins = self._assignment, {}
-        ends = await self._consumer.end_offsets(assigned)
-        for partition in assigned:
-            if partition.partition not in self._committed:
-                committed = await self._consumer.committed(partition)
-                begins[partition.partition] = (
-                    await self._consumer.position(partition) if committed is None else committed
-                )
-        if assignment == self._assignment:  # no partition was revoked meanwhile
-            self._committed = begins | self._committed
-            self._end_offsets = {partition.partition: end for partition, end in ends.items()}
-
-    def _update_lag(self) -> None:
-        now_ms = time.time() * 1000
-        total = 0
-        for partition, committed in self._committed.items():
-            lag = max(0, self._end_offsets.get(partition, committed) - committed)
-            total += lag
-            age_s = max(0.0, (now_ms - self._committed_ts_ms.get(partition, now_ms)) / 1000) if lag else 0.0
-            self._metrics.lag_records.labels(str(partition)).set(lag)
-            self._metrics.lag_seconds.labels(str(partition)).set(age_s)
-        self._health.lag_records = total
-        if not total:
-            self._health.progressed()
-
-    def _partition(self, number: int) -> TopicPartition:
-        return TopicPartition(self._kafka.topic, number)
+        else:
+            await self._lag.fetch(assigned)
 
 
 def _dead_letter(record: ConsumerRecord, reason: str) -> DeadLetter:

@@ -1,4 +1,4 @@
-"""A record's bytes -> a click event, or a BadRecord with the reason. Pure, and total: any bytes will do."""
+"""Decode the bytes of a record to a click event, or to a BadRecord with the reason. Any bytes give one of the two."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class EventDecoder:
     """Decodes JSON events under the configured field names.
 
     Args:
-        now_ms: the clock against which timestamps in the future are judged.
+        now_ms: the clock; timestamps too far ahead of it are refused.
     """
 
     def __init__(self, events: EventSettings, now_ms: Callable[[], float] = lambda: time.time() * 1000) -> None:
-        # a typed struct: msgspec checks types while it parses, and skips unknown fields without building them
+        # with a typed struct, msgspec checks types while it parses, and skips unknown fields
         self._raw = msgspec.json.Decoder(
             msgspec.defstruct(
                 "Event",
@@ -31,7 +31,7 @@ class EventDecoder:
                     ("user_id", str | int),
                     ("item_id", str | int),
                     ("timestamp", int | float | None, None),
-                    # where no type is asked for, it is an unknown field like others, whatever it holds
+                    # if all events are accepted, this field may have any type, like an unknown field
                     ("event_type", str | None if events.types else Any, None),
                 ],
                 rename={
@@ -47,10 +47,10 @@ class EventDecoder:
         self._now_ms = now_ms
 
     def decode(self, value: bytes | None, partition: int, offset: int, record_ts_ms: int) -> ClickEvent | None:
-        """The event of a record; None if its event type is not an accepted one.
+        """Return the event of a record; None if its event type is not accepted.
 
         Raises:
-            BadRecord: the value is no click event; the message says why.
+            BadRecord: the value is no click event; the message is the reason.
         """
         if not value:
             raise BadRecord("the record has no value")
@@ -62,7 +62,7 @@ class EventDecoder:
             return None
         user_id = identifier(self._events.user_id, raw.user_id)
         item_id = identifier(self._events.item_id, raw.item_id)
-        if record_ts_ms < 0:  # Kafka's way to say that the record has none
+        if record_ts_ms < 0:  # the record has no timestamp
             record_ts_ms = int(self._now_ms())
         if raw.timestamp is None:
             timestamp_ms = self._timestamp("the record's timestamp", record_ts_ms)
@@ -73,17 +73,17 @@ class EventDecoder:
     def _timestamp(self, name: str, value: int | float) -> int:
         if value < 0:
             raise BadRecord(f"{name}={value}: must be Unix time in ms, at least 0")
-        # never as a float: an integer may be too large for one
+        # not converted to float, for which an integer may be too large
         if value > self._now_ms() + self._events.max_future_s * 1000:
-            raise BadRecord(f"{name}={value}: lies more than {self._events.max_future_s:g} s in the future")
+            raise BadRecord(f"{name}={value}: more than {self._events.max_future_s:g} s in the future")
         return int(value)
 
 
 def identifier(name: str, value: str | int) -> str:
-    """A user or item id as text.
+    """Return a user or item id as text.
 
     Raises:
-        BadRecord: it is none; the message says why.
+        BadRecord: the value is no id; the message is the reason.
     """
     try:
         text = str(value)
@@ -95,5 +95,5 @@ def identifier(name: str, value: str | int) -> str:
     if size > MAX_ID_BYTES:
         raise BadRecord(f"{name} has {size} bytes; at most {MAX_ID_BYTES} are allowed")
     if "\0" in text:
-        raise BadRecord(f"{name} holds a NUL byte")
+        raise BadRecord(f"{name} contains a NUL byte")
     return text

@@ -13,7 +13,7 @@ from streamrec.kafka.connection import connection_options, kafka_error, start_cl
 from streamrec.schemas import DeadLetter
 from streamrec.setting_groups import KafkaSettings
 
-# Kafka's default limit of a record is 1 MiB; the rest of a longer dead letter stays in its original topic.
+# Kafka's default limit of a record is 1 MiB; only the original topic has the rest of a longer dead letter.
 MAX_DEAD_LETTER_BYTES = 900_000
 MAX_CUT_KEY_BYTES = 1024
 MAX_HEADER_CHARACTERS = 1000

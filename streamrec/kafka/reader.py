@@ -1,7 +1,7 @@
-"""The click topic, read whole by one process: every partition, without a group's rebalances.
+"""Read all partitions of the click topic in one process, without a consumer group's rebalances.
 
-Where each partition goes on is told by whoever reads. Records are decoded as the daemon does; dead letters are counted
-here, and produced by the daemon alone.
+The caller knows the offset at which each partition continues. Events are decoded as the daemon does. Dead letters are
+only counted here; the daemon produces them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
 
-from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from aiokafka.errors import KafkaError
 
 from streamrec.errors import BadRecord, KafkaUnavailable
@@ -32,7 +32,7 @@ NEW_PARTITIONS_EVERY_S = 30.0
 
 @dataclass
 class OffsetRange:
-    """What the offsets from ``first`` to ``next`` - 1 of a partition hold."""
+    """The events and the number of dead letters at the offsets from ``first`` to ``next`` - 1 of a partition."""
 
     first: int
     next: int
@@ -41,11 +41,11 @@ class OffsetRange:
 
 
 class TopicReader:
-    """Reads the topic on from given offsets.
+    """Reads the topic from given offsets on.
 
     Args:
-        start: the offset where each partition goes on; one that is not named is read from its beginning.
-        group: under which ``commit`` commits; without one nothing is ever committed.
+        start: the first offset to read, by partition; other partitions are read from their beginning.
+        group: the consumer group for which ``commit`` commits; None: nothing is committed.
     """
 
     def __init__(
@@ -56,17 +56,17 @@ class TopicReader:
         self._group = group
         self._consumer: AIOKafkaConsumer | None = None
         self._assigned: set[TopicPartition] = set()
-        self._looked_s = -NEW_PARTITIONS_EVERY_S
+        self._checked_s = -NEW_PARTITIONS_EVERY_S
         self._ends: dict[TopicPartition, int] | None = None
         self.next_offsets = dict(start)
 
     async def __aenter__(self) -> Self:
-        """Raises KafkaUnavailable where no broker answers."""
+        """Connect. Raises KafkaUnavailable if no broker answers."""
         consumer = self._consumer = AIOKafkaConsumer(
             **connection_options(self._kafka),
             group_id=self._group,
             enable_auto_commit=False,
-            auto_offset_reset="earliest",  # of what retention has removed there is nothing to wait for
+            auto_offset_reset="earliest",  # the first record that retention has left
             fetch_max_wait_ms=self._kafka.poll_timeout_ms,
         )
         await start_client(self._kafka, consumer)
@@ -78,16 +78,16 @@ class TopicReader:
         await self._client.stop()
 
     async def find_partitions(self) -> None:
-        """Read every partition there is; to be called often, it looks for new ones now and then.
+        """Assign all partitions of the topic to this reader; look for new ones every ``NEW_PARTITIONS_EVERY_S``.
 
         Raises:
-            KafkaUnavailable: the brokers do not answer, or know no such topic.
+            KafkaUnavailable: the brokers do not answer, or the topic does not exist.
         """
-        if time.monotonic() - self._looked_s < NEW_PARTITIONS_EVERY_S:
+        if time.monotonic() - self._checked_s < NEW_PARTITIONS_EVERY_S:
             return
         topic = self._kafka.topic
         count = (await topic_partitions(self._kafka, (topic,)))[topic]
-        if not count:  # without a partition the client would wait for ever
+        if not count:  # without a partition the client would wait forever
             raise KafkaUnavailable(
                 f"Kafka has no topic {topic}; is STREAMREC_KAFKA_TOPIC right? streamrec serve creates it"
             )
@@ -95,39 +95,28 @@ class TopicReader:
         if wanted != self._assigned:
             await self._assign(wanted)
             log.info("reading", extra={"topic": topic, "partitions": count})
-        self._looked_s = time.monotonic()
+        self._checked_s = time.monotonic()
 
     async def poll(self, timeout_ms: int | None = None) -> dict[int, OffsetRange]:
-        """What has come, by partition.
+        """Return the next records, by partition.
 
         Args:
-            timeout_ms: how long to wait for something [``kafka_poll_timeout_ms``].
+            timeout_ms: longest time to wait for records [``kafka_poll_timeout_ms``].
 
         Raises:
-            KafkaUnavailable: the brokers refuse us, or hand out what cannot be read; waiting would not help.
+            KafkaUnavailable: the brokers refuse, or return unreadable records; waiting would not help.
         """
         wait_ms = self._kafka.poll_timeout_ms if timeout_ms is None else timeout_ms
         try:
             polled = await self._client.getmany(timeout_ms=wait_ms, max_records=POLL_RECORDS)
         except KafkaError as error:
             raise kafka_error(self._kafka, error) from error
-        found = {}
-        for partition, records in polled.items():
-            found_range = OffsetRange(records[0].offset, records[-1].offset + 1)
-            for record in records:
-                try:
-                    event = self._decoder.decode(record.value, record.partition, record.offset, record.timestamp)
-                except BadRecord:
-                    found_range.dead_letters += 1
-                    continue
-                if event is not None:
-                    found_range.events.append(event)
-            found[partition.partition] = found_range
-            self.next_offsets[partition.partition] = found_range.next
-        return found
+        ranges = {partition.partition: self._decode(records) for partition, records in polled.items()}
+        self.next_offsets |= {partition: offsets.next for partition, offsets in ranges.items()}
+        return ranges
 
     async def drained(self) -> bool:
-        """Whether all is read that was there at the first call; what comes meanwhile could go on for ever."""
+        """Return whether everything is read that was in the topic at the first call; later records do not count."""
         try:
             if self._ends is None:
                 self._ends = await self._client.end_offsets(list(self._assigned))
@@ -136,9 +125,24 @@ class TopicReader:
             return False
 
     async def commit(self, next_offsets: Mapping[int, int]) -> None:
-        """Commit, so that the lag can be seen from outside; what fails is left to the next time."""
+        """Commit, to show the lag to other tools; a commit that fails is left to the next call."""
+        topic = self._kafka.topic
+        offsets = {TopicPartition(topic, number): offset for number, offset in next_offsets.items()}
         with contextlib.suppress(KafkaError):
-            await self._client.commit({self._partition(number): offset for number, offset in next_offsets.items()})
+            await self._client.commit(offsets)
+
+    def _decode(self, records: list[ConsumerRecord]) -> OffsetRange:
+        """Return the events of consecutive records of a partition."""
+        offsets = OffsetRange(records[0].offset, records[-1].offset + 1)
+        for record in records:
+            try:
+                event = self._decoder.decode(record.value, record.partition, record.offset, record.timestamp)
+            except BadRecord:
+                offsets.dead_letters += 1
+                continue
+            if event is not None:
+                offsets.events.append(event)
+        return offsets
 
     async def _assign(self, wanted: set[TopicPartition]) -> None:
         try:
@@ -147,20 +151,17 @@ class TopicReader:
             raise kafka_error(self._kafka, error) from error
         self._client.assign(sorted(wanted))
         for partition, begin in begins.items():
-            at = self.next_offsets.get(partition.partition, 0)
-            if at < begin:
+            next_offset = self.next_offsets.get(partition.partition, 0)
+            if next_offset < begin:
                 log.warning(
-                    "offsets that were never archived are no longer in the topic, and so their clicks are gone",
-                    extra={"partition": partition.partition, "first": at, "last": begin - 1},
+                    "clicks are lost: offsets that were never archived are no longer in the topic",
+                    extra={"partition": partition.partition, "first": next_offset, "last": begin - 1},
                 )
-            self.next_offsets[partition.partition] = max(at, begin)
-            self._client.seek(partition, max(at, begin))
+            self.next_offsets[partition.partition] = max(next_offset, begin)
+            self._client.seek(partition, max(next_offset, begin))
         self._assigned = wanted
 
     @property
     def _client(self) -> AIOKafkaConsumer:
-        assert self._consumer is not None, "to be used within `async with`"
+        assert self._consumer is not None, "use it within `async with`"
         return self._consumer
-
-    def _partition(self, number: int) -> TopicPartition:
-        return TopicPartition(self._kafka.topic, number)

@@ -1,4 +1,4 @@
-"""Events -> Kafka, keyed by user, so that one user's clicks keep their order."""
+"""Produce the events of a file to Kafka, keyed by user, so that the clicks of a user stay in order."""
 
 from __future__ import annotations
 
@@ -20,8 +20,7 @@ from streamrec.kafka.producer import Producer
 from streamrec.kafka.topics import ensure_topics
 from streamrec.setting_groups import EventSettings, KafkaSettings
 
-# Unacknowledged records that may be in flight before sending waits.
-WINDOW = 5_000
+MAX_IN_FLIGHT = 5_000  # records; sending waits while more are unacknowledged
 
 
 class ClickProducer:
@@ -35,24 +34,24 @@ class ClickProducer:
         self._in_flight: list[asyncio.Future[object]] = []
 
     async def send(self, event: Event) -> None:
-        """Queue one event; waits where too many are unacknowledged."""
+        """Queue one event; first wait for acknowledgements if too many are outstanding."""
         value: dict[str, object] = {self._events.user_id: event.user_id, self._events.item_id: event.item_id}
         if event.timestamp_ms is not None:
             value[self._events.timestamp] = event.timestamp_ms
         sent = await self._producer.send(self._topic, event.user_id.encode(), self._encoder.encode(value))
         self._in_flight.append(sent)
-        if len(self._in_flight) >= WINDOW:
+        if len(self._in_flight) >= MAX_IN_FLIGHT:
             await self.settle()
 
     async def settle(self) -> None:
-        """Wait until everything sent is acknowledged."""
-        waiting, self._in_flight = self._in_flight, []
-        await self._producer.settle(waiting)
+        """Wait until all queued events are acknowledged."""
+        sent, self._in_flight = self._in_flight, []
+        await self._producer.settle(sent)
 
 
 @contextlib.asynccontextmanager
 async def click_producer(kafka: KafkaSettings, events: EventSettings) -> AsyncIterator[ClickProducer]:
-    """A started ClickProducer; settles and closes at the end."""
+    """Yield a started ClickProducer; at the end wait for acknowledgements and close it."""
     producer = Producer(kafka)
     await producer.start()
     try:
@@ -64,10 +63,10 @@ async def click_producer(kafka: KafkaSettings, events: EventSettings) -> AsyncIt
 
 
 class Pacer:
-    """Lets events through at a rate.
+    """Spaces events evenly in time.
 
     Args:
-        rate_per_s: events a second; 0 is as fast as possible.
+        rate_per_s: events per second; 0 is as fast as possible.
     """
 
     def __init__(self, rate_per_s: float, now_s: Callable[[], float] = time.monotonic) -> None:
@@ -77,7 +76,7 @@ class Pacer:
         self._count = 0
 
     async def wait(self) -> None:
-        """Return when the next event is due."""
+        """Wait until the next event is due."""
         if self._rate_per_s:
             ahead_s = self._start_s + self._count / self._rate_per_s - self._now_s()
             if ahead_s > 0:
@@ -93,11 +92,11 @@ async def replay(
     unit: TimestampUnit | None,
     limit: int | None,
 ) -> int:
-    """Produce the events of a file; returns how many.
+    """Produce the events of a file; return their number.
 
     Raises:
         KafkaUnavailable: no broker answers.
-        StreamrecError: the file cannot be read; what came before the bad row was sent.
+        StreamrecError: the file cannot be read; the events before the bad row were sent.
     """
     if not path.exists():
         raise StreamrecError(f"there is no file {path}")
@@ -106,15 +105,7 @@ async def replay(
         console.print(f"topic {topic} created with {kafka.partitions} partitions", highlight=False)
     sent = 0
     pacer = Pacer(rate_per_s)
-    with Progress(
-        TextColumn("replay"),
-        BarColumn(),
-        DownloadColumn(),
-        TextColumn("{task.fields[events]}"),
-        TimeElapsedColumn(),
-        console=console,
-        disable=not console.is_terminal,
-    ) as bar:
+    with _progress_bar(console) as bar:
         task = bar.add_task("replay", total=path.stat().st_size if path.is_file() else None, events="")
         events: Iterable[Event] = read_events(
             path, Columns(timestamp_unit=unit), lambda at: bar.update(task, completed=at)
@@ -131,3 +122,15 @@ async def replay(
             raise StreamrecError(f"{error} ({sent:,} events before it were sent)") from error
         bar.update(task, events=f"{sent:,} events")
     return sent
+
+
+def _progress_bar(console: Console) -> Progress:
+    return Progress(
+        TextColumn("replay"),
+        BarColumn(),
+        DownloadColumn(),
+        TextColumn("{task.fields[events]}"),
+        TimeElapsedColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )

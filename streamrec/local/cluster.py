@@ -1,4 +1,4 @@
-"""A real Redis Cluster as child processes, for tests and the benchmark: each node is the embedded Redis server."""
+"""Run a real Redis Cluster as child processes, for tests and the benchmark."""
 
 from __future__ import annotations
 
@@ -16,15 +16,18 @@ from streamrec.errors import EmbeddedError
 from streamrec.local.servers import START_TIMEOUT_S, EmbeddedServer, answers_ping, free_port, redis_command
 
 SLOTS = 16_384
-BUS_PORT = 10_000  # nodes talk to each other on their port and this
+BUS_PORT = 10_000  # added to the port of a node: nodes talk to each other there
 HIGHEST_PORT = 65_535
 NODE_TIMEOUT_MS = 1_000
 
 
 class EmbeddedCluster:
-    """Primaries that share the slots evenly, with as many replicas each, on free ports of 127.0.0.1.
+    """Primaries that share the slots evenly, and their replicas, on free ports of 127.0.0.1.
 
-    Nobody has to introduce the nodes to each other: each is started with a nodes.conf that names them all.
+    Each node starts with a nodes.conf that names all nodes, so that they need not find each other.
+
+    Args:
+        replicas: of each primary.
     """
 
     def __init__(self, primaries: int = 3, replicas: int = 0) -> None:
@@ -35,22 +38,22 @@ class EmbeddedCluster:
 
     @property
     def redis_url(self) -> str:
-        """Where the first node listens."""
+        """URL of the first node."""
         return f"redis://127.0.0.1:{self.nodes[0].port}"
 
     def node_id(self, number: int) -> str:
-        """The name of a node within the cluster."""
+        """Return the id of a node within the cluster."""
         return f"{number + 1:040x}"
 
     def replicas_of(self, primary: int) -> list[EmbeddedServer]:
-        """The nodes that began as replicas of one that began as a primary."""
+        """Return the nodes that started as replicas of a primary."""
         return self.nodes[len(self.slots) + primary :: len(self.slots)]
 
     def start(self) -> Self:
         """Start all nodes and wait until they form a cluster.
 
         Raises:
-            EmbeddedError: the server is not installed, or they do not come together.
+            EmbeddedError: the server is not installed, or the nodes do not form a cluster.
         """
         try:
             for number, node in enumerate(self.nodes):
@@ -59,7 +62,9 @@ class EmbeddedCluster:
             deadline = time.monotonic() + START_TIMEOUT_S
             while not all(map(_is_in_cluster, self.nodes)):
                 if time.monotonic() > deadline:
-                    raise EmbeddedError(f"the nodes of the embedded Redis Cluster did not meet; see {self._folder}")
+                    raise EmbeddedError(
+                        f"the nodes of the embedded Redis Cluster formed no cluster; see {self._folder}"
+                    )
                 time.sleep(0.05)
         except BaseException:
             self.stop()
@@ -114,13 +119,13 @@ class EmbeddedCluster:
 def _is_in_cluster(node: EmbeddedServer) -> bool:
     with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", node.port), 1.0) as connection:
         connection.sendall(b"CLUSTER INFO\r\nINFO replication\r\nQUIT\r\n")
-        said = b"".join(iter(lambda: connection.recv(65_536), b""))
-        return b"cluster_state:ok" in said and b"master_link_status:down" not in said
+        answer = b"".join(iter(lambda: connection.recv(65_536), b""))
+        return b"cluster_state:ok" in answer and b"master_link_status:down" not in answer
     return False
 
 
 def _free_port() -> int:
-    """A port of 127.0.0.1 that is free, like the one for the bus."""
+    """Return a free port of 127.0.0.1 whose bus port is free too."""
     while True:
         port = free_port()
         with contextlib.suppress(OSError), socket.socket() as bus:

@@ -1,4 +1,4 @@
-"""A daemon as a child process, for demo and benchmark, and what its /metrics say."""
+"""Run a daemon as a child process, for demo and benchmark, and read its /metrics."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SERVE = (*EMBEDDED, "serve")
 
 @dataclass
 class Reading:
-    """What /metrics said at a moment of ``time.monotonic()``."""
+    """The values of /metrics at a moment of ``time.monotonic()``."""
 
     at_s: float
     applied: int = 0
@@ -40,7 +40,7 @@ class Reading:
 
     @property
     def published(self) -> int:
-        """Clicks whose list is in Redis."""
+        """Number of clicks whose list is in Redis."""
         return int(self.click_to_published[-1][1])
 
 
@@ -51,7 +51,7 @@ def environment(settings: Settings) -> dict[str, str]:
 
 
 def _text(value: object) -> str:
-    """Return a value as an environment variable holds it; an empty variable is not set."""
+    """Return the text of a value in an environment variable; an empty text means not set."""
     if isinstance(value, SecretStr):
         return value.get_secret_value()
     if isinstance(value, (tuple, list)):
@@ -60,7 +60,7 @@ def _text(value: object) -> str:
 
 
 def forget_environment() -> None:
-    """Unset every setting that this process found in its environment, and would hand on."""
+    """Unset every setting in the environment of this process, so that children do not inherit it."""
     for name in [name for name in os.environ if name.startswith(ENV_PREFIX)]:
         del os.environ[name]
 
@@ -73,10 +73,10 @@ class DaemonProcess:
         self._process = process
 
     async def wait_ready(self, http: aiohttp.ClientSession) -> None:
-        """Return when it serves.
+        """Wait until the daemon is ready.
 
         Raises:
-            StreamrecError: it ended, or takes too long.
+            StreamrecError: it ended, or was not ready in time.
         """
         deadline = time.monotonic() + READY_TIMEOUT_S
         while True:
@@ -90,7 +90,7 @@ class DaemonProcess:
             await asyncio.sleep(POLL_S)
 
     async def read(self, http: aiohttp.ClientSession) -> Reading | None:
-        """What its metrics say now; None where it did not answer, though it runs.
+        """Return its current metrics; None if it runs but did not answer.
 
         Raises:
             StreamrecError: it ended.
@@ -117,12 +117,12 @@ class DaemonProcess:
 
     @property
     def address(self) -> str:
-        """Where its page is."""
+        """Address of its page."""
         return self._url("/")
 
     def _check(self) -> None:
         if self._process.poll() is not None:
-            raise StreamrecError("the daemon ended; its last words are above")
+            raise StreamrecError("the daemon ended; its log is above")
 
     def _url(self, path: str) -> str:
         return f"http://{self._settings.http.host}:{self._settings.http.port}{path}"
@@ -130,7 +130,7 @@ class DaemonProcess:
 
 @contextlib.contextmanager
 def running_daemon(settings: Settings, program: Sequence[str] = SERVE) -> Iterator[DaemonProcess]:
-    """A `streamrec serve` process; it is stopped at the end, and its log shown if it said anything."""
+    """Run `streamrec serve` as a child process; at the end stop it and print its log."""
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
             [sys.executable, "-m", *program],

@@ -1,9 +1,9 @@
-"""What the embedded Kafka-protocol server needs of its clients, and Apache Kafka does not.
+"""Adapt aiokafka clients to the embedded Kafka-protocol server.
 
 The server answers an empty fetch at once instead of waiting for records, so that aiokafka would send thousands of
-fetches a second. It never removes a member of a group, so that a rebalance would wait for members that have died or
-forgotten their member id. ``adapt`` changes the aiokafka of this process; it uses private attributes, and
-tests/local/test_embedded_kafka.py fails if a new aiokafka has others.
+fetches per second. It never removes a member of a group, so that a rebalance would wait for members that have died or
+lost their member id. ``adapt`` changes the aiokafka of this process. It uses private attributes;
+tests/local/test_embedded_kafka.py fails if a new aiokafka changes them.
 """
 
 from __future__ import annotations

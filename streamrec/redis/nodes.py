@@ -1,8 +1,8 @@
-"""Where commands go: to one server, or on a cluster each to the node that has its key.
+"""Send commands to one server, or on a cluster to the owner of each key.
 
-redis-py's own cluster client is not used. It may send ASKING and the command that it is for over two connections, so
-that keys of a slot that moves are not found, and it cuts all connections, those in use too, whenever the cluster is
-down for a moment; and WAIT has to follow the writes over their connection. Each node has an ordinary client instead.
+redis-py's own cluster client is not used, for three reasons. It may send ASKING and its command over two connections,
+so that keys of a moving slot are not found. It cuts all connections, busy ones too, when the cluster is down for a
+moment. And WAIT must follow the writes on their connection. Here each node has an ordinary client.
 """
 
 from __future__ import annotations
@@ -17,40 +17,43 @@ from redis.exceptions import AskError, ClusterDownError, MovedError, NoScriptErr
 
 from streamrec.redis.script import Script
 
-# A redirection is followed at once. Keys of one user may be at two nodes while their slot moves: that takes a moment.
+# Before each try. A redirect is followed at once; while a slot moves, a user's keys may be on two nodes for a moment.
 PAUSES_S = (0.0, 0.02, 0.05, 0.1, 0.2, 0.4)
-ASKED = 3  # nodes that one call asks who has which slots, if they hang
+MAX_NODES_QUERIED = 3  # for the slots, by one call: nodes that hang cost a time-out each
 
 RedisArg = str | bytes | int | float
 Address = tuple[str, int]
 
 
 class Command(NamedTuple):
-    """What is sent, and the key that says where."""
+    """A command, and the key that decides which node gets it."""
 
     key: str
     parts: Sequence[RedisArg]
 
 
 class Wait(NamedTuple):
-    """So many replicas must have what was written, within so long."""
+    """A number of replicas that must acknowledge the writes within a time."""
 
     replicas: int
     timeout_ms: int
 
 
 class NotReplicated(RedisError):
-    """Too few replicas acknowledged in time; what was written stays written at its primary."""
+    """Too few replicas acknowledged in time; the primary still has the writes."""
 
     def __init__(self, acknowledged: int, wait: Wait) -> None:
         super().__init__(
-            f"{acknowledged} of redis_wait_replicas={wait.replicas} have what was written, after "
-            f"{wait.timeout_ms / 1000:g} s"
+            f"{acknowledged} of redis_wait_replicas={wait.replicas} have the writes after {wait.timeout_ms / 1000:g} s"
         )
 
 
 class OneServer:
-    """One server. ``options`` are those of redis-py's connection pool."""
+    """One server.
+
+    Args:
+        options: of redis-py's connection pool.
+    """
 
     def __init__(self, options: Mapping[str, Any]) -> None:
         self._client = _client(options)
@@ -58,19 +61,24 @@ class OneServer:
     async def send(
         self, commands: Sequence[Command], script: Script | None = None, wait: Wait | None = None
     ) -> list[Any]:
-        """Answers in order, errors among them; ``script`` is what EVALSHA means."""
+        """Return the answers in order, errors among them.
+
+        Args:
+            script: the script that EVALSHA in the commands runs; it is loaded if the server does not have it.
+            wait: replicas to wait for after the commands.
+        """
         return await _pipelined(self._client, commands, script, wait)
 
     async def client_of(self, key: str) -> redis.Redis:
-        """Who has a key."""
+        """Return the client of the owner of a key."""
         return self._client
 
     async def primaries(self) -> list[redis.Redis]:
-        """All who have keys."""
+        """Return the clients of all primaries."""
         return [self._client]
 
-    def doubt(self) -> None:
-        """Something went wrong."""
+    def mark_stale(self) -> None:
+        """Do nothing: one server owns all slots."""
 
     async def aclose(self) -> None:
         """Close all connections."""
@@ -78,136 +86,147 @@ class OneServer:
 
 
 class Cluster:
-    """The nodes of a cluster. ``options`` are those of redis-py's connection pool, with the first node to be asked.
+    """The nodes of a cluster.
 
-    Who has which slots is asked anew where a node says that another one has them, and after anything went wrong.
+    The owners of the slots are fetched again after a MOVED redirect and after any error.
+
+    Args:
+        options: of redis-py's connection pool; host and port are those of the seed node.
     """
 
     def __init__(self, options: Mapping[str, Any]) -> None:
         self._options = dict(options)
-        self._first: Address = (options.get("host", "localhost"), options.get("port", 6379))
-        self._clients: dict[Address, redis.Redis] = {self._first: _client(options)}
-        self._gone: list[redis.Redis] = []  # of nodes that left; what is in use there ends by itself
+        self._seed: Address = (options.get("host", "localhost"), options.get("port", 6379))
+        self._clients: dict[Address, redis.Redis] = {self._seed: _client(options)}
+        self._removed: list[redis.Redis] = []  # of nodes that left; their busy connections end by themselves
         self._owners: list[Address | None] = [None] * REDIS_CLUSTER_HASH_SLOTS
         self._stale = True
-        self._asking = asyncio.Lock()
+        self._refreshing = asyncio.Lock()
 
     async def send(
         self, commands: Sequence[Command], script: Script | None = None, wait: Wait | None = None
     ) -> list[Any]:
-        """Answers in order, errors among them; ``script`` is what EVALSHA means.
+        """Return the answers in order, errors among them. Arguments as for ``OneServer``.
 
-        A pipeline a node, not a transaction: commands take effect or not, each for itself.
+        Each node gets one pipeline, which is no transaction: each command succeeds or fails on its own.
 
         Raises:
-            RedisError: no node says who has the keys.
+            RedisError: no node answers with the owners of the slots.
         """
         answers: list[Any] = [None] * len(commands)
-        waiting: Iterable[int] = range(len(commands))
+        pending: Iterable[int] = range(len(commands))
         for pause_s in PAUSES_S:
             await asyncio.sleep(pause_s)
-            await self._know()
-            where = [(self._owners[_slot(commands[place].key)], place) for place in waiting]
-            await self._send(where, commands, answers, script, wait)
-            asked = [(_address(answers[place]), place) for _, place in where if type(answers[place]) is AskError]
-            await self._send(asked, commands, answers, script, wait, asking=True)
-            waiting = [place for _, place in where if isinstance(answers[place], (AskError, TryAgainError))]
-            if not waiting:
+            await self._refresh_slots()
+            targets = [(self._owners[_slot(commands[index].key)], index) for index in pending]
+            await self._send(targets, commands, answers, script, wait)
+            redirected = [(_address(answers[index]), index) for _, index in targets if type(answers[index]) is AskError]
+            await self._send(redirected, commands, answers, script, wait, asking=True)
+            pending = [index for _, index in targets if isinstance(answers[index], (AskError, TryAgainError))]
+            if not pending:
                 break
-            for error in (answers[place] for place in waiting if isinstance(answers[place], MovedError)):
-                self._ask_first(_address(error))
+            for error in (answers[index] for index in pending if isinstance(answers[index], MovedError)):
+                self._query_first(_address(error))
         return answers
 
     async def client_of(self, key: str) -> redis.Redis:
-        """The node that has a key.
+        """Return the client of the owner of a key.
 
         Raises:
-            RedisError: it is not known, and nobody says.
+            RedisError: the owner is unknown, and no node answers with it.
         """
-        await self._know()
+        await self._refresh_slots()
         owner = self._owners[_slot(key)]
         if owner is None:
             raise ClusterDownError("no node has the slot")
         return self._clients[owner]
 
     async def primaries(self) -> list[redis.Redis]:
-        """The nodes that have keys.
+        """Return the clients of all primaries.
 
         Raises:
-            RedisError: they are not known, and nobody says.
+            RedisError: the primaries are unknown, and no node answers with them.
         """
-        await self._know()
+        await self._refresh_slots()
         return [self._clients[address] for address in dict.fromkeys(self._owners) if address is not None]
 
-    def doubt(self) -> None:
-        """Something went wrong: ask again who has which slots."""
+    def mark_stale(self) -> None:
+        """Fetch the owners of the slots again before the next command."""
         self._stale = True
 
     async def aclose(self) -> None:
         """Close all connections."""
-        for client in (*self._clients.values(), *self._gone):
+        for client in (*self._clients.values(), *self._removed):
             await client.aclose()
 
     async def _send(
         self,
-        where: Sequence[tuple[Address | None, int]],
+        targets: Sequence[tuple[Address | None, int]],
         commands: Sequence[Command],
         answers: list[Any],
         script: Script | None,
         wait: Wait | None,
         asking: bool = False,
     ) -> None:
-        places: dict[Address, list[int]] = {}
-        for address, place in where:
+        """Send commands to their targets, pairs of node and index, and store the answers at the indices."""
+        by_node: dict[Address, list[int]] = {}
+        for address, index in targets:
             if address is None:
-                answers[place] = ClusterDownError("no node has the slot")
+                answers[index] = ClusterDownError("no node has the slot")
             else:
-                places.setdefault(address, []).append(place)
-        found = await asyncio.gather(
+                by_node.setdefault(address, []).append(index)
+        replies = await asyncio.gather(
             *(
-                _pipelined(self._client(address), [commands[place] for place in there], script, wait, asking)
-                for address, there in places.items()
+                _pipelined(self._client(address), [commands[index] for index in indices], script, wait, asking)
+                for address, indices in by_node.items()
             )
         )
-        for there, theirs in zip(places.values(), found, strict=True):
-            for place, answer in zip(there, theirs, strict=True):
-                answers[place] = answer
+        for indices, reply in zip(by_node.values(), replies, strict=True):
+            for index, answer in zip(indices, reply, strict=True):
+                answers[index] = answer
 
-    def _ask_first(self, address: Address) -> None:
-        """Ask again who has which slots, and first the node that is said to have one: others may not know yet."""
+    def _query_first(self, address: Address) -> None:
+        """Fetch the slots again, first from the target of a MOVED redirect: other nodes may not know it yet."""
         self._clients = {address: self._client(address)} | self._clients
         self._stale = True
 
-    async def _know(self) -> None:
-        """Ask one node after the other, until one says who has which slots; who does not is asked last from then on."""
-        async with self._asking:
-            error: Exception = ClusterDownError("no node knows who has which slots")
-            for address in list(self._clients)[:ASKED] if self._stale else ():
+    async def _refresh_slots(self) -> None:
+        """Fetch the owners of the slots if they are stale; a node that fails is queried last next time."""
+        async with self._refreshing:
+            error: Exception = ClusterDownError("no node knows the owners of the slots")
+            for address in list(self._clients)[:MAX_NODES_QUERIED] if self._stale else ():
                 try:
                     shards = await self._clients[address].execute_command("CLUSTER SLOTS")  # type: ignore[no-untyped-call]
                 except (RedisError, OSError) as failed:
                     error = failed
                     shards = None
                 if shards:
-                    await self._note(shards, address[0])
+                    await self._update_slots(shards, address[0])
                     return
                 self._clients[address] = self._clients.pop(address)
             if self._stale:
                 raise error
 
-    async def _note(self, shards: Sequence[Any], asked: str) -> None:
-        """Note who has which slots, and forget nodes that are gone, but for the first: its name may be a new one's."""
+    async def _update_slots(self, shards: Sequence[Any], queried: str) -> None:
+        """Store the owners of the slots, and drop the clients of nodes that left the cluster.
+
+        The client of the seed node remains: a new node may get its name.
+
+        Args:
+            shards: the answer to CLUSTER SLOTS.
+            queried: host of the node that answered; an empty host in the answer means this one.
+        """
         owners: list[Address | None] = [None] * REDIS_CLUSTER_HASH_SLOTS
         found = set()
         for start, end, *nodes in shards:
-            addresses = [(node[0].decode() if node[0] else asked, int(node[1])) for node in nodes]
+            addresses = [(node[0].decode() if node[0] else queried, int(node[1])) for node in nodes]
             owners[start : end + 1] = [addresses[0]] * (end + 1 - start)
             found.update(addresses)
         for address in found:
             self._client(address)
         self._owners, self._stale = owners, False
-        self._gone += [self._clients.pop(address) for address in self._clients.keys() - found - {self._first}]
-        for client in self._gone:
+        self._removed += [self._clients.pop(address) for address in self._clients.keys() - found - {self._seed}]
+        for client in self._removed:
             await client.connection_pool.disconnect(inuse_connections=False)
 
     def _client(self, address: Address) -> redis.Redis:
@@ -223,11 +242,11 @@ async def _pipelined(
     wait: Wait | None = None,
     asking: bool = False,
 ) -> list[Any]:
-    """Answers in order, errors among them, over one connection.
+    """Return the answers in order, errors among them; all commands use one connection.
 
-    Why what a WAIT has acknowledged survives the primary: WAIT speaks of the writes of its own connection, so the
-    server that took them answers, and none that was promoted since; one that was demoted meanwhile answers with an
-    error. What a retry finds done is written again, if only its TTL (append.lua), or its WAIT would wait for nothing.
+    Writes that WAIT has acknowledged survive the loss of the primary. WAIT counts the writes of its own connection, so
+    only the server that took them can answer; a primary that was demoted meanwhile answers with an error. A retry
+    writes again what it finds done, if only the TTL (append.lua): otherwise its WAIT would have nothing to wait for.
     """
     sent: list[Sequence[RedisArg]] = []
     for command in commands:
@@ -245,8 +264,8 @@ async def _pipelined(
     if wait is not None:
         acknowledged = answers.pop()
         if not isinstance(acknowledged, int) or acknowledged < wait.replicas:
-            lacking = acknowledged if isinstance(acknowledged, Exception) else NotReplicated(acknowledged, wait)
-            answers = [answer if isinstance(answer, Exception) else lacking for answer in answers]
+            failure = acknowledged if isinstance(acknowledged, Exception) else NotReplicated(acknowledged, wait)
+            answers = [answer if isinstance(answer, Exception) else failure for answer in answers]
     return answers[1::2] if asking else answers
 
 
@@ -259,7 +278,7 @@ async def _answers(client: redis.Redis, sent: Iterable[Sequence[RedisArg]]) -> l
 
 def _client(options: Mapping[str, Any]) -> redis.Redis:
     pool = redis.BlockingConnectionPool(**options)
-    # connects to nothing yet, but takes the options or not
+    # makes a connection object without connecting: a wrong option raises here
     pool.make_connection()  # type: ignore[no-untyped-call]
     return redis.Redis.from_pool(pool)
 
@@ -269,4 +288,5 @@ def _slot(key: str) -> int:
 
 
 def _address(error: AskError) -> Address:
+    """Return the target of a redirect."""
     return error.host, error.port

@@ -22,8 +22,10 @@ from streamrec.kafka.topics import topic_partitions
 from streamrec.local.daemon import EMBEDDED, environment
 from streamrec.settings import Settings
 
-from support.harness import Record, click, eventually, feed, feeding, read_topic, workload
+from support.kafka_client import feed, feeding, read_topic
 from support.oracle import is_bad
+from support.waiting import eventually
+from support.workload import Record, click, workload
 
 MakeSettings = Callable[..., Settings]
 

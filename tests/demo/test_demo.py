@@ -21,7 +21,8 @@ from streamrec.local.simulator import simulate_clicks
 from streamrec.settings_sources import load_settings
 from streamrec.web.titles import read_titles
 
-from support.harness import eventually, get
+from support.daemon_process import get
+from support.waiting import eventually
 
 
 def past_clicks(*clicks: tuple[str, str]) -> Interactions:

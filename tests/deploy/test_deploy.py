@@ -1,4 +1,4 @@
-"""deploy/ is true: its rules, dashboard, manifests and docs are held against the code and a running daemon."""
+"""Compare the rules, dashboard, manifests and pages of deploy/ with the code and with running processes."""
 
 from __future__ import annotations
 
@@ -34,8 +34,12 @@ from streamrec.serving.inspection import stored
 from streamrec.settings import ENV_PREFIX, Settings, all_settings
 from streamrec.settings_sources import secret_variables
 
-from support.harness import Daemon, Record, Retrain, click, eventually, feed, get, models, own_servers, wait_caught_up
+from support.daemon_process import Daemon, Retrain, get, models
+from support.kafka_client import feed, wait_caught_up
 from support.redis_access import raw_redis
+from support.servers import own_servers
+from support.waiting import eventually
+from support.workload import Record, click
 
 MakeSettings = Callable[..., Settings]
 StartDaemon = Callable[..., Daemon]
@@ -61,7 +65,7 @@ WORKLOADS = {m["metadata"]["name"]: m["spec"]["template"]["spec"] for m in MANIF
 
 
 def tool(name: str, package: str) -> str:
-    """A program that these tests use where it is installed."""
+    """Return the path of a program; skip the test if it is not installed."""
     found = shutil.which(name)
     if found is None:
         pytest.skip(f"needs {name}: Debian's package {package}, or the project's own release")
@@ -84,12 +88,12 @@ EXPRESSIONS = [str(rule["expr"]) for rule in RULES] + dashboard_expressions()
 
 
 def named(text: str, prefix: str) -> set[str]:
-    """Metrics named in a text; what recording rules make has a colon in its name."""
+    """Return the metrics named in a text. Results of recording rules have a colon in their name and are left out."""
     return set(re.findall(rf"(?<![\w:]){prefix}_[a-z0-9_]+\b(?!:)", text))
 
 
 def exposed(text: str) -> set[str]:
-    """Names of metrics, and of the series that they can have, though nothing may have happened yet."""
+    """Return the names of metrics and of their series, including series without a value yet."""
     names = set()
     for name, kind in re.findall(r"^# TYPE (\w+) (\w+)$", text, re.MULTILINE):
         names |= {name, *(f"{name}_{part}" for part in ("bucket", "sum", "count") if kind == "histogram")}
@@ -97,7 +101,7 @@ def exposed(text: str) -> set[str]:
 
 
 def labels(text: str) -> dict[tuple[str, str], set[str]]:
-    """Values of each metric's labels."""
+    """Return the values of each label, by metric and label."""
     found: dict[tuple[str, str], set[str]] = {}
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
@@ -111,7 +115,7 @@ def labels(text: str) -> dict[tuple[str, str], set[str]]:
 
 @pytest.fixture
 def registry(model_dir: Path, tmp_path: Path) -> Registry:
-    """Two versions, made at different times; the older one is the champion."""
+    """Two versions of different ages; the older one is the champion."""
     registry, saved = Registry(tmp_path / "registry"), load_model(model_dir)
     old = registry.publish(saved.model, saved.vocab, {"created_at": "2026-01-01T00:00:00+00:00"})
     registry.promote(old, "first")
@@ -137,7 +141,7 @@ async def metrics_of(process: Retrain) -> str:
     return (await asyncio.to_thread(get, f"{http[1]}/metrics"))[1]
 
 
-async def test_what_rules_dashboard_and_docs_name_is_what_running_processes_expose(
+async def test_running_processes_expose_the_metrics_that_rules_dashboard_and_pages_name(
     start_daemon: StartDaemon, make_settings: MakeSettings, registry: Registry, tmp_path: Path
 ) -> None:
     where: dict[str, Any] = {"model_dir": None, "registry_dir": registry.folder}
@@ -154,18 +158,18 @@ async def test_what_rules_dashboard_and_docs_name_is_what_running_processes_expo
 
     await eventually(swapped)
     clicks = [Record(b"ann", click("ann", f"i{n}", 1_700_000_000_000 + n)) for n in range(4)]
-    for record in clicks:  # each in a batch of its own, so that the lists before it can be judged
+    for record in clicks:  # each in its own batch, so that it is judged against the list before it
         await feed(settings, [record])
         await daemon.wait_handled(clicks.index(record) + 1)
     await feed(settings, [Record(b"ann", b"no event")])
 
-    async def told() -> bool:
+    async def counted() -> bool:
         return await daemon.metric("streamrec_dead_letters_total") == 1 and "lag_records{" in await text()
 
     async def text() -> str:
         return (await daemon.get("/metrics"))[1]
 
-    await eventually(told)
+    await eventually(counted)
     with retraining(settings) as retrain:
         found = await text() + await metrics_of(retrain)
     assert named(" ".join([*EXPRESSIONS, *PAGES.values()]), "streamrec") <= exposed(found)
@@ -182,7 +186,7 @@ async def test_what_rules_dashboard_and_docs_name_is_what_running_processes_expo
         assert value in values[metric, label] or label == "model", (metric, label, value)
 
 
-async def test_retraining_tells_how_its_rounds_end(make_settings: MakeSettings, tmp_path: Path) -> None:
+async def test_retraining_counts_its_rounds_by_outcome(make_settings: MakeSettings, tmp_path: Path) -> None:
     settings = make_settings(
         archive_dir=tmp_path / "archive",
         registry_dir=tmp_path / "registry",
@@ -219,7 +223,7 @@ async def has(process: Retrain, pattern: str) -> bool:
     return re.search(pattern, await metrics_of(process)) is not None
 
 
-async def test_a_port_that_was_asked_for_is_had_or_refused_and_a_default_one_replaced(
+async def test_a_taken_port_is_refused_if_it_was_set_and_replaced_if_it_is_the_default(
     make_settings: MakeSettings, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
@@ -236,7 +240,7 @@ async def test_a_port_that_was_asked_for_is_had_or_refused_and_a_default_one_rep
             assert (await asyncio.to_thread(get, f"{second}/metrics"))[0] == 200
 
 
-async def test_the_metrics_of_retraining_ask_for_the_token_and_its_health_does_not(
+async def test_metrics_of_retraining_need_the_token_and_its_health_does_not(
     make_settings: MakeSettings, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
@@ -259,7 +263,7 @@ async def test_the_metrics_of_retraining_ask_for_the_token_and_its_health_does_n
 
 
 async def test_a_long_session_time_out_slows_no_rebalance(make_settings: MakeSettings) -> None:
-    """Members learn of a rebalance by their heartbeats, and all the others wait for them."""
+    """Members learn of a rebalance from their heartbeats, and the other members wait for them."""
     for timeout_s, expected_ms in ((120, 3000), (6, 2000)):
         settings = make_settings(kafka_session_timeout_s=timeout_s)
         producer = Producer(settings.kafka)
@@ -270,33 +274,33 @@ async def test_a_long_session_time_out_slows_no_rebalance(make_settings: MakeSet
 
 
 async def test_a_static_member_that_restarts_causes_no_rebalance(start_daemon: StartDaemon) -> None:
-    """So a rollout of the StatefulSet stops nobody but the pod whose turn it is."""
+    """So a rollout of the StatefulSet interrupts one pod at a time."""
 
     def start(name: str) -> Daemon:
         return start_daemon(kafka_group_instance_id=name, kafka_session_timeout_s=60)
 
-    stays, restarts = start("serve-0"), start("serve-1")
+    running, restarted = start("serve-0"), start("serve-1")
 
     async def both_have_some() -> bool:
-        return all("partitions assigned partitions=[" in daemon.output for daemon in (stays, restarts))
+        return all("partitions assigned partitions=[" in daemon.output for daemon in (running, restarted))
 
     def last(daemon: Daemon) -> str:
         return re.findall(r"partitions assigned partitions=(\[.*\])", daemon.output)[-1]
 
     await eventually(both_have_some)
-    await eventually(lambda: settled(stays, restarts))
-    before = last(stays), last(restarts)
-    rebalances = await stays.metric("streamrec_rebalances_total")
-    restarts.signal(signal.SIGTERM)
-    assert await restarts.wait_exit() == 0
+    await eventually(lambda: settled(running, restarted))
+    before = last(running), last(restarted)
+    rebalances = await running.metric("streamrec_rebalances_total")
+    restarted.signal(signal.SIGTERM)
+    assert await restarted.wait_exit() == 0
     again = start("serve-1")
     await again.wait_ready()
-    assert (last(stays), last(again)) == before
-    assert await stays.metric("streamrec_rebalances_total") == rebalances
+    assert (last(running), last(again)) == before
+    assert await running.metric("streamrec_rebalances_total") == rebalances
 
 
 async def settled(*daemons: Daemon) -> bool:
-    """All partitions are with somebody, each once."""
+    """Return whether each partition is assigned to one daemon."""
     taken = [re.findall(r"partitions assigned partitions=\[(.*)\]", daemon.output)[-1] for daemon in daemons]
     return sorted(number for each in taken for number in each.split(", ") if number) == ["0", "1", "2", "3"]
 
@@ -304,7 +308,7 @@ async def settled(*daemons: Daemon) -> bool:
 async def test_a_full_redis_that_evicts_nothing_delays_clicks_and_loses_none(
     make_settings: MakeSettings, model_dir: Path
 ) -> None:
-    """Why compose.yaml says noeviction."""
+    """This is why compose.yaml sets noeviction."""
     with own_servers() as servers:
         where = {"redis_url": servers.redis_url, "kafka_bootstrap_servers": servers.kafka_bootstrap_servers}
         settings = make_settings(**where, model_dir=model_dir)
@@ -330,7 +334,7 @@ async def test_a_full_redis_that_evicts_nothing_delays_clicks_and_loses_none(
 def test_a_redis_exporter_exposes_what_the_rules_name(make_settings: MakeSettings) -> None:
     program = tool("prometheus-redis-exporter", "prometheus-redis-exporter")
     address = f"127.0.0.1:{free_port()}"
-    url = make_settings().redis_url.get_secret_value()
+    url = make_settings().redis.url.get_secret_value()
     process = subprocess.Popen(
         [program, "-redis.addr", url, "-web.listen-address", address],
         stdout=subprocess.DEVNULL,
@@ -355,7 +359,9 @@ async def said(url: str, text: str) -> str:
 
 def test_the_rules_pass_their_own_tests() -> None:
     promtool = tool("promtool", "prometheus")
-    run(promtool, "check", "config", "--syntax-only", PROMETHEUS / "prometheus.yml")  # the token's file is not here
+    run(
+        promtool, "check", "config", "--syntax-only", PROMETHEUS / "prometheus.yml"
+    )  # the file of the token does not exist here
     run(promtool, "check", "rules", PROMETHEUS / "rules.yaml")
     run(promtool, "test", "rules", *sorted(PROMETHEUS.glob("rules*_test.yaml")))
 
@@ -373,7 +379,7 @@ def test_every_alert_is_tested_to_fire_and_has_a_runbook_entry() -> None:
         assert rule["labels"]["severity"] in ("page", "ticket")
 
 
-def test_the_expressions_of_the_dashboard_are_understood_and_use_rules_that_there_are(tmp_path: Path) -> None:
+def test_expressions_of_the_dashboard_are_valid_and_use_existing_rules(tmp_path: Path) -> None:
     recorded = {rule["record"] for rule in RULES if "record" in rule}
     used = set(re.findall(r"streamrec:\w+:\w+", " ".join(EXPRESSIONS)))
     assert used <= recorded
@@ -403,7 +409,7 @@ async def test_prometheus_scrapes_a_daemon_and_an_alert_fires_when_it_is_stopped
     daemon = start_daemon(http_token=token)
     await daemon.wait_ready()
     (tmp_path / "http_token").write_text(f"{token}\n")
-    # the rules as they are, but for the patience: enough for a first scrape on a busy machine
+    # the rules with shorter times: enough for a first scrape on a busy machine
     rules = re.sub(r"for: \d+[mh]", "for: 5s", (PROMETHEUS / "rules.yaml").read_text("utf-8"))
     (tmp_path / "rules.yaml").write_text(rules)
     scraped = {"static_configs": [{"targets": [daemon.http.removeprefix("http://")]}]}
@@ -440,7 +446,7 @@ async def test_prometheus_scrapes_a_daemon_and_an_alert_fires_when_it_is_stopped
         assert "StreamrecNoDaemon" not in await firing()
         daemon.kill()
         await eventually(no_daemon)
-        assert await firing() == {"StreamrecNoDaemon", "StreamrecNoRetrain"}  # nobody retrains here
+        assert await firing() == {"StreamrecNoDaemon", "StreamrecNoRetrain"}  # no worker retrains here
     finally:
         process.terminate()
         await process.wait()
@@ -450,7 +456,7 @@ async def test_prometheus_scrapes_a_daemon_and_an_alert_fires_when_it_is_stopped
 
 
 def environments() -> list[tuple[str, str]]:
-    """Every setting that is given to a container, with its value where one stands there."""
+    """Return every variable of a container, with its value or a stand-in."""
     found = [(name, str(value)) for service in OURS.values() for name, value in service["environment"].items()]
     for spec in WORKLOADS.values():
         (container,) = spec["containers"]
@@ -461,7 +467,7 @@ def environments() -> list[tuple[str, str]]:
     return found
 
 
-def test_every_setting_is_one_and_has_a_value_that_it_takes() -> None:
+def test_every_variable_is_a_setting_with_a_valid_value() -> None:
     given = dict(environments())
     assert {"STREAMREC_REDIS_URL", "STREAMREC_KAFKA_GROUP_INSTANCE_ID", "STREAMREC_HTTP_HOST"} <= set(given)
     files = {f"{name}_FILE" for name in secret_variables()} & set(given)
@@ -475,7 +481,7 @@ def test_every_setting_is_one_and_has_a_value_that_it_takes() -> None:
     assert {name.lower() for name in mentioned - secrets} <= set(all_settings())
 
 
-def test_every_file_with_a_secret_is_one_that_its_container_has() -> None:
+def test_every_secret_file_is_mounted_in_its_container() -> None:
     for name, service in OURS.items():
         for path in (value for variable, value in service["environment"].items() if variable.endswith("_FILE")):
             assert path.removeprefix("/run/secrets/") in service["secrets"], name
@@ -495,7 +501,7 @@ def test_every_file_with_a_secret_is_one_that_its_container_has() -> None:
         assert mounted["secretName"] == "streamrec-secrets"
 
 
-def test_every_command_is_understood() -> None:
+def test_every_command_is_valid() -> None:
     commands = [(name, list(service["command"])) for name, service in OURS.items() if name != "first-model"]
     commands += re.findall(r"^ +(streamrec) (.+)$", OURS["first-model"]["command"][-1], re.MULTILINE)
     commands += [(name, spec["containers"][0]["args"]) for name, spec in WORKLOADS.items()]
@@ -526,10 +532,10 @@ def test_compose_opens_no_port_to_other_machines() -> None:
     assert len(ports) == 5 and all(port.startswith("127.0.0.1:") for port in ports)
 
 
-def test_ports_and_times_are_those_of_the_settings() -> None:
+def test_ports_and_times_agree_with_the_settings() -> None:
     settings = Settings.of()
     ports = {"serve": settings.http.port, "retrain": settings.retrain.http_port}
-    (published,) = COMPOSE["services"]["serve"]["ports"]  # one for each daemon that can have a partition
+    (published,) = COMPOSE["services"]["serve"]["ports"]  # one port for each daemon that can have a partition
     last = settings.http.port + int(OURS["serve"]["environment"]["STREAMREC_KAFKA_PARTITIONS"]) - 1
     assert published == f"127.0.0.1:{settings.http.port}-{last}:{settings.http.port}"
     scraped = (PROMETHEUS / "prometheus.yml").read_text("utf-8")
@@ -545,7 +551,7 @@ def test_ports_and_times_are_those_of_the_settings() -> None:
 
 
 @pytest.mark.parametrize("version", ["1.28.0", "1.34.0"])
-def test_the_manifests_are_what_kubernetes_takes(version: str) -> None:
+def test_manifests_fit_the_schemas_of_kubernetes(version: str) -> None:
     validate = pytest.importorskip("kubernetes_validate", reason="needs: pip install kubernetes-validate")
     checked = 0
     for manifest in MANIFESTS:
@@ -564,7 +570,7 @@ def test_kustomize_builds(overlay: str, tmp_path: Path) -> None:
     built = list(yaml.safe_load_all(run(kubectl, "kustomize", tmp_path / "kubernetes" / overlay)))
     assert {each["metadata"].get("namespace", "streamrec") for each in built} == {"streamrec"}
     (serve,) = [each for each in built if each["kind"] == "StatefulSet"]
-    assert ("replicas" in serve["spec"]) == (overlay == "base")  # KEDA's to decide
+    assert ("replicas" in serve["spec"]) == (overlay == "base")  # KEDA sets them
     (secret,) = [each["metadata"]["name"] for each in built if each["kind"] == "Secret"]
     pod = serve["spec"]["template"]["spec"]
     assert {"secretName": secret, "defaultMode": 0o440} in [volume.get("secret") for volume in pod["volumes"]]

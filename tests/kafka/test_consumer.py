@@ -1,4 +1,4 @@
-"""What is in a batch, and when one is in hand."""
+"""Batches of the consumer: their records, and when it is idle."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from streamrec.kafka.topics import ensure_topics
 from streamrec.metrics import Metrics
 from streamrec.settings import Settings
 
-from support.harness import produce_clicks
+from support.kafka_client import produce_clicks
 
 MakeSettings = Callable[..., Settings]
 
@@ -31,7 +31,7 @@ async def consuming(settings: Settings) -> AsyncIterator[ClickConsumer]:
         yield consumer
 
 
-async def test_while_the_next_batch_waits_the_consumer_is_not_idle(make_settings: MakeSettings) -> None:
+async def test_the_consumer_is_not_idle_between_waiting_batches(make_settings: MakeSettings) -> None:
     settings = make_settings(kafka_partitions=1, kafka_max_batch=1)
     await ensure_topics(settings.kafka, (settings.kafka.topic,))
     await produce_clicks(settings, [("ann", f"i{n}") for n in range(5)])
@@ -41,7 +41,7 @@ async def test_while_the_next_batch_waits_the_consumer_is_not_idle(make_settings
         async for _ in consumer.batches(asyncio.Event(), burst=True):
             if not handled:
                 waiting = asyncio.create_task(consumer.wait_idle())
-            for _ in range(5):  # turns of the loop in which it could have gone through
+            for _ in range(5):  # turns of the event loop in which it could have ended
                 await asyncio.sleep(0)
             assert not waiting.done(), f"after {handled} of 5 batches"
             handled += 1
@@ -49,7 +49,7 @@ async def test_while_the_next_batch_waits_the_consumer_is_not_idle(make_settings
         await asyncio.wait_for(waiting, 10)
 
 
-async def test_all_that_comes_while_a_batch_is_in_hand_is_in_the_next_one(make_settings: MakeSettings) -> None:
+async def test_records_that_arrive_during_a_batch_form_the_next_one(make_settings: MakeSettings) -> None:
     settings = make_settings(kafka_partitions=1)
     await ensure_topics(settings.kafka, (settings.kafka.topic,))
     await produce_clicks(settings, [("ann", "first")])

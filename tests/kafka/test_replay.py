@@ -1,4 +1,4 @@
-"""`streamrec replay`: a file's events in the topic, keyed by user, in order, at a rate."""
+"""`streamrec replay` produces the events of a file, keyed by user, in order, at a rate."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ import pytest
 import streamrec.kafka.replay
 from sasrec import Event
 from streamrec.errors import KafkaUnavailable, StreamrecError
-from streamrec.kafka.connection import unavailable
+from streamrec.kafka.connection import kafka_error
 from streamrec.kafka.decode import EventDecoder
 from streamrec.kafka.producer import Producer
 from streamrec.kafka.replay import ClickProducer, Pacer, click_producer, replay
 from streamrec.kafka.topics import topic_partitions
 from streamrec.settings import Settings
 
-from support.harness import read_topic
+from support.kafka_client import read_topic
 
 MakeSettings = Callable[..., Settings]
 BASE_S = 1_700_000_000
@@ -58,7 +58,7 @@ async def run(settings: Settings, path: Path, limit: int | None = None) -> int:
 
 
 async def events_in(settings: Settings) -> list[Event]:
-    """What is in the topic, as the daemon would read it; users in the order of their partitions."""
+    """Return the events of the topic as the daemon decodes them, partition by partition."""
     decoder = EventDecoder(settings.events)
     found = []
     for record in await read_topic(settings, settings.kafka.topic):
@@ -85,7 +85,7 @@ async def test_events_of_every_format_arrive_keyed_by_user_and_in_order(
     assert by_user(await events_in(settings)) == by_user(EVENTS)
 
 
-async def test_a_missing_topic_is_created_with_a_line_that_says_so(
+async def test_a_missing_topic_is_created_and_reported(
     make_settings: MakeSettings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = make_settings(kafka_partitions=3)
@@ -102,14 +102,14 @@ async def test_a_missing_topic_is_created_with_a_line_that_says_so(
 
 
 async def test_thousands_of_events_keep_each_users_order(make_settings: MakeSettings, tmp_path: Path) -> None:
-    settings, count = make_settings(), 12_000  # more than may be in flight at once
+    settings, count = make_settings(), 12_000  # more than may be in flight
     lines = "".join(f"u{k % 97},{k},{k}\n" for k in range(count))
     assert await run(settings, write(tmp_path, "many.csv", f"user_id,item_id,timestamp\n{lines}")) == count
     found = by_user(await events_in(settings))
     assert found == by_user([Event(f"u{k % 97}", str(k), k) for k in range(count)])
 
 
-async def test_events_without_a_time_are_sent_without_one(make_settings: MakeSettings, tmp_path: Path) -> None:
+async def test_events_without_a_timestamp_are_sent_without_one(make_settings: MakeSettings, tmp_path: Path) -> None:
     settings = make_settings()
     await run(settings, write(tmp_path, "clicks.csv", "user_id,item_id\nann,a\n"))
     (record,) = await read_topic(settings, settings.kafka.topic)
@@ -143,7 +143,7 @@ async def test_a_limit_sends_the_first_events(make_settings: MakeSettings, tmp_p
     ],
     ids=["short row", "empty id", "no time", "no JSON", "half a character in the user", "half a character in the item"],
 )
-async def test_a_bad_row_is_named_and_what_came_before_was_sent(
+async def test_a_bad_row_is_named_and_events_before_it_were_sent(
     make_settings: MakeSettings, tmp_path: Path, name: str, bad_row: str, why: str
 ) -> None:
     settings = make_settings()
@@ -166,7 +166,7 @@ async def test_a_file_without_events_is_refused(
         await run(make_settings(), path)
 
 
-async def test_a_folder_is_no_file(make_settings: MakeSettings, tmp_path: Path) -> None:
+async def test_a_folder_is_refused(make_settings: MakeSettings, tmp_path: Path) -> None:
     with pytest.raises(StreamrecError, match=re.escape(str(tmp_path))):
         await run(make_settings(), tmp_path)
 
@@ -179,16 +179,14 @@ async def test_an_unreachable_broker_is_one_clear_error(
         await run(settings, write(tmp_path, "clicks.csv", FORMATS["clicks.csv"]))
 
 
-async def test_a_record_that_kafka_does_not_take_is_one_clear_error(
-    make_settings: MakeSettings, tmp_path: Path
-) -> None:
+async def test_a_record_that_kafka_refuses_is_one_clear_error(make_settings: MakeSettings, tmp_path: Path) -> None:
     path = write(tmp_path, "clicks.jsonl", json.dumps({"user_id": "ann", "item_id": "x" * 2_000_000}))
     with pytest.raises(StreamrecError, match=r"Kafka at .* larger than"):
         await run(make_settings(), path)
 
 
 class ProducerThatLosesAcknowledgements(Producer):
-    """Takes records; the broker never says that it has them."""
+    """Accepts records; all acknowledgements are lost."""
 
     async def send(self, topic: str, key: bytes, value: bytes) -> Any:
         lost = asyncio.get_running_loop().create_future()
@@ -206,10 +204,10 @@ async def test_an_event_that_is_not_acknowledged_is_an_error(
 
 
 class ProducerThatNeverAcknowledges(Producer):
-    """Takes records; counts how many are unacknowledged at once."""
+    """Accepts records; counts the unacknowledged ones."""
 
     def __init__(self, settings: Settings) -> None:
-        super().__init__(settings)
+        super().__init__(settings.kafka)
         self.waiting = self.most_waiting = 0
 
     async def send(self, topic: str, key: bytes, value: bytes) -> Any:
@@ -221,7 +219,7 @@ class ProducerThatNeverAcknowledges(Producer):
 
 
 async def test_unacknowledged_events_are_bounded(make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streamrec.kafka.replay, "WINDOW", 10)
+    monkeypatch.setattr(streamrec.kafka.replay, "MAX_IN_FLIGHT", 10)
     producer = ProducerThatNeverAcknowledges(make_settings())
     clicks = ClickProducer(producer, make_settings().kafka.topic, make_settings().events)
     for _ in range(25):
@@ -233,7 +231,7 @@ async def test_unacknowledged_events_are_bounded(make_settings: MakeSettings, mo
 
 
 class Clock:
-    """Seconds that pass only while somebody sleeps, or when told to."""
+    """A clock that advances only by ``sleep`` or by hand."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now_s = 50.0
@@ -247,7 +245,7 @@ class Clock:
 
 
 @pytest.mark.parametrize("rate_per_s", [0.5, 3.0, 300.0, 1e6])
-async def test_events_go_out_at_the_rate(monkeypatch: pytest.MonkeyPatch, rate_per_s: float) -> None:
+async def test_events_are_sent_at_the_rate(monkeypatch: pytest.MonkeyPatch, rate_per_s: float) -> None:
     clock = Clock(monkeypatch)
     pacer, times = Pacer(rate_per_s, clock), []
     for _ in range(50):
@@ -275,5 +273,5 @@ async def test_rate_0_never_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     assert clock.now_s == 50.0
 
 
-def test_an_error_of_kafka_without_words_is_named(make_settings: MakeSettings) -> None:
-    assert str(unavailable(make_settings(), OSError())).endswith(": OSError")
+def test_a_kafka_error_without_a_text_is_named_by_its_class(make_settings: MakeSettings) -> None:
+    assert str(kafka_error(make_settings().kafka, OSError())).endswith(": OSError")

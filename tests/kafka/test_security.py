@@ -1,6 +1,6 @@
-"""Kafka with TLS, logins and ACLs: what is served, what is asked for, and what is said to the operator.
+"""Kafka with TLS, logins and ACLs: the daemon works, needs only the documented rights, and explains errors.
 
-Before the real broker stands a front that ends TLS, demands a login, or allows no new topics (fronts.py).
+A front before the real broker terminates TLS, requires a login, or refuses new topics (fronts.py).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from aiokafka.errors import GroupAuthorizationFailedError, TopicAuthorizationFai
 
 from sasrec import load_model
 from streamrec.errors import KafkaUnavailable
-from streamrec.kafka.connection import unavailable
+from streamrec.kafka.connection import kafka_error
 from streamrec.kafka.topics import ensure_topics, topic_partitions
 from streamrec.local.daemon import EMBEDDED, environment
 from streamrec.local.servers import EmbeddedServers
@@ -27,8 +27,11 @@ from streamrec.registry import Registry
 from streamrec.settings import Settings
 from streamrec.settings_sources import load_settings
 
+from support.daemon_process import Daemon, Retrain
 from support.fronts import Certificates, KafkaFront
-from support.harness import Daemon, Record, Retrain, click, eventually, feed
+from support.kafka_client import feed
+from support.waiting import eventually
+from support.workload import Record, click
 
 PAGE = (Path(__file__).parents[2] / "deploy" / "SECURITY.md").read_text("utf-8")
 USER, PASSWORD = "str=eam,rec", "s3cr3t-right"
@@ -37,68 +40,71 @@ LOGIN = {"kafka_sasl_username": USER, "kafka_sasl_password": PASSWORD}
 CREATE_TOPICS = 19
 
 
-async def reached(address: str, **more: Any) -> None:
+async def connects(address: str, **more: Any) -> None:
     settings = load_settings(flags={"kafka_bootstrap_servers": address} | more)
     assert await topic_partitions(settings.kafka, ["no-such-topic"]) == {"no-such-topic": 0}
 
 
 async def refusal_of(address: str, **more: Any) -> str:
     settings = load_settings(flags={"kafka_bootstrap_servers": address} | more)
-    with pytest.raises(KafkaUnavailable) as told:
+    with pytest.raises(KafkaUnavailable) as raised:
         async with asyncio.timeout(15):
             await ensure_topics(settings.kafka, ["no-such-topic"])
-    assert "\n" not in str(told.value)
-    assert "s3cr3t" not in f"{told.value!r}"
-    return str(told.value)
+    assert "\n" not in str(raised.value)
+    assert "s3cr3t" not in f"{raised.value!r}"
+    return str(raised.value)
 
 
 # --- TLS
 
 
-async def test_brokers_are_reached_over_tls_with_a_client_certificate_where_one_is_wanted(
+async def test_brokers_are_reached_over_tls_and_with_a_client_certificate_if_required(
     own: EmbeddedServers, certificates: Certificates, other_certificates: Certificates
 ) -> None:
     tls: dict[str, Any] = {"kafka_security_protocol": "SSL", "kafka_tls_ca_file": certificates.ca_file}
     async with KafkaFront(own.kafka.port, certificates.server()).listening() as front:
-        await reached(front.address, **tls)
-    async with KafkaFront(own.kafka.port, certificates.server(wants_client=True)).listening() as front:
+        await connects(front.address, **tls)
+    async with KafkaFront(own.kafka.port, certificates.server(requires_client=True)).listening() as front:
         cert, key = certificates.client("streamrec")
-        await reached(front.address, **tls, kafka_tls_cert_file=cert, kafka_tls_key_file=key)
-        assert "does it want a client certificate (kafka_tls_cert_file)" in await refusal_of(front.address, **tls)
+        await connects(front.address, **tls, kafka_tls_cert_file=cert, kafka_tls_key_file=key)
+        assert "does it require a client certificate (kafka_tls_cert_file)" in await refusal_of(front.address, **tls)
         cert, key = other_certificates.client("streamrec")
         stranger = await refusal_of(front.address, **tls, kafka_tls_cert_file=cert, kafka_tls_key_file=key)
-        assert "does it want another client certificate" in stranger
+        assert "does it require another client certificate" in stranger
 
 
 @pytest.mark.parametrize(
-    ("names", "expired", "trusted", "said"),
+    ("names", "expired", "trusted", "message"),
     [
-        ((), False, False, r"signed by nobody we trust .* set STREAMREC_KAFKA_TLS_CA_FILE to its CA's certificate"),
+        ((), False, False, r"signed by an unknown CA .* set STREAMREC_KAFKA_TLS_CA_FILE to its CA's certificate"),
         ((), True, True, r"out of date \(certificate has expired\): renew it"),
-        (("kafka.example",), False, True, r"for another name \(.*127\.0\.0\.1.*\): use a name that stands in the cert"),
+        (("kafka.example",), False, True, r"for another name \(.*127\.0\.0\.1.*\): use a name that the cert"),
     ],
     ids=["another CA", "expired", "another name"],
 )
-async def test_a_broker_that_is_not_proven_to_be_ours_is_refused(
+async def test_a_broker_with_a_wrong_certificate_is_refused(
     own: EmbeddedServers,
     certificates: Certificates,
     other_certificates: Certificates,
     names: tuple[str, ...],
     expired: bool,
     trusted: bool,
-    said: str,
+    message: str,
 ) -> None:
     known = certificates if trusted else other_certificates
     tls: dict[str, Any] = {"kafka_security_protocol": "SSL", "kafka_tls_ca_file": known.ca_file}
     async with KafkaFront(own.kafka.port, certificates.server(*names, expired=expired)).listening() as front:
-        assert re.search(said, await refusal_of(front.address, **tls))
+        assert re.search(message, await refusal_of(front.address, **tls))
 
 
-async def test_tls_and_plain_ports_that_are_mixed_up_are_told(own: EmbeddedServers, certificates: Certificates) -> None:
+async def test_a_mix_up_of_tls_and_plain_ports_is_explained(own: EmbeddedServers, certificates: Certificates) -> None:
     tls: dict[str, Any] = {"kafka_security_protocol": "SSL", "kafka_tls_ca_file": certificates.ca_file}
     async with KafkaFront(own.kafka.port, certificates.server()).listening() as front:
         plain = await refusal_of(front.address)
-    assert "it hangs up; does it want TLS on this port, or SASL? See STREAMREC_KAFKA_SECURITY_PROTOCOL" in plain
+    assert (
+        "it closes the connection; does it require TLS on this port, or SASL? See STREAMREC_KAFKA_SECURITY_PROTOCOL"
+        in plain
+    )
     assert "does it speak TLS on this port" in await refusal_of(own.kafka_bootstrap_servers, **tls)
 
 
@@ -109,18 +115,18 @@ async def test_tls_and_plain_ports_that_are_mixed_up_are_told(own: EmbeddedServe
 async def test_a_login_is_accepted_or_refused_in_one_line(own: EmbeddedServers, mechanism: str) -> None:
     sasl = {"kafka_security_protocol": "SASL_PLAINTEXT", "kafka_sasl_mechanism": mechanism} | LOGIN
     async with KafkaFront(own.kafka.port, None, mechanism, {USER: PASSWORD}).listening() as front:
-        await reached(front.address, **sasl)
+        await connects(front.address, **sasl)
         for wrong in ({"kafka_sasl_password": "s3cr3t-wrong"}, {"kafka_sasl_username": "nobody"}):
-            said = await refusal_of(front.address, **sasl | wrong)
+            message = await refusal_of(front.address, **sasl | wrong)
             assert re.search(
-                rf"it refuses user .* or the password, by {mechanism}: set STREAMREC_KAFKA_SASL_USER", said
+                rf"it refuses user .* or the password, by {mechanism}: set STREAMREC_KAFKA_SASL_USER", message
             )
         other = "PLAIN" if mechanism != "PLAIN" else "SCRAM-SHA-256"
-        said = await refusal_of(front.address, **sasl | {"kafka_sasl_mechanism": other})
-        assert f"it does not take SASL mechanism {other}: set STREAMREC_KAFKA_SASL_MECHANISM" in said
+        message = await refusal_of(front.address, **sasl | {"kafka_sasl_mechanism": other})
+        assert f"it does not support SASL mechanism {other}: set STREAMREC_KAFKA_SASL_MECHANISM" in message
         assert "or SASL? See STREAMREC_KAFKA_SECURITY_PROTOCOL" in await refusal_of(front.address)
     async with KafkaFront(own.kafka.port).listening() as front:
-        assert "it asks for no SASL on this port" in await refusal_of(front.address, **sasl)
+        assert "it uses no SASL on this port" in await refusal_of(front.address, **sasl)
 
 
 @contextlib.asynccontextmanager
@@ -152,7 +158,7 @@ def settings_of(own: EmbeddedServers, model_dir: Path, tmp_path: Path) -> Callab
 
 
 @pytest.mark.parametrize("mechanism", ["PLAIN", "SCRAM-SHA-512"])
-async def test_a_daemon_serves_over_tls_and_login_and_tells_no_secret_even_while_debugging(
+async def test_a_daemon_serves_over_tls_and_login_and_logs_no_secret_even_at_debug_level(
     own: EmbeddedServers, certificates: Certificates, settings_of: Callable[..., Settings], mechanism: str
 ) -> None:
     secured: dict[str, Any] = {
@@ -169,7 +175,7 @@ async def test_a_daemon_serves_over_tls_and_login_and_tells_no_secret_even_while
             await eventually(lambda: daemon.has_logged("partitions assigned"))
             await feed(settings_of(), [Record(b"ann", click("ann", "i1", 1_700_000_000_000))])
             await eventually(lambda: daemon.has_logged("OffsetCommitRequest"))
-            assert "SaslAuthenticateRequest" in daemon.output, "debugging tells of every request; is that so no longer?"
+            assert "SaslAuthenticateRequest" in daemon.output, "at debug level aiokafka no longer logs every request"
             assert "s3cr3t" not in daemon.output
         wrong = settings_of(front.address, **secured | {"kafka_sasl_password": "s3cr3t-wrong"})
         async with daemon_of(wrong) as daemon:
@@ -179,7 +185,7 @@ async def test_a_daemon_serves_over_tls_and_login_and_tells_no_secret_even_while
             assert "Traceback" not in daemon.output
 
 
-async def test_a_password_that_is_changed_at_the_broker_is_told_while_the_daemon_waits(
+async def test_a_password_that_changes_at_the_broker_is_logged_while_the_daemon_waits(
     own: EmbeddedServers, settings_of: Callable[..., Settings]
 ) -> None:
     front = KafkaFront(own.kafka.port, None, "SCRAM-SHA-256", {USER: PASSWORD})
@@ -198,33 +204,32 @@ async def test_a_password_that_is_changed_at_the_broker_is_told_while_the_daemon
 # --- rights
 
 
-def test_a_right_that_is_missing_is_told_with_where_rights_are_listed() -> None:
+def test_the_error_of_a_missing_right_names_the_page_that_lists_rights() -> None:
     for error in (TopicAuthorizationFailedError("clicks"), GroupAuthorizationFailedError("streamrec")):
-        said = str(unavailable(Settings.of(), error))
-        assert re.search(
-            r"AuthorizationFailedError: (clicks|streamrec) \(the rights .* deploy/README.md, Security\)", said
-        )
+        message = str(kafka_error(Settings.of().kafka, error))
+        assert re.search(r"AuthorizationFailedError: (clicks|streamrec) \(the rights .* deploy/SECURITY\.md\)", message)
 
 
-async def test_topics_that_are_there_are_used_without_the_right_to_create_any_and_others_are_named(
+async def test_existing_topics_need_no_right_to_create_and_missing_ones_are_named(
     own: EmbeddedServers, settings_of: Callable[..., Settings]
 ) -> None:
     settings = settings_of()
     async with KafkaFront(own.kafka.port, may_create=False).listening() as front:
         strict = settings_of(front.address)
-        with pytest.raises(KafkaUnavailable) as told:
-            await ensure_topics(strict.kafka, (strict.kafka_topic,))
+        with pytest.raises(KafkaUnavailable) as raised:
+            await ensure_topics(strict.kafka, (strict.kafka.topic,))
         assert re.match(
-            rf"topic {strict.kafka_topic} is not there, or may not be seen, .*: create it,", str(told.value)
+            rf"topic {strict.kafka.topic} does not exist or may not be seen, and may not be created: create it,",
+            str(raised.value),
         )
-        assert "deploy/README.md, Security" in str(told.value)
+        assert "deploy/SECURITY.md" in str(raised.value)
         await feed(settings, [Record(b"ann", click("ann", "i1", 1_700_000_000_000)), Record(b"ann", b"bad")])
         async with daemon_of(strict) as daemon:
             await daemon.wait_handled(1)
             await eventually(lambda: counted(daemon))
 
 
-async def test_a_daemon_that_may_not_read_ends_with_a_line_that_says_what_it_may_not(
+async def test_a_daemon_without_a_right_ends_with_a_line_that_names_it(
     own: EmbeddedServers, settings_of: Callable[..., Settings]
 ) -> None:
     async with KafkaFront(own.kafka.port, may_join=False).listening() as front:
@@ -242,7 +247,7 @@ async def counted(daemon: Daemon) -> bool:
     return await daemon.metric("streamrec_dead_letters_total") == 1
 
 
-# What Apache Kafka asks for the requests that are sent here: its documentation, Security, "Protocols".
+# The rights that Apache Kafka requires for the requests sent here; see "Protocols" in its documentation on security.
 READ, WRITE, DESCRIBE, NONE = ("topic", "Read"), ("topic", "Write"), ("topic", "Describe"), ()
 OF_GROUP, SEE_GROUP = ("group", "Read"), ("group", "Describe")
 NEEDED: dict[int, tuple[Any, ...]] = {
@@ -264,16 +269,16 @@ NEEDED: dict[int, tuple[Any, ...]] = {
 
 
 def granted(user: str) -> set[tuple[str, str]]:
-    """What the docs tell to grant a user: resource and operation."""
+    """Return the rights that the page grants to a user, as resource and operation."""
     lines = re.findall(
         rf"^    \$acl --allow-principal User:{user} --operation (\w+) --(topic|group) ", PAGE, re.MULTILINE
     )
     return {(resource, operation) for operation, resource in lines}
 
 
-def least(asked: set[int]) -> set[tuple[str, str]]:
-    """The rights that requests need; Read and Write imply Describe."""
-    needed = {right for key in asked for right in NEEDED[key]}
+def least(requests: set[int]) -> set[tuple[str, str]]:
+    """Return the rights that requests need; Read and Write imply Describe."""
+    needed = {right for key in requests for right in NEEDED[key]}
     implied = {(kind, "Describe") for kind, operation in needed if operation in ("Read", "Write")}
     return needed - implied
 
@@ -285,7 +290,7 @@ async def command(settings: Settings, *arguments: str) -> None:
     assert await process.wait() == 0
 
 
-async def test_the_requests_of_each_part_need_the_rights_of_the_docs_and_no_more(
+async def test_the_requests_of_each_part_need_exactly_the_rights_of_the_page(
     own: EmbeddedServers, model_dir: Path, settings_of: Callable[..., Settings], tmp_path: Path
 ) -> None:
     parts = ("streamrec-serve", "streamrec-retrain", "producer", "streamrec-check")
@@ -322,5 +327,5 @@ async def test_the_requests_of_each_part_need_the_rights_of_the_docs_and_no_more
         await retrain.ends()
         assert await daemon.wait_exit() == 0
     for part, front in fronts.items():
-        assert least(front.asked) == granted(part), (part, sorted(front.asked))
-    assert {13, 15} <= fronts["streamrec-serve"].asked  # it looks for members that died, and leaves
+        assert least(front.requested) == granted(part), (part, sorted(front.requested))
+    assert {13, 15} <= fronts["streamrec-serve"].requested  # it removes members that died, and leaves

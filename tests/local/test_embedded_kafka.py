@@ -1,4 +1,4 @@
-"""Clients of the embedded server: they pause after an empty fetch, keep their member id, and know who has died."""
+"""Clients of the embedded server pause after an empty fetch, restore their member id, and recognise dead members."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from streamrec.local.embedded_kafka import EMPTY_FETCH_PAUSE_S, adapt, has_died
     [(False, 0.0, [EMPTY_FETCH_PAUSE_S]), (True, 0.0, []), (False, 2 * EMPTY_FETCH_PAUSE_S, [])],
     ids=["at once and empty", "records", "empty, after a wait"],
 )
-async def test_only_an_answer_that_is_empty_at_once_is_followed_by_a_pause(
+async def test_a_client_pauses_only_after_an_immediate_empty_answer(
     found: bool, takes_s: float, pauses: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wait, paused = asyncio.sleep, list[float]()
@@ -40,7 +40,7 @@ async def test_only_an_answer_that_is_empty_at_once_is_followed_by_a_pause(
     assert paused == pauses
 
 
-async def test_a_client_that_closes_in_the_pause_ends_without_an_error() -> None:
+async def test_a_client_that_closes_during_the_pause_ends_without_an_error() -> None:
     async def fetch(fetcher: object, *request: object) -> bool:
         return False
 
@@ -67,7 +67,7 @@ async def test_a_member_id_that_the_client_forgot_is_restored_once() -> None:
     assert await restore(coordinator, None) == "", "the server has refused the member id"
 
 
-def test_what_is_adapted_is_still_there_in_this_aiokafka() -> None:
+def test_this_aiokafka_has_the_methods_that_are_adapted() -> None:
     adapt()
     adapt()  # a second time changes nothing
     for method in (

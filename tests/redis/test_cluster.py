@@ -1,4 +1,4 @@
-"""A real Redis Cluster of three nodes: it answers what one server answers, and who is not one is told so."""
+"""A real Redis Cluster of three nodes answers like one server; a mix-up of the two is explained."""
 
 from __future__ import annotations
 
@@ -32,20 +32,15 @@ from streamrec.settings import Settings
 from streamrec.settings_sources import load_settings
 
 from support import redis_rights as security
-from support.harness import (
-    Daemon,
-    eventually,
-    feed,
-    models,
-    own_servers,
-    serves,
-    wait_caught_up,
-    workload,
-)
+from support.daemon_process import Daemon, models, serves
+from support.kafka_client import feed, wait_caught_up
 from support.oracle import assert_delivered
 from support.redis_access import batch, clicks, event
-from support.redis_cluster import MovingSlot, node, owner_of, running, slot_of, where
+from support.redis_cluster import MovingSlot, cluster_settings, node, owner_of, running, slot_of
 from support.registry import publish as publish_model
+from support.servers import own_servers
+from support.waiting import eventually
+from support.workload import workload
 
 StartDaemon = Callable[..., Daemon]
 MakeSettings = Callable[..., Settings]
@@ -65,8 +60,8 @@ def lists_of(sequences: list[UserSequence]) -> list[Recommendation]:
     return [Recommendation(s.user_id, s.items[-1:], [1.0], "m", s.last_event_ts_ms, s.n, ()) for s in sequences]
 
 
-async def test_a_cluster_answers_what_one_server_answers(make_settings: MakeSettings, cluster: EmbeddedCluster) -> None:
-    one, many = make_settings(), make_settings(**where(cluster))
+async def test_a_cluster_answers_like_one_server(make_settings: MakeSettings, cluster: EmbeddedCluster) -> None:
+    one, many = make_settings(), make_settings(**cluster_settings(cluster))
     answers = []
     for settings in (one, many):
         async with RedisClient(settings.redis) as redis:
@@ -98,27 +93,29 @@ async def test_a_cluster_answers_what_one_server_answers(make_settings: MakeSett
     assert len(answers[0][5]) == 90
 
 
-async def test_a_message_reaches_whoever_listens(make_settings: MakeSettings, cluster: EmbeddedCluster) -> None:
+async def test_a_message_reaches_a_listener_on_another_connection(
+    make_settings: MakeSettings, cluster: EmbeddedCluster
+) -> None:
     async with (
-        RedisClient(make_settings(**where(cluster)).redis) as one,
-        RedisClient(make_settings(**where(cluster)).redis) as two,
+        RedisClient(make_settings(**cluster_settings(cluster)).redis) as one,
+        RedisClient(make_settings(**cluster_settings(cluster)).redis) as two,
     ):
         messages = one.listen("a channel")
         heard = asyncio.ensure_future(anext(messages))
 
-        async def told() -> bool:
+        async def heard_it() -> bool:
             await two.notify("a channel", "hello")
             return heard.done()
 
-        await eventually(told)
+        await eventually(heard_it)
         assert await heard == "hello"
         await messages.aclose()  # type: ignore[attr-defined]
 
 
-async def test_nodes_that_forgot_the_scripts_are_told_again(
+async def test_scripts_are_loaded_again_on_nodes_that_lost_them(
     make_settings: MakeSettings, cluster: EmbeddedCluster
 ) -> None:
-    settings = make_settings(**where(cluster))
+    settings = make_settings(**cluster_settings(cluster))
     async with RedisClient(settings.redis) as redis:
         store = store_of(redis, settings)
         for round_ in range(2):
@@ -130,7 +127,7 @@ async def test_nodes_that_forgot_the_scripts_are_told_again(
 
 
 async def test_a_batch_is_one_round_trip_to_each_node(make_settings: MakeSettings, cluster: EmbeddedCluster) -> None:
-    settings = make_settings(**where(cluster))
+    settings = make_settings(**cluster_settings(cluster))
 
     async def packets() -> int:
         total = 0
@@ -142,17 +139,17 @@ async def test_a_batch_is_one_round_trip_to_each_node(make_settings: MakeSetting
     async with RedisClient(settings.redis) as redis:
         store = store_of(redis, settings)
         await store.append(batch(*(event(f"u{k}", "i", 0) for k in range(60))))
-        asked = await packets()
-        own = await packets() - asked
+        before = await packets()
+        own = await packets() - before
         await store.append(batch(*(event(f"u{k}", "i", 1) for k in range(60))))
-        assert await packets() - asked - 2 * own < 20  # of nodes that talk to each other, and to nobody 60 times
+        assert await packets() - before - 2 * own < 20  # the nodes also talk to each other, but no node got 60 requests
 
 
 @pytest.mark.parametrize("connections", [1, 3])
-async def test_keys_of_a_slot_that_moves_are_found_where_they_are(
+async def test_keys_of_a_moving_slot_are_found_on_either_node(
     make_settings: MakeSettings, cluster: EmbeddedCluster, connections: int
 ) -> None:
-    settings = make_settings(**where(cluster))
+    settings = make_settings(**cluster_settings(cluster))
     keys = Keys(settings.redis.key_prefix)
     slot = slot_of(keys.sequence("ann"))
     source = await owner_of(cluster, slot)
@@ -164,9 +161,9 @@ async def test_keys_of_a_slot_that_moves_are_found_where_they_are(
         await asyncio.gather(*(store.append(clicks(f"u{k}", ["i"] * 50)) for k in range(30 * connections)))
         move = MovingSlot(cluster, slot, source, (source + 1) % 3)
         await move.begin()
-        (found,) = await store.append(clicks("ann", ["a"]))  # a new key: the target has it
+        (found,) = await store.append(clicks("ann", ["a"]))  # a new key is on the target
         assert (found.n, found.applied) == (1, 1)
-        with pytest.raises(RedisUnavailable, match="Multiple keys"):  # the list is at neither, the sequence at one
+        with pytest.raises(RedisUnavailable, match="Multiple keys"):  # the list is on neither node, the sequence on one
             await publisher.publish(lists_of([found]))
         assert await redis.get_many([keys.sequence("ann"), keys.sequence("bob")]) == [
             b"1 1 1 1 1700000000000 0 0:0\0a\0",
@@ -179,7 +176,7 @@ async def test_keys_of_a_slot_that_moves_are_found_where_they_are(
         assert found.items == ["a", "b"]
 
 
-async def test_a_plain_connection_to_a_cluster_is_told_what_to_set(
+async def test_a_plain_connection_to_a_cluster_gets_an_error_with_the_setting(
     make_settings: MakeSettings, cluster: EmbeddedCluster
 ) -> None:
     settings = make_settings(redis_url=cluster.redis_url)
@@ -188,7 +185,7 @@ async def test_a_plain_connection_to_a_cluster_is_told_what_to_set(
             redis.ping,
             lambda: store_of(redis, settings).append(batch(*(event(f"u{k}", "i", 0) for k in range(9)))),
             lambda: redis.get_many([f"k{k}" for k in range(9)]),
-            lambda: ask_one_by_one(redis),
+            lambda: read_one_by_one(redis),
         ]
         for act in acts:
             with pytest.raises(RedisUnavailable, match=r"a Redis Cluster; set STREAMREC_REDIS_CLUSTER=true$"):
@@ -197,12 +194,12 @@ async def test_a_plain_connection_to_a_cluster_is_told_what_to_set(
     assert not finding.ok and "STREAMREC_REDIS_CLUSTER=true" in finding.detail
 
 
-async def ask_one_by_one(redis: RedisClient) -> None:
+async def read_one_by_one(redis: RedisClient) -> None:
     for number in range(30):
         await redis.members(f"k{number}")
 
 
-async def test_one_server_taken_for_a_cluster_is_told_what_to_set(make_settings: MakeSettings) -> None:
+async def test_a_cluster_connection_to_one_server_gets_an_error_with_the_setting(make_settings: MakeSettings) -> None:
     with own_servers() as own:
         async with RedisClient(make_settings(redis_url=own.redis_url, redis_cluster=True).redis) as redis:
             for act in (redis.ping, lambda: redis.get_many(["k"])):
@@ -210,7 +207,7 @@ async def test_one_server_taken_for_a_cluster_is_told_what_to_set(make_settings:
                     await act()
 
 
-async def test_the_rights_of_the_docs_are_enough_on_a_cluster(
+async def test_the_rights_of_the_page_are_enough_on_a_cluster(
     make_settings: MakeSettings, cluster: EmbeddedCluster, model_dir: Path
 ) -> None:
     found = re.search(r"On a Redis Cluster: `([^`]*)` for all users but `pages`", " ".join(security.PAGE.split()))
@@ -221,7 +218,7 @@ async def test_the_rights_of_the_docs_are_enough_on_a_cluster(
         for server in cluster.nodes:
             async with node(server) as client:
                 await client.execute_command("ACL", "SETUSER", user, *rights)
-        await does(make_settings(**where(cluster), redis_username=user, **password), model_dir)
+        await does(make_settings(**cluster_settings(cluster), redis_username=user, **password), model_dir)
         for server in cluster.nodes:
             async with node(server) as client:
                 assert await client.execute_command("ACL", "LOG") == []
@@ -232,10 +229,10 @@ async def test_the_rights_of_the_docs_are_enough_on_a_cluster(
 def test_a_cluster_has_no_database_but_0_and_no_socket(url: str) -> None:
     with pytest.raises(SettingsError, match="no database but 0"):
         load_settings(flags={"redis_url": url, "redis_cluster": True})
-    assert load_settings(flags={"redis_url": "redis://h:1/0?db=0", "redis_cluster": True}).redis_cluster
+    assert load_settings(flags={"redis_url": "redis://h:1/0?db=0", "redis_cluster": True}).redis.cluster
 
 
-async def test_a_cluster_of_which_no_node_answers_is_told_soon(
+async def test_a_cluster_without_an_answering_node_is_reported_soon(
     make_settings: MakeSettings, unused_tcp_port: int
 ) -> None:
     settings = make_settings(redis_url=f"redis://u:s3cr3t@127.0.0.1:{unused_tcp_port}", redis_cluster=True)
@@ -246,9 +243,9 @@ async def test_a_cluster_of_which_no_node_answers_is_told_soon(
             assert "s3cr3t" not in str(told.value)
 
 
-async def test_readiness_sees_that_one_node_hangs_and_nobody_waits_long_for_it(make_settings: MakeSettings) -> None:
+async def test_readiness_fails_if_one_node_hangs_and_no_call_waits_long_for_it(make_settings: MakeSettings) -> None:
     with running(replicas=0) as cluster:
-        settings = make_settings(**where(cluster), redis_timeout_s=0.2)
+        settings = make_settings(**cluster_settings(cluster), redis_timeout_s=0.2)
         async with RedisClient(settings.redis) as redis:
             store, users = store_of(redis, settings), [f"u{k}" for k in range(30)]
             await store.append(batch(*(event(user, "i", 0) for user in users)))
@@ -264,7 +261,7 @@ async def test_readiness_sees_that_one_node_hangs_and_nobody_waits_long_for_it(m
 
 
 async def appended(store: SequenceStore, events: EventBatch) -> list[UserSequence]:
-    with contextlib.suppress(RedisUnavailable):  # a node needs a moment to believe in the others again
+    with contextlib.suppress(RedisUnavailable):  # a node needs a moment to see the others again
         return await store.append(events)
     return []
 
@@ -276,7 +273,7 @@ async def test_a_daemon_on_a_cluster_serves_swaps_and_shows(
     old, new = publish_model(registry, seed=1), publish_model(registry, seed=2)
     registry.promote(old, "first")
     more = {
-        **where(cluster),
+        **cluster_settings(cluster),
         "model_dir": None,
         "registry_dir": registry.folder,
         "registry_poll_s": 3600,
@@ -287,12 +284,12 @@ async def test_a_daemon_on_a_cluster_serves_swaps_and_shows(
     await daemon.wait_ready()
     await feed(settings, islice(workload(21), 600))
     await daemon.wait_handled(500)
-    promoted = models(settings, "promote", new)  # the message alone tells the daemon
+    promoted = models(settings, "promote", new)  # only the message can notify the daemon
     assert (promoted.returncode, promoted.stderr) == (0, "")
     await eventually(lambda: serves(daemon, new))
     await feed(settings, islice(workload(22), 600))
     await wait_caught_up(settings)
-    users = await assert_delivered(settings.but(model_dir=registry.folder / "versions" / new))
+    users = await assert_delivered(settings.but(model_dir=registry.folder / "versions" / new, registry_dir=None))
     shown = json.loads((await daemon.get("/api/user?id=u1"))[1])
     assert shown["n"] == shown["list"]["n"] == users["u1"].n
     lines = command(settings, "recs", "--all", "--json")

@@ -1,4 +1,4 @@
-"""Slots that move and primaries that die in mid-stream: nothing lost, nothing doubled. And replicas are waited for."""
+"""While slots move and primaries die, no click is lost or counted twice; writes wait for replicas."""
 
 from __future__ import annotations
 
@@ -22,17 +22,19 @@ from streamrec.serving.publisher import Publisher
 from streamrec.serving.sequences import SequenceStore
 from streamrec.settings import Settings
 
-from support.harness import EVENTS, Daemon, eventually, feeding, wait_caught_up
+from support.daemon_process import EVENTS, Daemon
+from support.kafka_client import feeding, wait_caught_up
 from support.oracle import assert_delivered
 from support.redis_access import batch, event
-from support.redis_cluster import MovingSlot, node, owner_of, running, slot_of, where
+from support.redis_cluster import MovingSlot, cluster_settings, node, owner_of, running, slot_of
+from support.waiting import eventually
 
 StartDaemon = Callable[..., Daemon]
 MakeSettings = Callable[..., Settings]
 REBALANCES = "streamrec_rebalances_total"
 
 
-async def goes_on(daemon: Daemon, events: int) -> None:
+async def continues(daemon: Daemon, events: int) -> None:
     await daemon.wait_handled(int(await daemon.metric(EVENTS, outcome="applied")) + events)
 
 
@@ -40,8 +42,8 @@ async def test_slots_that_move_in_mid_stream_lose_nothing(
     start_daemon: StartDaemon, make_settings: MakeSettings, model_dir: Path
 ) -> None:
     with running(replicas=0) as cluster:
-        options = {**where(cluster), "model_dir": model_dir, "kafka_max_batch": 16, "lists_refresh_s": 0.2}
-        settings, keys = make_settings(**options), Keys(make_settings().redis_key_prefix)
+        options = {**cluster_settings(cluster), "model_dir": model_dir, "kafka_max_batch": 16, "lists_refresh_s": 0.2}
+        settings, keys = make_settings(**options), Keys(make_settings().redis.key_prefix)
         users = [f"u{n}" for n in range(40)] + [str(n) for n in range(1000, 1020)]
         names = [keys.popular, keys.popularity, *map(keys.sequence, users)]
         async with feeding(settings, seed=31, per_s=300, at_least=2_000):
@@ -51,10 +53,10 @@ async def test_slots_that_move_in_mid_stream_lose_nothing(
                 source = await owner_of(cluster, slot)
                 move = MovingSlot(cluster, slot, source, (source + 1) % 3)
                 await move.begin()
-                await asyncio.sleep(0.02)  # some clicks while it is half moved: a load, nothing is asserted of it
+                await asyncio.sleep(0.02)  # some clicks while it is half moved
                 await move.move_keys(at_once=1 + number % 2)
                 await move.end()
-            await goes_on(daemon, 100)
+            await continues(daemon, 100)
         await wait_caught_up(settings)
         await assert_delivered(settings)
         assert await daemon.metric(REBALANCES) == 1
@@ -65,7 +67,7 @@ async def test_slots_that_move_all_at_once_lose_nothing(
     start_daemon: StartDaemon, make_settings: MakeSettings, model_dir: Path
 ) -> None:
     with running(replicas=0) as cluster:
-        options = {**where(cluster), "model_dir": model_dir, "kafka_max_batch": 16}
+        options = {**cluster_settings(cluster), "model_dir": model_dir, "kafka_max_batch": 16}
         settings = make_settings(**options)
         async with feeding(settings, seed=32, per_s=300, at_least=1_000), node(cluster.nodes[0]) as first:
             if not (await first.info("server")).get("valkey_version", "0").startswith("9."):
@@ -75,13 +77,13 @@ async def test_slots_that_move_all_at_once_lose_nothing(
             low, high = cluster.slots[0][0], cluster.slots[0][-1]
             await first.execute_command("CLUSTER MIGRATESLOTS", "SLOTSRANGE", low, high, "NODE", cluster.node_id(1))
             await eventually(lambda: has_slot(cluster, low, 1))
-            await goes_on(daemon, 100)
+            await continues(daemon, 100)
         await wait_caught_up(settings)
         await assert_delivered(settings)
 
 
 async def has_slot(cluster: EmbeddedCluster, slot: int, number: int) -> bool:
-    return await owner_of(cluster, slot, asked=2) == number
+    return await owner_of(cluster, slot, queried=2) == number
 
 
 async def test_a_primary_that_is_killed_loses_nothing_though_its_replica_lagged(
@@ -89,7 +91,7 @@ async def test_a_primary_that_is_killed_loses_nothing_though_its_replica_lagged(
 ) -> None:
     with running(replicas=1) as cluster:
         options = {
-            **where(cluster),
+            **cluster_settings(cluster),
             "model_dir": model_dir,
             "kafka_max_batch": 16,
             "redis_wait_replicas": 1,
@@ -101,29 +103,29 @@ async def test_a_primary_that_is_killed_loses_nothing_though_its_replica_lagged(
             await daemon.wait_handled(200)
             for primary in (1, 0):  # the second is the one that the URL names
                 (replica,) = cluster.replicas_of(primary)
-                if primary == 0:  # from here on it has writes that its replica never sees
+                if primary == 0:  # from here on it has writes that its replica never gets
                     replica.pause()
                     async with node(cluster.nodes[primary]) as client:
                         await client.execute_command("CLIENT KILL", "TYPE", "replica")
-                    held = daemon.output.count("the batch waits")
-                    await eventually(lambda held=held: says_more_often(daemon, "the batch waits", held))
+                    before = daemon.output.count("the batch waits")
+                    await eventually(lambda before=before: logs_more_often(daemon, "the batch waits", before))
                 cluster.nodes[primary].kill()
                 replica.resume()
                 await eventually(lambda replica=replica: is_primary(replica))
-                cluster.nodes[primary].start()  # it comes back as the replica that is to be waited for
+                cluster.nodes[primary].start()  # it returns as the replica to wait for
                 await eventually(lambda: is_ready(daemon))
-                await goes_on(daemon, 100)
+                await continues(daemon, 100)
         await wait_caught_up(settings)
         await assert_delivered(settings)
-        assert await daemon.metric(REBALANCES) == 1, "it stayed in its group"
+        assert await daemon.metric(REBALANCES) == 1, "it remained in its group"
         assert "Traceback" not in daemon.output
 
 
-async def test_who_calls_while_a_primary_dies_is_told_that_redis_is_away_and_nothing_else(
+async def test_a_call_while_a_primary_dies_raises_only_redis_unavailable(
     make_settings: MakeSettings,
 ) -> None:
     with running(replicas=1) as cluster:
-        settings = make_settings(**where(cluster), redis_timeout_s=0.3)
+        settings = make_settings(**cluster_settings(cluster), redis_timeout_s=0.3)
         async with RedisClient(settings.redis) as redis:
             store, done = SequenceStore(redis, settings.sequences, settings.kafka.topic_epoch, 8, Metrics()), 0
 
@@ -154,7 +156,7 @@ async def test_who_calls_while_a_primary_dies_is_told_that_redis_is_away_and_not
             await asyncio.wait(callers)
 
 
-async def says_more_often(daemon: Daemon, text: str, count: int) -> bool:
+async def logs_more_often(daemon: Daemon, text: str, count: int) -> bool:
     return daemon.output.count(text) > count
 
 
@@ -200,7 +202,7 @@ async def replicating(primary: EmbeddedServer, replica: EmbeddedServer) -> Async
         yield
 
 
-async def test_appends_and_lists_wait_for_replicas_also_when_a_retry_finds_them_done(
+async def test_appends_and_lists_wait_for_replicas_also_in_a_retry(
     make_settings: MakeSettings, pair: tuple[EmbeddedServer, EmbeddedServer]
 ) -> None:
     primary, replica = pair
@@ -216,20 +218,20 @@ async def test_appends_and_lists_wait_for_replicas_also_when_a_retry_finds_them_
         assert await publisher.publish(lists) == [None]
         replica.pause()
         later = batch(*(event(f"u{k}", "i", 1) for k in range(20)))
-        for _ in range(3):  # the first writes; what the others find done is not at the replica either
+        for _ in range(3):  # the first one writes; its writes have not reached the replica when the others run
             async with asyncio.timeout(5):
-                with pytest.raises(RedisUnavailable, match="0 of redis_wait_replicas=1 have what was written"):
+                with pytest.raises(RedisUnavailable, match="0 of redis_wait_replicas=1 have the writes"):
                     await store.append(later)
         for _ in range(2):
             with pytest.raises(RedisUnavailable, match="redis_wait_replicas"):
                 await publisher.publish(lists)
-        assert await redis.get_many(["nothing"]) == [None]  # who reads waits for nobody
+        assert await redis.get_many(["nothing"]) == [None]  # a read does not wait for replicas
         replica.resume()
         assert [s.n for s in await store.append(later)] == [2] * 20
         assert len(await publisher.publish(lists)) == 1
 
 
-async def test_a_retry_over_a_new_connection_waits_as_well(
+async def test_a_retry_over_a_new_connection_waits_for_replicas_too(
     make_settings: MakeSettings, pair: tuple[EmbeddedServer, EmbeddedServer]
 ) -> None:
     primary, replica = pair
@@ -250,7 +252,7 @@ async def test_a_retry_over_a_new_connection_waits_as_well(
         assert (found.n, found.applied) == (1, 0)
 
 
-async def test_without_replicas_to_wait_for_the_server_is_not_ready(
+async def test_a_server_without_the_required_replicas_is_not_ready(
     make_settings: MakeSettings, pair: tuple[EmbeddedServer, EmbeddedServer]
 ) -> None:
     settings: Any = make_settings(redis_url=f"redis://127.0.0.1:{pair[0].port}", redis_wait_replicas=1)

@@ -1,4 +1,4 @@
-"""Redis with TLS and with users who may do no more than they need: what is served, and what is said to the operator."""
+"""Redis with TLS and with users of least rights: every part works, and errors are explained."""
 
 from __future__ import annotations
 
@@ -31,20 +31,13 @@ from streamrec.serving.sequences import SequenceStore
 from streamrec.settings import Settings
 from streamrec.settings_sources import load_settings
 
+from support.daemon_process import Daemon, Retrain, models, serves, versions_published
 from support.fronts import Certificates, tls_front
-from support.harness import (
-    Daemon,
-    Record,
-    Retrain,
-    click,
-    eventually,
-    feed,
-    models,
-    serves,
-    versions_published,
-)
+from support.kafka_client import feed
 from support.redis_access import clicks, raw_redis
 from support.redis_rights import DONE_BY, PASSWORD, RIGHTS
+from support.waiting import eventually
+from support.workload import Record, click
 
 
 def redis_settings(port: int, scheme: str = "rediss", **more: Any) -> Settings:
@@ -53,10 +46,10 @@ def redis_settings(port: int, scheme: str = "rediss", **more: Any) -> Settings:
 
 async def refusal_of(settings: Settings) -> str:
     async with RedisClient(settings.redis) as redis:
-        with pytest.raises(RedisUnavailable) as told:
+        with pytest.raises(RedisUnavailable) as raised:
             await redis.ping()
-    assert "\n" not in str(told.value)
-    return str(told.value)
+    assert "\n" not in str(raised.value)
+    return str(raised.value)
 
 
 # --- TLS
@@ -74,32 +67,32 @@ async def test_commands_run_over_tls_under_the_name_in_the_certificate(
 
 
 @pytest.mark.parametrize(
-    ("names", "expired", "trusted", "said"),
+    ("names", "expired", "trusted", "message"),
     [
-        ((), False, False, r"signed by nobody we trust .* set STREAMREC_REDIS_TLS_CA_FILE to its CA's certificate"),
+        ((), False, False, r"signed by an unknown CA .* set STREAMREC_REDIS_TLS_CA_FILE to its CA's certificate"),
         ((), True, True, r"out of date \(certificate has expired\): renew it"),
-        (("redis.example",), False, True, r"for another name \(.*127\.0\.0\.1.*\): use a name that stands in the cert"),
+        (("redis.example",), False, True, r"for another name \(.*127\.0\.0\.1.*\): use a name that the cert"),
     ],
     ids=["another CA", "expired", "another name"],
 )
-async def test_a_server_that_is_not_proven_to_be_ours_is_refused(
+async def test_a_server_with_a_wrong_certificate_is_refused(
     own: EmbeddedServers,
     certificates: Certificates,
     other_certificates: Certificates,
     names: tuple[str, ...],
     expired: bool,
     trusted: bool,
-    said: str,
+    message: str,
 ) -> None:
     known = certificates if trusted else other_certificates
     async with tls_front(own.redis.port, certificates.server(*names, expired=expired)) as port:
-        assert re.search(said, await refusal_of(redis_settings(port, redis_tls_ca_file=known.ca_file)))
+        assert re.search(message, await refusal_of(redis_settings(port, redis_tls_ca_file=known.ca_file)))
 
 
-async def test_a_client_certificate_is_shown_where_one_is_wanted(
+async def test_a_client_certificate_is_sent_if_the_server_requires_one(
     own: EmbeddedServers, certificates: Certificates, other_certificates: Certificates
 ) -> None:
-    async with tls_front(own.redis.port, certificates.server(wants_client=True)) as port:
+    async with tls_front(own.redis.port, certificates.server(requires_client=True)) as port:
 
         def settings(pair: tuple[Path, Path] | None) -> Settings:
             files = dict(zip(("redis_tls_cert_file", "redis_tls_key_file"), pair, strict=True)) if pair else {}
@@ -107,23 +100,23 @@ async def test_a_client_certificate_is_shown_where_one_is_wanted(
 
         async with RedisClient(settings(certificates.client("streamrec")).redis) as redis:
             await redis.ping()
-        assert "does it want a client certificate (redis_tls_cert_file)?" in await refusal_of(settings(None))
+        assert "does it require a client certificate (redis_tls_cert_file)?" in await refusal_of(settings(None))
         stranger = settings(other_certificates.client("streamrec"))
-        assert "does it want another client certificate?" in await refusal_of(stranger)
+        assert "does it require another client certificate?" in await refusal_of(stranger)
 
 
-async def test_tls_and_plain_ports_that_are_mixed_up_are_told(own: EmbeddedServers, certificates: Certificates) -> None:
+async def test_a_mix_up_of_tls_and_plain_ports_is_explained(own: EmbeddedServers, certificates: Certificates) -> None:
     async with tls_front(own.redis.port, certificates.server()) as port:
-        assert "does it want TLS on this port?" in await refusal_of(redis_settings(port, "redis"))
+        assert "does it require TLS on this port?" in await refusal_of(redis_settings(port, "redis"))
     to_plain = redis_settings(own.redis.port, redis_tls_ca_file=certificates.ca_file, redis_timeout_s=0.2)
     assert "does it speak TLS on this port" in await refusal_of(to_plain)
 
 
 @pytest.mark.parametrize(
-    ("part", "content", "said"),
+    ("part", "content", "message"),
     [
         ("ca", None, "redis_tls_ca_file: cannot read {path}: No such file"),
-        ("ca", "no certificate", "redis_tls_ca_file: {path} holds no certificate in PEM format"),
+        ("ca", "no certificate", "redis_tls_ca_file: {path} contains no certificate in PEM format"),
         ("cert", None, "redis_tls_cert_file: cannot read {path}: No such file"),
         ("cert", "no certificate", "redis_tls_cert_file and redis_tls_key_file: {path} and "),
         ("key", None, "redis_tls_key_file: cannot read {path}: No such file"),
@@ -132,8 +125,8 @@ async def test_tls_and_plain_ports_that_are_mixed_up_are_told(own: EmbeddedServe
         ("key", "encrypted", "are no certificate and its key in PEM format, the key unencrypted"),
     ],
 )
-def test_a_tls_file_that_is_of_no_use_is_named(
-    certificates: Certificates, tmp_path: Path, part: str, content: str | None, said: str
+def test_an_unusable_tls_file_is_named(
+    certificates: Certificates, tmp_path: Path, part: str, content: str | None, message: str
 ) -> None:
     cert, key = certificates.client("streamrec")
     files = {"redis_tls_ca_file": certificates.ca_file, "redis_tls_cert_file": cert, "redis_tls_key_file": key}
@@ -147,16 +140,16 @@ def test_a_tls_file_that_is_of_no_use_is_named(
         path.write_bytes(pem)
     elif content is not None:
         path.write_text(content)
-    with pytest.raises(SettingsError) as told:
+    with pytest.raises(SettingsError) as raised:
         RedisClient(redis_settings(1, **files).redis)
-    assert said.format(path=path) in str(told.value)
+    assert message.format(path=path) in str(raised.value)
 
 
 # --- users
 
 
 async def give_rights(own: EmbeddedServers, user: str, without: str = "") -> None:
-    """As an operator pastes the line of the docs."""
+    """Grant rights as an operator does, with the line of the page."""
     rights = shlex.split(RIGHTS[user].replace(">PASSWORD", shlex.quote(f">{PASSWORD}")))
     assert not without or without in rights
     await admin(own, "ACL", "SETUSER", user, *(right for right in rights if right != without))
@@ -168,7 +161,7 @@ async def admin(own: EmbeddedServers, *command: str) -> Any:
 
 
 async def refused(own: EmbeddedServers) -> list[str]:
-    """What was refused since this was asked last."""
+    """Return the commands refused since the last call."""
     found = await admin(own, "ACL", "LOG")
     await admin(own, "ACL", "LOG", "RESET")
     fields = [entry if isinstance(entry, dict) else dict(zip(entry[::2], entry[1::2], strict=True)) for entry in found]
@@ -192,7 +185,7 @@ def registry(model_dir: Path, tmp_path: Path) -> Registry:
 
 @pytest.fixture
 def settings_of(own: EmbeddedServers, registry: Registry, tmp_path: Path) -> Callable[..., Settings]:
-    """Settings under a user of the docs, with the password in a file."""
+    """Make settings of a Redis user of the page."""
 
     def make(user: str, **more: Any) -> Settings:
         own_ones = {
@@ -222,7 +215,7 @@ async def daemon_of(settings: Settings) -> AsyncIterator[Daemon]:
 
 
 def clicks_of(user: str, times: int, first: int = 0) -> list[Record]:
-    # far apart, so that the popularity is rescaled
+    # far apart, so that popularity is rescaled
     return [
         Record(user.encode(), click(user, f"i{n % 12}", 1_700_000_000_000 + 100_000 * n))
         for n in range(first, first + times)
@@ -244,7 +237,7 @@ async def command(settings: Settings, *arguments: str) -> str:
     return out.decode()
 
 
-async def test_every_part_works_with_the_rights_of_the_docs(
+async def test_every_part_works_with_the_rights_of_the_page(
     own: EmbeddedServers, registry: Registry, settings_of: Callable[..., Settings]
 ) -> None:
     await asyncio.gather(*(give_rights(own, user) for user in RIGHTS))
@@ -261,13 +254,15 @@ async def test_every_part_works_with_the_rights_of_the_docs(
         await eventually(lambda: daemon.has_logged("users re-scored"))
         assert await serves(daemon, newer)
         assert (await versions_published(commands))["ann"] == newer
-        said = await asyncio.gather(
+        outputs = await asyncio.gather(
             command(commands, "user", "ann"),
             command(commands, "recs", "--all"),
             command(commands, "check"),
             command(commands, "models", "list"),
         )
-        for text, wanted in zip(said, ("user ann: 5 events", "user ann: model", "ok      Redis", newer), strict=True):
+        for text, wanted in zip(
+            outputs, ("user ann: 5 events", "user ann: model", "ok      Redis", newer), strict=True
+        ):
             assert wanted in text
         tiny = {
             "train_epochs": 1,
@@ -291,7 +286,7 @@ EACH = [(u, right) for u in DONE_BY for right in RIGHTS[u].split() if right not 
 
 
 @pytest.mark.parametrize(("user", "right"), [*((user, "") for user in DONE_BY), *EACH])
-async def test_all_rights_are_enough_and_each_is_needed(
+async def test_all_rights_together_are_enough_and_each_is_needed(
     own: EmbeddedServers, settings_of: Callable[..., Settings], model_dir: Path, user: str, right: str
 ) -> None:
     await admin(own, "FLUSHALL")
@@ -302,7 +297,7 @@ async def test_all_rights_are_enough_and_each_is_needed(
     assert bool(await refused(own)) is bool(right)
 
 
-async def test_a_sequence_or_list_that_may_not_be_read_is_not_taken_for_damaged_and_written_over(
+async def test_an_unreadable_sequence_or_list_is_not_overwritten_as_damaged(
     own: EmbeddedServers, settings_of: Callable[..., Settings]
 ) -> None:
     settings, keys = settings_of("streamrec-serve"), Keys()
@@ -328,7 +323,7 @@ async def test_a_sequence_or_list_that_may_not_be_read_is_not_taken_for_damaged_
     assert (after[0] or b"").startswith(b"1 3 3 3 ")
 
 
-async def test_a_right_that_is_taken_away_holds_the_batch_until_it_is_back(
+async def test_a_batch_waits_while_a_right_is_missing(
     own: EmbeddedServers, settings_of: Callable[..., Settings]
 ) -> None:
     settings = settings_of("streamrec-serve")
@@ -342,16 +337,16 @@ async def test_a_right_that_is_taken_away_holds_the_batch_until_it_is_back(
         await eventually(lambda: daemon.has_logged("the batch waits and is retried"))
         await eventually(lambda: daemon.has_logged("popular list and online figures are behind"))
         warnings = daemon.lines("WARNING")
-        for line in warnings:  # Redis 7.0 does not say which command
+        for line in warnings:  # Redis 7.0 does not name the command
             assert re.search(r"'set' command|can't run this command", line)
-            assert "deploy/README.md, Security" in line
+            assert "deploy/SECURITY.md" in line
         assert len(warnings) == 2, warnings
         await give_rights(own, "streamrec-serve")
         await daemon.wait_handled(2)
         assert "Traceback" not in daemon.output
 
 
-async def test_a_channel_that_may_not_be_heard_is_told_and_the_registry_looked_at(
+async def test_without_the_right_to_listen_the_registry_is_polled(
     own: EmbeddedServers, registry: Registry, settings_of: Callable[..., Settings]
 ) -> None:
     settings = settings_of("streamrec-serve", registry_poll_s=0.2)
@@ -365,7 +360,7 @@ async def test_a_channel_that_may_not_be_heard_is_told_and_the_registry_looked_a
 
 
 @pytest.mark.parametrize("user", ["streamrec-serve", "nobody"])
-async def test_a_wrong_password_ends_the_start_in_one_line_that_does_not_show_it(
+async def test_a_wrong_password_ends_the_start_with_one_line_without_the_password(
     own: EmbeddedServers, settings_of: Callable[..., Settings], user: str
 ) -> None:
     await give_rights(own, "streamrec-serve")
@@ -380,7 +375,7 @@ async def test_a_wrong_password_ends_the_start_in_one_line_that_does_not_show_it
         assert "Traceback" not in daemon.output
 
 
-async def test_a_password_that_changes_while_it_runs_is_waited_out(
+async def test_the_daemon_waits_while_its_password_is_wrong(
     own: EmbeddedServers, settings_of: Callable[..., Settings]
 ) -> None:
     settings = settings_of("streamrec-serve")

@@ -24,21 +24,11 @@ from streamrec.retraining.lock import LOCK_TTL_MS, take_lock
 from streamrec.retraining.worker import RetrainWorker
 from streamrec.settings import Settings
 
-from support.harness import (
-    Daemon,
-    Record,
-    Retrain,
-    click,
-    eventually,
-    feed,
-    models,
-    raw_producer,
-    read_topic,
-    serves,
-    versions_published,
-    wait_caught_up,
-)
+from support.daemon_process import Daemon, Retrain, models, serves, versions_published
+from support.kafka_client import feed, raw_producer, read_topic, wait_caught_up
 from support.oracle import assert_delivered
+from support.waiting import eventually
+from support.workload import Record, click
 
 MakeSettings = Callable[..., Settings]
 StartDaemon = Callable[..., Daemon]

@@ -15,8 +15,12 @@ from streamrec.redis.keys import Keys
 from streamrec.serving.inspection import published, stored
 from streamrec.settings import Settings
 
-from support.harness import EVENTS, Daemon, Record, click, eventually, feed, feeding, own_servers, wait_caught_up
+from support.daemon_process import EVENTS, Daemon
+from support.kafka_client import feed, feeding, wait_caught_up
 from support.oracle import assert_delivered
+from support.servers import own_servers
+from support.waiting import eventually
+from support.workload import Record, click
 
 REJECTIONS = "streamrec_guard_rejections_total"
 CRASHES = 4

@@ -18,18 +18,12 @@ from streamrec.local.servers import EmbeddedServer, EmbeddedServers
 from streamrec.redis.client import RedisClient
 from streamrec.settings import Settings
 
-from support.harness import (
-    EVENTS,
-    Daemon,
-    eventually,
-    feed,
-    feeding,
-    own_servers,
-    wait_caught_up,
-    workload,
-    written_down,
-)
+from support.daemon_process import EVENTS, Daemon
+from support.kafka_client import feed, feeding, wait_caught_up
 from support.oracle import assert_delivered
+from support.servers import own_servers, written_down
+from support.waiting import eventually
+from support.workload import workload
 
 # Kafka's brokers accept none below, unless told to.
 SHORTEST_SESSION_S = 6

@@ -22,8 +22,7 @@ from streamrec.schemas import UserSequence
 from streamrec.serving.lists import ADDED_AT_ONCE, KEPT_ITEMS, SharedLists
 from streamrec.settings import Settings
 
-from support.harness import stored
-from support.redis_access import BASE_MS, RedisThatFailsScripts, commands_about, raw_redis
+from support.redis_access import BASE_MS, RedisThatFailsScripts, commands_about, raw_redis, stored
 
 MakeSettings = Callable[..., Settings]
 DAY_MS = 86_400_000

@@ -24,8 +24,11 @@ from streamrec.registry import Registry
 from streamrec.serving.online import TTL_S, OnlineCounts, OnlineFigures, read_figures
 from streamrec.settings import Settings
 
-from support.harness import Daemon, eventually, own_servers, produce_clicks, wait_caught_up
+from support.daemon_process import Daemon
+from support.kafka_client import produce_clicks, wait_caught_up
 from support.redis_access import RedisThatFailsScripts, raw_redis
+from support.servers import own_servers
+from support.waiting import eventually
 
 StartDaemon = Callable[..., Daemon]
 MakeSettings = Callable[..., Settings]

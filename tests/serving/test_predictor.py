@@ -18,8 +18,7 @@ from streamrec.serving.lists import SharedLists
 from streamrec.serving.predictor import AT_ONCE, Predictor
 from streamrec.settings import Settings
 
-from support.harness import stored
-from support.redis_access import BASE_MS, raw_redis
+from support.redis_access import BASE_MS, raw_redis, stored
 
 MakeSettings = Callable[..., Settings]
 SCORE_TOLERANCE = 2e-5  # half of the last published digit, and float32 noise between batch sizes

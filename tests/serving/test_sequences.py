@@ -20,8 +20,7 @@ from streamrec.schemas import ClickEvent, UserSequence
 from streamrec.serving.sequences import SequenceStore, parse_sequence
 from streamrec.settings import Settings
 
-from support.harness import stored
-from support.redis_access import BASE_MS, batch, clicks, commands_about, event, raw_redis
+from support.redis_access import BASE_MS, batch, clicks, commands_about, event, raw_redis, stored
 from support.sequences import against_redis, fresh, ids, store_of
 
 MakeSettings = Callable[..., Settings]

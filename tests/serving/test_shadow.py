@@ -43,17 +43,10 @@ from streamrec.serving.sequences import SequenceStore
 from streamrec.serving.shadow import AT_ONCE, WAITING_USERS, Shadow
 from streamrec.settings import Settings
 
-from support.harness import (
-    Daemon,
-    eventually,
-    models,
-    produce_clicks,
-    serves,
-    stored,
-    versions_published,
-    wait_caught_up,
-)
-from support.redis_access import BASE_MS, batch, event, raw_redis
+from support.daemon_process import Daemon, models, serves, versions_published
+from support.kafka_client import produce_clicks, wait_caught_up
+from support.redis_access import BASE_MS, batch, event, raw_redis, stored
+from support.waiting import eventually
 
 StartDaemon = Callable[..., Daemon]
 MakeSettings = Callable[..., Settings]

@@ -11,18 +11,11 @@ import pytest
 from streamrec.registry import Registry
 from streamrec.settings import Settings
 
-from support.harness import (
-    Daemon,
-    eventually,
-    feeding,
-    models,
-    produce_clicks,
-    serves,
-    versions_published,
-    wait_caught_up,
-)
+from support.daemon_process import Daemon, models, serves, versions_published
+from support.kafka_client import feeding, produce_clicks, wait_caught_up
 from support.oracle import assert_delivered
 from support.registry import publish
+from support.waiting import eventually
 
 StartDaemon = Callable[..., Daemon]
 MakeSettings = Callable[..., Settings]

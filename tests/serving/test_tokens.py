@@ -12,7 +12,7 @@ from streamrec.schemas import UserSequence
 from streamrec.serving.sequences import parse_sequence
 from streamrec.serving.tokens import TokenCache
 
-from support.harness import stored
+from support.redis_access import stored
 
 VOCAB = ItemVocab(["a", "b", "bb", "c", "ab", "é"])
 ITEMS = st.sampled_from([*VOCAB.ids, "?", "aa"])

@@ -31,7 +31,9 @@ from streamrec.archive.segments import EventArchive
 from streamrec.kafka.topics import ensure_topics
 from streamrec.settings import Settings
 
-from support.harness import EVENTS, Daemon, Retrain, click, raw_producer, wait_caught_up
+from support.daemon_process import EVENTS, Daemon, Retrain
+from support.kafka_client import raw_producer, wait_caught_up
+from support.workload import click
 
 log = logging.getLogger(__name__)
 pytestmark = [pytest.mark.study, pytest.mark.timeout(900)]

@@ -1,4 +1,4 @@
-"""Event archives made of given clicks."""
+"""Make event archives from clicks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def click(partition: int, offset: int) -> ClickEvent:
 
 
 def archived(folder: Path, events: list[ClickEvent], epoch: int = 0) -> EventArchive:
-    """An archive of these events, a segment a partition."""
+    """Return an archive of these events, with one segment per partition."""
     archive = EventArchive(folder, epoch)
     for partition in sorted({e.partition for e in events}):
         own = [e for e in events if e.partition == partition]

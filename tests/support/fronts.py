@@ -1,7 +1,6 @@
-"""Stand before a real server and add what it cannot do itself: TLS, and a broker's SASL.
+"""Proxies in front of the embedded servers that add TLS and SASL, which those servers do not support.
 
-The embedded servers speak neither. What is behind a front is the real server; what is in front of it is as strict as
-a real one: certificates are verified by OpenSSL, SCRAM is RFC 5802.
+A front is as strict as a real server: OpenSSL verifies certificates, and SCRAM follows RFC 5802.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 class Certificates:
-    """A CA, and files of what it signed."""
+    """A CA, and the files of certificates that it signed."""
 
     def __init__(self, folder: Path) -> None:
         self._ca = trustme.CA()
@@ -36,18 +35,18 @@ class Certificates:
         self.ca_file = folder / "ca.pem"
         self._ca.cert_pem.write_to_path(self.ca_file)
 
-    def server(self, *names: str, expired: bool = False, wants_client: bool = False) -> ssl.SSLContext:
-        """What a server needs to be reached under these names."""
+    def server(self, *names: str, expired: bool = False, requires_client: bool = False) -> ssl.SSLContext:
+        """Return the TLS context of a server with these names."""
         until = datetime.now(UTC) - timedelta(days=1) if expired else None
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self._ca.issue_cert(*(names or (HOST,)), not_after=until).configure_cert(context)
-        if wants_client:
+        if requires_client:
             context.verify_mode = ssl.CERT_REQUIRED
             self._ca.configure_trust(context)
         return context
 
     def client(self, name: str) -> tuple[Path, Path]:
-        """Certificate and key of a client."""
+        """Return certificate and key of a client."""
         signed = self._ca.issue_cert(name)
         cert, key = self._folder / f"{name}.pem", self._folder / f"{name}.key"
         signed.cert_chain_pems[0].write_to_path(cert)
@@ -57,7 +56,7 @@ class Certificates:
 
 @contextlib.asynccontextmanager
 async def tls_front(port: int, context: ssl.SSLContext) -> AsyncIterator[int]:
-    """Ends TLS before a server on a port of this machine; gives the front's own port."""
+    """Terminate TLS in front of a server on a local port; yield the port of the front."""
 
     async def serve(ours: Streams, theirs: Streams) -> None:
         await _until_either_ends(_copy(ours[0], theirs[1]), _copy(theirs[0], ours[1]))
@@ -68,11 +67,12 @@ async def tls_front(port: int, context: ssl.SSLContext) -> AsyncIterator[int]:
 
 @dataclass
 class KafkaFront:
-    """Before a broker: TLS where it has a context, SASL where it has users, and notes on who asked for what.
+    """A front of a broker: TLS if it has a context, SASL if it has users. It records which requests clients send.
 
     Args:
-        users: passwords by name; whoever connects must be one of them.
-        may_create, may_join: whether topics are created and groups found; else that is refused, as for want of an ACL.
+        users: passwords by name; a client must log in as one of them.
+        may_create: False: refuse to create topics, as without an ACL.
+        may_join: False: refuse to find the group coordinator, as without an ACL.
     """
 
     behind: int
@@ -82,7 +82,7 @@ class KafkaFront:
     may_create: bool = True
     may_join: bool = True
     port: int = 0
-    asked: set[int] = field(default_factory=set)  # API keys of requests that the broker was to answer
+    requested: set[int] = field(default_factory=set)  # API keys of requests that reached the broker
     _writers: list[asyncio.StreamWriter] = field(default_factory=list)
 
     @contextlib.asynccontextmanager
@@ -91,7 +91,7 @@ class KafkaFront:
             yield self
 
     def hang_up(self) -> None:
-        """End every connection, as a broker does that restarts."""
+        """Close every connection, as a broker does at its restart."""
         for writer in self._writers:
             writer.transport.abort()
         self._writers.clear()
@@ -117,13 +117,13 @@ class KafkaFront:
                 body = login.answer(Bytes.decode(BytesIO(frame[_header_end(frame) :])))
                 body += b"" if frame[3] == 0 else SESSION_LASTS
             elif self.users and not login.done and key != API_VERSIONS:
-                return  # as a broker does: the connection is closed
+                return  # close the connection, as a broker does
             elif key == CREATE_TOPICS and not self.may_create:
                 body = self._no_topic(frame)
             elif key == FIND_COORDINATOR and not self.may_join:
                 body = NO_GROUP if frame[3] == 0 else bytes(4) + NO_GROUP[:2] + b"\xff\xff" + NO_GROUP[2:]
             else:
-                self.asked.add(key)
+                self.requested.add(key)
                 broker.write(len(frame).to_bytes(4) + frame)
                 await broker.drain()
                 continue
@@ -144,7 +144,7 @@ class KafkaFront:
     async def _answers(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         theirs, ours = ((len(HOST)).to_bytes(2) + HOST.encode() + port.to_bytes(4) for port in (self.behind, self.port))
         while True:
-            # the broker names its own address in its metadata, and clients would go there
+            # the metadata contain the address of the broker, to which clients would connect next
             frame = (await _frame(reader)).replace(theirs, ours)
             writer.write(len(frame).to_bytes(4) + frame)
             await writer.drain()
@@ -153,29 +153,29 @@ class KafkaFront:
 FIND_COORDINATOR = 10
 API_VERSIONS, SASL_HANDSHAKE, SASL_AUTHENTICATE, CREATE_TOPICS = 18, 17, 36, 19
 TOPIC_AUTHORIZATION_FAILED, UNSUPPORTED_MECHANISM, ILLEGAL_STATE, AUTHENTICATION_FAILED = 29, 33, 34, 58
-SESSION_LASTS = bytes(8)  # milliseconds; 0: for ever
+SESSION_LASTS = bytes(8)  # milliseconds; 0: without end
 HANDSHAKE = Schema(("error", Int16), ("mechanisms", Array(String("utf-8"))))
 NO_TOPICS = Schema(("topics", Array(("topic", String("utf-8")), ("error", Int16), ("message", String("utf-8")))))
-# GROUP_AUTHORIZATION_FAILED, and no broker: no number, name or port; since version 1 a throttle time and a message too
+# GROUP_AUTHORIZATION_FAILED and an empty broker; since version 1 also a throttle time and a message
 NO_GROUP = (30).to_bytes(2) + b"\xff" * 4 + bytes(2) + b"\xff" * 4
 AUTHENTICATE = Schema(("error", Int16), ("message", String("utf-8")), ("bytes", Bytes))
 
 
 class Plain:
-    """RFC 4616, the broker's side."""
+    """The broker's side of RFC 4616."""
 
     def __init__(self, users: Mapping[str, str]) -> None:
         self._users = users
         self.done = False
 
-    def answer(self, said: bytes) -> bytes:
-        _, user, password = said.decode().split("\0")
+    def answer(self, message: bytes) -> bytes:
+        _, user, password = message.decode().split("\0")
         self.done = self._users.get(user) == password
         return AUTHENTICATE.encode((0, None, b"") if self.done else REFUSED)
 
 
 class Scram:
-    """RFC 5802, the broker's side."""
+    """The broker's side of RFC 5802."""
 
     def __init__(self, mechanism: str, users: Mapping[str, str]) -> None:
         self._hash = mechanism.removeprefix("SCRAM-").replace("-", "").lower()
@@ -183,8 +183,8 @@ class Scram:
         self._first = ""
         self.done = False
 
-    def answer(self, said: bytes) -> bytes:
-        text = said.decode()
+    def answer(self, message: bytes) -> bytes:
+        text = message.decode()
         if not self._first:
             bare = text.removeprefix("n,,")
             fields = dict(part.split("=", 1) for part in bare.split(","))
@@ -193,21 +193,21 @@ class Scram:
             self._first = f"{bare},{first}"
             return AUTHENTICATE.encode((0, None, first.encode()))
         unproven, _, proof = text.rpartition(",p=")
-        message = f"{self._first},{unproven}".encode()
-        password = self._users.get(self._user, "nobody's").encode()
+        signed = f"{self._first},{unproven}".encode()
+        password = self._users.get(self._user, "no password").encode()
         salted = hashlib.pbkdf2_hmac(self._hash, password, b"salt", 4096)
         client_key = self._hmac(salted, b"Client Key")
-        signature = self._hmac(hashlib.new(self._hash, client_key).digest(), message)
+        signature = self._hmac(hashlib.new(self._hash, client_key).digest(), signed)
         right = bytes(a ^ b for a, b in zip(client_key, signature, strict=True))
         self.done = self._user in self._users and base64.b64decode(proof) == right
-        verifier = base64.b64encode(self._hmac(self._hmac(salted, b"Server Key"), message))
+        verifier = base64.b64encode(self._hmac(self._hmac(salted, b"Server Key"), signed))
         return AUTHENTICATE.encode((0, None, b"v=" + verifier) if self.done else REFUSED)
 
     def _hmac(self, key: bytes, message: bytes) -> bytes:
         return hmac.new(key, message, self._hash).digest()
 
 
-# what Apache Kafka says to a wrong password and an unknown user alike
+# Apache Kafka's answer to a wrong password and to an unknown user
 REFUSED = (AUTHENTICATION_FAILED, "Authentication failed during authentication due to invalid credentials", b"")
 
 
@@ -216,7 +216,7 @@ async def _frame(reader: asyncio.StreamReader) -> bytes:
 
 
 def _header_end(frame: bytes) -> int:
-    """Where a request's body begins: after API key, version, correlation id and client id."""
+    """Return where the body of a request begins: after API key, version, correlation id and client id."""
     return 10 + max(0, int.from_bytes(frame[8:10], signed=True))
 
 
@@ -244,7 +244,7 @@ async def _until_either_ends(*directions: Coroutine[Any, Any, None]) -> None:
 async def _before(
     port: int, context: ssl.SSLContext | None, serve: Callable[[Streams, Streams], Awaitable[None]]
 ) -> AsyncIterator[int]:
-    """Listen on a port of our own, with a connection to the server behind for each that comes."""
+    """Listen on a free port; open a connection to the server for each client that connects."""
     handlers: set[asyncio.Task[None]] = set()
 
     async def connected(*ours: Any) -> None:

@@ -1,7 +1,7 @@
-"""What Redis and the dead-letter topic must hold in the end, computed from the click topic alone.
+"""Compute from the click topic what Redis and the dead-letter topic must contain in the end, and compare.
 
-None of the daemon's own decoding, appending or caching is used: records are read with json, sequences are
-plain lists, scores come from a fresh Engine without a cache.
+The daemon's decoding, appending and caching are not used: records are read with json, sequences are plain lists,
+scores come from a new Engine without a cache.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from streamrec.schemas import PublishedList, UserSequence
 from streamrec.serving.inspection import published, stored
 from streamrec.settings import Settings
 
-from support.harness import BAD, read_topic
+from support.kafka_client import read_topic
+from support.workload import BAD
 
 TOLERANCE = 1e-3
 LONGEST_DEAD_LETTER = 900_000
@@ -25,7 +26,7 @@ LONGEST_DEAD_LETTER = 900_000
 
 @dataclass
 class Expected:
-    """A user's sequence as the topic says it must be."""
+    """The expected sequence of a user."""
 
     n: int = 0
     session_n: int = 0
@@ -46,7 +47,7 @@ def is_bad(record: Any) -> bool:
 
 
 def expected_sequences(records: list[Any], settings: Settings, max_len: int) -> dict[str, Expected]:
-    """Every user's sequence, from records in partition and offset order."""
+    """Return every user's sequence, from records in partition and offset order."""
     users: dict[str, Expected] = {}
     for record in records:
         if not is_bad(record):
@@ -58,9 +59,9 @@ def expected_sequences(records: list[Any], settings: Settings, max_len: int) -> 
 
 
 async def assert_delivered(settings: Settings) -> dict[str, Expected]:
-    """Every event of the topic is in Redis once, every list is what the model says, every bad record is a dead letter.
+    """Assert that each event is in Redis once, each list comes from the model, and each bad record is a dead letter.
 
-    Returns the expected sequences.
+    Return the expected sequences.
     """
     assert settings.model.dir is not None
     records = await read_topic(settings, settings.kafka.topic)
@@ -96,28 +97,28 @@ def assert_lists(
         if not settings.lists.filter_seen or not set(value.items) & set(expected.items):
             assert_list(user, value, expected, settings, engine)
         else:
-            raise AssertionError(f"{user} is recommended what he has seen: {value.items}, {expected.items}")
+            raise AssertionError(f"{user} has seen items of the list: {value.items}, {expected.items}")
 
 
 def assert_list(user: str, value: PublishedList, expected: Expected, settings: Settings, engine: Engine) -> None:
-    """The list is the best of a fresh engine's scores; of equal scores any may stand first."""
+    """Assert that the list has the best scores of a new engine; equal scores may be in any order."""
     best = engine.recommend(
         [expected.items], k=len(engine.vocab), counts=[expected.session_n], filter_seen=settings.lists.filter_seen
     )[0]
     if best is None:
-        assert value.model == "popular", f"{user} has no known item in his window, but model {value.model}"
+        assert value.model == "popular", f"{user} has no known item in the window, but model {value.model}"
         return
     assert value.model == engine.version, f"{user}: model {value.model}, expected {engine.version}"
     wanted = best.scores[: settings.lists.top_k]
     assert len(value.scores) == len(wanted), user
     score_of = dict(zip(best.items, best.scores, strict=True))
     for item, score, at_this_place in zip(value.items, value.scores, wanted, strict=True):
-        assert abs(score - at_this_place) < TOLERANCE, f"{user}: {value.scores} but a fresh engine says {wanted}"
+        assert abs(score - at_this_place) < TOLERANCE, f"{user}: {value.scores} but a new engine gives {wanted}"
         assert abs(score - score_of[item]) < TOLERANCE, f"{user}: {item} has {score}, not {score_of[item]}"
 
 
 async def assert_dead_letters(settings: Settings, bad: list[Any]) -> None:
-    """Every bad record at least once, nothing else, with origin, reason and its bytes."""
+    """Assert that the topic has each bad record at least once, with origin, reason and bytes, and nothing else."""
     origins = {(record.partition, record.offset): record for record in bad}
     found: Counter[tuple[int, int]] = Counter()
     for letter in await read_topic(settings, settings.kafka.dead_letters):

@@ -1,4 +1,4 @@
-"""Events, and a Redis connection of the tests' own beside the package's."""
+"""Make events and batches, and connect to Redis without the package's client."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import contextlib
 import copy
 import re
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from typing import Any
 
 import redis.asyncio as redis
@@ -38,6 +38,11 @@ def clicks(user: str, items: list[str], first_offset: int = 0, partition: int = 
     )
 
 
+def stored(items: Iterable[str]) -> bytes:
+    """Return item ids in the form that Redis stores."""
+    return b"".join(item.encode() + b"\0" for item in items)
+
+
 def under(redis: RedisClient, settings: Settings) -> RedisClient:
     """Return the same connection with the keys of these settings."""
     found = copy.copy(redis)
@@ -55,9 +60,9 @@ async def raw_redis(settings: Settings) -> AsyncIterator[redis.Redis]:
 
 
 class RedisThatFailsScripts(RedisClient):
-    """Refuses scripts while it is broken; ``arrived`` and ``fail`` let a test act while one is under way.
+    """Refuses scripts while it is broken, but runs the first ``working`` ones.
 
-    The first ``working`` scripts are run all the same.
+    ``arrived`` is set when a script is called, and the call fails when ``fail`` is set: a test can act in between.
     """
 
     broken = True
@@ -77,12 +82,12 @@ class RedisThatFailsScripts(RedisClient):
 
 
 class SentCommands(list[str]):
-    """Names of the commands that clients, and not scripts, sent while it was watched."""
+    """Names of the commands that clients sent; commands of scripts are left out."""
 
 
 @contextlib.asynccontextmanager
 async def commands_about(settings: Settings) -> AsyncIterator[SentCommands]:
-    """The commands that name a key of these settings, filled in at the end."""
+    """Collect the commands with a key of these settings while the block runs; the list is filled at its end."""
     found = SentCommands()
     end = f"end-{uuid.uuid4().hex}"
     async with raw_redis(settings) as client, client.monitor() as monitor:

@@ -1,4 +1,4 @@
-"""Redis Clusters of the tests' own, and slots that are moved by hand."""
+"""Start Redis Clusters for a test, and move slots by hand."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ def running(replicas: int) -> Iterator[EmbeddedCluster]:
     try:
         found = EmbeddedCluster(replicas=replicas).start()
     except EmbeddedError as error:
-        pytest.skip(f"needs nodes of a cluster to move and to kill: {error}")
+        pytest.skip(f"needs cluster nodes to stop and kill: {error}")
     try:
         yield found
     finally:
         found.stop()
 
 
-def where(cluster: EmbeddedCluster) -> dict[str, Any]:
+def cluster_settings(cluster: EmbeddedCluster) -> dict[str, Any]:
     return {"redis_url": cluster.redis_url, "redis_cluster": True}
 
 
@@ -41,7 +41,7 @@ async def node(server: EmbeddedServer) -> AsyncIterator[redis.Redis]:
 
 
 class MovingSlot:
-    """A slot on its way from the node that has it to another."""
+    """Moves a slot from its owner to another node, step by step."""
 
     def __init__(self, cluster: EmbeddedCluster, slot: int, source: int, target: int) -> None:
         self._cluster, self._slot, self._source, self._target = cluster, slot, source, target
@@ -69,10 +69,10 @@ def slot_of(key: str) -> int:
     return key_slot(key.encode())
 
 
-async def owner_of(cluster: EmbeddedCluster, slot: int, asked: int = 0) -> int:
-    """Which of the nodes has a slot, as one of them says."""
-    async with node(cluster.nodes[asked]) as client:
+async def owner_of(cluster: EmbeddedCluster, slot: int, queried: int = 0) -> int:
+    """Return the number of the owner of a slot, according to one node."""
+    async with node(cluster.nodes[queried]) as client:
         for start, end, (_, port, *_), *_ in await client.execute_command("CLUSTER SLOTS"):
             if start <= slot <= end:
                 return [server.port for server in cluster.nodes].index(port)
-    raise AssertionError(f"nobody has slot {slot}")
+    raise AssertionError(f"no node has slot {slot}")

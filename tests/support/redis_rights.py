@@ -1,4 +1,4 @@
-"""The rights that deploy/ lists for each Redis user, and all that each part of streamrec asks of Redis."""
+"""Read the rights of each Redis user from deploy/, and send every kind of command that each part sends."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from streamrec.settings import Settings
 from support.redis_access import clicks
 
 PAGE = (Path(__file__).parents[2] / "deploy" / "SECURITY.md").read_text("utf-8")
-PASSWORD = "s3cr3t-a@b/c?d#e%f"  # with what a URL would want encoded
+PASSWORD = "s3cr3t-a@b/c?d#e%f"  # with characters that a URL must encode
 RIGHTS = dict(re.findall(r"^    ACL SETUSER (\S+) (reset on >PASSWORD .*)$", PAGE, re.MULTILINE))
 
 
 async def what_serve_does(settings: Settings, model_dir: Path) -> None:
-    """All that `streamrec serve` asks of Redis; each step whatever became of the others."""
+    """Send the commands of `streamrec serve`; a refused step does not stop the others."""
     metrics = Metrics()
     async with RedisClient(settings.redis, metrics) as redis:
         store = SequenceStore(redis, settings.sequences, settings.kafka.topic_epoch, 8, metrics)
@@ -37,7 +37,10 @@ async def what_serve_does(settings: Settings, model_dir: Path) -> None:
         counts = OnlineCounts(redis, metrics)
 
         async def refresh() -> None:
-            for batch in (clicks("ann", ["i1"], 1), clicks("ann", ["i2"], 10**6)):  # apart enough for a new landmark
+            for batch in (
+                clicks("ann", ["i1"], 1),
+                clicks("ann", ["i2"], 10**6),
+            ):  # so far apart that popularity is rescaled
                 lists.count(await store.append(batch))
                 await lists.refresh()
 

@@ -1,4 +1,4 @@
-"""Model versions that differ by a seed, for tests of the registry and of the swap."""
+"""Publish model versions that differ by a seed, for tests of registry and swap."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from streamrec.registry import Registry
 
 
 def publish(registry: Registry, seed: int, items: range = range(50), max_len: int = 8) -> str:
-    """A small untrained model whose answers are definite."""
+    """Publish a small untrained model with distinct scores; return its version."""
     torch.manual_seed(seed)
     vocab = ItemVocab([f"i{n}" for n in items])
     model = SASRec(SASRecConfig(len(vocab), max_len, hidden_units=16, num_blocks=2, dropout_rate=0.0))

@@ -1,4 +1,4 @@
-"""Sequence stores under keys of an example's own, and ids that are hard to store."""
+"""Make sequence stores with unused keys, and ids that are hard to store."""
 
 from __future__ import annotations
 
@@ -57,6 +57,6 @@ def store_of(redis: RedisClient, settings: Settings, max_len: int = 5) -> Sequen
 
 
 def fresh(make_settings: MakeSettings, **changes: Any) -> Settings:
-    """Settings with keys that no other example has."""
+    """Return settings with a key prefix that no other example uses."""
     settings = make_settings(**changes)
-    return settings.model_copy(update={"redis_key_prefix": f"{settings.redis.key_prefix}-{next(numbers)}"})
+    return settings.but(redis_key_prefix=f"{settings.redis.key_prefix}-{next(numbers)}")

@@ -15,7 +15,10 @@ from streamrec.schemas import Recommendation, UserSequence
 from streamrec.serving.predictor import Predictor
 from streamrec.settings import Settings
 
-from support.harness import Daemon, Record, click, eventually, feed, get, member
+from support.daemon_process import Daemon, get
+from support.kafka_client import feed, member
+from support.waiting import eventually
+from support.workload import Record, click
 
 StartDaemon = Callable[..., Daemon]
 MakeSettings = Callable[..., Settings]

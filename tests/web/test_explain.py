@@ -21,7 +21,7 @@ from streamrec.settings_sources import load_settings
 from streamrec.web import explain
 from streamrec.web.explain import CLICKS, WAITING, Explainer, Why
 
-from support.harness import stored
+from support.redis_access import stored
 
 
 class Scene:

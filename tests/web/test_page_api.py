@@ -20,8 +20,11 @@ from streamrec.web.access import is_loopback
 from streamrec.web.explain import CLICKS
 from streamrec.web.page import VIEWERS
 
-from support.harness import NO_EVENTS, Daemon, Record, eventually, feed, produce_clicks
+from support.daemon_process import Daemon
+from support.kafka_client import feed, produce_clicks
 from support.redis_access import raw_redis
+from support.waiting import eventually
+from support.workload import NO_EVENTS, Record
 
 StartDaemon = Callable[..., Daemon]
 MakeSettings = Callable[..., Settings]

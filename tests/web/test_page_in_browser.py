@@ -11,7 +11,10 @@ from typing import Any
 
 import pytest
 
-from support.harness import NO_EVENTS, Daemon, Record, click, eventually, feed, models, produce_clicks
+from support.daemon_process import Daemon, models
+from support.kafka_client import feed, produce_clicks
+from support.waiting import eventually
+from support.workload import NO_EVENTS, Record, click
 
 pytest.importorskip("playwright", reason="playwright is not installed: pip install '.[test]'")
 

@@ -1,0 +1,101 @@
+"""Find the servers that the tests run against, and start servers that one test may stop."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+
+from streamrec.errors import EmbeddedError
+from streamrec.local.embedded_kafka import adapt
+from streamrec.local.servers import EmbeddedServers
+
+from support.waiting import eventually
+
+
+@dataclass(frozen=True)
+class Servers:
+    """Addresses of the servers, and their origin."""
+
+    origin: str
+    redis_url: str
+    kafka_bootstrap_servers: str
+
+
+@contextlib.contextmanager
+def find_servers(environ: Mapping[str, str]) -> Iterator[Servers]:
+    redis_url, kafka = environ.get("STREAMREC_REDIS_URL"), environ.get("STREAMREC_KAFKA_BOOTSTRAP_SERVERS")
+    if redis_url and kafka:
+        yield Servers("given in the environment", redis_url, kafka)
+        return
+    if docker_answers():
+        with container_servers() as found:
+            yield found
+        return
+    try:
+        embedded = EmbeddedServers().start()
+    except EmbeddedError as error:
+        pytest.exit(f"no servers to test against: none given, no Docker engine, and {error}", returncode=3)
+    with contextlib.ExitStack() as stack:
+        stack.callback(embedded.stop)
+        adapt()
+        yield Servers("embedded", embedded.redis_url, embedded.kafka_bootstrap_servers)
+
+
+@contextlib.contextmanager
+def own_servers() -> Iterator[EmbeddedServers]:
+    """Start servers that one test may stop, kill and pause; skip it if they are not installed."""
+    try:
+        servers = EmbeddedServers().start()
+    except EmbeddedError as error:
+        pytest.skip(f"needs its own servers to stop and kill: {error}")
+    with contextlib.closing(contextlib.ExitStack()) as stack:
+        stack.callback(servers.stop)
+        adapt()
+        yield servers
+
+
+async def written_down(servers: EmbeddedServers) -> None:
+    """Wait until the broker has written all acknowledged records to disk.
+
+    The embedded one writes a snapshot every second. It loses later records, even if it is stopped in an orderly way.
+    """
+    marker = f"marker-{time.monotonic_ns()}"
+    admin = AIOKafkaAdminClient(bootstrap_servers=servers.kafka_bootstrap_servers)
+    await admin.start()
+    await admin.create_topics([NewTopic(marker, 1, 1)])
+    await admin.close()
+
+    async def written() -> bool:
+        return marker in (servers.folder / "kafka" / "kafka.json").read_text()
+
+    await eventually(written)
+
+
+def docker_answers() -> bool:
+    if not os.environ.get("DOCKER_HOST") and not Path("/var/run/docker.sock").is_socket():
+        return False  # without a server the client would leak a socket
+    import docker
+    from docker.errors import DockerException
+
+    try:
+        with contextlib.closing(docker.from_env(timeout=3)) as client:
+            return bool(client.ping())
+    except (DockerException, OSError):
+        return False
+
+
+@contextlib.contextmanager
+def container_servers() -> Iterator[Servers]:
+    from testcontainers.kafka import KafkaContainer
+    from testcontainers.redis import RedisContainer
+
+    with RedisContainer("valkey/valkey:8") as redis, KafkaContainer().with_kraft() as kafka:
+        url = f"redis://{redis.get_container_host_ip()}:{redis.get_exposed_port(6379)}/0"
+        yield Servers("containers", url, kafka.get_bootstrap_server())

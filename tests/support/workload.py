@@ -1,0 +1,73 @@
+"""Records to produce: clicks, bad records, and an endless mix of both."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+# A header of records that are no click events; the daemon ignores it.
+BAD = "test.bad"
+
+
+def click(user: str | int, item: str | int, timestamp_ms: int | None = None, **more: Any) -> bytes:
+    timed = {} if timestamp_ms is None else {"timestamp": timestamp_ms}
+    return json.dumps({"user_id": user, "item_id": item, **timed, **more}).encode()
+
+
+@dataclass(frozen=True)
+class Record:
+    """One record to produce."""
+
+    key: bytes
+    value: bytes | None
+    bad: bool = False
+
+    @property
+    def headers(self) -> list[tuple[str, bytes]]:
+        return [(BAD, b"")] if self.bad else []
+
+
+FAR_FUTURE_MS = 4_000_000_000_000
+NO_EVENTS: dict[str, bytes | None] = {
+    "not JSON": b"{not json",
+    "not UTF-8": b'{"user_id": "\xff\xfe", "item_id": "i1"}',
+    "not an object": b'["u1", "i1"]',
+    "no item": b'{"user_id": "u1"}',
+    "a user that is no id": b'{"user_id": null, "item_id": "i1"}',
+    "an empty id": click("", "i1"),
+    "an over-long id": click("u1", "i" * 257),
+    "NUL in an id": click("u1", "i\0"),
+    "half a surrogate pair": b'{"user_id": "\\ud800", "item_id": "i1"}',
+    "a time that is no number": b'{"user_id": "u1", "item_id": "i1", "timestamp": "noon"}',
+    "a time before 1970": click("u1", "i1", -1),
+    "a time in the far future": click("u1", "i1", FAR_FUTURE_MS),
+    "a tombstone": None,
+    "no bytes": b"",
+}
+
+
+KNOWN_ITEMS: list[str | int] = [f"i{n}" for n in range(50)]
+
+
+def workload(seed: int, bad_share: float = 0.02) -> Iterator[Record]:
+    """Yield records without end: hot and rare users, known and unknown items, ids as text or integer, some bad."""
+    rng = random.Random(seed)
+    users: list[str | int] = [*(f"u{n}" for n in range(40)), *range(1000, 1020), *(f"stranger {n}" for n in range(5))]
+    rng.shuffle(users)
+    weights = [1 / (place + 3) for place in range(len(users))]
+    ts_ms = 1_700_000_000_000
+    while True:
+        user = rng.choices(users, weights)[0]
+        key = str(user).encode()
+        if rng.random() < bad_share:
+            yield Record(key, rng.choice(list(NO_EVENTS.values())), bad=True)
+            continue
+        unknown = str(user).startswith("stranger") or rng.random() < 0.15
+        item: str | int = rng.choice([f"x{rng.randrange(30)}", rng.randrange(30)] if unknown else KNOWN_ITEMS)
+        ts_ms += rng.randrange(2_000)
+        # some are out of order, and some have only the timestamp of the record
+        stamp = None if rng.random() < 0.02 else ts_ms - rng.choice((0, 0, 0, 500))
+        yield Record(key, click(user, item, stamp))
