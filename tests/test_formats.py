@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +12,6 @@ from sasrec import Event, load_model
 from streamrec.archive.follow import Archiver
 from streamrec.archive.segments import EventArchive
 from streamrec.errors import ArchiveError, RegistryError, StreamrecError
-from streamrec.local.daemon import EMBEDDED, environment
 from streamrec.redis.client import RedisClient
 from streamrec.redis.keys import Keys
 from streamrec.registry import Registry
@@ -23,6 +20,7 @@ from streamrec.schemas import ClickEvent
 from streamrec.settings import Settings
 
 from support.daemon_process import Daemon
+from support.preloaded import run_command
 from support.redis_access import raw_redis
 
 MakeSettings = Callable[..., Settings]
@@ -30,14 +28,7 @@ CLICK = ClickEvent("ann", "a", 5, 0, 0, 5)
 
 
 def command(settings: Settings, *arguments: str) -> tuple[int, str, str]:
-    found = subprocess.run(
-        [sys.executable, "-m", *EMBEDDED, *arguments],
-        env=environment(settings),
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    found = run_command(settings, *arguments)
     return found.returncode, found.stdout, found.stderr
 
 

@@ -9,15 +9,16 @@ from __future__ import annotations
 import asyncio
 import sys
 
-from streamrec.commands.main import main
+from streamrec.commands import main as command_line
 from streamrec.errors import StreamrecError
 from streamrec.kafka.members import member_prefix, remove_members
 from streamrec.local.embedded_kafka import adapt, has_died
 from streamrec.settings_sources import load_settings
 
 
-def run(arguments: list[str]) -> int:
-    """Run a command; return the exit status."""
+def main() -> int:
+    """Run the command of this process; return the exit status."""
+    arguments = sys.argv[1:]
     adapt()
     if arguments[:1] == ["serve"]:
         try:
@@ -26,8 +27,8 @@ def run(arguments: list[str]) -> int:
                 asyncio.run(remove_members(kafka, lambda client_id: has_died(client_id, member_prefix())))
         except StreamrecError:
             pass  # the command reports it
-    return main(arguments)
+    return command_line.main(arguments)
 
 
 if __name__ == "__main__":
-    sys.exit(run(sys.argv[1:]))
+    sys.exit(main())

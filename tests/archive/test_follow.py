@@ -7,8 +7,6 @@ import contextlib
 import json
 import random
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -19,11 +17,11 @@ import pytest
 from streamrec.archive.segments import EventArchive
 from streamrec.commands.main import main
 from streamrec.kafka.topics import topic_partitions
-from streamrec.local.daemon import EMBEDDED, environment
 from streamrec.settings import Settings
 
 from support.kafka_client import feed, feeding, read_topic
 from support.oracle import is_bad
+from support.preloaded import Command
 from support.waiting import eventually
 from support.workload import Record, click, workload
 
@@ -31,25 +29,18 @@ MakeSettings = Callable[..., Settings]
 
 
 @contextlib.contextmanager
-def archiving(settings: Settings, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+def archiving(settings: Settings, *arguments: str) -> Iterator[Command]:
     """Run a `streamrec archive follow` process; kill it at the end if it still runs."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", *EMBEDDED, "archive", "follow", *arguments],
-        env=environment(settings),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    command = Command(settings, "archive", "follow", *arguments)
     try:
-        yield process
+        yield command
     finally:
-        process.kill()
-        process.communicate()
+        command.kill()
 
 
-async def ends(process: subprocess.Popen[str], status: int = 0) -> str:
-    out, err = await asyncio.to_thread(process.communicate, None, 60)
-    assert process.returncode == status, err
+async def ends(command: Command, status: int = 0) -> str:
+    found, out, err = await asyncio.to_thread(command.ends, 60)
+    assert found == status, err
     assert "Traceback" not in err
     return out
 
@@ -117,12 +108,11 @@ async def test_a_stopped_process_archives_the_events_that_it_has_read(
     archive = EventArchive(tmp_path / "archive")
     await feed(settings, [Record(b"ann", click("ann", f"i{n}", 1000 + n)) for n in range(50)])
     with archiving(settings) as process:
-        assert process.stderr is not None
-        line = await asyncio.to_thread(process.stderr.readline)
+        line = await eventually(lambda: asyncio.to_thread(process.first_error_line))
         assert "archiving" in line
         await asyncio.sleep(1)  # it polls; the test does not depend on how much it reads
         assert archive.next_offsets() == {}
-        process.send_signal(signal.SIGTERM)
+        process.process.send_signal(signal.SIGTERM)
         await ends(process)
     with archiving(settings, "--burst") as process:
         await ends(process)

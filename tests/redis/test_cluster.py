@@ -6,8 +6,6 @@ import asyncio
 import contextlib
 import json
 import re
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -18,7 +16,6 @@ import pytest
 from streamrec.commands.check import check
 from streamrec.errors import RedisUnavailable, SettingsError
 from streamrec.local.cluster import EmbeddedCluster
-from streamrec.local.daemon import EMBEDDED, environment
 from streamrec.metrics import Metrics
 from streamrec.redis.client import RedisClient
 from streamrec.redis.keys import Keys
@@ -35,6 +32,7 @@ from support import redis_rights as security
 from support.daemon_process import Daemon, models, serves
 from support.kafka_client import feed, wait_caught_up
 from support.oracle import assert_delivered
+from support.preloaded import run_command
 from support.redis_access import batch, clicks, event
 from support.redis_cluster import MovingSlot, cluster_settings, node, owner_of, running, slot_of
 from support.registry import publish as publish_model
@@ -306,12 +304,6 @@ async def test_a_daemon_on_a_cluster_serves_swaps_and_shows(
 
 
 def command(settings: Settings, *arguments: str) -> list[Any]:
-    ran = subprocess.run(
-        [sys.executable, "-m", *EMBEDDED, *arguments],
-        env=environment(settings),
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=True,
-    )
+    ran = run_command(settings, *arguments)
+    ran.check_returncode()
     return [json.loads(line) for line in ran.stdout.splitlines()]

@@ -16,7 +16,6 @@ import pytest
 from sasrec import Event
 from streamrec.archive.segments import EventArchive
 from streamrec.errors import ArchiveError, RetrainError, RetrainStopped
-from streamrec.local.daemon import EMBEDDED
 from streamrec.redis.client import RedisClient
 from streamrec.redis.keys import Keys
 from streamrec.registry import Registry
@@ -53,14 +52,14 @@ QUICK: dict[str, Any] = {
 KILLED_AT_FLUSH = """
 import os, signal, sys
 from streamrec.commands.main import main
-flush, left = os.fsync, [int(sys.argv[1])]
+flush, left = os.fsync, [{flush}]
 def fsync(file):
     left[0] -= 1
     if not left[0]:
         os.kill(os.getpid(), signal.SIGKILL)
     flush(file)
 os.fsync = fsync
-main(sys.argv[2:])
+main(sys.argv[1:])
 """
 
 
@@ -91,8 +90,8 @@ def start(settings: Settings) -> Iterator[Callable[..., Retrain]]:
     """Start `streamrec retrain` processes; kill those that still run when the test ends."""
     started: list[Retrain] = []
 
-    def run(*arguments: str, program: tuple[str, ...] = ("-m", *EMBEDDED), **changes: Any) -> Retrain:
-        started.append(Retrain(settings.but(**changes), *arguments, program=program))
+    def run(*arguments: str, code: str | None = None, **changes: Any) -> Retrain:
+        started.append(Retrain(settings.but(**changes), *arguments, code=code))
         return started[-1]
 
     yield run
@@ -402,7 +401,7 @@ async def test_promotion_refusal_damage_rollback_and_kills_while_the_daemon_serv
 
         # killed while publishing and while promoting: every version is whole, and the next round works
         for flush in (1, 5, 8):
-            dying = start("--once", "--no-follow", retrain_mode="full", program=("-c", KILLED_AT_FLUSH, str(flush)))
+            dying = start("--once", "--no-follow", retrain_mode="full", code=KILLED_AT_FLUSH.format(flush=flush))
             assert await asyncio.to_thread(dying.process.wait, 60) == -signal.SIGKILL, dying.output
             assert all(version.problem is None for version in registry.versions())
             assert champion_of(settings) == second

@@ -18,6 +18,7 @@ from streamrec.redis.client import RedisClient
 from streamrec.serving.inspection import published
 from streamrec.settings import Settings
 
+from support.preloaded import fork_server, run_command
 from support.waiting import eventually
 
 EVENTS = "streamrec_events_total"
@@ -31,13 +32,9 @@ class Daemon:
     ) -> None:
         self.settings = settings
         self._log = tempfile.NamedTemporaryFile(prefix="daemon-", suffix=".log", delete=False)  # noqa: SIM115
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", *program, *arguments],
-            stdout=self._log,
-            stderr=subprocess.STDOUT,
-            stdin=subprocess.DEVNULL,
-            env={**environment(settings), "OMP_NUM_THREADS": "1"},
-        )
+        module, *rest = *program, *arguments
+        log = self._log.fileno()
+        self.process = fork_server().start(module, rest, environment(settings), log, log)
         self._log.close()
 
     @property
@@ -106,16 +103,20 @@ class Daemon:
 
 
 class Retrain:
-    """A `streamrec retrain` process."""
+    """A `streamrec retrain` process.
 
-    def __init__(self, settings: Settings, *arguments: str, program: tuple[str, ...] = ("-m", *EMBEDDED)) -> None:
+    Args:
+        code: Python code to run instead of the command, with its arguments.
+    """
+
+    def __init__(self, settings: Settings, *arguments: str, code: str | None = None) -> None:
         with tempfile.NamedTemporaryFile(prefix="retrain-", suffix=".log", delete=False) as log:
             self._log = Path(log.name)
-            self.process = subprocess.Popen(
-                [sys.executable, *program, "retrain", *arguments],
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env={**environment(settings), "OMP_NUM_THREADS": "1"},
+            command, env, output = ("retrain", *arguments), environment(settings), log.fileno()
+            self.process = (
+                fork_server().start(EMBEDDED[0], command, env, output, output)
+                if code is None
+                else subprocess.Popen([sys.executable, "-c", code, *command], stdout=log, stderr=log, env=env)
             )
 
     @property
@@ -142,8 +143,7 @@ class Retrain:
 
 def models(settings: Settings, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run `streamrec models ...` as an operator does."""
-    command = [sys.executable, "-m", *EMBEDDED, "models", *arguments]
-    return subprocess.run(command, env=environment(settings), capture_output=True, text=True, timeout=60, check=False)
+    return run_command(settings, "models", *arguments)
 
 
 async def versions_published(settings: Settings) -> dict[str, str]:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import functools
+import importlib
 import json
 import os
 import selectors
@@ -15,11 +17,23 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from streamrec.local.daemon import EMBEDDED, environment
+from streamrec.settings import Settings
+
 CODE = "from support.preloaded import serve; serve()"
+PRELOADED = (
+    *EMBEDDED,
+    "streamrec.archive.follow",
+    "streamrec.daemon",
+    "streamrec.demo.daemon",
+    "streamrec.rebuild.rebuild",
+    "streamrec.retraining.worker",
+)
 TESTS = Path(__file__).parents[1]
 
 
@@ -78,14 +92,16 @@ class ForkServer:
         theirs.close()
         atexit.register(self.stop)
 
-    def run(self, arguments: Sequence[str], env: Mapping[str, str], output: int, errors: int) -> ForkedCommand:
-        """Fork a child that runs a command.
+    def start(
+        self, module: str, arguments: Sequence[str], env: Mapping[str, str], output: int, errors: int
+    ) -> ForkedCommand:
+        """Fork a child that runs ``main()`` of a module.
 
         Args:
             output, errors: file descriptors of its stdout and stderr.
         """
         ours, theirs = socket.socketpair()
-        request = json.dumps({"arguments": list(arguments), "env": dict(env)}).encode()
+        request = json.dumps({"module": module, "arguments": list(arguments), "env": dict(env)}).encode()
         with theirs:
             socket.send_fds(self._control, [len(request).to_bytes(4, "big")], [theirs.fileno(), output, errors])
             self._control.sendall(request)
@@ -95,6 +111,52 @@ class ForkServer:
         """End the server, and with it what is left of its children."""
         self._control.close()
         self._process.wait()
+
+
+@functools.cache
+def fork_server() -> ForkServer:
+    """Return the server of this process; it starts on first use."""
+    return ForkServer()
+
+
+class Command:
+    """A running `streamrec` command whose output is read when it has ended."""
+
+    def __init__(self, settings: Settings, *arguments: str) -> None:
+        self._output, self._errors = tempfile.TemporaryFile(), tempfile.TemporaryFile()  # noqa: SIM115
+        self.process = fork_server().start(
+            EMBEDDED[0], arguments, environment(settings), self._output.fileno(), self._errors.fileno()
+        )
+
+    def ends(self, timeout_s: float = 100.0) -> tuple[int, str, str]:
+        """Wait for the end; return exit status, stdout and stderr."""
+        status = self.process.wait(timeout_s)
+        texts = []
+        for file in (self._output, self._errors):
+            file.seek(0)
+            texts.append(file.read().decode())
+        return status, *texts
+
+    def first_error_line(self) -> str:
+        """Return the first line that it has written to stderr; empty before."""
+        text = os.pread(self._errors.fileno(), 65_536, 0).decode()
+        return text.splitlines()[0] if "\n" in text else ""
+
+    def kill(self) -> None:
+        """Send SIGKILL, and wait for the end."""
+        self.process.kill()
+        self.process.wait()
+        self._output.close()
+        self._errors.close()
+
+
+def run_command(settings: Settings, *arguments: str, timeout_s: float = 60.0) -> subprocess.CompletedProcess[str]:
+    """Run a command as an operator does; return its exit status and output."""
+    command = Command(settings, *arguments)
+    try:
+        return subprocess.CompletedProcess(list(arguments), *command.ends(timeout_s))
+    finally:
+        command.kill()
 
 
 def serve() -> None:
@@ -172,10 +234,8 @@ def _child(
     os.environ.update(request["env"])  # type: ignore[call-overload]
     status = 1
     try:
-        from streamrec.commands.embedded import run
-
         sys.argv = ["streamrec", *request["arguments"]]  # type: ignore[misc]
-        status = run(sys.argv[1:])
+        status = importlib.import_module(str(request["module"])).main()
     except SystemExit as error:
         status = error.code if isinstance(error.code, int) else 1 if error.code else 0
     except BaseException:
@@ -191,6 +251,8 @@ def _preload() -> None:
     import numpy as np
     import torch
 
+    for module in PRELOADED:
+        importlib.import_module(module)
     from sasrec import Engine, ItemVocab, SASRec, SASRecConfig
 
     torch.set_num_threads(1)
