@@ -104,6 +104,8 @@ def _settings(settings: Settings) -> list[str]:
 
 
 def _toml(value: object) -> str:
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
     if isinstance(value, (bool, int, float)):
         return str(value).lower()
     if isinstance(value, tuple):

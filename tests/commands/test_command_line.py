@@ -1,4 +1,4 @@
-"""The commands, as a person sees them: output, exit status, one clear line where something is wrong."""
+"""The commands as a person sees them: output, exit status, one clear line for an error."""
 
 from __future__ import annotations
 
@@ -48,14 +48,13 @@ class Result(NamedTuple):
 def run(
     make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., Any]:
-    """Runs a command in this process, against the test's own servers and keys."""
+    """Run a command in this process, with the test's own servers and keys."""
     for name, value in environment(make_settings()).items():
         if name.startswith("STREAMREC_"):
             monkeypatch.setenv(name, value)
-    monkeypatch.setenv("COLUMNS", "1000")  # help texts in one line each
-    monkeypatch.setattr(
-        streamrec.commands.main, "configure_logging", lambda *_: None
-    )  # it would take pytest's handlers away
+    monkeypatch.setenv("COLUMNS", "1000")  # each help text on one line
+    # configure_logging would remove pytest's handlers
+    monkeypatch.setattr(streamrec.commands.main, "configure_logging", lambda *_: None)
 
     def call(arguments: tuple[str, ...]) -> int:
         try:
@@ -71,7 +70,7 @@ def run(
 
 
 async def write(settings: Settings, users: dict[str, list[str]]) -> None:
-    """Clicks of users, and a list for each."""
+    """Store clicks of users, and publish a list for each user."""
     async with RedisClient(settings.redis) as redis:
         store = SequenceStore(redis, settings.sequences, settings.kafka.topic_epoch, 50, Metrics())
         for user, items in users.items():
@@ -109,7 +108,7 @@ async def test_user_as_json_has_the_promised_fields(run: Callable[..., Any], mak
     }
 
 
-async def test_all_users_are_listed_whatever_their_ids(run: Callable[..., Any], make_settings: MakeSettings) -> None:
+async def test_all_lists_every_user_with_any_id(run: Callable[..., Any], make_settings: MakeSettings) -> None:
     users = ["*", "[a]", "?", "{x}", "a\nb", "é", "--json", "ann"]
     await write(make_settings(), {user: ["a"] for user in users})
     for command in ("recs", "user"):
@@ -118,7 +117,7 @@ async def test_all_users_are_listed_whatever_their_ids(run: Callable[..., Any], 
         assert [found["user_id"] for found in lines_of_json(result.out)] == sorted(users)
 
 
-async def test_a_user_id_is_no_pattern(run: Callable[..., Any], make_settings: MakeSettings) -> None:
+async def test_a_user_id_is_not_a_pattern(run: Callable[..., Any], make_settings: MakeSettings) -> None:
     await write(make_settings(), {"ann": ["a"], "*": ["b"]})
     result = await run("user", "*", "a*", "[a]nn", "--json")
     assert [found["items"] for found in lines_of_json(result.out)] == [["b"]]
@@ -138,21 +137,19 @@ async def test_for_people_lists_are_ranked_and_sequences_dated(
 
 @pytest.mark.parametrize("command", ["recs", "user"])
 @pytest.mark.parametrize("extra", [[], ["--json"]])
-async def test_a_missing_user_is_told_and_the_others_are_shown(
+async def test_a_missing_user_is_reported_and_the_others_are_shown(
     run: Callable[..., Any], make_settings: MakeSettings, command: str, extra: list[str]
 ) -> None:
     await write(make_settings(), {"ann": ["a"]})
-    result = await run(command, "nobody", "ann", *extra)
+    result = await run(command, "bob", "ann", *extra)
     assert result.status == 1
-    assert (
-        result.err
-        == {"recs": "no list is published for user nobody\n", "user": "nothing is stored of user nobody\n"}[command]
-    )
+    missing = {"recs": "no list is published for user bob\n", "user": "no sequence is stored for user bob\n"}
+    assert result.err == missing[command]
     assert "ann" in result.out
 
 
 @pytest.mark.parametrize("command", ["recs", "user"])
-async def test_all_of_nobody_is_nothing(run: Callable[..., Any], command: str) -> None:
+async def test_all_without_users_prints_nothing(run: Callable[..., Any], command: str) -> None:
     assert await run(command, "--all") == Result(0, "", "")
 
 
@@ -164,13 +161,13 @@ async def test_users_or_all_must_be_named_but_not_both(
     assert await run(command, *arguments) == Result(1, "", "streamrec: name the users, or give --all\n")
 
 
-async def test_an_id_that_is_no_text_is_told(run: Callable[..., Any]) -> None:
-    result = await run("recs", "\udcff")  # a byte of the command line that is no UTF-8
+async def test_a_user_id_must_be_utf_8(run: Callable[..., Any]) -> None:
+    result = await run("recs", "\udcff")  # a byte of the command line that is not UTF-8
     assert (result.status, result.out) == (1, "")
     assert "UTF-8" in result.err
 
 
-async def test_a_value_that_cannot_be_read_is_one_line(run: Callable[..., Any], make_settings: MakeSettings) -> None:
+async def test_an_unreadable_value_is_one_line(run: Callable[..., Any], make_settings: MakeSettings) -> None:
     settings = make_settings()
     async with raw_redis(settings) as raw:
         await raw.set(Keys(settings.redis.key_prefix).recommendation("ann"), "garbage")
@@ -179,7 +176,7 @@ async def test_a_value_that_cannot_be_read_is_one_line(run: Callable[..., Any], 
     assert re.fullmatch(r"streamrec: the published list of user 'ann' cannot be read: .*\n", result.err)
 
 
-async def test_values_that_cannot_be_read_are_told_and_the_others_are_shown(
+async def test_unreadable_values_are_reported_and_the_others_are_shown(
     run: Callable[..., Any], make_settings: MakeSettings
 ) -> None:
     settings = make_settings()
@@ -196,7 +193,7 @@ async def test_values_that_cannot_be_read_are_told_and_the_others_are_shown(
         assert re.fullmatch(r"streamrec: the .* of user 'u3' cannot be read: .*\n", result.err)
 
 
-async def test_for_people_nothing_that_is_stored_can_steer_the_terminal(
+async def test_stored_control_characters_do_not_reach_the_terminal(
     run: Callable[..., Any], make_settings: MakeSettings
 ) -> None:
     steering = "\x1b[2J\x9b2J\r\u202e"
@@ -222,24 +219,24 @@ async def test_without_redis_there_is_one_line(run: Callable[..., Any], argument
     assert "s3cr3t" not in result.err
 
 
-async def test_check_says_what_is_well_and_what_is_not(run: Callable[..., Any], model_dir: Path) -> None:
-    well = await run("check", "--model-dir", str(model_dir))
-    assert well.status == 0
-    assert [line[:14].split() for line in well.out.splitlines()] == [
+async def test_check_reports_each_part(run: Callable[..., Any], model_dir: Path) -> None:
+    good = await run("check", "--model-dir", str(model_dir))
+    assert good.status == 0
+    assert [line[:14].split() for line in good.out.splitlines()] == [
         ["ok", "model"],
         ["ok", "Redis"],
         ["ok", "Kafka"],
         ["ok", "topic"],
         ["ok", "topic"],
     ]
-    ill = await run("check", "--kafka-bootstrap-servers", f"127.0.0.1:{free_port()}")
-    assert ill.status == 1
-    assert [line[:14].split() for line in ill.out.splitlines()] == [
+    bad = await run("check", "--kafka-bootstrap-servers", f"127.0.0.1:{free_port()}")
+    assert bad.status == 1
+    assert [line[:14].split() for line in bad.out.splitlines()] == [
         ["FAILED", "model"],
         ["ok", "Redis"],
         ["FAILED", "Kafka"],
     ]
-    assert well.err == ill.err == ""
+    assert good.err == bad.err == ""
 
 
 async def test_check_show_masks_secrets_and_is_a_settings_file(
@@ -269,12 +266,12 @@ async def test_check_show_masks_secrets_and_is_a_settings_file(
     assert (await run("check", "--show", "--config", str(path))).out == result.out
 
 
-async def test_replay_tells_how_much_went_where(
+async def test_replay_prints_number_of_events_topic_and_time(
     run: Callable[..., Any], make_settings: MakeSettings, tmp_path: Path
 ) -> None:
     path = tmp_path / "clicks.csv"
     path.write_text("user_id,item_id,timestamp\nann,a,1700000000000\nann,b,1700000001000\n")
-    topic = make_settings().kafka_topic
+    topic = make_settings().kafka.topic
     result = await run("replay", str(path), "--rate", "1000")
     assert result.status == 0
     assert re.fullmatch(rf"2 events to topic {topic} in 0\.\d s\n", result.out)
@@ -285,7 +282,7 @@ async def test_replay_tells_how_much_went_where(
     assert result.err == f"streamrec: {path}:3: 3 columns expected, got 2 (1 events before it were sent)\n"
 
 
-async def test_a_misspelt_variable_is_warned_of(run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_misspelt_variable_is_a_warning(run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STREAMREC_TOPK", "7")
     result = await run("check", "--show")
     assert result.err == "streamrec: STREAMREC_TOPK is not a setting; did you mean STREAMREC_LISTS_TOP_K?\n"
@@ -314,7 +311,7 @@ FLAGS = {
     "demo": ("config", "data", "json", "rate", "epochs", "stay"),
     "bench": (
         "model_dir",
-        "cache_bytes",
+        "inference_cache_bytes",
         "config",
         "only",
         "quick",
@@ -341,7 +338,7 @@ async def test_help_names_every_command(run: Callable[..., Any]) -> None:
     assert "streamrec demo" in result.out
 
 
-def test_of_the_secrets_only_the_url_is_a_flag_since_flags_show_in_the_list_of_processes() -> None:
+def test_the_redis_url_is_the_only_secret_flag_since_the_list_of_processes_shows_flags() -> None:
     parsers = [_parser()]
     for parser in parsers:
         for action in parser._actions:
@@ -365,7 +362,7 @@ async def test_the_help_of_a_command_explains_its_settings_and_options(run: Call
 
 
 @pytest.mark.parametrize(
-    ("arguments", "status", "said"),
+    ("arguments", "status", "message"),
     [
         ([], 2, "required: COMMAND"),
         (["nope"], 2, "invalid choice: 'nope'"),
@@ -387,16 +384,16 @@ async def test_the_help_of_a_command_explains_its_settings_and_options(run: Call
     ids=lambda part: " ".join(part) if isinstance(part, list) else None,
 )
 async def test_wrong_usage_ends_in_one_clear_line(
-    run: Callable[..., Any], arguments: list[str], status: int, said: str
+    run: Callable[..., Any], arguments: list[str], status: int, message: str
 ) -> None:
     result = await run(*arguments)
     assert (result.status, result.out) == (status, "")
-    assert said in result.err.splitlines()[-1]
+    assert message in result.err.splitlines()[-1]
     assert result.err.splitlines()[-1].startswith("streamrec")
     assert all(line.startswith("usage: ") for line in result.err.splitlines()[:-1])
 
 
-async def test_embedded_serving_keeps_what_was_set_and_what_was_not(
+async def test_embedded_serving_keeps_the_other_settings(
     run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, model_dir: Path
 ) -> None:
     served: list[Settings] = []
@@ -454,11 +451,9 @@ def test_the_process_ends_with_the_status_and_without_a_traceback(
     assert "Traceback" not in err
 
 
-@pytest.mark.parametrize("users", [1, 1_500], ids=["what a buffer holds", "more than a buffer holds"])
+@pytest.mark.parametrize("users", [1, 1_500], ids=["fits into the buffer", "larger than the buffer"])
 @pytest.mark.parametrize("command", ["recs", "user"])
-async def test_a_reader_that_goes_away_is_no_error_worth_a_line(
-    make_settings: MakeSettings, users: int, command: str
-) -> None:
+async def test_a_closed_pipe_is_no_error(make_settings: MakeSettings, users: int, command: str) -> None:
     settings = make_settings()
     await write(settings, {f"u{k}": ["a"] * 20 for k in range(users)})
     child = process(settings, command, "--all", "--json")
@@ -490,7 +485,7 @@ def test_ctrl_c_ends_with_one_line(make_settings: MakeSettings, tmp_path: Path) 
     child.stdout.close()
 
 
-def test_showing_a_list_does_without_torch_and_its_seconds(make_settings: MakeSettings) -> None:
+def test_showing_a_list_does_not_import_torch(make_settings: MakeSettings) -> None:
     code = (
         "import sys; from streamrec.commands.main import main; main(['recs', 'ann']); sys.exit('torch' in sys.modules)"
     )
