@@ -73,7 +73,7 @@ class Feeder:
             self.after_swap.append(ScoredClick(history, event.item_id, event.item_id in listed[:K]))
 
     def _follow(self, user: str) -> None:
-        """Choose the user on the screen: one who clicks now, but not another one at every click."""
+        """Choose the user on the screen: the one of this click, but another user only every FOLLOW_S."""
         at_s = time.monotonic()
         if user == self.followed_user or at_s - self._followed_since_s > FOLLOW_S:
             self.followed_user, self._followed_since_s = user, at_s

@@ -78,7 +78,7 @@ def run_demo(options: DemoOptions) -> int:
         with running_daemon(settings, DAEMON) as daemon:
             complete = _replay(options, data, settings, Path(folder), daemon, console)
             if options.stay and complete:
-                asyncio.run(_stay(f"\nThe page stays at {daemon.address} until Ctrl-C", console))
+                asyncio.run(_stay(f"\nThe page runs at {daemon.address} until Ctrl-C", console))
     text = f"\nThe model is in {model_dir}. Serve it to your own clicks with\n"
     text += f"  streamrec serve --embedded --model-dir {model_dir}"
     console.print(text, highlight=False, soft_wrap=True)

@@ -19,7 +19,7 @@ async def findings(settings: Settings) -> dict[str, list[Finding]]:
     found: dict[str, list[Finding]] = {}
     async for finding in check(settings):
         assert "\n" not in finding.detail
-        found.setdefault(finding.what, []).append(finding)
+        found.setdefault(finding.part, []).append(finding)
     return found
 
 

@@ -267,7 +267,7 @@ async def test_with_stay_the_page_answers_after_the_last_click_until_ctrl_c(tmp_
             assert line, output
             output += line
         (address,) = set(re.findall(r"http://\S+", output))
-        assert output.index("see it live") < output.index("summary") < output.index("The page stays")
+        assert output.index("see it live") < output.index("summary") < output.index("The page runs")
         status, page = await asyncio.to_thread(get, address)
         assert status == 200 and "<title>streamrec</title>" in page
         demo.send_signal(signal.SIGINT)
