@@ -1,222 +1,27 @@
-"""The commands as a person sees them: output, exit status, one clear line for an error."""
+"""The command line: check, replay, help texts, wrong usage, embedded serving."""
 
 from __future__ import annotations
 
 import argparse
-import asyncio
-import contextlib
-import json
 import re
-import subprocess
-import sys
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 
-import streamrec.commands.main
 import streamrec.daemon
-from streamrec.commands.main import _parser, main
+from streamrec.commands.main import _parser
 from streamrec.commands.options import KAFKA, REDIS
 from streamrec.commands.serve import FLAGS as SERVE_FLAGS
-from streamrec.local.daemon import EMBEDDED, environment
 from streamrec.local.servers import free_port
-from streamrec.metrics import Metrics
 from streamrec.redis.client import RedisClient
-from streamrec.redis.keys import Keys
 from streamrec.redis_urls import MASK
-from streamrec.schemas import Recommendation
-from streamrec.serving.publisher import Publisher
-from streamrec.serving.sequences import SequenceStore
 from streamrec.settings import Settings, all_settings
 from streamrec.settings_sources import secret_variables
 
-from support.redis_access import BASE_MS, clicks, raw_redis
-
 MakeSettings = Callable[..., Settings]
-
-
-class Result(NamedTuple):
-    status: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def run(
-    make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., Any]:
-    """Run a command in this process, with the test's own servers and keys."""
-    for name, value in environment(make_settings()).items():
-        if name.startswith("STREAMREC_"):
-            monkeypatch.setenv(name, value)
-    monkeypatch.setenv("COLUMNS", "1000")  # each help text on one line
-    # configure_logging would remove pytest's handlers
-    monkeypatch.setattr(streamrec.commands.main, "configure_logging", lambda *_: None)
-
-    def call(arguments: tuple[str, ...]) -> int:
-        try:
-            return main(list(arguments))
-        except SystemExit as end:  # argparse
-            return int(end.code or 0)
-
-    async def run_command(*arguments: str) -> Result:
-        status = await asyncio.to_thread(call, arguments)
-        return Result(status, *capsys.readouterr())
-
-    return run_command
-
-
-async def write(settings: Settings, users: dict[str, list[str]]) -> None:
-    """Store clicks of users, and publish a list for each user."""
-    async with RedisClient(settings.redis) as redis:
-        store = SequenceStore(redis, settings.sequences, settings.kafka.topic_epoch, 50, Metrics())
-        for user, items in users.items():
-            await store.append(clicks(user, items))
-        lists = [
-            Recommendation(user, ["é 1", "2"], [2.5, -1.0], "m1", BASE_MS, len(items)) for user, items in users.items()
-        ]
-        await Publisher(redis, settings.lists.ttl_s, Metrics()).publish(lists)
-
-
-def lines_of_json(out: str) -> list[dict[str, Any]]:
-    return sorted((json.loads(line) for line in out.splitlines()), key=lambda found: str(found["user_id"]))
-
-
-async def test_recs_as_json_is_the_stored_list_a_line_a_user(
-    run: Callable[..., Any], make_settings: MakeSettings
-) -> None:
-    await write(make_settings(), {"ann": ["a"], "b b": ["a", "b"]})
-    result = await run("recs", "b b", "ann", "--json")
-    found = [json.loads(line) for line in result.out.splitlines()]
-    assert [(f["user_id"], f["n"]) for f in found] == [("b b", 2), ("ann", 1)]
-    assert list(found[0]) == ["user_id", "items", "scores", "model", "event_ts_ms", "published_ts_ms", "n"]
-    assert (found[0]["items"], found[0]["scores"], found[0]["model"]) == (["é 1", "2"], [2.5, -1.0], "m1")
-    assert (result.status, result.err) == (0, "")
-
-
-async def test_user_as_json_has_the_promised_fields(run: Callable[..., Any], make_settings: MakeSettings) -> None:
-    await write(make_settings(), {"ann": ["a", "é", "a"]})
-    result = await run("user", "ann", "--json")
-    assert json.loads(result.out) == {
-        "user_id": "ann",
-        "items": ["a", "é", "a"],
-        "n": 3,
-        "last_event_ts_ms": BASE_MS + 2,
-    }
-
-
-async def test_all_lists_every_user_with_any_id(run: Callable[..., Any], make_settings: MakeSettings) -> None:
-    users = ["*", "[a]", "?", "{x}", "a\nb", "é", "--json", "ann"]
-    await write(make_settings(), {user: ["a"] for user in users})
-    for command in ("recs", "user"):
-        result = await run(command, "--all", "--json")
-        assert result.status == 0
-        assert [found["user_id"] for found in lines_of_json(result.out)] == sorted(users)
-
-
-async def test_a_user_id_is_not_a_pattern(run: Callable[..., Any], make_settings: MakeSettings) -> None:
-    await write(make_settings(), {"ann": ["a"], "*": ["b"]})
-    result = await run("user", "*", "a*", "[a]nn", "--json")
-    assert [found["items"] for found in lines_of_json(result.out)] == [["b"]]
-    assert result.status == 1
-
-
-async def test_for_people_lists_are_ranked_and_sequences_dated(
-    run: Callable[..., Any], make_settings: MakeSettings
-) -> None:
-    await write(make_settings(), {"ann": ["a", "b"]})
-    recs = await run("recs", "ann")
-    assert re.match(r"user ann: model m1, after 2 events, published \d s ago\n", recs.out)
-    assert recs.out.splitlines()[1:] == ["    1  é 1  2.500", "    2  2  -1.000"]
-    user = await run("user", "ann")
-    assert user.out == "user ann: 2 events, the last at 2023-11-14 22:13:20 UTC; oldest first:\n  a b\n"
-
-
-@pytest.mark.parametrize("command", ["recs", "user"])
-@pytest.mark.parametrize("extra", [[], ["--json"]])
-async def test_a_missing_user_is_reported_and_the_others_are_shown(
-    run: Callable[..., Any], make_settings: MakeSettings, command: str, extra: list[str]
-) -> None:
-    await write(make_settings(), {"ann": ["a"]})
-    result = await run(command, "bob", "ann", *extra)
-    assert result.status == 1
-    missing = {"recs": "no list is published for user bob\n", "user": "no sequence is stored for user bob\n"}
-    assert result.err == missing[command]
-    assert "ann" in result.out
-
-
-@pytest.mark.parametrize("command", ["recs", "user"])
-async def test_all_without_users_prints_nothing(run: Callable[..., Any], command: str) -> None:
-    assert await run(command, "--all") == Result(0, "", "")
-
-
-@pytest.mark.parametrize("command", ["recs", "user"])
-@pytest.mark.parametrize("arguments", [[], ["ann", "--all"]])
-async def test_users_or_all_must_be_named_but_not_both(
-    run: Callable[..., Any], command: str, arguments: list[str]
-) -> None:
-    assert await run(command, *arguments) == Result(1, "", "streamrec: name the users, or give --all\n")
-
-
-async def test_a_user_id_must_be_utf_8(run: Callable[..., Any]) -> None:
-    result = await run("recs", "\udcff")  # a byte of the command line that is not UTF-8
-    assert (result.status, result.out) == (1, "")
-    assert "UTF-8" in result.err
-
-
-async def test_an_unreadable_value_is_one_line(run: Callable[..., Any], make_settings: MakeSettings) -> None:
-    settings = make_settings()
-    async with raw_redis(settings) as raw:
-        await raw.set(Keys(settings.redis.key_prefix).recommendation("ann"), "garbage")
-    result = await run("recs", "ann")
-    assert result.status == 1
-    assert re.fullmatch(r"streamrec: the published list of user 'ann' cannot be read: .*\n", result.err)
-
-
-async def test_unreadable_values_are_reported_and_the_others_are_shown(
-    run: Callable[..., Any], make_settings: MakeSettings
-) -> None:
-    settings = make_settings()
-    keys = Keys(settings.redis.key_prefix)
-    users = [f"u{n}" for n in range(20)]
-    await write(settings, {user: ["a"] for user in users})
-    async with raw_redis(settings) as raw:
-        for key_of in (keys.recommendation, keys.sequence):
-            await raw.set(key_of("u3"), "garbage")
-    for command in ("recs", "user"):
-        result = await run(command, "--all", "--json")
-        assert sorted(found["user_id"] for found in lines_of_json(result.out)) == sorted(set(users) - {"u3"})
-        assert result.status == 1
-        assert re.fullmatch(r"streamrec: the .* of user 'u3' cannot be read: .*\n", result.err)
-
-
-async def test_stored_control_characters_do_not_reach_the_terminal(
-    run: Callable[..., Any], make_settings: MakeSettings
-) -> None:
-    steering = "\x1b[2J\x9b2J\r\u202e"
-    user, item = f"u{steering}", f"i{steering}"
-    settings = make_settings()
-    await write(settings, {user: [item]})
-    async with RedisClient(settings.redis) as redis:
-        newer = Recommendation(user, [item], [1.0], "m", BASE_MS, 2)
-        await Publisher(redis, settings.lists.ttl_s, Metrics()).publish([newer])
-    for command in ("recs", "user"):
-        shown = (await run(command, user)).out
-        assert shown.replace("\n", "").isprintable()
-        assert shown.count("\\x1b[2J\\x9b2J\\r\\u202e") == 2
-        missing = await run(command, f"no{steering}body")
-        assert missing.err.replace("\n", "").isprintable()
-
-
-@pytest.mark.parametrize("arguments", [["recs", "ann"], ["user", "--all"]])
-async def test_without_redis_there_is_one_line(run: Callable[..., Any], arguments: list[str]) -> None:
-    result = await run(*arguments, "--redis-url", f"redis://:s3cr3t@127.0.0.1:{free_port()}")
-    assert result.status == 1
-    assert re.fullmatch(r"streamrec: Redis at redis://:\*+@127.0.0.1:\d+: .*STREAMREC_REDIS_URL.*\n", result.err)
-    assert "s3cr3t" not in result.err
 
 
 async def test_check_reports_each_part(run: Callable[..., Any], model_dir: Path) -> None:
@@ -427,69 +232,3 @@ async def test_embedded_serving_keeps_the_other_settings(
     assert settings.kafka.sasl_password is not None
     assert settings.kafka.sasl_password.get_secret_value() == "s3cr3t"
     assert "http_port" not in settings.given  # so a taken default port is still replaced
-
-
-def process(settings: Settings, *arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", *EMBEDDED, *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**environment(settings), "PYTHONUNBUFFERED": ""},
-    )
-
-
-@pytest.mark.parametrize(
-    ("arguments", "status"), [(["recs"], 1), (["nope"], 2), (["check", "--config", "x.toml"], 1), (["--help"], 0)]
-)
-def test_the_process_ends_with_the_status_and_without_a_traceback(
-    make_settings: MakeSettings, arguments: list[str], status: int
-) -> None:
-    child = process(make_settings(), *arguments)
-    _, err = child.communicate(timeout=60)
-    assert child.returncode == status
-    assert "Traceback" not in err
-
-
-@pytest.mark.parametrize("users", [1, 1_500], ids=["fits into the buffer", "larger than the buffer"])
-@pytest.mark.parametrize("command", ["recs", "user"])
-async def test_a_closed_pipe_is_no_error(make_settings: MakeSettings, users: int, command: str) -> None:
-    settings = make_settings()
-    await write(settings, {f"u{k}": ["a"] * 20 for k in range(users)})
-    child = process(settings, command, "--all", "--json")
-    assert child.stdout is not None
-    assert child.stderr is not None
-    if users > 1:
-        assert json.loads(await asyncio.to_thread(child.stdout.readline))["user_id"].startswith("u")
-    child.stdout.close()
-    err = await asyncio.to_thread(child.stderr.read)
-    await asyncio.to_thread(child.wait, 60)
-    child.stderr.close()
-    assert err == ""
-
-
-def test_ctrl_c_ends_with_one_line(make_settings: MakeSettings, tmp_path: Path) -> None:
-    path = tmp_path / "clicks.csv"
-    path.write_text("user_id,item_id,timestamp\n" + "ann,a,1700000000000\n" * 100)
-    settings = make_settings()
-    child = process(settings, "replay", str(path), "--rate", "1")
-    assert child.stderr is not None
-    first = child.stderr.readline()
-    assert "created" in first
-    child.send_signal(2)
-    with contextlib.closing(child.stderr):
-        rest = child.stderr.read()
-    assert child.wait(60) == 130
-    assert rest == "streamrec: stopped\n"
-    assert child.stdout is not None
-    child.stdout.close()
-
-
-def test_showing_a_list_does_not_import_torch(make_settings: MakeSettings) -> None:
-    code = (
-        "import sys; from streamrec.commands.main import main; main(['recs', 'ann']); sys.exit('torch' in sys.modules)"
-    )
-    child = subprocess.run(
-        [sys.executable, "-c", code], env=environment(make_settings()), capture_output=True, text=True, timeout=60
-    )
-    assert (child.returncode, child.stderr) == (0, "no list is published for user ann\n")

@@ -1,4 +1,4 @@
-"""The API of the live page over plain HTTP: access, responses, and that it only reads."""
+"""The API of the live page over plain HTTP: the stream of updates, users, the demo's clicks, viewers."""
 
 from __future__ import annotations
 
@@ -7,67 +7,24 @@ import contextlib
 import json
 import signal
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from aiohttp import ClientSession, ClientTimeout
+from aiohttp import ClientSession
 
 from streamrec.redis.keys import Keys
-from streamrec.settings import Settings
-from streamrec.web.access import is_loopback
 from streamrec.web.explain import MAX_CLICKS
 from streamrec.web.page import MAX_VIEWERS
 
 from support.harness import NO_EVENTS, Daemon, Record, eventually, feed, produce_clicks
+from support.page import events, get_json, status
 from support.redis_access import raw_redis
 
 StartDaemon = Callable[..., Daemon]
-MakeSettings = Callable[..., Settings]
 
-TOKEN = "t0ken-of-enough-characters"
-PATHS = (
-    "/",
-    "/api/live",
-    "/api/user?id=ann",
-    "/api/why?id=ann",
-    "/api/users",
-    "/api/dead-letters",
-    "/metrics",
-    "/page/page.js",
-)
 DEMO = ("streamrec.demo.daemon",)
-
-
-@pytest.fixture
-async def http() -> AsyncIterator[ClientSession]:
-    async with ClientSession(timeout=ClientTimeout(20)) as session:
-        yield session
-
-
-async def status(http: ClientSession, url: str, method: str = "GET", **options: Any) -> int:
-    async with http.request(method, url, allow_redirects=False, **options) as answer:
-        return answer.status
-
-
-async def get_json(http: ClientSession, url: str) -> Any:
-    async with http.get(url) as answer:
-        assert answer.status == 200, await answer.text()
-        return await answer.json()
-
-
-async def events(http: ClientSession, url: str) -> AsyncIterator[tuple[str, Any]]:
-    """Yield server-sent events as (name, value)."""
-    async with http.get(url, headers={"Accept": "text/event-stream"}) as answer:
-        assert answer.content_type == "text/event-stream"
-        name = ""
-        async for line in answer.content:
-            field, _, value = line.decode().rstrip("\n").partition(": ")
-            if field == "event":
-                name = value
-            elif field == "data":
-                yield name, json.loads(value)
 
 
 async def test_the_stream_sends_the_past_first_and_then_updates(start_daemon: StartDaemon) -> None:
@@ -101,28 +58,24 @@ async def test_the_stream_sends_the_past_first_and_then_updates(start_daemon: St
 async def test_every_update_has_as_many_dead_letters_as_it_counts(start_daemon: StartDaemon) -> None:
     daemon, total = start_daemon(), 6
     await daemon.wait_ready()
-    bad = [Record(b"k", NO_EVENTS["not JSON"], bad=True)]
-    listed, offsets = 0, []
+    offsets: list[int] = []  # of the list that the page shows
+
+    async def produce() -> None:
+        for _ in range(total):
+            await feed(daemon.settings, [Record(b"k", NO_EVENTS["not JSON"], bad=True)])
+            await asyncio.sleep(0.2)
 
     async with ClientSession() as http, asyncio.timeout(60), asyncio.TaskGroup() as group:
-
-        async def produce() -> None:
-            for _ in range(total):
-                await feed(daemon.settings, bad)
-                await asyncio.sleep(0.2)
-
         group.create_task(produce())
         async with contextlib.aclosing(events(http, f"{daemon.http}/api/live")) as stream:
             async for name, update in stream:
                 if name != "live":
                     continue
-                counted, letters = update["now"]["dead_letters"], update["dead_letters"]
-                assert (letters is None) == (counted == listed and offsets != []) or counted == listed == 0
-                if letters is not None:
-                    listed, offsets = len(letters), [letter["offset"] for letter in letters]
-                assert counted == listed
-                assert len(await get_json(http, f"{daemon.http}/api/dead-letters")) >= counted
-                if counted == total:
+                if update["dead_letters"] is not None:
+                    offsets = [letter["offset"] for letter in update["dead_letters"]]
+                assert update["now"]["dead_letters"] == len(offsets)
+                assert len(await get_json(http, f"{daemon.http}/api/dead-letters")) >= len(offsets)
+                if len(offsets) == total:
                     break
     assert len(set(offsets)) == total
 
@@ -182,89 +135,6 @@ async def test_bad_requests_are_answered_and_the_daemon_continues(
     assert await get_json(http, f"{daemon.http}/api/user?id=bob")
     assert (await daemon.get("/readyz"))[0] == 200
     assert "Traceback" not in daemon.output
-
-
-async def test_every_response_forbids_content_from_elsewhere(start_daemon: StartDaemon, http: ClientSession) -> None:
-    daemon = start_daemon(http_token=TOKEN)
-    await daemon.wait_ready()
-    for path in (*PATHS, "/livez", "/login", "/none"):
-        for headers in ({}, {"Authorization": f"Bearer {TOKEN}"}):
-            async with http.get(daemon.http + path, headers=headers) as answer:
-                policy = answer.headers["Content-Security-Policy"].split("; ")
-                assert {"default-src 'none'", "script-src 'self'", "frame-ancestors 'none'"} <= set(policy)
-                assert "unsafe" not in " ".join(policy)
-                assert answer.headers["X-Content-Type-Options"] == "nosniff"
-
-
-async def test_with_a_token_all_but_the_health_checks_requires_it(
-    start_daemon: StartDaemon, http: ClientSession
-) -> None:
-    daemon = start_daemon(http_token=TOKEN)
-    await daemon.wait_ready()
-    right = {"Authorization": f"Bearer {TOKEN}"}
-    for path in PATHS:
-        url = daemon.http + path
-        assert await status(http, url) == 401, path
-        for wrong in ("Bearer wrong", f"Bearer {TOKEN[:-1]}", f"Basic {TOKEN}", TOKEN, "Bearer \xff", "Bearer"):
-            assert await status(http, url, headers={"Authorization": wrong}) == 401, wrong
-        assert await status(http, url, headers={"Cookie": f"streamrec={TOKEN}"}) == 401
-        if path != "/api/why?id=ann":  # there is no list
-            assert await status(http, url, headers=right) == 200, path
-    for path in ("/livez", "/readyz"):
-        assert await status(http, daemon.http + path) == 200
-    assert TOKEN not in daemon.output
-
-
-async def test_the_form_sets_a_cookie_that_does_not_reveal_the_token(
-    start_daemon: StartDaemon, http: ClientSession
-) -> None:
-    daemon = start_daemon(http_token=TOKEN)
-    await daemon.wait_ready()
-    for data in ({"token": "wrong"}, {}, {"other": TOKEN}):
-        async with http.post(f"{daemon.http}/login", data=data, allow_redirects=False) as answer:
-            assert (answer.status, answer.headers["Location"]) == (303, "./#wrong")
-            assert "Set-Cookie" not in answer.headers
-    assert await status(http, f"{daemon.http}/login", "POST", data={"token": "x" * 100_000}) == 413
-    async with http.post(f"{daemon.http}/login", data={"token": TOKEN}, allow_redirects=False) as answer:
-        cookie = answer.headers["Set-Cookie"]
-    assert TOKEN not in cookie
-    assert {"HttpOnly", "SameSite=Strict", "Path=/"} <= set(cookie.split("; "))
-    async with ClientSession(headers={"Cookie": cookie.split(";")[0]}) as known:
-        assert await status(known, daemon.http) == 200
-        assert await get_json(known, f"{daemon.http}/api/users") == []
-
-
-async def test_without_a_token_only_names_of_this_machine_open_the_page(
-    start_daemon: StartDaemon, http: ClientSession
-) -> None:
-    daemon = start_daemon()
-    await daemon.wait_ready()
-    for host, expected in (("rebound.example", 403), ("localhost:80", 200), ("127.0.0.1", 200), ("[::1]:9", 200)):
-        assert await status(http, f"{daemon.http}/api/users", headers={"Host": host}) == expected, host
-        assert await status(http, f"{daemon.http}/metrics", headers={"Host": host}) == 200
-    assert "STREAMREC_HTTP_TOKEN" not in daemon.output
-
-
-async def test_a_port_open_to_other_machines_without_a_token_logs_a_warning(start_daemon: StartDaemon) -> None:
-    daemon = start_daemon(http_host="0.0.0.0")
-    await eventually(lambda: daemon.has_logged("can read what users click: set STREAMREC_HTTP_TOKEN"))
-
-
-def test_loopback_is_decided_by_the_name_alone() -> None:
-    assert all(map(is_loopback, ("127.0.0.1", "127.8.8.8", "::1", "localhost")))
-    assert not any(map(is_loopback, ("0.0.0.0", "::", "10.0.0.1", "localhost.example", "127.0.0.1.example", "")))
-
-
-async def test_outside_the_demo_nothing_can_be_written(start_daemon: StartDaemon, http: ClientSession) -> None:
-    daemon = start_daemon()
-    await daemon.wait_ready()
-    click = {"user_id": "visitor-abcd", "item_id": "i1"}
-    for path in ("/", *(path.partition("?")[0] for path in PATHS), "/api/click", "/api/items", "/login"):
-        for method in ("POST", "PUT", "DELETE", "PATCH"):
-            assert await status(http, daemon.http + path, method, json=click) in (404, 405), (method, path)
-    assert await status(http, f"{daemon.http}/api/items") == 404
-    assert "sends" not in daemon.output
-    assert await daemon.metric("streamrec_events_total") == 0
 
 
 async def test_in_the_demo_a_visitor_clicks_as_a_new_user_only(
