@@ -148,10 +148,9 @@ class ClickingUsers:
 
     def encoded_us(self, encode: Callable[[NDArray[np.int64]], Tensor]) -> float:
         """Measure a way to encode windows, over the lengths between two jumps."""
+        lengths = np.linspace(self.max_len - self.slack + 1, self.max_len, NUM_LENGTHS).round().astype(int)
         found = []
-        for length in (
-            np.linspace(self.max_len - self.slack + 1, self.max_len, NUM_LENGTHS).round().astype(int).tolist()
-        ):
+        for length in lengths.tolist():
             windows = self.items[: self.batch, :length]
             started = time.perf_counter()
             self.engine.top_k(encode(windows), K, windows=list(windows))

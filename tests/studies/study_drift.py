@@ -314,7 +314,7 @@ async def test_after_a_change_of_popularity_only_the_daemon_with_retraining_reco
     assert left_alone[2] <= 0.5 * retrained[2]
     assert any(swap > seen.turn for swap in seen.courses["with"].swaps)
     assert seen.courses["without"].swaps == []
-    # nearly every click was judged: clicks of a user who is re-scored at that moment are skipped
+    # nearly every click was judged: clicks of users that are re-scored at that moment are skipped
     for course in seen.courses.values():
         assert 0.95 * seen.total <= course.samples[-1].judged <= seen.total
     log.info("recovered to %.0f %% after %d clicks", 100 * RECOVERED, seen.recovered_after)
