@@ -267,18 +267,18 @@ def test_a_model_directory_is_published_promoted_listed_shown_and_rolled_back(
     assert [line.split()[0] for line in run("list")[1]] == ["version", "shadow", "champion"]
     assert [json.loads(line)["shadow"] for line in run("list", "--json")[1]] == [True, False]
     assert run("shadow", "--off")[1] == ["no shadow"]
-    assert run("prune", "--keep", "1")[1] == ["2 versions remain"], "the champion before this one stays"
+    assert run("prune", "--keep", "1")[1] == ["2 versions are left"], "the champion before this one stays"
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["show", "zzz"], "there is no version 'zzz' in"),
-        (["promote", "zzz"], "there is no version 'zzz' in"),
+        (["show", "zzz"], "'zzz' is no version of"),
+        (["promote", "zzz"], "'zzz' is no version of"),
         (["publish", "/no/such/model"], "there is no model directory at /no/such/model"),
         (["shadow"], "name a version, or give --off"),
         (["shadow", "zzz", "--off"], "name a version, or give --off"),
-        (["shadow", "zzz"], "there is no version 'zzz' in"),
+        (["shadow", "zzz"], "'zzz' is no version of"),
         (["shadow", "--off"], "publish a model to begin one"),
         (["rollback"], "publish a model to begin one"),
         (["prune"], "publish a model to begin one"),

@@ -83,7 +83,7 @@ def follow(settings: Settings, archive: EventArchive, options: argparse.Namespac
 
 
 def import_file(settings: Settings, archive: EventArchive, options: argparse.Namespace) -> Iterator[str]:
-    """Import the events of a file."""
+    """Add the events of a file."""
     from sasrec import DataFileError, read_events
 
     try:

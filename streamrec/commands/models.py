@@ -220,7 +220,7 @@ def prune(registry: Registry, options: argparse.Namespace) -> Iterator[str]:
     """Remove old versions."""
     removed = registry.prune(options.keep)
     yield from (f"removed {version}" for version in removed)
-    yield f"{len(registry.versions())} versions remain"
+    yield f"{len(registry.versions())} versions are left"
 
 
 def _offline(version: Version) -> Iterator[str]:
@@ -263,8 +263,8 @@ def _find(registry: Registry, name: str) -> Version:
     exact = [version for version in found if version.version == name]
     if len(exact or found) != 1:
         names = ", ".join(version.version for version in found)
-        problem = f"{name!r} matches several versions: {names}" if found else f"there is no version {name!r}"
-        raise RegistryError(f"{problem} in {registry.folder}; see: streamrec models list")
+        problem = f"matches several versions ({names})" if found else "is no version"
+        raise RegistryError(f"{name!r} {problem} of {registry.folder}; see: streamrec models list")
     return (exact or found)[0]
 
 
