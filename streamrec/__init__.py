@@ -1,4 +1,4 @@
-"""streamrec: clicks from Kafka, one SASRec token a click, fresh top-k lists in Redis.
+"""streamrec turns clicks from Kafka into fresh top-k lists in Redis, one SASRec token per click.
 
-The path of a click is spelled out in worker.py; daemon.py puts the parts together.
+serving/worker.py spells out the path of a click; daemon.py puts the parts together.
 """

@@ -1,4 +1,4 @@
-"""`python -m streamrec` is `streamrec`."""
+"""Run `python -m streamrec` as `streamrec`."""
 
 import sys
 

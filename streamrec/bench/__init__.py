@@ -1,1 +1,1 @@
-"""`streamrec bench`: what a click costs on this machine."""
+"""`streamrec bench`: the cost of a click on this machine."""

@@ -1,4 +1,4 @@
-"""What a click costs: one cached token against re-encoding the window, and what a cached user takes."""
+"""The cost of a click in the engine, cached and re-encoded, and the memory of a cached user."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from sasrec.inference.kv_cache import KVCache
 
 K = 10
 BATCHES = (1, 16, 64, 256)
-MODULE_TOKENS = 1_024  # that go through modules at once, so that they stay in the processor's cache
-LENGTHS = 5  # of windows that are re-encoded, evenly from the shortest to the longest
+TOKENS_PER_CALL = 1_024  # of PyTorch's modules: their activations fit into the processor's cache
+NUM_LENGTHS = 5  # window lengths that are re-encoded, evenly spaced from the shortest to the longest
 SHAPES = tuple(
     SASRecConfig(3_416, max_len, hidden, blocks)
     for hidden, blocks, max_len in ((64, 2, 50), (64, 2, 200), (128, 3, 200))
@@ -27,14 +27,14 @@ CACHED_BYTES = 2 * 2**30
 
 
 class Subject(NamedTuple):
-    """A model to be measured."""
+    """A model to measure, and its vocabulary."""
 
     model: SASRec
     vocab: ItemVocab
 
 
 def random_model(config: SASRecConfig) -> Subject:
-    """A model of this shape with random weights: they cost what trained ones cost."""
+    """Return a model with random weights, which cost the same as trained ones."""
     torch.manual_seed(0)
     return Subject(SASRec(config).eval(), ItemVocab(map(str, range(config.num_items))))
 
@@ -45,18 +45,19 @@ def measure_engine(
     repeats: int = 3,
     progress: Callable[[str], None] = lambda _: None,
 ) -> list[dict[str, float]]:
-    """Microseconds of one thread for a click and its list of the ten best, of three ways to the same answer.
+    """Measure a click and its list of ten items, computed in four ways with the same result.
 
-    Users have full windows, each at another place between two jumps, and click in turn, so that ``cached_us`` holds
-    its share of windows that jumped and were encoded whole. The others encode windows of the same lengths, all of a
-    batch equally long so that nothing is padded, as many at once as is best: ``torch_us`` by PyTorch's modules, in the
-    last block the newest token alone, ``reencode_us`` so or as the engine does it without a cache, what is faster,
-    ``full_us`` by modules over all positions. The ways take turns; medians of the repeats.
+    Users have full windows at different places between two jumps, and click in turn, so that ``cached_us`` has its
+    share of windows that jumped and were encoded whole. The other ways encode windows of the same lengths; the
+    windows of a batch are equally long, so that nothing is padded.
 
     Returns:
-        A row for each model and batch: ``hidden``, ``blocks``, ``heads``, ``max_len``, ``items``, ``batch``,
-        ``cached_us``, ``reencode_us``, ``torch_us``, ``full_us``, ``ratio`` (``reencode_us`` by ``cached_us``) and
-        ``spread``, the largest of the ways' (most - least) by median.
+        A row for each model and batch size: ``hidden``, ``blocks``, ``heads``, ``max_len``, ``items``, ``batch``.
+        Microseconds per click on one thread, medians of the repeats, which alternate between the ways:
+        ``cached_us``: the engine with a cache. ``torch_us``: PyTorch's modules, in the last block only the newest
+        token. ``reencode_us``: that, or the engine without a cache if it is faster. ``full_us``: PyTorch's modules
+        over all positions. ``ratio``: ``reencode_us`` / ``cached_us``. ``spread``: (max - min) / median, the
+        largest of all ways.
     """
     rows = []
     with one_thread():
@@ -73,7 +74,7 @@ def measure_engine(
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """As many as the daemon has for its model by default."""
+    """Run torch on one thread, the default of the daemon."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -84,9 +85,9 @@ def one_thread() -> Iterator[None]:
 
 def _measure(subject: Subject, batch: int, repeats: int) -> dict[str, float]:
     config = subject.model.config
-    clicks = _Clicks(subject, batch)
+    users = ClickingUsers(subject, batch)
     times = [
-        (clicks.cached_us(), *(clicks.encoded_us(encode) for encode in (clicks.packed, clicks.newest, clicks.full)))
+        (users.cached_us(), *(users.encoded_us(encode) for encode in (users.packed, users.newest, users.full)))
         for _ in range(repeats)
     ]
     cached, packed, newest, full = np.median(times, axis=0).tolist()
@@ -107,8 +108,8 @@ def _measure(subject: Subject, batch: int, repeats: int) -> dict[str, float]:
     }
 
 
-class _Clicks:
-    """Users who click in turn, a batch at a time, for ever."""
+class ClickingUsers:
+    """Users with full windows, who click in turn, a batch at a time."""
 
     def __init__(self, subject: Subject, batch: int) -> None:
         self.model, self.batch = subject.model, batch
@@ -116,7 +117,7 @@ class _Clicks:
         self.max_len, self.slack = self.engine.max_len, self.engine.slack
         users = min(max(2 * batch, 64) // batch * batch, max(batch, self.engine.slots))
         self.random = np.random.default_rng(0)
-        # each user at another place between two jumps
+        # users are at different places between two jumps
         self.counts = self.max_len + self.random.integers(self.slack, size=users)
         self.items = np.tile(self.random.integers(1, len(subject.vocab) + 1, (users, 2 * self.max_len)), 2)
         for group in self._groups():
@@ -127,13 +128,13 @@ class _Clicks:
         return [users[i : i + self.batch] for i in range(0, len(users), self.batch)]
 
     def _window(self, user: int) -> NDArray[np.int64]:
-        """The last items of an endless sequence that repeats itself."""
+        """Return the window of a user, whose items repeat without an end."""
         n, items = int(self.counts[user]), self.items[user]
         first = (n - self.max_len) % (len(items) // 2)
         return self.engine.window(items[first : first + self.max_len], n)
 
     def cached_us(self) -> float:
-        """From jump to jump, so that every user's window jumps once."""
+        """Measure the engine with a cache, from jump to jump: the window of every user jumps once."""
         elapsed, clicks = 0.0, 0
         for _ in range(self.slack):
             for group in self._groups():
@@ -146,9 +147,10 @@ class _Clicks:
         return elapsed / clicks * 1e6
 
     def encoded_us(self, encode: Callable[[NDArray[np.int64]], Tensor]) -> float:
-        """The same windows' lengths, all that stand between two jumps equally often."""
+        """Measure a way to encode windows, over the lengths between two jumps."""
+        lengths = np.linspace(self.max_len - self.slack + 1, self.max_len, NUM_LENGTHS).round().astype(int)
         found = []
-        for length in np.linspace(self.max_len - self.slack + 1, self.max_len, LENGTHS).round().astype(int).tolist():
+        for length in lengths.tolist():
             windows = self.items[: self.batch, :length]
             started = time.perf_counter()
             self.engine.top_k(encode(windows), K, windows=list(windows))
@@ -156,31 +158,31 @@ class _Clicks:
         return float(np.mean(found))
 
     def packed(self, windows: NDArray[np.int64]) -> Tensor:
-        """Hidden states (B, D) of windows (B, T) as an engine without a cache encodes them."""
+        """Return the hidden states (B, D) of windows (B, T), encoded by the engine without a cache."""
         return self.engine.encode(list(windows))
 
     @torch.inference_mode()
     def newest(self, windows: NDArray[np.int64]) -> Tensor:
-        """By PyTorch's modules, of the last block each newest token alone."""
+        """Encode with PyTorch's modules, in the last block only the newest token."""
         last = torch.full((len(windows),), windows.shape[1] - 1)
-        return torch.cat([self.model(part, last[: len(part)]) for part in _at_once(windows)])
+        return torch.cat([self.model(part, last[: len(part)]) for part in _parts(windows)])
 
     @torch.inference_mode()
     def full(self, windows: NDArray[np.int64]) -> Tensor:
-        """By PyTorch's modules, of all positions."""
-        return torch.cat([self.model(part)[:, -1] for part in _at_once(windows)])
+        """Encode all positions with PyTorch's modules."""
+        return torch.cat([self.model(part)[:, -1] for part in _parts(windows)])
 
 
-def _at_once(windows: NDArray[np.int64]) -> Sequence[Tensor]:
-    """Parts of MODULE_TOKENS."""
-    return torch.split(torch.from_numpy(windows), max(1, MODULE_TOKENS // windows.shape[1]))
+def _parts(windows: NDArray[np.int64]) -> Sequence[Tensor]:
+    """Split windows (B, T) into parts of at most TOKENS_PER_CALL tokens."""
+    return torch.split(torch.from_numpy(windows), max(1, TOKENS_PER_CALL // windows.shape[1]))
 
 
 def measure_half_cache(subject: Subject, users: int) -> dict[str, float]:
-    """What a cached user takes in either precision, and how much the lower one changes lists of the ten best.
+    """Measure the memory of a cached user in both precisions, and the effect of float16 on lists of ten items.
 
     Returns:
-        ``float32_bytes`` and ``float16_bytes`` a user, ``same_top_10``, the share of items that both lists hold.
+        ``float32_bytes`` and ``float16_bytes`` per user; ``same_top_10``, the share of items that are in both lists.
     """
     config, weight = subject.model.config, subject.model.item_embedding.weight
     sizes = {half: KVCache.bytes_per_slot(config, weight, half) for half in (False, True)}
@@ -190,7 +192,7 @@ def measure_half_cache(subject: Subject, users: int) -> dict[str, float]:
     for half, size in sizes.items():
         engine = Engine(subject.model, subject.vocab, cache_bytes=users * size, half_cache=half)
         engine.encode([sequence[:-1] for sequence in sequences], range(users))
-        hidden = engine.encode(sequences, range(users))  # one token after what was cached
+        hidden = engine.encode(sequences, range(users))  # one token after the cached ones
         lists.append(engine.top_k(hidden, K, windows=sequences))
     same = sum(len(set(a.items) & set(b.items)) for a, b in zip(*lists, strict=True))
     return {

@@ -1,4 +1,4 @@
-"""What users take: of the daemon's memory as they become more, and of Redis."""
+"""The memory of users: in the process as their number grows, and in Redis."""
 
 from __future__ import annotations
 
@@ -8,10 +8,14 @@ import sys
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
+import numpy as np
 import psutil
+import torch
 
+from sasrec import Engine, SASRecConfig
 from streamrec.bench.engine import Subject, random_model
 from streamrec.bench.users import fill_windows
+from streamrec.errors import StreamrecError
 from streamrec.local.servers import EmbeddedServers
 from streamrec.metrics import Metrics
 from streamrec.redis.client import RedisClient
@@ -20,21 +24,22 @@ from streamrec.serving.publisher import Publisher
 from streamrec.settings_sources import load_settings
 
 USERS = (1_000, 10_000, 100_000)
-# One process for all sizes, so that what users take is not hidden by what it takes to start.
-SCRIPT = "from streamrec.bench.memory import grow; grow()"
-BATCH = 256
+PROCESS = ("-m", "streamrec.bench.memory")
+USERS_PER_BATCH = 256
 
 
 def measure_resident(
     cache_bytes: int, users: Sequence[int] = USERS, progress: Callable[[str], None] = lambda _: None
 ) -> list[dict[str, int]]:
-    """Resident size of a process that has served so many users with windows of 200, with a cache of that many bytes.
+    """Measure the resident size of a process as it serves more and more users with windows of 200 items.
+
+    One process serves all numbers of users, so that the differences are free of its start.
 
     Returns:
-        A row for each number of ``users``: ``cached_users``, ``resident_bytes``, ``cache_bytes``; first one of 0 users,
-        which tells what the process takes before.
+        A row for 0 users, then one for each of ``users``: ``users``, ``cached_users``, ``resident_bytes``,
+        ``cache_bytes``.
     """
-    command = [sys.executable, "-c", SCRIPT, str(cache_bytes), *map(str, users)]
+    command = [sys.executable, *PROCESS, str(cache_bytes), *map(str, users)]
     rows = []
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -50,26 +55,20 @@ def measure_resident(
                 }
             )
     if process.returncode:
-        raise RuntimeError(f"the process that was measured ended with status {process.returncode}")
+        raise StreamrecError(f"the measured process ended with status {process.returncode}")
     return rows
 
 
-def grow() -> None:
-    """What the measured process does: encode users, and say what it has come to."""
-    import numpy as np
-    import torch
-
-    from sasrec import Engine, SASRecConfig
-
+def serve_users(cache_bytes: int, sizes: Sequence[int]) -> None:
+    """Encode users, and print a line at each size: users, cached users, resident bytes."""
     torch.set_num_threads(1)
-    cache_bytes, *sizes = map(int, sys.argv[1:])
     model, vocab = random_model(SASRecConfig(3_416, 200, 64, 2))
     engine = Engine(model, vocab, cache_bytes=cache_bytes)
     random = np.random.default_rng(0)
     served = 0
     for users in (0, *sizes):
         while served < users:
-            count = min(BATCH, users - served)
+            count = min(USERS_PER_BATCH, users - served)
             windows = random.integers(1, len(vocab) + 1, (count, engine.max_len)).tolist()
             engine.encode(windows, range(served, served + count))
             served += count
@@ -78,10 +77,10 @@ def grow() -> None:
 
 
 def measure_redis(subject: Subject, users: int = 2_000) -> dict[str, int]:
-    """Memory of a Redis by the user, all that belongs to his keys counted in.
+    """Measure the memory per user in Redis, including the overhead of keys.
 
     Returns:
-        ``max_len``; ``sequence_bytes``, with a full window; ``list_bytes``, a published list of the default length.
+        ``max_len``; ``sequence_bytes``: a full window; ``list_bytes``: a published list of the default length.
     """
     servers = EmbeddedServers()
     servers.redis.start()
@@ -108,3 +107,7 @@ def measure_redis(subject: Subject, users: int = 2_000) -> dict[str, int]:
         return asyncio.run(run())
     finally:
         servers.stop()
+
+
+if __name__ == "__main__":
+    serve_users(int(sys.argv[1]), [int(size) for size in sys.argv[2:]])

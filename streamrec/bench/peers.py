@@ -1,4 +1,4 @@
-"""`sasrec` beside scikit-rec, the library whose names it carries: same data, model shape, loss and batch, in turn."""
+"""`sasrec` against scikit-rec, whose API it follows: same data, model shape, loss and batch size, in turn."""
 
 from __future__ import annotations
 
@@ -36,74 +36,68 @@ SHAPE: dict[str, Any] = {
     "random_state": 42,
     "device": "cpu",
 }
-LEAST_RATING = 4.0
+MIN_RATING = 4.0
 USERS = (1, 64, 1_024)
-FEW = 64  # users that are too few for one call to be measured
-EPOCHS = 3  # more than the first, which bears the reading of the data
+USERS_PER_TIMING = 64  # with fewer users per call, each repeat makes several calls
+EPOCHS = 3  # after the first epoch, whose time includes reading the data
 
 
 def measure_peers(
     ratings: Path, repeats: int = 5, users: Sequence[int] = USERS, progress: Callable[[str], None] = lambda _: None
 ) -> dict[str, Any]:
-    """Train on the ratings of at least 4, then recommend to users from given histories, with each library in turn.
+    """Train on ratings of at least 4, then recommend to users from their histories, with each library in turn.
 
-    Both get binary cross-entropy with one negative a position, learned positions, batches of 128, a user's newest 51
-    events; neither leaves out what was seen. As many threads as torch has.
+    Both use binary cross-entropy with one negative per position, learned positions, batches of 128, a user's newest
+    51 events, and torch's current number of threads; neither leaves out seen items.
 
     Args:
-        ratings: file of events with ratings, such as MovieLens'.
-        repeats: of which medians are taken.
-        users: how many are recommended to at once.
+        ratings: file of events with ratings, for example MovieLens.
+        repeats: the results are medians of this number of repeats.
+        users: numbers of users per call of recommend.
 
     Returns:
-        ``training``: ``events``, targets of an epoch, ``epoch_s``, ``events_per_s``, ``peer_epoch_s``,
-        ``peer_events_per_s``, ``ratio``, ``spread``; an epoch is a difference of fits, so that the reading of data is
-        no part of it. ``recommend``, a row for each number of ``users``: ``ms``, ``peer_ms``, ``ratio``, ``spread``.
-        The spread is (most - least) by median, the larger of both.
+        ``training``: ``events``: targets per epoch; ``epoch_s``, ``events_per_s``, ``peer_epoch_s``,
+        ``peer_events_per_s``, ``ratio``, ``spread``. An epoch is the difference of two fits, so that it does not
+        include reading the data. ``recommend``: a row for each number of ``users``: ``ms``, ``peer_ms``, ``ratio``,
+        ``spread``. The spread is (max - min) / median, the larger of both libraries.
 
     Raises:
-        StreamrecError: scikit-rec is not installed, or the file has too little.
+        StreamrecError: scikit-rec is not installed, or no user has two ratings.
     """
     libraries = _ours(), _scikit_rec()
     logging.getLogger("sasrec").setLevel(logging.WARNING)
     clicks = _read(ratings)
     with tempfile.TemporaryDirectory(prefix="streamrec-") as folder:
         trained, epochs_s = _train(libraries, _write(Path(folder), clicks), repeats, progress)
-    newest = clicks.to_pandas().groupby("USER_ID", sort=False).tail(MAX_LEN)  # scikit-rec takes no other frame
+    newest = clicks.to_pandas().groupby("USER_ID", sort=False).tail(MAX_LEN)  # scikit-rec accepts only pandas
     in_order = newest.USER_ID.unique()
     rows = []
     for count in users:
         progress(f"recommending to {count:,} users")
         histories = newest[newest.USER_ID.isin(in_order[:count])]
-        times_ms = _recommend(libraries, trained, histories, repeats, max(1, FEW // count // repeats))
-        ours, peer = map(float, np.median(times_ms, axis=1))
-        rows.append(
-            {
-                "users": min(count, len(in_order)),
-                "ms": ours,
-                "peer_ms": peer,
-                "ratio": peer / ours,
-                "spread": _spread(times_ms),
-            }
-        )
+        times_ms = _recommend(libraries, trained, histories, repeats, max(1, USERS_PER_TIMING // count // repeats))
+        ms, peer_ms = map(float, np.median(times_ms, axis=1))
+        row = {"users": min(count, len(in_order)), "ms": ms, "peer_ms": peer_ms}
+        rows.append(row | {"ratio": peer_ms / ms, "spread": _spread(times_ms)})
+    return {"training": _training(clicks, epochs_s), "recommend": rows}
+
+
+def _training(clicks: pa.Table, epochs_s: Times) -> dict[str, float]:
     events = sum(min(MAX_LEN, count - 1) for count in Counter(clicks["USER_ID"].to_pylist()).values())
-    ours, peer = map(float, np.median(epochs_s, axis=1))
+    ours_s, peer_s = map(float, np.median(epochs_s, axis=1))
     return {
-        "training": {
-            "events": events,
-            "epoch_s": ours,
-            "events_per_s": events / ours,
-            "peer_epoch_s": peer,
-            "peer_events_per_s": events / peer,
-            "ratio": peer / ours,
-            "spread": _spread(epochs_s),
-        },
-        "recommend": rows,
+        "events": events,
+        "epoch_s": ours_s,
+        "events_per_s": events / ours_s,
+        "peer_epoch_s": peer_s,
+        "peer_events_per_s": events / peer_s,
+        "ratio": peer_s / ours_s,
+        "spread": _spread(epochs_s),
     }
 
 
 def check_peers() -> None:
-    """Raises StreamrecError where scikit-rec is not installed."""
+    """Raise StreamrecError if scikit-rec is not installed."""
     if find_spec("skrec") is None:
         raise StreamrecError(f"the peers part needs {MISSING}")
 
@@ -129,7 +123,7 @@ def _scikit_rec() -> SimpleNamespace:
     from skrec.scorer.sequential import SequentialScorer
 
     for name in list(logging.root.manager.loggerDict):
-        if name.startswith("skrec"):  # each logs at its own level, a line a call
+        if name.startswith("skrec"):  # each logger has its own level, and logs every call
             logging.getLogger(name).setLevel(logging.WARNING)
     return SimpleNamespace(
         name="scikit-rec",
@@ -148,14 +142,14 @@ def _read(ratings: Path) -> pa.Table:
     except DataFileError as error:
         raise StreamrecError(str(error)) from None
     if clicks.outcomes is not None:
-        clicks = clicks.at_least_outcome(LEAST_RATING)
+        clicks = clicks.at_least_outcome(MIN_RATING)
     if len(clicks) == len(set(clicks.user_ids)):
-        raise StreamrecError(f"{ratings} holds no user with two ratings of at least {LEAST_RATING:.0f}")
+        raise StreamrecError(f"{ratings} has no user with two ratings of at least {MIN_RATING:.0f}")
     return pa.table({"USER_ID": clicks.user_ids, "ITEM_ID": clicks.item_ids, "TIMESTAMP": clicks.timestamps_ms})
 
 
 def _write(folder: Path, clicks: pa.Table) -> tuple[str, str]:
-    """The events and the catalogue as both libraries read them."""
+    """Write events and items as both libraries read them; return the paths."""
     paths = str(folder / "interactions.csv"), str(folder / "items.csv")
     pa.csv.write_csv(clicks.append_column("OUTCOME", pa.array([1.0] * len(clicks))), paths[0])
     pa.csv.write_csv(pa.table({"ITEM_ID": clicks["ITEM_ID"].unique()}), paths[1])
@@ -165,7 +159,7 @@ def _write(folder: Path, clicks: pa.Table) -> tuple[str, str]:
 def _train(
     libraries: Sequence[SimpleNamespace], files: tuple[str, str], repeats: int, progress: Callable[[str], None]
 ) -> tuple[list[Any], Times]:
-    """What each library trained last, and the seconds of an epoch, (libraries, repeats)."""
+    """Return the last trained recommender of each library, and seconds per epoch, (libraries, repeats)."""
     trained: list[Any] = [None] * len(libraries)
     epochs_s: Times = [[] for _ in libraries]
     for turn in range(repeats):
@@ -188,14 +182,14 @@ def _fit(library: SimpleNamespace, files: tuple[str, str], epochs: int) -> tuple
 def _recommend(
     libraries: Sequence[SimpleNamespace], trained: Sequence[Any], histories: Any, turns: int, calls: int
 ) -> Times:
-    """Milliseconds of each call, (libraries, turns * calls); each library has several calls in a turn, as in use."""
+    """Return milliseconds per call, (libraries, turns * calls); a library makes several calls in a turn, as in use."""
     times_ms: Times = [[] for _ in libraries]
     for _ in range(turns):
         for place, library in enumerate(libraries):
             for call in range(1 + calls):
                 started = time.perf_counter()
                 trained[place].recommend(interactions=histories, top_k=K, **library.options)
-                if call:  # the first finds the other library's data in the processor's cache
+                if call:  # during the first, the other library's data are in the processor's cache
                     times_ms[place].append((time.perf_counter() - started) * 1e3)
     return times_ms
 

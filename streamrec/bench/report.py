@@ -1,4 +1,4 @@
-"""The figures of `streamrec bench` for people: tables on a terminal, the same as Markdown."""
+"""The figures of `streamrec bench` as tables: on a terminal, and as Markdown."""
 
 from __future__ import annotations
 
@@ -14,67 +14,88 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Section:
-    """One table: of each row the values under these names."""
+    """A table: the values of each row under these names."""
 
     title: str
-    names: Sequence[str]
+    names: str  # separated by spaces
     rows: Sequence[Row]
 
     def cells(self) -> Iterator[list[str]]:
-        """The rows as they are read, the header first."""
-        yield [name.replace("_", " ") for name in self.names]
+        """Yield the rows as text, the header first."""
+        names = self.names.split()
+        yield [name.replace("_", " ") for name in names]
         for row in self.rows:
-            yield [_text(row[name]) for name in self.names]
+            yield [_text(row[name]) for name in names]
 
 
 def sections(report: Mapping[str, Any]) -> list[Section]:
-    """What there is in a report, a table each."""
-    found = []
-
-    def add(title: str, names: str, rows: Sequence[Row]) -> None:
-        found.append(Section(title, names.split(), rows))
-
-    if "engine" in report:
-        ways = ("cached", "reencode", "torch", "full")
-        names = f"hidden blocks max_len batch {' '.join(ways)} ratio spread"
-        rows = [row | {way: row[f"{way}_us"] for way in ways} for row in report["engine"]]
-        add("Engine: µs a click and its list, one thread", names, rows)
-    if "daemon" in report:
-        row = report["daemon"]
-        names = "hidden blocks max_len items users events_per_s spread cold_events_per_s"
-        if "two_daemons_per_s" in row:
-            names += " two_daemons_per_s cluster_events_per_s"
-        add(
-            "Daemon: clicks a second between a real Kafka and a real Redis",
-            f"{names} naive_events_per_s ratio",
-            [row | {"ratio": row["events_per_s"] / row["naive_events_per_s"]}],
-        )
-        shares = [{"share": f"{share} %"} | latencies for share, latencies in row["latency_ms"].items()]
-        add("Click to list, ms, at a share of that rate", "share events_per_s p50 p95 p99 p999 lag", shares)
-    if "memory" in report:
-        names = "hidden blocks max_len float32_bytes float16_bytes same_top_10"
-        add("Memory of a cached user", names, report["memory"]["cached_user"])
-        add("Memory of a user in Redis, bytes", "max_len sequence_bytes list_bytes", report["memory"]["redis_user"])
-        rows = [
-            row | {"resident_MiB": row["resident_bytes"] / MIB, "cache_MiB": row["cache_bytes"] / MIB}
-            for row in report["memory"]["process"]
-        ]
-        add("Memory of the process", "users cached_users resident_MiB cache_MiB", rows)
-    if "catalogue" in report:
-        names = "items hidden batch exact_us approx_us recall_at_10 ratio build_s spread"
-        rows = [row | {"ratio": row["exact_us"] / row["approx_us"]} for row in report["catalogue"]]
-        add("Lists of ten from catalogues, µs, one thread", names, rows)
-    if "training" in report:
-        names = "epoch_s events_per_s peer_epoch_s peer_events_per_s ratio spread"
-        add("Training beside scikit-rec", names, [report["training"]])
-        add(
-            "Recommending to many users at once beside scikit-rec", "users ms peer_ms ratio spread", report["recommend"]
-        )
+    """Return the tables of a report."""
+    found: list[Section] = []
+    for part, sections_of in SECTIONS.items():
+        if part in report:
+            found += sections_of(report)
     return found
 
 
+def _engine(report: Mapping[str, Any]) -> Iterator[Section]:
+    ways = ("cached", "reencode", "torch", "full")
+    names = f"hidden blocks max_len batch {' '.join(ways)} ratio spread"
+    rows = [row | {way: row[f"{way}_us"] for way in ways} for row in report["engine"]]
+    yield Section("Engine: µs per click with its list, one thread", names, rows)
+
+
+def _daemon(report: Mapping[str, Any]) -> Iterator[Section]:
+    row = report["daemon"]
+    names = "hidden blocks max_len items users events_per_s spread cold_events_per_s"
+    if "two_daemons_per_s" in row:
+        names += " two_daemons_per_s cluster_events_per_s"
+    names += " naive_events_per_s ratio"
+    ratio = row["events_per_s"] / row["naive_events_per_s"]
+    title = "Daemon: clicks per second between a real Kafka and a real Redis"
+    yield Section(title, names, [row | {"ratio": ratio}])
+    rows = [{"share": f"{share} %"} | latencies for share, latencies in row["latency_ms"].items()]
+    names = "share events_per_s p50 p95 p99 p999 lag"
+    yield Section("Click to list, ms, at a share of that throughput", names, rows)
+
+
+def _memory(report: Mapping[str, Any]) -> Iterator[Section]:
+    memory = report["memory"]
+    names = "hidden blocks max_len float32_bytes float16_bytes same_top_10"
+    yield Section("Memory of a cached user", names, memory["cached_user"])
+    names = "max_len sequence_bytes list_bytes"
+    yield Section("Memory of a user in Redis, bytes", names, memory["redis_user"])
+    rows = [
+        row | {"resident_MiB": row["resident_bytes"] / MIB, "cache_MiB": row["cache_bytes"] / MIB}
+        for row in memory["process"]
+    ]
+    yield Section("Memory of the process", "users cached_users resident_MiB cache_MiB", rows)
+
+
+def _catalogue(report: Mapping[str, Any]) -> Iterator[Section]:
+    names = "items hidden batch exact_us approx_us recall_at_10 ratio build_s spread"
+    rows = [row | {"ratio": row["exact_us"] / row["approx_us"]} for row in report["catalogue"]]
+    yield Section("Lists of ten items from large catalogues, µs, one thread", names, rows)
+
+
+def _peers(report: Mapping[str, Any]) -> Iterator[Section]:
+    names = "epoch_s events_per_s peer_epoch_s peer_events_per_s ratio spread"
+    yield Section("Training beside scikit-rec", names, [report["training"]])
+    names = "users ms peer_ms ratio spread"
+    yield Section("Recommending to users at once beside scikit-rec", names, report["recommend"])
+
+
+# by the first key that a part adds to the report
+SECTIONS = {
+    "engine": _engine,
+    "daemon": _daemon,
+    "memory": _memory,
+    "catalogue": _catalogue,
+    "training": _peers,
+}
+
+
 def as_table(section: Section) -> Table:
-    """For a terminal."""
+    """Return a table for a terminal."""
     header, *rows = section.cells()
     table = Table(title=section.title, title_justify="left", box=None, padding=(0, 1), pad_edge=False)
     for name in header:
@@ -85,11 +106,11 @@ def as_table(section: Section) -> Table:
 
 
 def as_markdown(report: Mapping[str, Any]) -> str:
-    """All of it, with what it was measured on."""
+    """Return all tables, with machine, versions and commit."""
     machine, versions = report["machine"], report["versions"]
     on = f"{machine['processor']}, {machine['cores']} cores, {machine['system']}, Python {machine['python']}"
-    of = ", ".join(f"{name} {version}" for name, version in versions.items())
-    lines = [f"`streamrec bench`, commit {report['commit'] or 'unknown'}. {on}; {of}."]
+    installed = ", ".join(f"{name} {version}" for name, version in versions.items())
+    lines = [f"`streamrec bench`, commit {report['commit'] or 'unknown'}. {on}; {installed}."]
     for section in sections(report):
         header, *rows = section.cells()
         lines += ["", f"**{section.title}**", "", _line(header), "|" + "---:|" * len(header), *map(_line, rows)]

@@ -1,11 +1,11 @@
-"""`streamrec bench`: what this machine does with a model of this shape, each figure beside its naive counterpart."""
+"""`streamrec bench`: run the parts of the benchmark on this machine."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -36,23 +36,26 @@ from streamrec.local.servers import kafka_command, redis_command
 from streamrec.source import git
 
 PARTS = ("engine", "daemon", "memory", "catalogue")
-PEERS = "peers"  # only where it is asked for: it needs what nothing else needs
-VERSIONS = ("streamrec", "torch", "numpy", "numba", "faiss-cpu", "scikit-rec")
+PEERS = "peers"  # not by default: it needs scikit-rec
+PACKAGES = ("streamrec", "torch", "numpy", "numba", "faiss-cpu", "scikit-rec")
 QUICK_CATALOGUE, CATALOGUE = (3_416, 100_000), (3_416, 100_000, 1_000_000)
 QUICK_USERS = USERS[:1]
 QUICK_BATCHES = (16, 64)
-QUICK_LISTS, LISTS = 32, 256  # that are compared, of a cache in either precision
+QUICK_LISTS, LISTS = 32, 256  # compared lists of both cache precisions
 MIB = 2**20
+
+Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class BenchOptions:
-    """What the command line asks for.
+    """The options of the command line.
 
     Args:
-        model_dir: measure this model; without it, and without ``shape``, three usual shapes with random weights.
-        quick: less of everything, within a minute.
-        ratings: what the peers are trained on; MovieLens 100K, fetched on first use, by default.
+        model_dir: the model to measure.
+        shape: the shape of a random model to measure; without both, three usual shapes.
+        quick: measure less, within a minute.
+        ratings: training data of the peers [MovieLens 100K, fetched].
     """
 
     parts: Sequence[str] = PARTS
@@ -64,10 +67,10 @@ class BenchOptions:
 
 
 def run_bench(options: BenchOptions, console: Console) -> dict[str, Any]:
-    """Measure the parts, saying on the console which; returns what `--json` prints.
+    """Measure the parts, and show progress on the console; return the report that `--json` prints.
 
     Raises:
-        StreamrecError: the model cannot be read, or a part needs what is not installed.
+        StreamrecError: the model cannot be read, or a part needs a package or server that is not installed.
     """
     _check_installed(options.parts)
     ratings = (options.ratings or fetch_movielens()) if PEERS in options.parts else None
@@ -86,37 +89,56 @@ def run_bench(options: BenchOptions, console: Console) -> dict[str, Any]:
             if not console.is_terminal:
                 console.print(text, highlight=False)
 
-        if "engine" in options.parts:
-            batches, repeats = (QUICK_BATCHES, 1) if options.quick else (BATCHES, 3)
-            report["engine"] = measure_engine(subjects, batches, repeats, progress)
-        if "daemon" in options.parts:
-            forget_environment()  # servers and folders are its own, whatever else is served from this shell
-            load = QUICK if options.quick else Load()
-            report["daemon"] = measure_daemon(_served(options, subjects), load, options.cache_bytes, progress)
-        if "memory" in options.parts:
-            progress("memory: precision of the cache")
-            lists = QUICK_LISTS if options.quick else LISTS
-            report["memory"] = {
-                "cached_user": [measure_half_cache(subject, lists) for subject in subjects],
-                "redis_user": [measure_redis(subject) for subject in _of_each_length(subjects)],
-                "process": measure_resident(options.cache_bytes, QUICK_USERS if options.quick else USERS, progress),
-            }
-        if "catalogue" in options.parts:
-            sizes, repeats = (QUICK_CATALOGUE, 3) if options.quick else (CATALOGUE, 7)
-            with one_thread():
-                report["catalogue"] = measure_catalogue(
-                    sizes, repeats=repeats, progress=lambda text: progress(f"catalogue: {text}")
-                )
+        for part, measure in MEASURES.items():
+            if part in options.parts:
+                report[part] = measure(options, subjects, progress)
         if ratings is not None:
             report |= measure_peers(ratings, 1 if options.quick else 5, progress=progress)
     return report
 
 
+def _engine(options: BenchOptions, subjects: Sequence[Subject], progress: Progress) -> list[dict[str, float]]:
+    batches, repeats = (QUICK_BATCHES, 1) if options.quick else (BATCHES, 3)
+    return measure_engine(subjects, batches, repeats, progress)
+
+
+def _daemon(options: BenchOptions, subjects: Sequence[Subject], progress: Progress) -> dict[str, Any]:
+    forget_environment()  # the benchmark's servers and folders are its own
+    usual = options.model_dir is None and options.shape is None
+    subject = subjects[1 if usual else 0]  # of the usual shapes, the second
+    return measure_daemon(subject, QUICK if options.quick else Load(), options.cache_bytes, progress)
+
+
+def _memory(options: BenchOptions, subjects: Sequence[Subject], progress: Progress) -> dict[str, Any]:
+    progress("memory: precision of the cache")
+    lists, users = (QUICK_LISTS, QUICK_USERS) if options.quick else (LISTS, USERS)
+    by_length = {subject.model.config.max_len: subject for subject in subjects}
+    return {
+        "cached_user": [measure_half_cache(subject, lists) for subject in subjects],
+        "redis_user": [measure_redis(subject) for subject in by_length.values()],
+        "process": measure_resident(options.cache_bytes, users, progress),
+    }
+
+
+def _catalogue(options: BenchOptions, subjects: Sequence[Subject], progress: Progress) -> list[dict[str, float]]:
+    sizes, repeats = (QUICK_CATALOGUE, 3) if options.quick else (CATALOGUE, 7)
+    with one_thread():
+        return measure_catalogue(sizes, repeats=repeats, progress=lambda text: progress(f"catalogue: {text}"))
+
+
+MEASURES: dict[str, Callable[[BenchOptions, Sequence[Subject], Progress], Any]] = {
+    "engine": _engine,
+    "daemon": _daemon,
+    "memory": _memory,
+    "catalogue": _catalogue,
+}
+
+
 def _check_installed(parts: Sequence[str]) -> None:
-    """Rather now than after minutes of measuring.
+    """Check the requirements of all parts before minutes of measuring.
 
     Raises:
-        StreamrecError: a part needs what is not there; what to install.
+        StreamrecError: one is not installed; says how to install it.
     """
     if "daemon" in parts:
         redis_command(0, Path()), kafka_command(0, Path())
@@ -138,18 +160,8 @@ def _subjects(options: BenchOptions) -> list[Subject]:
     return [random_model(shape) for shape in (SHAPES if options.shape is None else (options.shape,))]
 
 
-def _served(options: BenchOptions, subjects: Sequence[Subject]) -> Subject:
-    """The one that the daemon is measured with: the one there is, or of the usual shapes the second."""
-    usual = options.model_dir is None and options.shape is None
-    return subjects[1 if usual else 0]
-
-
-def _of_each_length(subjects: Sequence[Subject]) -> list[Subject]:
-    return list({subject.model.config.max_len: subject for subject in subjects}.values())
-
-
 def machine() -> dict[str, Any]:
-    """Processor, cores and system that a figure was measured on."""
+    """Return processor, cores and system of this machine."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -162,9 +174,9 @@ def machine() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Of what the figures depend on, where installed."""
+    """Return the versions of installed packages that affect the figures."""
     found = {}
-    for name in VERSIONS:
+    for name in PACKAGES:
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:

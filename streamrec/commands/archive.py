@@ -36,17 +36,19 @@ def add_to(commands: Subparsers) -> None:
         commands,
         "archive",
         "store the clicks of the topic on disk, to train from",
-        "The event archive: the clicks of the topic as Parquet files on local disk, to train from.",
+        "Write and look at the event archive: the clicks of the topic as Parquet files on local disk, to train from.",
     )
     command = _add(actions, "follow", follow, "write the topic into the archive until a signal comes", KAFKA)
     command.add_argument("--burst", action="store_true", help="read the topic to its end, then exit")
-    command = _add(actions, "import", import_file, "add the events of a file; a second import adds nothing")
+    command = _add(actions, "import", import_file, "import the events of a file; a second import adds nothing")
     command.add_argument("file", metavar="FILE", type=Path, help=FILE_HELP)
-    command.add_argument("--timestamp-unit", choices=("s", "ms"), help="[s for MovieLens files, else ms]")
+    command.add_argument(
+        "--timestamp-unit", choices=("s", "ms"), help="unit of the timestamps [s for MovieLens files, else ms]"
+    )
     command = _add(actions, "stats", stats, "print the size and the time range of the archive")
     command.add_argument("--json", action="store_true", help="print one JSON object")
-    command = _add(actions, "prune", prune, "remove files that hold no event of the last days")
-    command.add_argument("--days", type=float, required=True, help="newer events are kept")
+    command = _add(actions, "prune", prune, "remove segments without an event of the last days")
+    command.add_argument("--days", type=float, required=True, help="age limit in days; newer events remain")
 
 
 def _add(
@@ -88,11 +90,11 @@ def import_file(settings: Settings, archive: EventArchive, options: argparse.Nam
         count = archive.import_events(read_events(options.file, Columns(timestamp_unit=options.timestamp_unit)))
     except DataFileError as error:
         raise ArchiveError(str(error)) from None
-    yield f"{count:,} events of {options.file} imported" if count else f"{options.file} had been imported before"
+    yield f"{count:,} events of {options.file} imported" if count else f"{options.file} was imported before"
 
 
 def stats(settings: Settings, archive: EventArchive, options: argparse.Namespace) -> Iterator[str]:
-    """What is there."""
+    """Print the size and the time range of the archive."""
     found = archive.stats()
     if options.json:
         yield json.dumps(vars(found))

@@ -14,7 +14,7 @@ from streamrec.settings import Settings
 if TYPE_CHECKING:
     from sasrec import SASRecConfig
 
-# the shape of a random model, where only a part of it is given
+# the defaults of a random model's shape
 SHAPE = {"items": 3_416, "hidden_units": 64, "num_blocks": 2, "num_heads": 1, "max_len": 200}
 
 
@@ -26,21 +26,25 @@ def add_to(commands: Subparsers) -> None:
         run,
         ("model_dir", "inference_cache_bytes"),
         "measure this machine: the cost of a click, memory, large catalogues",
-        "Measure what a click costs on this machine, with your own model or with random models of three usual shapes "
-        "or of the given shape. Each figure stands beside its naive counterpart from the same run.",
+        "Measure the cost of a click on this machine with your own model, a random model of the given shape, or random "
+        "models of three usual shapes. Each figure comes with its naive counterpart from the same run.",
     )
     command.add_argument(
         "--only",
         nargs="+",
         choices=("engine", "daemon", "memory", "catalogue", "peers"),
         metavar="PART",
-        help="engine: a cached click against re-encoding; daemon: clicks per second and latency; memory: of users; "
-        "catalogue: lists from many items [these four]; peers: training and recommending beside scikit-rec",
+        help="engine: a cached click against re-encoding; daemon: throughput and latency; memory: bytes per user; "
+        "catalogue: lists from many items [these four]; peers: training and recommending against scikit-rec",
     )
     command.add_argument("--quick", action="store_true", help="shorter measurements, within a minute")
-    command.add_argument("--json", metavar="FILE", type=Path, help="write the figures to FILE too; -: to stdout alone")
-    command.add_argument("--markdown", metavar="FILE", type=Path, help="write the tables to FILE too")
-    command.add_argument("--ratings", metavar="FILE", type=Path, help="data of the peers [MovieLens 100K, fetched]")
+    command.add_argument(
+        "--json", metavar="FILE", type=Path, help="also write the figures to FILE; -: print them instead of the tables"
+    )
+    command.add_argument("--markdown", metavar="FILE", type=Path, help="also write the tables to FILE")
+    command.add_argument(
+        "--ratings", metavar="FILE", type=Path, help="training data of the peers part [MovieLens 100K, fetched]"
+    )
     for name, default in SHAPE.items():
         command.add_argument(
             f"--{name.replace('_', '-')}",

@@ -1,4 +1,4 @@
-"""`streamrec check`: can Kafka, Redis, the topics and the model be reached and read?"""
+"""`streamrec check`: report whether Kafka, Redis, the topics and the model can be used."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from streamrec.settings import Settings
 class Finding(NamedTuple):
     """One line of the report."""
 
-    what: str
+    part: str
     ok: bool
     detail: str
 
@@ -29,9 +29,9 @@ def add_to(commands: Subparsers) -> None:
         "check",
         run,
         (*KAFKA, *REDIS, "model_dir", "registry_dir"),
-        "can Kafka, Redis, topics and model be reached and read?",
+        "report whether Kafka, Redis, topics and model can be used",
         "Report whether Kafka, Redis, the topics and the model can be reached and read, one line each. The exit status "
-        "is 0 if all can.",
+        "is 0 if all can, else 1.",
     )
     command.add_argument(
         "--show", action="store_true", help="print the settings in force as a TOML file instead, secrets masked"
@@ -48,14 +48,14 @@ def run(settings: Settings, options: argparse.Namespace) -> int:
         failed = 0
         async for finding in check(settings):
             failed += not finding.ok
-            print(f"{'ok    ' if finding.ok else 'FAILED'}  {finding.what:6}  {finding.detail}", flush=True)
+            print(f"{'ok    ' if finding.ok else 'FAILED'}  {finding.part:6}  {finding.detail}", flush=True)
         return int(failed > 0)
 
     return asyncio.run(report())
 
 
 async def check(settings: Settings) -> AsyncIterator[Finding]:
-    """Yield the findings as they are made."""
+    """Yield the findings, each as soon as it is made."""
     from streamrec.kafka.topics import topic_partitions
     from streamrec.redis.client import RedisClient
 
@@ -104,6 +104,8 @@ def _settings(settings: Settings) -> list[str]:
 
 
 def _toml(value: object) -> str:
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
     if isinstance(value, (bool, int, float)):
         return str(value).lower()
     if isinstance(value, tuple):

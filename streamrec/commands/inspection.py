@@ -1,4 +1,4 @@
-"""The common part of `streamrec recs` and `streamrec user`: show what Redis holds for users."""
+"""The common part of `streamrec recs` and `streamrec user`: show values of users in Redis."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ V = TypeVar("V")
 
 @dataclass(frozen=True)
 class View(Generic[V]):
-    """How the values of users are read and shown.
+    """How to read and show one kind of values.
 
-    ``read`` takes the client, users (None: all) and what to do with an unreadable value.
+    ``read`` takes the client, the users (None: all), and a callback for unreadable values.
     """
 
     read: Callable[..., AsyncIterator[tuple[str, V | None]]]
@@ -71,6 +71,6 @@ def _users(options: argparse.Namespace) -> list[str] | None:
         raise StreamrecError("name the users, or give --all")
     try:
         "".join(options.users).encode()
-    except UnicodeEncodeError:  # the command line held bytes that are not UTF-8
+    except UnicodeEncodeError:  # the command line has bytes that are not UTF-8
         raise StreamrecError(f"user ids must be UTF-8 text, not {options.users!r}") from None
     return None if options.all else options.users

@@ -24,7 +24,7 @@ def main(arguments: list[str] | None = None) -> int:
         try:
             return _run(_parser().parse_args(arguments))
         finally:
-            sys.stdout.flush()  # otherwise a closed pipe would be noticed at exit, where nothing can catch it
+            sys.stdout.flush()  # a closed pipe raises here instead of at exit, where nothing can catch it
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -33,7 +33,8 @@ def main(arguments: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="streamrec",
-        description="Clicks from Kafka, one SASRec token a click, fresh top-k lists in Redis. See it: streamrec demo",
+        description="Turn clicks from Kafka into fresh top-k lists in Redis, one SASRec token per click. "
+        "Try it: streamrec demo",
         epilog=EPILOG,
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -43,6 +44,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(options: argparse.Namespace) -> int:
+    """Run the command of the options."""
     try:
         settings = load_settings(options.config, given_flags(options))
         configure_logging(settings.log.level, settings.log.format)

@@ -18,7 +18,7 @@ from streamrec.errors import RedisUnavailable, RegistryError, StreamrecError
 from streamrec.logs import one_line
 from streamrec.settings import Settings
 
-if TYPE_CHECKING:  # torch takes seconds to import, and the command line must answer --help without it
+if TYPE_CHECKING:  # torch takes seconds to import; --help must not wait for it
     from streamrec.registry import Registry, Version
     from streamrec.serving.online import OnlineFigures
 
@@ -36,7 +36,7 @@ HEADER = (
     "popular hr@10",
     "clicks",
 )
-VERSION_HELP = "name of a version, or its first letters"
+VERSION_HELP = "name of a version, or its first characters"
 SHADOW_HEADER = ("as shadow hr@10", "champion on the same clicks", "same clicks")
 
 
@@ -49,26 +49,30 @@ def add_to(commands: Subparsers) -> None:
         commands,
         "models",
         "look at, publish, promote and roll back model versions",
-        "The model versions in a registry, and which of them is the champion that is served.",
+        "Look at and change the model versions in a registry. The daemons serve the champion.",
     )
     command = _add(actions, "list", list_versions, "list the versions and their figures, oldest first", _list)
     command.add_argument("--json", action="store_true", help="one JSON object per line")
-    command = _add(actions, "show", show, "print the metadata of a version, as JSON")
+    command = _add(actions, "show", show, "print the metadata of a version as JSON")
     _add_version(command)
-    command = _add(actions, "publish", publish, "copy a model directory into the registry as a version", _change)
-    command.add_argument("directory", metavar="DIR", type=Path, help="made by: sasrec train FILE --out DIR")
-    command.add_argument("--promote", action="store_true", help="and make it the champion")
+    command = _add(actions, "publish", publish, "add a model directory to the registry as a version", _change)
+    command.add_argument(
+        "directory", metavar="DIR", type=Path, help="model directory, made by: sasrec train FILE --out DIR"
+    )
+    command.add_argument("--promote", action="store_true", help="also make it the champion")
     command = _add(actions, "promote", promote, "verify a version and make it the champion", _change)
     _add_version(command)
     command.add_argument("--reason", default="by hand", help="reason to record [by hand]")
     _add(actions, "rollback", rollback, "make the previous champion the champion again", _change)
-    command = _add(actions, "shadow", shadow, "let a version score some users, unpublished", _change)
+    command = _add(actions, "shadow", shadow, "let a version score some users without publishing its lists", _change)
     command.add_argument("version", metavar="VERSION", nargs="?", help=VERSION_HELP)
     command.add_argument("--off", action="store_true", help="end the shadow")
     command = _add(actions, "diff", diff, "print the differences between the metadata of two versions")
     _add_version(command)
     _add_version(command, "other")
-    command = _add(actions, "prune", prune, "remove all but the newest versions, the champion and the shadow")
+    command = _add(
+        actions, "prune", prune, "remove all but the newest versions, the champion, its predecessor and the shadow"
+    )
     command.add_argument("--keep", type=positive, default=5, help="newest versions to keep [5]")
 
 
@@ -139,7 +143,7 @@ async def _notify(settings: Settings, version: str) -> None:
 
 
 def list_versions(registry: Registry, options: argparse.Namespace) -> Iterator[str]:
-    """A line a version, champion and shadow marked: offline figures, and the online ones of ``options.figures``."""
+    """List the versions, mark champion and shadow; ``options.figures`` has the online figures."""
     champion, shadow = registry.champion(), registry.shadow()
     marks = {alias.version: mark for mark, alias in (("shadow", shadow), ("champion", champion)) if alias}
     with_shadows = any(figures.champion_judged for figures in options.figures.values())
@@ -164,12 +168,12 @@ def list_versions(registry: Registry, options: argparse.Namespace) -> Iterator[s
 
 
 def show(registry: Registry, options: argparse.Namespace) -> Iterator[str]:
-    """All that is known of a version, a line a field."""
+    """Print the metadata of a version as JSON."""
     yield from json.dumps(_known(_find(registry, options.version)), indent=1, ensure_ascii=False).splitlines()
 
 
 def publish(registry: Registry, options: argparse.Namespace) -> Iterator[str]:
-    """Copy a model directory into the registry."""
+    """Add a model directory to the registry as a version."""
     from sasrec import ModelDirectoryError, load_model
 
     try:
@@ -189,12 +193,12 @@ def promote(registry: Registry, options: argparse.Namespace) -> Iterator[str]:
 
 
 def rollback(registry: Registry, options: argparse.Namespace) -> Iterator[str]:
-    """Make the champion before this one champion again."""
+    """Make the previous champion the champion again."""
     yield f"champion: {registry.rollback('rolled back by hand').version}"
 
 
 def shadow(registry: Registry, options: argparse.Namespace) -> Iterator[str]:
-    """Let a version score beside the champion, or none any longer."""
+    """Set the shadow, or end it."""
     if options.off == bool(options.version):
         raise RegistryError("name a version, or give --off")
     if options.off:
@@ -205,7 +209,7 @@ def shadow(registry: Registry, options: argparse.Namespace) -> Iterator[str]:
 
 
 def diff(registry: Registry, options: argparse.Namespace) -> Iterator[str]:
-    """Fields in which two versions differ."""
+    """Print the fields in which two versions differ."""
     one, other = (_flat(_known(_find(registry, name))) for name in (options.version, options.other))
     for name in sorted(one.keys() | other.keys()):
         if one.get(name) != other.get(name):
@@ -220,7 +224,7 @@ def prune(registry: Registry, options: argparse.Namespace) -> Iterator[str]:
 
 
 def _offline(version: Version) -> Iterator[str]:
-    """Of a version that the gate judged what it found on the newest clicks, else what its training did."""
+    """Yield the data and the metrics of the gate's comparison, or of training if the gate did not compare it."""
     report = version.metadata.get("report")
     judged = report.get("challenger") if isinstance(report, dict) else None
     validation = version.metadata.get("validation")
@@ -246,7 +250,7 @@ def _rate(found: Mapping[str, Any], name: str) -> str:
 
 
 def _aligned(rows: list[tuple[str, ...]]) -> Iterator[str]:
-    """Columns as wide as their longest cell; the last cell of a shorter row may be longer."""
+    """Yield the rows with aligned columns; the last cell of a short row may exceed its column."""
     width = len(rows[0])
     widths = [max(len(row[at]) for row in rows if len(row) == width) for at in range(width)]
     for row in rows:
@@ -254,12 +258,12 @@ def _aligned(rows: list[tuple[str, ...]]) -> Iterator[str]:
 
 
 def _find(registry: Registry, name: str) -> Version:
-    """The version of that name, or the only one whose name begins so."""
+    """Return the version with this name, or the only one whose name starts with it."""
     found = [version for version in registry.versions() if version.version.startswith(name)]
     exact = [version for version in found if version.version == name]
     if len(exact or found) != 1:
-        which = ", ".join(version.version for version in found)
-        problem = f"is not one version but several: {which}" if found else "is no version"
+        names = ", ".join(version.version for version in found)
+        problem = f"matches several versions ({names})" if found else "is no version"
         raise RegistryError(f"{name!r} {problem} of {registry.folder}; see: streamrec models list")
     return (exact or found)[0]
 

@@ -1,4 +1,4 @@
-"""What every command shares: how it is declared, its settings flags, and the types of its options."""
+"""The common part of all commands: how to declare one, flags of settings, types of options."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 Run = Callable[[Settings, argparse.Namespace], int]
 
 EPILOG = (
-    "Settings: flags win over environment (STREAMREC_*) over the file of --config. `streamrec check --show` lists all."
+    "Flags override the environment (STREAMREC_*), and both override the file of --config. "
+    "`streamrec check --show` prints all settings."
 )
 FILE_HELP = "CSV or TSV with user_id, item_id, timestamp; JSON lines; MovieLens ratings; may be .gz"
 KAFKA = ("kafka_bootstrap_servers", "kafka_topic")
@@ -28,7 +29,7 @@ def add_command(
     """Declare a command.
 
     Args:
-        settings: names of the settings that have a flag; the others are set by environment or file.
+        settings: names of the settings with a flag; the others come from environment or file.
         description: for `--help` of the command [``help`` as a sentence].
     """
     text = (description or f"{help[0].upper()}{help[1:]}.").replace("%", "%%")
@@ -42,7 +43,7 @@ def add_command(
 
 
 def add_group(commands: Subparsers, name: str, help: str, description: str) -> Subparsers:
-    """Declare a command that has actions; return where they are declared."""
+    """Declare a command with actions; return the object to declare them on."""
     parser = commands.add_parser(name, epilog=EPILOG, help=help, description=description)
     return parser.add_subparsers(required=True, metavar="ACTION")
 

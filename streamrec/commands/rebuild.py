@@ -17,13 +17,13 @@ def add_to(commands: Subparsers) -> None:
         "rebuild",
         run,
         ("archive_dir", "model_dir", "registry_dir", *KAFKA, *REDIS),
-        "restore what Redis has lost, from the archive and the topic",
-        "Compute sequences, lists and click counts from the archive and the rest of the topic, and write them where "
-        "Redis holds less. Daemons may run meanwhile. A second run changes nothing; one that was stopped can be "
-        "started again.",
+        "restore lost data in Redis from the archive and the topic",
+        "Compute sequences, lists and click counts from the archive and the rest of the topic, and write those "
+        "for which Redis has fewer events. Daemons may run meanwhile. A second run changes nothing; a stopped run can "
+        "be repeated.",
     )
     command.add_argument("--rate", type=rate, default=0.0, help="users per second [as fast as possible]")
-    command.add_argument("--dry-run", action="store_true", help="write nothing, only report what would be written")
+    command.add_argument("--dry-run", action="store_true", help="write nothing, only report the changes")
 
 
 def run(settings: Settings, options: argparse.Namespace) -> int:

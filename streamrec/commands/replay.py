@@ -24,7 +24,9 @@ def add_to(commands: Subparsers) -> None:
     command.add_argument("file", metavar="FILE", type=Path, help=FILE_HELP)
     command.add_argument("--rate", type=rate, default=0.0, help="events per second [as fast as possible]")
     command.add_argument("--limit", type=positive, help="stop after N events", metavar="N")
-    command.add_argument("--timestamp-unit", choices=("s", "ms"), help="[s for MovieLens files, else ms]")
+    command.add_argument(
+        "--timestamp-unit", choices=("s", "ms"), help="unit of the timestamps [s for MovieLens files, else ms]"
+    )
 
 
 def run(settings: Settings, options: argparse.Namespace) -> int:

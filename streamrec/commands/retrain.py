@@ -23,8 +23,8 @@ def add_to(commands: Subparsers) -> None:
         run,
         ("archive_dir", "registry_dir", "retrain_mode", *KAFKA, *REDIS),
         "train on new clicks, and promote the model if it is good enough",
-        "Follow the topic into the event archive, train a model regularly, compare it with the champion on the newest "
-        "clicks, on which neither was trained, and promote it unless it is worse. The daemons then load it.",
+        "Write the topic into the event archive, train a model regularly, compare it with the champion on the newest "
+        "clicks, which neither has seen in training, and promote it unless it is worse. The daemons then load it.",
     )
     when = command.add_mutually_exclusive_group()
     when.add_argument("--once", action="store_true", help="read the topic to its end, train one round, then exit")

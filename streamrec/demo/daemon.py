@@ -1,9 +1,11 @@
-"""The daemon of the demo: `streamrec serve`, whose page lets visitors click as users of their own.
+"""The daemon of the demo: `streamrec serve` with a page that lets visitors click as new users.
 
-/api/items?like=   items by title or id
-/api/click         POST {"user_id": ..., "item_id": ...}: a click goes to Kafka, as from any producer
+| path | request | response |
+|---|---|---|
+| /api/items?like= | GET | items by title or id; popular items without ``like`` |
+| /api/click | POST {"user_id": ..., "item_id": ...} | the click is sent to Kafka, as by any producer |
 
-Nothing of this is in `streamrec serve`.
+`streamrec serve` has none of this.
 """
 
 from __future__ import annotations
@@ -33,37 +35,36 @@ from streamrec.settings_sources import load_settings
 from streamrec.web.page import LivePage, identifier
 
 SHOWN_ITEMS = 24
-VISITOR = re.compile(r"visitor-[0-9a-z]{4,16}")  # nobody clicks in another one's name
+VISITOR = re.compile(r"visitor-[0-9a-z]{4,16}")  # the only users that visitors may click as
 
 
 class DemoPage(LivePage):
-    """The live page, with clicks."""
+    """The live page with clicks of visitors."""
 
     demo = True
-    _clicks: ClickProducer
+    _producer: ClickProducer
 
     def __init__(self, events: EventSettings, *parts: Any) -> None:
         super().__init__(*parts)
         self._events = events
 
     def register(self, app: web.Application) -> None:
-        """Add the routes, these too."""
+        """Add the routes to an application."""
         super().register(app)
         self.add_api(app, "/api/items", self._items)
         app.router.add_post("/api/click", self._click)
         app.cleanup_ctx.append(self._producing)
 
     async def _producing(self, _: web.Application) -> AsyncIterator[None]:
-        async with click_producer(self._kafka, self._events) as self._clicks:
+        async with click_producer(self._kafka, self._events) as self._producer:
             yield
 
     async def _items(self, request: web.Request) -> object:
-        """What fits, or what is popular where nothing was asked for."""
         like = request.query.get("like", "").strip().lower()
-        found = iter(await self._popular()) if not like else self._like(like)
+        found = self._matching(like) if like else iter(await self._popular())
         return [self.named(item) for item in islice(found, SHOWN_ITEMS)]
 
-    def _like(self, like: str) -> Iterator[str]:
+    def _matching(self, like: str) -> Iterator[str]:
         for item in self._predictor.engine.vocab.ids:
             if like in item.lower() or like in self._titles.get(item, "").lower():
                 yield item
@@ -73,27 +74,27 @@ class DemoPage(LivePage):
         return parse_published(POPULAR, value).items if value else []
 
     async def _click(self, request: web.Request) -> web.Response:
-        if request.content_type != "application/json":  # which no other web site can send without asking first
+        if request.content_type != "application/json":  # other web sites cannot send JSON without a preflight request
             raise web.HTTPUnsupportedMediaType(text="send JSON\n")
         try:
-            asked = msgspec.json.decode(await request.read(), type=dict[str, str])
-            user, item = asked["user_id"], identifier(asked["item_id"])
+            click = msgspec.json.decode(await request.read(), type=dict[str, str])
+            user, item = click["user_id"], identifier(click["item_id"])
         except (msgspec.MsgspecError, ValueError, KeyError):
             raise web.HTTPBadRequest(text='send {"user_id": ..., "item_id": ...}\n') from None
         if not VISITOR.fullmatch(user):
-            raise web.HTTPForbidden(text="click as a user of your own: visitor-NAME\n")
+            raise web.HTTPForbidden(text="click as a new user: visitor-NAME\n")
         sent_ts_ms = int(time.time() * 1000)
         try:
-            await self._clicks.send(Event(user, item, await self._stream_time_ms()))
-            await self._clicks.settle()
+            await self._producer.send(Event(user, item, await self._stream_time_ms()))
+            await self._producer.settle()
         except StreamrecError as error:
             raise web.HTTPServiceUnavailable(text=f"{error}\n") from None
         return self.as_json({"user_id": user, "item_id": item, "sent_ts_ms": sent_ts_ms})
 
     async def _stream_time_ms(self) -> int:
-        """What the stream takes for now: the clicks that are replayed are of another year.
+        """Return the time of the newest click, since the replayed clicks are years old.
 
-        A click of today among them would make all that was popular in that year as good as forgotten.
+        The popular list decays with time: a click of today would empty it of everything older.
 
         Raises:
             StreamrecError: no click has come yet.
@@ -102,11 +103,11 @@ class DemoPage(LivePage):
             sequence, _ = await self._read(user)
             if sequence is not None:
                 return sequence.last_event_ts_ms
-        raise StreamrecError("the replay has not begun yet; click again in a moment")
+        raise StreamrecError("the replay has not started yet; click again in a moment")
 
 
 def main() -> int:
-    """What the demo starts; settings come from the environment."""
+    """Run the daemon with the settings of the environment; return the exit status."""
     adapt()
     try:
         settings = load_settings()

@@ -1,10 +1,9 @@
-"""What the demo shows: a live screen on a terminal, a line now and then elsewhere, and the summary."""
+"""The screen of the demo: a live picture on a terminal, a line every few seconds elsewhere."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 
 from rich.console import Console, Group, RenderableType
 from rich.layout import Layout
@@ -14,38 +13,11 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from streamrec.demo.retrain import Round, Swap
+from streamrec.demo.snapshot import Snapshot
 
 LINE_EVERY_S = 5.0
 SHOWN_CLICKS, SHOWN_LISTED = 6, 10
-SPARKS = 26  # points of the hit rate over time
 BLOCKS = "▁▂▃▄▅▆▇█"
-
-
-@dataclass
-class Snapshot:
-    """The state of the demo at one moment. Latencies are None until there is a measurement."""
-
-    total: int
-    sent: int = 0
-    applied: int = 0
-    seconds: float = 0.0
-    events_per_s: float = 0.0
-    p50_ms: float | None = None
-    p99_ms: float | None = None
-    lag_records: int = 0
-    hit_rate: float = 0.0
-    popularity_hit_rate: float = 0.0
-    dead_letters: int = 0
-    hit_rates_over_time: list[float] = field(default_factory=list)  # each of as many clicks, at most SPARKS
-    retraining_s: float | None = None  # since it began, while it runs
-    round: Round | None = None
-    swap: Swap | None = None
-    user_id: str = ""
-    clicks: list[str] = field(default_factory=list)
-    listed: list[str] = field(default_factory=list)
-    listed_ago_s: float = 0.0
-    listed_after: int = 0
 
 
 class Screen:
@@ -67,14 +39,14 @@ class Screen:
             self._live.stop()
 
     def draw(self, now: Snapshot) -> None:
-        """Show a snapshot; where nobody watches live, at most every few seconds."""
+        """Draw a snapshot; without a terminal, print a line at most every LINE_EVERY_S."""
         if self._live:
             self._live.update(self._picture(now), refresh=True)
         elif time.monotonic() - self._last_line_s >= LINE_EVERY_S:
             self._last_line_s = time.monotonic()
             self._console.print(
-                f"{now.sent:,}/{now.total:,} clicks  {now.events_per_s:.0f}/s  latency p50 {_ms(now.p50_ms)} "
-                f"p99 {_ms(now.p99_ms)}  lag {now.lag_records}  hit rate@10 {now.hit_rate:.3f} "
+                f"{now.sent:,}/{now.total:,} clicks  {now.events_per_s:.0f}/s  latency p50 {as_ms(now.p50_ms)} "
+                f"p99 {as_ms(now.p99_ms)}  lag {now.lag_records}  hit rate@10 {now.hit_rate:.3f} "
                 f"(popularity {now.popularity_hit_rate:.3f})",
                 highlight=False,
                 soft_wrap=True,
@@ -89,12 +61,12 @@ class Screen:
                 )
 
     def note(self, line: str) -> None:
-        """Say something that happened, where nobody watches live."""
+        """Print an event, unless the live picture shows it."""
         if not self._live:
             self._console.print(line, highlight=False, soft_wrap=True, markup=False)
 
     def say(self, line: str) -> None:
-        """Say something that stays, above the live screen where there is one."""
+        """Print a line that remains, above the live picture if there is one."""
         self._console.print(line, highlight=False, soft_wrap=True, markup=False)
 
     def _picture(self, now: Snapshot) -> RenderableType:
@@ -147,7 +119,7 @@ class Screen:
 
 
 class _Fixed:
-    """A renderable cut to a height, so that the screen does not fill the whole terminal."""
+    """A renderable with a fixed height, so that the picture does not fill the terminal."""
 
     def __init__(self, inner: RenderableType, height: int) -> None:
         self._inner, self._height = inner, height
@@ -160,9 +132,9 @@ def _numbers(now: Snapshot) -> RenderableType:
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim")
     table.add_column(justify="right", style="bold")
-    table.add_row("clicks a second", f"{now.events_per_s:,.0f}")
-    table.add_row("click to list, p50", _ms(now.p50_ms))
-    table.add_row("click to list, p99", _ms(now.p99_ms))
+    table.add_row("clicks per second", f"{now.events_per_s:,.0f}")
+    table.add_row("click to list, p50", as_ms(now.p50_ms))
+    table.add_row("click to list, p99", as_ms(now.p99_ms))
     table.add_row("lag, records", f"{now.lag_records:,}")
     table.add_row("dead letters", f"{now.dead_letters:,}")
     table.add_row("", "")
@@ -170,18 +142,20 @@ def _numbers(now: Snapshot) -> RenderableType:
     table.add_row("hit rate@10, popularity", f"{now.popularity_hit_rate:.4f}")
     if now.popularity_hit_rate:
         table.add_row("model / popularity", f"{now.hit_rate / now.popularity_hit_rate:.1f} x")
-    return Group(table, Text(""), Text("hit rate@10 of the model, over time", style="dim"), _over_time(now), _news(now))
+    return Group(
+        table, Text(""), Text("hit rate@10 of the model, over time", style="dim"), _over_time(now), _retraining(now)
+    )
 
 
 def _over_time(now: Snapshot) -> Text:
     blocks = sparkline(now.hit_rates_over_time)
     if now.swap is None:
         return Text(blocks, style="green", no_wrap=True)
-    at = now.swap.spark
+    at = now.swap.first_point
     return Text.assemble((blocks[:at], "green"), ("|", "bold"), (blocks[at:], "cyan"), no_wrap=True)
 
 
-def _news(now: Snapshot) -> Text:
+def _retraining(now: Snapshot) -> Text:
     if now.swap:
         return Text.assemble(
             ("|", "bold"), (f" new model {now.swap.version} since click {now.swap.after_clicks:,}", "cyan")
@@ -191,56 +165,12 @@ def _news(now: Snapshot) -> Text:
     return Text("" if now.retraining_s is None else f"retraining beside the daemon, {now.retraining_s:.0f} s")
 
 
-def print_summary(console: Console, now: Snapshot, source: str, complete: bool) -> None:
-    """The end of the demo, in words and numbers."""
-    table = Table(title="streamrec demo: summary" + ("" if complete else " (stopped early)"), title_justify="left")
-    table.add_column("what")
-    table.add_column("measured", justify="right")
-    table.add_row("data", source)
-    table.add_row("live clicks", f"{now.applied:,} in {now.seconds:.0f} s, {now.events_per_s:,.0f} a second")
-    table.add_row("click to published list", f"p50 {_ms(now.p50_ms)}, p99 {_ms(now.p99_ms)}")
-    table.add_row("hit rate@10 of the published lists", f"{now.hit_rate:.4f}")
-    table.add_row("hit rate@10 of the most popular items", f"{now.popularity_hit_rate:.4f}")
-    if now.popularity_hit_rate:
-        times = now.hit_rate / now.popularity_hit_rate
-        table.add_row("the model against popularity", f"{times:.1f} times as many hits")
-    table.add_row("dead letters", f"{now.dead_letters:,}")
-    table.add_section()
-    for row in _retraining_rows(now):
-        table.add_row(*row)
-    console.print(table)
-
-
-def _retraining_rows(now: Snapshot) -> Iterator[tuple[str, str]]:
-    swap = now.swap
-    if swap is None:
-        if now.round and not now.round.promoted:
-            yield "retrained beside the daemon", f"no new model this time: {now.round.reason}"
-        elif now.round or now.retraining_s is not None:
-            yield "retrained beside the daemon", "stopped before the new model was there"
-        return
-    yield "model", f"{swap.old_version} -> {swap.version}"
-    yield "swapped after", f"{swap.after_clicks:,} of {now.total:,} clicks"
-    if now.round:
-        yield "training beside the daemon", f"{now.round.train_s:.0f} s"
-        yield "its gate: NDCG@10 on the newest clicks", f"{now.round.ndcg:.4f}, old model {now.round.champion_ndcg:.4f}"
-    yield "hit rate@10 before the swap", f"{swap.before.model:.4f}, popularity {swap.before.popularity:.4f}"
-    after = swap.after
-    yield (
-        "hit rate@10 after the swap",
-        f"{after.model:.4f}, popularity {after.popularity:.4f}" if after else "no click came",
-    )
-    if swap.old_model_after is not None:
-        yield "on the same clicks, the old model", f"{swap.old_model_after:.4f}"
-    p99s = (_ms(swap.p99_ms.get(phase)) for phase in ("before", "training", "swap"))
-    yield "p99 before, in training, at the swap", ", ".join(p99s)
-
-
 def sparkline(values: list[float]) -> str:
-    """Values as a row of blocks, the highest one full."""
+    """Return values as a row of blocks; the highest value is a full block."""
     top = max(values, default=0.0)
     return "".join(BLOCKS[round(value / top * (len(BLOCKS) - 1))] for value in values) if top else ""
 
 
-def _ms(value: float | None) -> str:
+def as_ms(value: float | None) -> str:
+    """Return a latency as text; "-" if there is none."""
     return "-" if value is None else f"{value:.1f} ms"

@@ -1,1 +1,1 @@
-"""The HTTP port: metrics, health and the live page."""
+"""The HTTP port of a process: metrics, health, and the live page of the daemon."""

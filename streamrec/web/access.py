@@ -1,9 +1,10 @@
-"""Who may look: with ``http_token`` set, all but the health checks and the form that asks for it needs the token.
+"""Access control of the HTTP port.
 
-Programs send it as ``Authorization: Bearer TOKEN``, people type it once and get a cookie. Without a token a daemon
-on a loopback address answers only requests that name it so: else any web site that lets its own host name point
-here (DNS rebinding) could read the page through its visitors' browsers. Every answer forbids scripts, styles and
-connections but the daemon's own.
+With ``http_token`` set, every path but the health checks and the login form requires the token. Programs send it as
+``Authorization: Bearer TOKEN``; people type it once and get a cookie. Without a token a daemon on a loopback address
+answers only requests for a loopback host name: otherwise a web site whose own name resolves to this machine (DNS
+rebinding) could read the page through its visitors' browsers. The headers of every response forbid scripts, styles
+and connections from elsewhere.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ from streamrec.setting_groups import HttpSettings
 
 log = logging.getLogger(__name__)
 
-PAGE = Path(__file__).parent / "static"
+STATIC_FOLDER = Path(__file__).parent / "static"
 COOKIE = "streamrec"
-COOKIE_S = 30 * 86_400
-OPEN = ("/livez", "/readyz", "/login", "/page/page.css", "/page/icon.svg")
-FOR_PROGRAMS = ("/metrics", *OPEN)  # reached under whatever name; they tell nothing of users
+COOKIE_MAX_AGE_S = 30 * 86_400
+PUBLIC_PATHS = ("/livez", "/readyz", "/login", "/page/page.css", "/page/icon.svg")
+ANY_HOST_PATHS = ("/metrics", *PUBLIC_PATHS)  # for programs, under any host name; they reveal nothing about users
 
 SECURITY_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
@@ -37,51 +38,51 @@ SECURITY_HEADERS = {
 
 
 class Access:
-    """Lets requests through, or not."""
+    """The check that every request must pass."""
 
     def __init__(self, settings: HttpSettings) -> None:
         token = settings.token
         self._token = token.get_secret_value().encode() if token else b""
-        self._local = not self._token and is_loopback(settings.host)
+        self._loopback_only = not self._token and is_loopback(settings.host)
 
     def register(self, app: web.Application) -> None:
-        """Stand before every handler of an application."""
-        app.middlewares.append(self._guard)
-        app.on_response_prepare.append(_secure)
+        """Check the requests of an application, and secure its responses."""
+        app.middlewares.append(self._check)
+        app.on_response_prepare.append(_add_security_headers)
         if self._token:
             app.router.add_post("/login", self._log_in)
 
     @web.middleware
-    async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        if self._token and request.path not in OPEN and not self._known(request):
+    async def _check(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        if self._token and request.path not in PUBLIC_PATHS and not self._has_token(request):
             if request.method == "GET" and request.path == "/":
-                return web.FileResponse(PAGE / "login.html", status=401)
+                return web.FileResponse(STATIC_FOLDER / "login.html", status=401)
             raise web.HTTPUnauthorized(
-                text="this daemon wants its http_token, as Authorization: Bearer TOKEN\n",
+                text="this daemon requires its http_token: send Authorization: Bearer TOKEN\n",
                 headers={"WWW-Authenticate": 'Bearer realm="streamrec"'},
             )
-        if self._local and request.path not in FOR_PROGRAMS and not is_loopback(request.url.host or ""):
+        if self._loopback_only and request.path not in ANY_HOST_PATHS and not is_loopback(request.url.host or ""):
             raise web.HTTPForbidden(
                 text="without STREAMREC_HTTP_TOKEN the page answers under localhost and 127.0.0.1 only\n"
             )
         return await handler(request)
 
-    def _known(self, request: web.Request) -> bool:
-        scheme, _, given = request.headers.get("Authorization", "").partition(" ")
-        if scheme.lower() == "bearer" and self._same(given.strip(), self._token):
+    def _has_token(self, request: web.Request) -> bool:
+        scheme, _, credentials = request.headers.get("Authorization", "").partition(" ")
+        if scheme.lower() == "bearer" and _equal(credentials.strip(), self._token):
             return True
-        return self._same(request.cookies.get(COOKIE, ""), self._cookie())
+        return _equal(request.cookies.get(COOKIE, ""), self._cookie())
 
     async def _log_in(self, request: web.Request) -> web.StreamResponse:
-        given = (await request.post()).get("token", "")
-        if not isinstance(given, str) or not self._same(given.strip(), self._token):
-            log.warning("somebody gave a wrong token", extra={"from": request.remote})
-            return _see("./#wrong")
-        response = _see("./")
+        token = (await request.post()).get("token", "")
+        if not isinstance(token, str) or not _equal(token.strip(), self._token):
+            log.warning("login refused: wrong token", extra={"from": request.remote})
+            return _redirect("./#wrong")
+        response = _redirect("./")
         response.set_cookie(
             COOKIE,
             self._cookie().decode(),
-            max_age=COOKIE_S,
+            max_age=COOKIE_MAX_AGE_S,
             path="/",
             httponly=True,
             samesite="Strict",
@@ -90,26 +91,27 @@ class Access:
         return response
 
     def _cookie(self) -> bytes:
-        """Proves that its bearer knew the token, and does not tell it."""
+        """Return the value that proves knowledge of the token without revealing it."""
         return hmac.new(self._token, b"streamrec page", hashlib.sha256).hexdigest().encode()
-
-    @staticmethod
-    def _same(given: str, right: bytes) -> bool:
-        return hmac.compare_digest(given.encode(errors="replace"), right)
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host name or address is this machine's own, whatever anybody's name server says."""
+    """Return whether a host name or address is a loopback one; names are not resolved."""
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
 
 
-def _see(location: str) -> web.Response:
+def _equal(text: str, secret: bytes) -> bool:
+    """Compare in constant time."""
+    return hmac.compare_digest(text.encode(errors="replace"), secret)
+
+
+def _redirect(location: str) -> web.Response:
     return web.Response(status=303, headers={"Location": location})
 
 
-async def _secure(_: web.Request, response: web.StreamResponse) -> None:
+async def _add_security_headers(_: web.Request, response: web.StreamResponse) -> None:
     response.headers.update(SECURITY_HEADERS)
-    response.headers.setdefault("Cache-Control", "no-cache")  # kept by browsers, and asked about each time
+    response.headers.setdefault("Cache-Control", "no-cache")  # browsers may store it, but must revalidate it

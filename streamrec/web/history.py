@@ -1,7 +1,8 @@
-"""The daemon's counters over time, in bounded memory, so that a live page opened late shows the past too.
+"""The recent past of a daemon for its live page, in bounded memory.
 
-Every ``TICK_S`` the counters of Metrics are read, and whoever follows is told; every second tick makes a point.
-Nothing is counted here, and the path of a click knows nothing of it.
+Every ``TICK_S`` the counters of Metrics are read, and the open pages are notified; every second tick makes a point.
+The code that serves clicks does not know this module; only dead letters are reported to it, each as it is
+acknowledged.
 """
 
 from __future__ import annotations
@@ -14,25 +15,23 @@ from dataclasses import dataclass
 from itertools import islice
 
 import msgspec
-from prometheus_client import Counter, Gauge, Histogram
 
 from streamrec.health import Health
-from streamrec.metrics import Metrics, quantile
+from streamrec.metrics import Metrics
 from streamrec.schemas import DeadLetter
-from streamrec.serving.lists import POPULAR
+from streamrec.web.readings import Hits, Reading, events_per_s, hits_between, latency_between, quantile_ms, read
 
 TICK_S = 0.5
-TICKS_A_POINT = 2
-POINTS = 3_600  # an hour of them
-RATE_TICKS = 4  # a rate is that of the last two seconds
-WINDOW_TICKS = 120  # latencies, cache and hit rate are those of the last minute, if it had clicks
-KEPT_SWAPS, KEPT_DEAD_LETTERS = 100, 50
-
-Hits = tuple[int, int, int]  # clicks judged, hits, hits of the popular list on the same clicks
+TICKS_PER_POINT = 2
+MAX_POINTS = 3_600  # an hour
+RATE_TICKS = 4  # events per second are measured over the last two seconds
+WINDOW_TICKS = 120  # latencies, cache and hit rate are measured over the last minute, if it had clicks
+MAX_SWAPS, MAX_DEAD_LETTERS = 100, 50
+MAX_REASON_CHARS = 500
 
 
 class Point(msgspec.Struct, array_like=True, frozen=True):
-    """A second of the past. ``models`` are the clicks of that second by the version that made their lists."""
+    """One second. ``models``: the judged clicks of that second, by the version that made their lists."""
 
     at_ms: int
     events_per_s: float
@@ -43,15 +42,15 @@ class Point(msgspec.Struct, array_like=True, frozen=True):
 
 
 class SwapMark(msgspec.Struct, frozen=True):
-    """A model took another one's place."""
+    """The replacement of one model version by another."""
 
     at_ms: int
     before: str
     after: str
 
 
-class SeenDeadLetter(msgspec.Struct, frozen=True):
-    """A record that was no click event; its bytes stay in the dead-letter topic."""
+class DeadLetterRow(msgspec.Struct, frozen=True):
+    """A record that is no click event; its bytes are in the dead-letter topic alone."""
 
     at_ms: int
     partition: int
@@ -60,9 +59,11 @@ class SeenDeadLetter(msgspec.Struct, frozen=True):
 
 
 class Now(msgspec.Struct, frozen=True):
-    """What is shown of this moment. ``latency`` counts the clicks up to each bound and above the one before.
+    """The present.
 
-    From ``latency`` on it is of the last minute; ``whole``: of all the time, since that minute had no click.
+    ``latency``: clicks up to each bound in seconds and above the bound before; the last bound, None, is infinite.
+    The fields from ``latency`` to ``cache_misses`` cover the last minute or, ``since_start``, the whole life of the
+    daemon if that minute had no click.
     """
 
     at_ms: int
@@ -72,8 +73,8 @@ class Now(msgspec.Struct, frozen=True):
     events_per_s: float
     lag_records: int
     lag_s: float
-    whole: bool
-    latency: list[tuple[float | None, int]]  # the last bound, None, is infinite
+    since_start: bool
+    latency: list[tuple[float | None, int]]
     p50_ms: float | None
     p95_ms: float | None
     p99_ms: float | None
@@ -86,193 +87,152 @@ class Now(msgspec.Struct, frozen=True):
     dead_letters: int
 
 
-@dataclass(frozen=True, slots=True)
-class _Reading:
-    """The counters at one tick."""
+class Update(msgspec.Struct, frozen=True):
+    """What a page has not received yet, all of one moment.
 
-    at_s: float
-    events: int
-    latency: list[tuple[float, float]]  # cumulative
-    models: dict[str, Hits]
-    cache_hits: int
-    cache_misses: int
+    ``dead_letters``: the newest ones, newest first; None if there is none that the page has not received.
+    """
+
+    now: Now
+    points: list[Point]
+    swaps: list[SwapMark]
+    dead_letters: list[DeadLetterRow] | None
+
+
+@dataclass(slots=True)
+class Received:
+    """How many points and dead letters a page has received; None until the first update."""
+
+    points: int = 0
+    dead_letters: int | None = None
 
 
 class History:
-    """Points, swaps and dead letters of the last hour, and the present.
+    """Points, model swaps and dead letters of the last hour, and the present.
 
     Args:
-        now_s: Unix time.
+        now_s: returns the Unix time.
     """
 
     def __init__(self, metrics: Metrics, health: Health, now_s: Callable[[], float] = time.time) -> None:
         self._metrics = metrics
         self._health = health
         self._now_s = now_s
-        self._readings: deque[_Reading] = deque(maxlen=WINDOW_TICKS + 1)
-        self._points: deque[Point] = deque(maxlen=POINTS)
-        self._made = 0  # points ever made
+        self._readings: deque[Reading] = deque(maxlen=WINDOW_TICKS + 1)
+        self._points: deque[Point] = deque(maxlen=MAX_POINTS)
+        self._points_made = 0
         self._ticks = 0
         self._version = ""
-        self.swaps: deque[SwapMark] = deque(maxlen=KEPT_SWAPS)
-        self.dead_letters: deque[SeenDeadLetter] = deque(maxlen=KEPT_DEAD_LETTERS)  # the latest last
-        self._next = asyncio.Event()
-        self._start = self._last_point = self._read()
+        self._swaps: deque[SwapMark] = deque(maxlen=MAX_SWAPS)
+        self._dead_letters: deque[DeadLetterRow] = deque(maxlen=MAX_DEAD_LETTERS)  # oldest first
+        self._dead_letters_noted = 0
+        self._next_tick = asyncio.Event()
+        self._start = self._last_point = read(metrics, now_s())
         self._readings.append(self._start)
 
     async def run(self) -> None:
-        """Follow the counters until cancelled."""
+        """Read the counters regularly until cancelled."""
         while True:
             await asyncio.sleep(TICK_S)
             self.tick()
 
     def tick(self) -> None:
-        """Read the counters, and tell who waits for it."""
-        self._readings.append(self._read())
-        self._see_version()
+        """Read the counters, and notify the open pages."""
+        self._readings.append(read(self._metrics, self._now_s()))
+        self._note_version()
         self._ticks += 1
-        if self._ticks % TICKS_A_POINT == 0:
-            self._points.append(self._point(self._last_point, self._readings[-1]))
+        if self._ticks % TICKS_PER_POINT == 0:
+            self._points.append(_point(self._last_point, self._readings[-1]))
             self._last_point = self._readings[-1]
-            self._made += 1
-        self.wake()
+            self._points_made += 1
+        self.notify()
 
-    def wake(self) -> None:
-        """Let who waits for a tick go on."""
-        waiting, self._next = self._next, asyncio.Event()
+    def notify(self) -> None:
+        """Wake everything that waits for a tick."""
+        waiting, self._next_tick = self._next_tick, asyncio.Event()
         waiting.set()
 
-    async def ticked(self) -> None:
-        """Until the next tick."""
-        await self._next.wait()
+    async def wait_tick(self) -> None:
+        """Wait until the next tick."""
+        await self._next_tick.wait()
 
     def dead_letter(self, letter: DeadLetter) -> None:
-        """Note a dead letter that the broker has acknowledged."""
-        self.dead_letters.append(
-            SeenDeadLetter(int(self._now_s() * 1000), letter.partition, letter.offset, letter.reason[:500])
-        )
+        """Note a dead letter that the broker has acknowledged.
+
+        The page shows the number of noted letters, not the metric, so that number and list always agree.
+        """
+        at_ms = int(self._now_s() * 1000)
+        reason = letter.reason[:MAX_REASON_CHARS]
+        self._dead_letters.append(DeadLetterRow(at_ms, letter.partition, letter.offset, reason))
+        self._dead_letters_noted += 1
+
+    def swaps(self) -> list[SwapMark]:
+        """Return the last swaps, oldest first."""
+        return list(self._swaps)
+
+    def dead_letters(self) -> list[DeadLetterRow]:
+        """Return the last dead letters, newest first."""
+        return list(reversed(self._dead_letters))
 
     def points_since(self, number: int) -> tuple[list[Point], int]:
-        """The points after so many, as far as they are kept, and how many there have been by now."""
-        new = min(self._made - number, len(self._points))
-        return list(islice(self._points, len(self._points) - new, None)), self._made
+        """Return the stored points after the first ``number``, and the number of points made so far."""
+        new = min(self._points_made - number, len(self._points))
+        return list(islice(self._points, len(self._points) - new, None)), self._points_made
+
+    def update(self, received: Received) -> Update:
+        """Return what a page has not received yet, and add it to ``received``."""
+        points, received.points = self.points_since(received.points)
+        changed, received.dead_letters = received.dead_letters != self._dead_letters_noted, self._dead_letters_noted
+        return Update(self.now(), points, self.swaps(), self.dead_letters() if changed else None)
 
     def now(self) -> Now:
-        """The present."""
+        """Return the present: the last reading, and its difference to a minute before."""
         last, first = self._readings[-1], self._readings[0]
-        if whole := last.events == first.events:
+        if since_start := last.events == first.events:
             first = self._start
         before = self._readings[max(0, len(self._readings) - 1 - RATE_TICKS)]
-        latency = _since(first.latency, last.latency)
-        judged, hits, popularity_hits = (
-            sum(column) for column in zip((0, 0, 0), *_hits_since(first, last).values(), strict=True)
-        )
-        p50_ms, p95_ms, p99_ms = (_quantile_ms(latency, q) for q in (0.5, 0.95, 0.99))
+        latency = latency_between(first, last)
         bounds = [None if bound == float("inf") else bound for bound, _ in latency]
         counts = [int(count - below) for (_, count), (_, below) in zip(latency, [(0, 0), *latency], strict=False)]
-        metrics = self._metrics
+        hits = [sum(column) for column in zip((0, 0, 0), *hits_between(first, last).values(), strict=True)]
         return Now(
-            int(last.at_s * 1000),
-            self._version,
-            self._health.not_ready(),
-            last.events,
-            _rate(before, last),
-            int(sum(_values(metrics.lag_records).values())),
-            max(_values(metrics.lag_seconds).values(), default=0.0),
-            whole,
-            list(zip(bounds, counts, strict=True)),
-            p50_ms,
-            p95_ms,
-            p99_ms,
-            judged,
-            hits,
-            popularity_hits,
-            last.cache_hits - first.cache_hits,
-            last.cache_misses - first.cache_misses,
-            int(_value(metrics.cached_users)),
-            int(_value(metrics.dead_letters)),
+            at_ms=int(last.at_s * 1000),
+            version=self._version,
+            not_ready=self._health.not_ready(),
+            events=last.events,
+            events_per_s=events_per_s(before, last),
+            lag_records=last.lag_records,
+            lag_s=last.lag_s,
+            since_start=since_start,
+            latency=list(zip(bounds, counts, strict=True)),
+            p50_ms=quantile_ms(latency, 0.5),
+            p95_ms=quantile_ms(latency, 0.95),
+            p99_ms=quantile_ms(latency, 0.99),
+            judged=hits[0],
+            hits=hits[1],
+            popularity_hits=hits[2],
+            cache_hits=last.cache_hits - first.cache_hits,
+            cache_misses=last.cache_misses - first.cache_misses,
+            cached_users=last.cached_users,
+            dead_letters=self._dead_letters_noted,
         )
 
-    def _point(self, before: _Reading, last: _Reading) -> Point:
-        latency = _since(before.latency, last.latency)
-        return Point(
-            int(last.at_s * 1000),
-            _rate(before, last),
-            int(sum(_values(self._metrics.lag_records).values())),
-            _quantile_ms(latency, 0.5),
-            _quantile_ms(latency, 0.99),
-            _hits_since(before, last),
-        )
-
-    def _read(self) -> _Reading:
-        metrics = self._metrics
-        counters = (metrics.judged, metrics.hits, metrics.popularity_hits)
-        judged, hits, popularity_hits = (_values(counter) for counter in counters)
-        models = {
-            version: (int(clicks), int(hits.get(version, 0)), int(popularity_hits.get(version, 0)))
-            for version, clicks in judged.items()
-            if version != POPULAR  # clicks on that list compare nothing with it
-        }
-        return _Reading(
-            self._now_s(),
-            int(_values(metrics.events)["applied"]),
-            _cumulative(metrics.click_to_published),
-            models,
-            int(_value(metrics.cache_hits)),
-            int(_value(metrics.cache_misses)),
-        )
-
-    def _see_version(self) -> None:
-        version = next(iter(_values(self._metrics.model)), "")
-        if not version or version == self._version:  # while a swap goes on there may be none
+    def _note_version(self) -> None:
+        last = self._readings[-1]
+        if not last.version or last.version == self._version:
             return
         if self._version:
-            self.swaps.append(SwapMark(int(self._now_s() * 1000), self._version, version))
-        self._version = version
+            self._swaps.append(SwapMark(int(last.at_s * 1000), self._version, last.version))
+        self._version = last.version
 
 
-def _rate(before: _Reading, last: _Reading) -> float:
-    return round((last.events - before.events) / max(last.at_s - before.at_s, 1e-3), 1)
-
-
-def _hits_since(before: _Reading, last: _Reading) -> dict[str, Hits]:
-    """The clicks judged between two readings, by version; versions that had none are left out."""
-    found = {}
-    for version, (judged, hits, popularity_hits) in last.models.items():
-        then = before.models.get(version, (0, 0, 0))
-        if judged > then[0]:
-            found[version] = (judged - then[0], hits - then[1], popularity_hits - then[2])
-    return found
-
-
-def _since(before: list[tuple[float, float]], last: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    return [(bound, count - then) for (bound, count), (_, then) in zip(last, before, strict=True)]
-
-
-def _quantile_ms(cumulative: list[tuple[float, float]], q: float) -> float | None:
-    found = quantile(cumulative, q)
-    return None if found is None else round(found * 1000, 2)
-
-
-def _values(metric: Counter | Gauge) -> dict[str, float]:
-    """Value by the metric's one label."""
-    return {
-        next(iter(sample.labels.values()), ""): sample.value
-        for family in metric.collect()
-        for sample in family.samples
-        if not sample.name.endswith("_created")
-    }
-
-
-def _value(metric: Counter | Gauge) -> float:
-    return _values(metric).get("", 0.0)
-
-
-def _cumulative(histogram: Histogram) -> list[tuple[float, float]]:
-    """(upper bound in seconds, observations up to it), the last bound infinite."""
-    return [
-        (float(sample.labels["le"]), sample.value)
-        for family in histogram.collect()
-        for sample in family.samples
-        if sample.name.endswith("_bucket")
-    ]
+def _point(before: Reading, last: Reading) -> Point:
+    latency = latency_between(before, last)
+    return Point(
+        int(last.at_s * 1000),
+        events_per_s(before, last),
+        last.lag_records,
+        quantile_ms(latency, 0.5),
+        quantile_ms(latency, 0.99),
+        hits_between(before, last),
+    )

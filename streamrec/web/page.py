@@ -1,11 +1,13 @@
-"""The live page of a daemon, and the API under it. It reads, and writes nothing.
+"""The live page of a daemon, and its API. All of it only reads.
 
-/                  the page; /page/... its parts
-/api/live          server-sent events: the past once, then every TICK_S what is new
-/api/user?id=      a user's last clicks and the list that is published for him
-/api/why?id=&item= how far the score of an item of that list falls without each of his last clicks
-/api/users?like=   users who clicked lately
-/api/dead-letters  the last of them, and the reasons
+| path | response |
+|---|---|
+| /, /page/... | the page and its files |
+| /api/live | server-sent events: the past hour first, then an update every TICK_S |
+| /api/user?id= | a user's last clicks and published list |
+| /api/why?id=&item= | how far the score of an item of that list falls without each of the user's last clicks |
+| /api/users?like= | users with recent clicks |
+| /api/dead-letters | the last dead letters with their reasons, newest first |
 """
 
 from __future__ import annotations
@@ -25,22 +27,22 @@ from streamrec.schemas import PublishedList, UserSequence, parse_published
 from streamrec.serving.predictor import Predictor
 from streamrec.serving.sequences import parse_sequence
 from streamrec.setting_groups import KafkaSettings
-from streamrec.web.access import PAGE
-from streamrec.web.explain import CLICKS, Explainer
-from streamrec.web.history import History
+from streamrec.web.access import STATIC_FOLDER
+from streamrec.web.explain import MAX_CLICKS, Explainer
+from streamrec.web.history import History, Received
 
-VIEWERS = 32
-STUCK_S = 10.0  # a viewer who takes nothing for so long is given up
+MAX_VIEWERS = 32
+SEND_TIMEOUT_S = 10.0  # a connection that accepts nothing for this time is closed
 SHOWN_USERS = 12
 PageMaker = Callable[[KafkaSettings, RedisClient, Predictor, History, Explainer, Mapping[str, str]], "LivePage"]
-Answer = Callable[[web.Request], Awaitable[object]]
+Handler = Callable[[web.Request], Awaitable[object]]
 
 
 class LivePage:
-    """Handlers over parts of the daemon.
+    """The handlers of the page.
 
     Args:
-        titles: of items, by id, as far as they are known.
+        titles: known titles of items, by item id.
     """
 
     demo = False
@@ -61,14 +63,14 @@ class LivePage:
         self._history = history
         self._explainer = explainer
         self._titles = titles
-        self._one_at_a_time = asyncio.Lock()  # Redis's connections are the stream's
+        self._read_lock = asyncio.Lock()  # one read at a time: clicks need the connections to Redis
         self._viewers = 0
         self._closing = False
         self._encoder = msgspec.json.Encoder()
 
     def register(self, app: web.Application) -> None:
-        """Add the routes."""
-        files = {file.name: file for file in PAGE.iterdir() if file.suffix in (".js", ".css", ".svg")}
+        """Add the routes to an application."""
+        files = {file.name: file for file in STATIC_FOLDER.iterdir() if file.suffix in (".js", ".css", ".svg")}
 
         async def file(request: web.Request) -> web.StreamResponse:
             path = files.get(request.match_info["name"])
@@ -77,7 +79,7 @@ class LivePage:
             return web.FileResponse(path)
 
         async def page(_: web.Request) -> web.StreamResponse:
-            return web.FileResponse(PAGE / "index.html")
+            return web.FileResponse(STATIC_FOLDER / "index.html")
 
         app.router.add_get("/", page)
         app.router.add_get("/page/{name}", file)
@@ -88,26 +90,26 @@ class LivePage:
         self.add_api(app, "/api/dead-letters", self._dead_letters)
         app.on_shutdown.append(self._shut_down)
 
-    def add_api(self, app: web.Application, path: str, answer: Answer) -> None:
-        """Answer a GET with what is returned, as JSON."""
+    def add_api(self, app: web.Application, path: str, handler: Handler) -> None:
+        """Answer a GET with the handler's result as JSON."""
 
-        async def handler(request: web.Request) -> web.Response:
+        async def respond(request: web.Request) -> web.Response:
             try:
-                return self.as_json(await answer(request))
+                return self.as_json(await handler(request))
             except StreamrecError as error:
                 raise web.HTTPServiceUnavailable(text=f"{error}\n") from None
 
-        app.router.add_get(path, handler)
+        app.router.add_get(path, respond)
 
     def as_json(self, value: object) -> web.Response:
-        """A response that nobody keeps."""
+        """Return a response that must not be cached."""
         return web.Response(
             body=self._encoder.encode(value), content_type="application/json", headers={"Cache-Control": "no-store"}
         )
 
     async def _live(self, request: web.Request) -> web.StreamResponse:
-        if self._viewers >= VIEWERS:
-            raise web.HTTPServiceUnavailable(text=f"{VIEWERS} pages are open already; close one\n")
+        if self._viewers >= MAX_VIEWERS:
+            raise web.HTTPServiceUnavailable(text=f"{MAX_VIEWERS} pages are open already; close one\n")
         response = web.StreamResponse(
             headers={"Content-Type": "text/event-stream", "Cache-Control": "no-store", "X-Accel-Buffering": "no"}
         )
@@ -115,20 +117,18 @@ class LivePage:
         try:
             await response.prepare(request)
             await self._send(response, "about", self._about())
-            seen = 0
+            received = Received()
             while not self._closing:
-                points, seen = self._history.points_since(seen)
-                live = {"now": self._history.now(), "points": points, "swaps": list(self._history.swaps)}
-                await self._send(response, "live", live)
-                await self._history.ticked()
-        except (ConnectionError, TimeoutError):  # it has gone, or is stuck
+                await self._send(response, "live", self._history.update(received))
+                await self._history.wait_tick()
+        except (ConnectionError, TimeoutError):  # the page was closed, or accepts nothing
             pass
         finally:
             self._viewers -= 1
         return response
 
     async def _send(self, response: web.StreamResponse, event: str, value: object) -> None:
-        async with asyncio.timeout(STUCK_S):
+        async with asyncio.timeout(SEND_TIMEOUT_S):
             await response.write(b"event: %s\ndata: %s\n\n" % (event.encode(), self._encoder.encode(value)))
 
     def _about(self) -> dict[str, object]:
@@ -145,7 +145,7 @@ class LivePage:
         return {
             "user_id": user,
             "now_ms": int(time.time() * 1000),
-            "clicks": [self.named(item) for item in reversed(sequence.items[-CLICKS:])] if sequence else [],
+            "clicks": [self.named(item) for item in reversed(sequence.items[-MAX_CLICKS:])] if sequence else [],
             "n": sequence.n if sequence else 0,
             "last_event_ts_ms": sequence.last_event_ts_ms if sequence else None,
             "list": None
@@ -166,9 +166,9 @@ class LivePage:
         item = request.query.get("item") or (published.items[0] if published and published.items else "")
         if sequence is None or published is None or item not in published.items:
             raise web.HTTPNotFound(text="no list with this item is published for this user\n")
-        why = await self._explainer.ask(sequence, item)
+        why = await self._explainer.explain(sequence, item)
         clicks = [self.named(click.item_id) | {"fall": click.fall} for click in why.clicks]
-        return self.named(why.item_id) | {"score": why.score, "model": why.model, "clicks": clicks}
+        return self.named(why.item_id) | {"score": why.score, "model": why.model, "n": why.n, "clicks": clicks}
 
     async def _users(self, request: web.Request) -> object:
         like = request.query.get("like", "").lower()
@@ -176,11 +176,11 @@ class LivePage:
         return [user for user, _ in zip(found, range(SHOWN_USERS), strict=False)]
 
     async def _dead_letters(self, _: web.Request) -> object:
-        return list(reversed(self._history.dead_letters))
+        return self._history.dead_letters()
 
     async def _read(self, user: str) -> tuple[UserSequence | None, PublishedList | None]:
         keys = [self._keys.sequence(user), self._keys.recommendation(user)]
-        async with self._one_at_a_time:
+        async with self._read_lock:
             stored, published = await self._redis.get_many(keys)
         return (
             None if stored is None else parse_sequence(user, stored),
@@ -188,19 +188,19 @@ class LivePage:
         )
 
     def named(self, item_id: str) -> dict[str, Any]:
-        """An item, with its title where there is one."""
+        """Return an item id with its title, None if the title is not known."""
         return {"id": item_id, "title": self._titles.get(item_id)}
 
     async def _shut_down(self, _: web.Application) -> None:
         self._closing = True
-        self._history.wake()
+        self._history.notify()
 
 
 def identifier(text: str) -> str:
-    """A user or item id as events may hold it.
+    """Return the text if it is a valid user or item id.
 
     Raises:
-        HTTPBadRequest: it is none.
+        HTTPBadRequest: it is not.
     """
     try:
         return decode.identifier("id", text)

@@ -1,4 +1,4 @@
-"""The HTTP port: the live page, /metrics for Prometheus, /livez and /readyz for whoever starts daemons."""
+"""The HTTP port: /metrics for Prometheus, /livez and /readyz for supervisors, and further routes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from streamrec.web.access import Access, is_loopback
 
 log = logging.getLogger(__name__)
 
-CLOSE_TIMEOUT_S = 2.0  # for requests that are being answered
+CLOSE_TIMEOUT_S = 2.0  # for open requests
 MAX_BODY_BYTES = 16 * 1024
 
 
@@ -24,24 +24,24 @@ class Exposed(Protocol):
     """The metrics of a process."""
 
     def exposition(self) -> bytes:
-        """The text that /metrics answers with."""
+        """Return the response to /metrics."""
 
 
 class Routes(Protocol):
-    """Routes of a process besides /metrics, /livez and /readyz."""
+    """Further routes of a process."""
 
     def register(self, app: web.Application) -> None:
         """Add the routes to an application."""
 
 
 class WebServer:
-    """The HTTP endpoint of a process; with ``http_token`` set, it asks for it (access.py).
+    """The HTTP server of a process; access.py says who may read what.
 
     Args:
-        health: whether it is alive and ready; None: it is, while it answers.
-        routes: what else the port serves, and tells of users.
-        chosen: whether the port was set; a default port that is taken is replaced by a free one.
-        variable: the environment variable that sets the port.
+        health: decides /livez and /readyz; None: both answer "ok".
+        routes: further routes; they show data of users.
+        chosen: whether the port was set by hand; a default port that is taken is replaced by a free one.
+        variable: name of the environment variable that sets the port.
     """
 
     def __init__(
@@ -63,18 +63,16 @@ class WebServer:
         app.router.add_get("/metrics", self._get_metrics)
         app.router.add_get("/livez", self._get_livez)
         app.router.add_get("/readyz", self._get_readyz)
-        self._tells_of_users = routes is not None
+        self._shows_users = routes is not None
         if routes is not None:
             routes.register(app)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=CLOSE_TIMEOUT_S)
 
     async def start(self) -> str:
-        """Listen; returns the address.
-
-        A default port that is taken, by another daemon on this machine say, is replaced by a free one.
+        """Listen, and return the address.
 
         Raises:
-            SettingsError: the address or port that was asked for cannot be had.
+            SettingsError: the process cannot listen on the host and port of the settings.
         """
         await self._runner.setup()
         host, port = self._settings.host, self._settings.port
@@ -89,9 +87,9 @@ class WebServer:
                 raise SettingsError(f"cannot listen on {host}:{port}: {error.strerror}; {remedy}") from None
             log.info("port is taken, using a free one; set %s to choose", self._variable, extra={"port": port})
             await self._listen(host, 0)
-        if self._tells_of_users and not self._settings.token and not is_loopback(host):
+        if self._shows_users and not self._settings.token and not is_loopback(host):
             log.warning(
-                "whoever reaches this port can read what users click: set STREAMREC_HTTP_TOKEN",
+                "everyone who can reach this port can read what users click: set STREAMREC_HTTP_TOKEN",
                 extra={"host": host, "port": port},
             )
         host, port = self._runner.addresses[0][:2]
@@ -108,11 +106,11 @@ class WebServer:
         return web.Response(body=self._metrics.exposition(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     async def _get_livez(self, _: web.Request) -> web.Response:
-        return _verdict(self._health.not_alive() if self._health else None)
+        return _response(self._health.not_alive() if self._health else None)
 
     async def _get_readyz(self, _: web.Request) -> web.Response:
-        return _verdict(self._health.not_ready() if self._health else None)
+        return _response(self._health.not_ready() if self._health else None)
 
 
-def _verdict(problem: str | None) -> web.Response:
+def _response(problem: str | None) -> web.Response:
     return web.Response(text=f"{problem or 'ok'}\n", status=503 if problem else 200)

@@ -1,8 +1,8 @@
-"""Titles of items, so that people read names where the daemon has ids.
+"""Titles of items: people read names, the daemon knows ids.
 
-The format is told by the first line, not by the name:
+The first line decides the format; the file name only marks Parquet and gzip:
 
-    item_id,title                      CSV (comma, semicolon) or TSV, any column order, more columns ignored
+    item_id,title                      CSV (comma, semicolon) or TSV, columns in any order, further columns ignored
     movieId,title,genres               MovieLens movies.csv
     1::Toy Story (1995)::Animation     MovieLens 1M / 10M movies.dat
     1|Toy Story (1995)|01-Jan-1995|... MovieLens 100K u.item
@@ -23,36 +23,36 @@ import pyarrow.parquet as parquet
 
 from streamrec.errors import SettingsError
 
-MAX_TITLE = 200  # characters
-IDS, TITLES, YEARS = ("item_id", "movieid"), ("title", "movie_title"), ("release_year",)
+MAX_TITLE_CHARS = 200
+ID_COLUMNS, TITLE_COLUMNS, YEAR_COLUMNS = ("item_id", "movieid"), ("title", "movie_title"), ("release_year",)
 Row = tuple[str, str]
 
 
 def read_titles(path: Path) -> dict[str, str]:
-    """Item id -> title.
+    """Return the titles by item id.
 
     Raises:
-        SettingsError: the file cannot be read, or is of no known format.
+        SettingsError: the file cannot be read, or has an unknown format.
     """
     try:
         rows = _parquet_rows(path) if path.suffix.lower() == ".parquet" else _text_rows(path, _text(path))
-        return {item: _shown(title) for item, title in rows if item and title}
+        return {item: _shortened(title) for item, title in rows if item and title}
     except (OSError, EOFError, zlib.error, pa.ArrowException, csv.Error) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-        raise SettingsError(f"items={path}: cannot be read: {reason}") from None
+        raise SettingsError(f"titles in {path}: cannot be read: {reason}") from None
 
 
-def _shown(title: str) -> str:
-    return title if len(title) <= MAX_TITLE else title[: MAX_TITLE - 1] + "…"
+def _shortened(title: str) -> str:
+    return title if len(title) <= MAX_TITLE_CHARS else title[: MAX_TITLE_CHARS - 1] + "…"
 
 
 def _text(path: Path) -> str:
-    value = path.read_bytes()
-    value = gzip.decompress(value) if path.suffix.lower() == ".gz" else value
+    content = path.read_bytes()
+    content = gzip.decompress(content) if path.suffix.lower() == ".gz" else content
     try:
-        return value.decode("utf-8-sig")
+        return content.decode("utf-8-sig")
     except UnicodeDecodeError:
-        return value.decode("latin-1")  # MovieLens 100K and 1M are
+        return content.decode("latin-1")  # as in MovieLens 100K and 1M
 
 
 def _text_rows(path: Path, text: str) -> Iterator[Row]:
@@ -63,39 +63,40 @@ def _text_rows(path: Path, text: str) -> Iterator[Row]:
             return ((fields[0], fields[1]) for fields in lines if len(fields) > 1)
     delimiter = max("\t,;", key=first.count)
     file = io.StringIO(text, newline="")
-    if delimiter == "\t":  # where a quote is a quote
+    if delimiter == "\t":  # TSV files do not quote
         rows = csv.reader(file, delimiter=delimiter, quoting=csv.QUOTE_NONE)
     else:
         rows = csv.reader(file, delimiter=delimiter)
-    return _columns(path, next(rows, []), rows)
+    return _rows_with_header(path, next(rows, []), rows)
 
 
 def _parquet_rows(path: Path) -> Iterator[Row]:
     with path.open("rb") as raw, parquet.ParquetFile(raw) as file:
         names = file.schema_arrow.names
-        item, title, _ = _places(path, names)
+        item, title, _ = _columns_of(path, names)
         table = file.read(columns=[names[item], names[title]])
     items, titles = (table[name].cast(pa.large_string()).to_pylist() for name in (names[item], names[title]))
     return ((str(item or ""), title or "") for item, title in zip(items, titles, strict=True))
 
 
-def _columns(path: Path, header: list[str], rows: Iterator[list[str]]) -> Iterator[Row]:
-    item, title, year = _places(path, header)
+def _rows_with_header(path: Path, header: list[str], rows: Iterator[list[str]]) -> Iterator[Row]:
+    item, title, year = _columns_of(path, header)
     for row in rows:
         if len(row) > max(item, title):
             dated = year is not None and len(row) > year and row[year]
             yield row[item], f"{row[title]} ({row[year]})" if year is not None and dated else row[title]
 
 
-def _places(path: Path, header: list[str]) -> tuple[int, int, int | None]:
-    """Where id, title and, if there is one, the year stand."""
+def _columns_of(path: Path, header: list[str]) -> tuple[int, int, int | None]:
+    """Return the indices of the columns with id, title and, if there is one, year."""
     names = [name.strip().split(":")[0].lower() for name in header]
     item, title, year = (
-        next((names.index(name) for name in known if name in names), None) for known in (IDS, TITLES, YEARS)
+        next((names.index(name) for name in known if name in names), None)
+        for known in (ID_COLUMNS, TITLE_COLUMNS, YEAR_COLUMNS)
     )
     if item is None or title is None:
         raise SettingsError(
-            f"items={path}: no item_id and title in {', '.join(header)[:60]!r}; expected a header with both (CSV, "
+            f"titles in {path}: no item_id and title in {', '.join(header)[:60]!r}; expected a header with both (CSV, "
             "TSV), Parquet with both, or MovieLens items (movies.csv, movies.dat, u.item, .item)"
         )
     return item, title, year

@@ -143,7 +143,7 @@ def test_a_file_is_imported_once_shown_and_pruned(run: Callable[..., Any], tmp_p
     path = tmp_path / "clicks.csv"
     path.write_text("user_id,item_id,timestamp\nann,a,1700000000000\nbob,b,1700000001000\n")
     assert run("import", str(path)) == (0, f"2 events of {path} imported\n", "")
-    assert run("import", str(path)) == (0, f"{path} had been imported before\n", "")
+    assert run("import", str(path)) == (0, f"{path} was imported before\n", "")
     out = run("stats")[1]
     assert out.startswith("2 events, 2 of them imported; 0 dead letters\nfrom 2023-11-14 22:13:20 UTC to 2023-11-14")
     assert json.loads(run("stats", "--json")[1])["imported_events"] == 2

@@ -1,4 +1,4 @@
-"""The benchmark command: what it reports, and that its ways to a list agree. No test here is timed."""
+"""`streamrec bench`: its reports, and that its ways to compute a list agree. No test here depends on time."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from sasrec import SASRecConfig
 from sasrec.checkpoint import save_model
 from streamrec.bench.daemon import Load, measure_daemon
-from streamrec.bench.engine import _Clicks, measure_engine, measure_half_cache, random_model
+from streamrec.bench.engine import ClickingUsers, measure_engine, measure_half_cache, random_model
 from streamrec.bench.memory import measure_redis, measure_resident
 from streamrec.bench.peers import measure_peers
 from streamrec.bench.report import as_markdown, sections
@@ -40,27 +40,27 @@ def test_the_engine_part_reports_every_way_for_every_batch(capsys: pytest.Captur
     assert report.keys() == {"machine", "versions", "commit", "engine"}
 
 
-def test_what_is_timed_gives_the_same_answer_cached_re_encoded_and_in_full() -> None:
-    clicks = _Clicks(random_model(SASRecConfig(30, max_len=16, hidden_units=8)), batch=4)
-    clicks.engine.take_stats()
-    clicks.cached_us()
-    stats, users = clicks.engine.take_stats(), len(clicks.counts)
-    assert (stats.hits, stats.misses, stats.evictions) == (7 * users, users, 0), (
+def test_the_measured_ways_compute_the_same_states() -> None:
+    users = ClickingUsers(random_model(SASRecConfig(30, max_len=16, hidden_units=8)), batch=4)
+    users.engine.take_stats()
+    users.cached_us()
+    stats, number = users.engine.take_stats(), len(users.counts)
+    assert (stats.hits, stats.misses, stats.evictions) == (7 * number, number, 0), (
         "each window jumped once in eight clicks"
     )
     group = [0, 1, 2, 3]
-    windows = [clicks._window(user) for user in group]
-    cached = clicks.engine.encode(windows, group)
+    windows = [users._window(user) for user in group]
+    cached = users.engine.encode(windows, group)
     for row, window in enumerate(windows):
-        for encode in (clicks.packed, clicks.newest, clicks.full):
+        for encode in (users.packed, users.newest, users.full):
             assert encode(window[None])[0].sub(cached[row]).abs().max() < 1e-5
 
 
-def test_the_daemon_is_fed_in_every_way_and_handles_all(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_daemon_part_measures_every_case_and_processes_all_clicks(capsys: pytest.CaptureFixture[str]) -> None:
     subject = random_model(SASRecConfig(50, max_len=8, hidden_units=8, num_blocks=1))
-    load = Load(users=20, capacity_events=200, naive_events=50, repeats=2, seconds_a_rate=0.5)
-    said: list[str] = []
-    report = measure_daemon(subject, load, cache_bytes=2**20, progress=said.append)
+    load = Load(users=20, capacity_events=200, naive_events=50, repeats=2, seconds_per_rate=0.5)
+    lines: list[str] = []
+    report = measure_daemon(subject, load, cache_bytes=2**20, progress=lines.append)
     rates = ("events_per_s", "two_daemons_per_s", "cluster_events_per_s", "naive_events_per_s", "cold_events_per_s")
     assert min(report[name] for name in rates) > 0
     assert list(report["latency_ms"]) == ["25", "50", "80"]
@@ -68,17 +68,17 @@ def test_the_daemon_is_fed_in_every_way_and_handles_all(capsys: pytest.CaptureFi
         assert 0 < found["p50"] <= found["p95"] <= found["p99"] <= found["p999"]
         assert found["lag"] >= 0
     assert (report["users"], report["max_len"]) == (20, 8)
-    assert len(said) == 9
-    assert capsys.readouterr().err == "", "neither daemon nor feeder had anything to complain of"
+    assert len(lines) == 9
+    assert capsys.readouterr().err == "", "daemon and feeder log nothing"
 
 
-def test_half_the_memory_hardly_changes_the_lists() -> None:
+def test_float16_hardly_changes_the_lists() -> None:
     found = measure_half_cache(random_model(SASRecConfig(200, max_len=20, hidden_units=16)), users=32)
     assert found["float16_bytes"] * 2 == found["float32_bytes"] == 2 * 2 * 20 * 16 * 4
     assert 0.97 < found["same_top_10"] <= 1
 
 
-def test_redis_holds_the_header_the_items_and_the_list_of_a_user() -> None:
+def test_redis_memory_is_header_items_and_list_of_a_user() -> None:
     subject = random_model(SASRecConfig(50, max_len=8, hidden_units=8, num_blocks=1))
     short = measure_redis(subject, users=300)
     long = measure_redis(random_model(SASRecConfig(50, max_len=200, hidden_units=8, num_blocks=1)), users=300)
@@ -88,17 +88,17 @@ def test_redis_holds_the_header_the_items_and_the_list_of_a_user() -> None:
     assert short["list_bytes"] > 8 * len('"12",-12.34567,')
 
 
-def test_the_process_stays_within_its_cache_as_users_become_more() -> None:
-    a_user = 2 * 2 * 200 * 64 * 4
-    rows = measure_resident(100 * a_user, users=(50, 150, 300))
+def test_the_process_grows_by_its_cache_only() -> None:
+    bytes_per_user = 2 * 2 * 200 * 64 * 4
+    rows = measure_resident(100 * bytes_per_user, users=(50, 150, 300))
     assert [row["users"] for row in rows] == [0, 50, 150, 300]
     assert [row["cached_users"] for row in rows] == [0, 50, 100, 100]
     taken = [row["resident_bytes"] - rows[0]["resident_bytes"] for row in rows]
-    assert taken[1] > 40 * a_user
-    assert taken[3] < 100 * a_user + 200 * 2**20
+    assert taken[1] > 40 * bytes_per_user
+    assert taken[3] < 100 * bytes_per_user + 200 * 2**20
 
 
-def test_one_s_own_model_is_measured_and_the_table_names_its_shape(
+def test_an_own_model_is_measured_and_the_table_has_its_shape(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model, vocab = random_model(SASRecConfig(40, max_len=6, hidden_units=12, num_heads=2))
@@ -112,7 +112,7 @@ def test_one_s_own_model_is_measured_and_the_table_names_its_shape(
     assert "12" in out
 
 
-def test_the_tables_become_markdown_that_names_machine_and_commit(tmp_path: Path) -> None:
+def test_the_markdown_has_tables_machine_and_commit(tmp_path: Path) -> None:
     tables = tmp_path / "tables.md"
     assert main(["bench", "--only", "engine", "--quick", *SMALL, "--markdown", str(tables)]) == 0
     first, _, title, _, header, rule, *rows = tables.read_text().splitlines()
@@ -145,13 +145,13 @@ def test_peers_are_measured_on_the_same_data(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(find_spec("skrec") is not None, reason="scikit-rec is installed")
-def test_a_peer_that_is_not_installed_is_asked_for_before_anything_is_measured(
+def test_a_missing_peer_is_an_error_before_any_measurement(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert main(["bench", "--only", "engine", "peers"]) == 1
-    said = capsys.readouterr().err
-    assert "pip install 'streamrec[bench]'" in said
-    assert "engine:" not in said
+    lines = capsys.readouterr().err
+    assert "pip install 'streamrec[bench]'" in lines
+    assert "engine:" not in lines
 
 
 @pytest.mark.parametrize(
@@ -163,14 +163,14 @@ def test_a_peer_that_is_not_installed_is_asked_for_before_anything_is_measured(
         (["--only", "engine", "--quick", *SMALL, "--json", "no/such/folder"], "cannot write no/such/folder"),
     ],
 )
-def test_what_cannot_be_measured_or_written_is_said(
+def test_a_wrong_model_shape_or_path_is_one_line(
     arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["bench", *arguments]) == 1
     assert message in capsys.readouterr().err
 
 
-def test_batches_are_measured_with_one_thread_and_the_others_come_back() -> None:
+def test_the_number_of_threads_is_restored_after_measuring() -> None:
     before = torch.get_num_threads()
     measure_engine([random_model(SASRecConfig(20, max_len=4, hidden_units=8))], batches=(2,), repeats=1)
     assert torch.get_num_threads() == before

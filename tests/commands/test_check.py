@@ -1,4 +1,4 @@
-"""`streamrec check`: a line for each part, whatever state the others are in."""
+"""`streamrec check`: a line for each part, even if other parts fail."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ async def findings(settings: Settings) -> dict[str, list[Finding]]:
     found: dict[str, list[Finding]] = {}
     async for finding in check(settings):
         assert "\n" not in finding.detail
-        found.setdefault(finding.what, []).append(finding)
+        found.setdefault(finding.part, []).append(finding)
     return found
 
 
-async def test_all_is_well(make_settings: MakeSettings, model_dir: Path) -> None:
+async def test_every_part_is_ok(make_settings: MakeSettings, model_dir: Path) -> None:
     settings = make_settings(model_dir=model_dir, kafka_partitions=3)
     await ensure_topics(settings.kafka, (settings.kafka.topic, settings.kafka.dead_letters))
     found = await findings(settings)
@@ -38,7 +38,7 @@ async def test_all_is_well(make_settings: MakeSettings, model_dir: Path) -> None
     ]
 
 
-async def test_topics_that_do_not_exist_are_told_and_not_made(make_settings: MakeSettings, model_dir: Path) -> None:
+async def test_missing_topics_are_reported_and_not_created(make_settings: MakeSettings, model_dir: Path) -> None:
     settings = make_settings(model_dir=model_dir)
     for _ in range(2):
         for topic in (await findings(settings))["topic"]:
@@ -59,8 +59,10 @@ async def test_without_redis_the_rest_is_checked(
     assert found["Kafka"][0].ok
 
 
-async def test_a_wrong_redis_password_is_told_without_it(make_settings: MakeSettings, model_dir: Path) -> None:
-    url = make_settings().redis_url.get_secret_value().replace("redis://", "redis://somebody:s3cr3t@")
+async def test_a_wrong_redis_password_is_reported_without_showing_it(
+    make_settings: MakeSettings, model_dir: Path
+) -> None:
+    url = make_settings().redis.url.get_secret_value().replace("redis://", "redis://ann:s3cr3t@")
     found = await findings(make_settings(model_dir=model_dir, redis_url=url))
     assert not found["Redis"][0].ok
     assert re.search(r"invalid username-password|WRONGPASS|AUTH", found["Redis"][0].detail)
@@ -96,7 +98,7 @@ async def test_without_a_usable_model_the_rest_is_checked(
     assert found["Kafka"][0].ok
 
 
-async def test_a_tls_file_that_is_not_there_is_told(make_settings: MakeSettings, model_dir: Path) -> None:
+async def test_a_missing_tls_file_is_reported(make_settings: MakeSettings, model_dir: Path) -> None:
     changes = {"kafka_security_protocol": "SSL", "kafka_tls_ca_file": "/no/such/ca.pem"}
     found = await findings(make_settings(model_dir=model_dir, **changes))
     assert not found["Kafka"][0].ok

@@ -188,7 +188,7 @@ async def test_a_plain_connection_to_a_cluster_gets_an_error_with_the_setting(
         for act in acts:
             with pytest.raises(RedisUnavailable, match=r"a Redis Cluster; set STREAMREC_REDIS_CLUSTER=true$"):
                 await act()
-    (finding,) = [found async for found in check(settings) if found.what == "Redis"]
+    (finding,) = [found async for found in check(settings) if found.part == "Redis"]
     assert not finding.ok and "STREAMREC_REDIS_CLUSTER=true" in finding.detail
 
 

@@ -1,10 +1,10 @@
-"""A drift case: what is popular turns over in the stream. With retraining a daemon recovers, without it does not.
+"""A drift study: the popular items change in the stream. With retraining a daemon recovers, without it does not.
 
-Two daemons read the same topic, each with a registry, a group and Redis keys of its own, and begin with the same
-champion. Beside one of them `streamrec retrain` follows and trains. Clicks come at a fixed rate from users who walk
-along a Markov chain, so the best possible hit rate is known; at the turn another chain takes its place.
+Two daemons read the same topic. Each has its own registry, group and Redis keys; both start with the same champion.
+Beside one of them runs `streamrec retrain`. Clicks come at a fixed rate from users who walk along a Markov chain, so
+the best possible hit rate is known; at the turn another chain replaces it.
 
-`make drift` runs it, for about four minutes, and draws .github/drift.png.
+`make drift` runs the study in about four minutes, and draws .github/drift.png.
 """
 
 from __future__ import annotations
@@ -44,18 +44,19 @@ Floats = NDArray[np.float64]
 
 USERS, OLD_ITEMS, NEW_ITEMS = 300, 150, 50
 ITEMS = OLD_ITEMS + NEW_ITEMS
-ZIPF = 0.7  # the item of rank r draws in proportion to r ** -ZIPF
-FOLLOWERS, FOLLOWED = 6, 0.85  # a click follows the last one to one of so many items, with this probability
-TRAINED, BEFORE, AFTER, MOST_AFTER = 12_000, 6_000, 12_000, 40_000  # clicks
+ZIPF = 0.7  # popularity of the item of rank r is proportional to r ** -ZIPF
+NUM_FOLLOWERS, FOLLOW_PROBABILITY = 6, 0.85  # probability that a click is on one of the last item's followers
+# numbers of clicks
+TRAINED, BEFORE, AFTER, MAX_AFTER = 12_000, 6_000, 12_000, 40_000
 PER_S = 120.0
-WINDOW = 1_000  # clicks that a hit rate in the plot is measured over; figures are over twice as many
+WINDOW = 1_000  # clicks per hit rate in the plot; figures use twice this number
 RECOVERED = 0.7  # of the earlier hit rate
 K = 10
 
 SETTINGS: dict[str, Any] = {
     "model_dir": None,
-    "lists_filter_seen": False,  # walkers come back to items
-    "lists_popular_half_life_s": 20,  # popularity is to follow the turn as well as it can
+    "lists_filter_seen": False,  # walkers return to items
+    "lists_popular_half_life_s": 20,  # short, so that the popular list follows the turn
     "model_max_len": 20,
     "model_hidden_units": 32,
     "model_num_blocks": 1,
@@ -68,31 +69,33 @@ SETTINGS: dict[str, Any] = {
 
 
 class Walkers:
-    """Users who walk along a Markov chain over items, of whom a random one clicks next."""
+    """Users who walk along a Markov chain over items; a random user clicks next."""
 
     def __init__(self, seed: int) -> None:
         self._rng = np.random.default_rng(seed)
         common, rare = np.arange(OLD_ITEMS - NEW_ITEMS), np.arange(OLD_ITEMS - NEW_ITEMS, OLD_ITEMS)
         new = np.arange(OLD_ITEMS, ITEMS)
         self.before = self._transitions(np.concatenate((common, rare)))
-        # new items and the rarest ones take the head, what was the head becomes the tail
+        # new and rare items become the most popular ones, the most popular ones become rare
         self.after = self._transitions(np.concatenate((np.column_stack((new, rare[::-1])).ravel(), common[::-1])))
         self.now = self.before
         self._at = self._rng.choice(OLD_ITEMS, USERS, p=stationary(self.before)[:OLD_ITEMS])
 
     def _transitions(self, ranked: NDArray[np.int64]) -> Floats:
-        """A chain over the items, given from the most popular to the rarest: row i is what follows i."""
+        """Return a chain (ITEMS, ITEMS) over items ranked by popularity: row i is the distribution after item i."""
         popularity = np.zeros(ITEMS)
         popularity[ranked] = np.arange(1, len(ranked) + 1) ** -ZIPF
         popularity /= popularity.sum()
-        chain = np.tile((1 - FOLLOWED) * popularity, (ITEMS, 1))  # (ITEMS, ITEMS)
-        shares = 1 / np.arange(1, FOLLOWERS + 1)
+        chain = np.tile((1 - FOLLOW_PROBABILITY) * popularity, (ITEMS, 1))  # (ITEMS, ITEMS)
+        shares = 1 / np.arange(1, NUM_FOLLOWERS + 1)
         for row in chain:
-            row[self._rng.choice(ITEMS, FOLLOWERS, replace=False, p=popularity)] += FOLLOWED * shares / shares.sum()
+            row[self._rng.choice(ITEMS, NUM_FOLLOWERS, replace=False, p=popularity)] += (
+                FOLLOW_PROBABILITY * shares / shares.sum()
+            )
         return chain
 
     def __iter__(self) -> Iterator[tuple[str, str]]:
-        """User and item, without an end."""
+        """Yield user and item without an end."""
         while True:
             user = self._rng.integers(USERS)
             self._at[user] = self._rng.choice(ITEMS, p=self.now[self._at[user]])
@@ -100,7 +103,7 @@ class Walkers:
 
 
 def stationary(chain: Floats) -> Floats:
-    """(ITEMS,) how often each item is clicked in the long run."""
+    """Return the long-run share of clicks on each item, (ITEMS,)."""
     share = np.full(ITEMS, 1 / ITEMS)
     for _ in range(1_000):
         share = share @ chain
@@ -108,9 +111,9 @@ def stationary(chain: Floats) -> Floats:
 
 
 def best_rates(chain: Floats) -> tuple[float, float]:
-    """The highest possible hit rates in the long run: of any list, and of one list for everybody.
+    """Return the highest possible hit rates in the long run: with a list per user, and with one list for all users.
 
-    The chain has no memory, so no list can do better than the likeliest followers of the last item.
+    The chain has no memory, so the best list has the likeliest followers of the last item.
     """
     share = stationary(chain)
     return float(share @ np.sort(chain, axis=1)[:, -K:].sum(axis=1)), float(np.sort(share)[-K:].sum())
@@ -118,7 +121,7 @@ def best_rates(chain: Floats) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Sample:
-    """What /metrics said at one moment."""
+    """The values of /metrics at one moment."""
 
     judged: int
     hits: int
@@ -128,11 +131,12 @@ class Sample:
 
 @dataclass
 class Course:
-    """What became of one daemon over time. A click is placed by how many were judged before it."""
+    """The samples of one daemon over time. The position of a sample is the number of clicks judged before it."""
 
     samples: list[Sample] = field(default_factory=list)
 
-    async def look(self, daemon: Daemon) -> None:
+    async def sample(self, daemon: Daemon) -> None:
+        """Add a sample; a busy daemon that does not answer adds none."""
         totals: dict[str, float] = {}
         version = ""
         for family in text_string_to_metric_families((await daemon.get("/metrics"))[1]):
@@ -143,11 +147,11 @@ class Course:
         counts = [
             int(totals.get(f"streamrec_{name}_total", 0)) for name in ("judged_clicks", "hits", "popularity_hits")
         ]
-        if version:  # else the daemon was too busy to answer
+        if version:
             self.samples.append(Sample(counts[0], counts[1], counts[2], version))
 
     def rates(self, name: str = "hits", window: int = WINDOW) -> tuple[list[int], list[float]]:
-        """Clicks judged so far, and the hit rate over the last ``window`` of them, at every sample that has so many."""
+        """Return positions of samples, and the hit rates over the last ``window`` clicks before them."""
         judged = np.array([sample.judged for sample in self.samples])
         hits = np.array([getattr(sample, name) for sample in self.samples])
         ends = np.flatnonzero(judged >= judged[0] + window) if len(judged) else np.array([], np.int64)
@@ -156,27 +160,27 @@ class Course:
         return judged[ends].tolist(), rates.tolist()
 
     def rate(self, end: int, name: str = "hits", window: int = 2 * WINDOW) -> float:
-        """The hit rate over the last ``window`` clicks of the first ``end``; 0 where there are none yet."""
+        """Return the hit rate over the last ``window`` clicks before position ``end``; 0 if there is none yet."""
         found = [rate for judged, rate in zip(*self.rates(name, window), strict=True) if judged <= end]
         return found[-1] if found else 0.0
 
     @property
     def swaps(self) -> list[int]:
-        """Clicks judged when a new version was first seen."""
+        """Return the positions at which a new version was first seen."""
         pairs = zip(self.samples, self.samples[1:], strict=False)
         return [new.judged for old, new in pairs if new.version != old.version]
 
 
 @dataclass(frozen=True)
 class Race:
-    """The courses of both daemons, "with" retraining and "without"; clicks until the turn and in all."""
+    """The courses of the daemons "with" and "without" retraining; the number of clicks before the turn and in total."""
 
     courses: dict[str, Course]
     turn: int
     total: int
 
     def table(self) -> list[tuple[str, float, float, float]]:
-        """Hit rates before the turn, in the first clicks after it, and in the last ones."""
+        """Return hit rates before the turn, right after it, and at the end."""
         lines = [(name, course, "hits") for name, course in self.courses.items()]
         lines.append(("popularity", self.courses["without"], "popularity_hits"))
         ends = (self.turn, self.turn + 2 * WINDOW, self.total)
@@ -184,7 +188,7 @@ class Race:
 
     @property
     def recovered_after(self) -> int:
-        """Clicks after the turn until the daemon with retraining was back at RECOVERED of its earlier rate."""
+        """Return the clicks after the turn until retraining restored RECOVERED of the earlier hit rate."""
         course = self.courses["with"]
         wanted = RECOVERED * course.rate(self.turn)
         found = (at for at, rate in zip(*course.rates(), strict=True) if at > self.turn + WINDOW and rate >= wanted)
@@ -193,25 +197,25 @@ class Race:
 
 @contextlib.asynccontextmanager
 async def watching(daemons: dict[str, Daemon]) -> AsyncIterator[dict[str, Course]]:
-    """The course of every daemon while the block runs."""
+    """Record the course of every daemon while the block runs."""
     courses = {name: Course() for name in daemons}
-    left = asyncio.Event()
+    done = asyncio.Event()
 
     async def watch(name: str) -> None:
-        while not left.is_set():
-            await courses[name].look(daemons[name])
+        while not done.is_set():
+            await courses[name].sample(daemons[name])
             await asyncio.sleep(0.25)
-        await courses[name].look(daemons[name])
+        await courses[name].sample(daemons[name])
 
     async with asyncio.TaskGroup() as group:
         for name in daemons:
             group.create_task(watch(name))
         yield courses
-        left.set()
+        done.set()
 
 
 async def send(settings: Settings, walkers: Walkers, enough: Callable[[int], bool]) -> int:
-    """Send clicks at a fixed rate until there are enough; returns how many."""
+    """Send clicks at a fixed rate until ``enough`` returns True; return their number."""
     async with raw_producer(settings) as producer:
         started, waiting = time.monotonic(), []
         for sent, (user, item) in enumerate(walkers):
@@ -224,7 +228,7 @@ async def send(settings: Settings, walkers: Walkers, enough: Callable[[int], boo
 
 
 async def first_champion(settings: Settings, walkers: Walkers) -> None:
-    """Trained on what was before the stream, by the command that trains all others."""
+    """Train the first champion on clicks before the stream, with `streamrec retrain`."""
     assert settings.archive.dir is not None
     begin_ms = time.time() * 1000 - TRAINED / PER_S * 1000
     clicks = [
@@ -236,15 +240,15 @@ async def first_champion(settings: Settings, walkers: Walkers) -> None:
 
 
 async def race(make_settings: MakeSettings, start_daemon: StartDaemon, walkers: Walkers, folder: Path) -> Race:
-    """Both daemons from the same champion on, through the turn, until one has recovered and all clicks are handled."""
+    """Run both daemons through the turn until one has recovered and all clicks are processed."""
     shared = make_settings()
-    await ensure_topics(shared.kafka, (shared.kafka_topic, shared.kafka_dead_letters))
+    await ensure_topics(shared.kafka, (shared.kafka.topic, shared.kafka.dead_letters))
     own: dict[str, dict[str, Any]] = {
         name: SETTINGS
         | {
             "registry_dir": folder / name,
-            "kafka_group": f"{shared.kafka_group}-{name}",
-            "redis_key_prefix": f"{shared.redis_key_prefix}-{name}",
+            "kafka_group": f"{shared.kafka.group}-{name}",
+            "redis_key_prefix": f"{shared.redis.key_prefix}-{name}",
         }
         for name in ("with", "without")
     }
@@ -259,16 +263,16 @@ async def race(make_settings: MakeSettings, start_daemon: StartDaemon, walkers: 
     try:
         async with watching(daemons) as courses:
             turn = await send(shared, walkers, lambda sent: sent >= BEFORE)
-            await all_handled(daemons, turn)
-            log.info("popularity turns over after %d clicks", turn)
+            await wait_all_processed(daemons, turn)
+            log.info("popularity changes after %d clicks", turn)
             walkers.now = walkers.after
             wanted = (RECOVERED + 0.05) * courses["with"].rate(turn)
             total = turn + await send(
                 shared,
                 walkers,
-                lambda sent: sent >= AFTER and (sent >= MOST_AFTER or courses["with"].rate(turn + sent) >= wanted),
+                lambda sent: sent >= AFTER and (sent >= MAX_AFTER or courses["with"].rate(turn + sent) >= wanted),
             )
-            await all_handled(daemons, total)
+            await wait_all_processed(daemons, total)
             for daemon in daemons.values():
                 await wait_caught_up(daemon.settings)
         retraining.process.send_signal(signal.SIGTERM)
@@ -281,12 +285,12 @@ async def race(make_settings: MakeSettings, start_daemon: StartDaemon, walkers: 
     return Race(courses, turn, total)
 
 
-async def all_handled(daemons: dict[str, Daemon], clicks: int) -> None:
+async def wait_all_processed(daemons: dict[str, Daemon], clicks: int) -> None:
     for daemon in daemons.values():
         await daemon.wait_handled(clicks, timeout_s=300)
 
 
-async def test_after_a_turn_of_popularity_the_daemon_with_retraining_recovers_and_the_other_does_not(
+async def test_after_a_change_of_popularity_only_the_daemon_with_retraining_recovers(
     make_settings: MakeSettings, start_daemon: StartDaemon, tmp_path: Path
 ) -> None:
     logging.getLogger("aiokafka").setLevel(logging.WARNING)
@@ -294,38 +298,40 @@ async def test_after_a_turn_of_popularity_the_daemon_with_retraining_recovers_an
     seen = await race(make_settings, start_daemon, walkers, tmp_path)
     table = {name: rates for name, *rates in seen.table()}
     for name, rates in table.items():
-        log.info("%s: before the turn %.3f, at once after it %.3f, in the end %.3f", name, *rates)
+        log.info("%s: before the turn %.3f, right after it %.3f, at the end %.3f", name, *rates)
     best = best_rates(walkers.before), best_rates(walkers.after)
-    log.info("the best lists: %.3f, %.3f; the best list for everybody: %.3f, %.3f", *np.transpose(best).ravel())
+    log.info(
+        "the best lists per user: %.3f, %.3f; the best list for all users: %.3f, %.3f", *np.transpose(best).ravel()
+    )
 
-    # before: both alike, and well above popularity
+    # before: both are similar, and well above popularity
     retrained, left_alone, popular = table["with"], table["without"], table["popularity"]
     assert retrained[0] == pytest.approx(left_alone[0], rel=0.15)
     assert min(retrained[0], left_alone[0]) > 1.5 * popular[0]
-    # at once after the turn: both are lost
+    # right after the turn: both are bad
     assert max(retrained[1], left_alone[1]) < 0.5 * min(retrained[0], left_alone[0])
-    # in the end: one is back, and the other is not
+    # at the end: one has recovered, the other has not
     assert retrained[2] >= RECOVERED * retrained[0]
     assert retrained[2] > popular[2]
     assert left_alone[2] <= 0.5 * retrained[2]
     assert any(swap > seen.turn for swap in seen.courses["with"].swaps)
     assert seen.courses["without"].swaps == []
-    # nearly every click was judged: a user who is re-scored between the two halves of his click is passed over
+    # nearly every click was judged: clicks of users that are re-scored at that moment are skipped
     for course in seen.courses.values():
         assert 0.95 * seen.total <= course.samples[-1].judged <= seen.total
-    log.info("back at %.0f %% after %d clicks", 100 * RECOVERED, seen.recovered_after)
+    log.info("recovered to %.0f %% after %d clicks", 100 * RECOVERED, seen.recovered_after)
     if path := os.environ.get("DRIFT_PLOT"):
         draw(seen, best, path)
 
 
 def draw(seen: Race, best: tuple[tuple[float, float], tuple[float, float]], path: str) -> None:
-    """Hit rates over the clicks into an image file."""
+    """Draw the hit rates over the clicks into an image file."""
     from matplotlib.figure import Figure
 
     blue, orange, grey = "#1b5faa", "#c4500f", "#767676"
     figure = Figure(figsize=(9, 4.6), dpi=160, layout="constrained", facecolor="white")
     axes = figure.add_subplot(xlim=(0, seen.total * 1.16), ylim=(0, 1))
-    axes.set_xlabel(f"clicks, {PER_S:.0f} a second")
+    axes.set_xlabel(f"clicks, {PER_S:.0f} per second")
     axes.set_ylabel(f"hit rate@{K} of the last {WINDOW:,} clicks")
     for swap in seen.courses["with"].swaps:
         axes.axvline(swap, ymax=0.92, color=blue, alpha=0.25, linewidth=1)
@@ -344,7 +350,7 @@ def draw(seen: Race, best: tuple[tuple[float, float], tuple[float, float]], path
         axes.text(right, rates[-1], label, color=color, va="center")
     axes.text(right, best[1][0], "best possible", color=grey, va="center")
     above = {"y": 0.96, "va": "center"}
-    axes.text(seen.turn * 1.03, s="popularity turns over", **above)
+    axes.text(seen.turn * 1.03, s="popularity changes", **above)
     axes.text(seen.total, s="thin lines: a new model is swapped in", color=blue, ha="right", **above)
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.set_xticks(range(0, seen.total + 1, 3_000))

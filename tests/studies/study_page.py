@@ -1,7 +1,7 @@
-"""What open pages cost a daemon: clicks a second without one, with one, and with ten of them, in turn.
+"""The cost of open pages: throughput of a daemon with no page, one page, and ten pages, in turn.
 
-A page takes the server-sent events, as a browser does, and asks for a user and why once a second. All runs on one
-machine, so what the pages themselves compute is part of the cost. `make viewers` runs it, for some three minutes.
+A page receives the server-sent events as a browser does, and once a second requests a user and an explanation.
+Everything runs on one machine, so the cost includes the work of the pages. `make viewers` runs it in about 3 minutes.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ import aiohttp
 import pytest
 
 from sasrec import save_model
-from streamrec.bench.daemon import Load, _measured
+from streamrec.bench.daemon import Load
 from streamrec.bench.engine import SHAPES, random_model
+from streamrec.bench.meter import metered
 from streamrec.bench.users import fill_windows
 from streamrec.kafka.topics import ensure_topics
 from streamrec.local.servers import EmbeddedServers, free_port
@@ -35,30 +36,32 @@ EVENTS, ROUNDS = 20_000, 5
 @contextlib.asynccontextmanager
 async def open_pages(address: str, number: int) -> AsyncIterator[None]:
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=None)) as http:
-        tasks = [asyncio.create_task(call(http, address)) for call in (watch, look_up) for _ in range(number)]
+        tasks = [
+            asyncio.create_task(call(http, address)) for call in (receive_updates, request_user) for _ in range(number)
+        ]
         yield
         for task in tasks:
-            assert not task.done(), "a page was sent away"
+            assert not task.done(), "a page was refused"
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def watch(http: aiohttp.ClientSession, address: str) -> None:
+async def receive_updates(http: aiohttp.ClientSession, address: str) -> None:
     async with http.get(f"{address}/api/live") as answer:
         assert answer.status == 200
         async for _ in answer.content:
             pass
 
 
-async def look_up(http: aiohttp.ClientSession, address: str) -> None:
+async def request_user(http: aiohttp.ClientSession, address: str) -> None:
     while True:
-        for path in ("user", "why"):  # why may be refused: clicks go first
+        for path in ("user", "why"):  # an explanation may be refused: clicks go first
             async with http.get(f"{address}/api/{path}?id=user1") as answer:
                 await answer.read()
         await asyncio.sleep(1.0)
 
 
-async def test_open_pages_cost_nothing_that_can_be_measured(tmp_path: Path) -> None:
+async def test_an_open_page_costs_less_than_a_tenth_of_the_throughput(tmp_path: Path) -> None:
     subject, load = random_model(SHAPES[1]), Load()
     save_model(tmp_path / "model", subject.model, subject.vocab)
     rates: dict[int, list[float]] = {pages: [] for pages in PAGES}
@@ -75,16 +78,16 @@ async def test_open_pages_cost_nothing_that_can_be_measured(tmp_path: Path) -> N
         await ensure_topics(settings.kafka, (settings.kafka.topic,))
         async with RedisClient(settings.redis) as redis:
             await fill_windows(redis, settings, subject, load.users)
-        async with _measured([settings], load.users) as bench:
-            await bench.worked_off(EVENTS)  # to warm up
+        async with metered([settings], load.users) as meter:
+            await meter.throughput(EVENTS)  # to warm up
             for _ in range(ROUNDS):
                 for pages in PAGES:
                     async with open_pages(f"http://{settings.http.host}:{settings.http.port}", pages):
-                        rates[pages].append(await bench.worked_off(EVENTS))
+                        rates[pages].append(await meter.throughput(EVENTS))
     medians = {pages: statistics.median(found) for pages, found in rates.items()}
     for pages, found in rates.items():
         log.info(
-            "%2d pages open: %s clicks a second, median %.0f (%.1f %% of without)",
+            "%2d open pages: %s clicks per second, median %.0f (%.1f %% of the rate without a page)",
             pages,
             " ".join(f"{rate:.0f}" for rate in sorted(found)),
             medians[pages],

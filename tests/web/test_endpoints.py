@@ -1,4 +1,4 @@
-"""What /livez and /readyz of a running daemon say when it starts, waits for others, is stuck, or ends."""
+"""/livez and /readyz of a running daemon: at its start, while it waits for others, when it is stuck, at its end."""
 
 import asyncio
 import signal
@@ -23,9 +23,11 @@ from support.workload import Record, click
 StartDaemon = Callable[..., Daemon]
 MakeSettings = Callable[..., Settings]
 
+REVOKED = "partitions revoked"
+
 
 class StuckPredictor(Predictor):
-    """Never comes back."""
+    """A predictor that never returns."""
 
     async def predict(self, sequences: list[UserSequence]) -> list[Recommendation]:
         await asyncio.Event().wait()
@@ -34,7 +36,7 @@ class StuckPredictor(Predictor):
 
 @asynccontextmanager
 async def served(settings: Settings, caplog: pytest.LogCaptureFixture) -> AsyncIterator[str]:
-    """A daemon in this process; gives the address of its endpoints."""
+    """Run a daemon in this process, and yield the address of its HTTP port."""
     caplog.set_level("INFO")
     task = asyncio.create_task(serve(settings))
 
@@ -56,39 +58,39 @@ async def test_a_stuck_consumer_is_not_alive_and_a_waiting_one_is(
     monkeypatch.setattr("streamrec.daemon.Predictor", StuckPredictor)
     settings = make_settings(model_dir=model_dir, serving_liveness_timeout_s=1)
     async with served(settings, caplog) as http:
-        await eventually(lambda: says(http, "/readyz", 200))
+        await eventually(lambda: has_status(http, "/readyz", 200))
         until = time.monotonic() + 2
         while time.monotonic() < until:
-            assert await says(http, "/livez", 200), "nothing to do is no reason for a restart"
+            assert await has_status(http, "/livez", 200), "an idle daemon needs no restart"
             await asyncio.sleep(0.1)
         await feed(settings, [Record(b"ann", click("ann", "i1", 1))])
-        await eventually(lambda: says(http, "/livez", 503), timeout_s=10)
+        await eventually(lambda: has_status(http, "/livez", 503), timeout_s=10)
 
 
-async def says(http: str, path: str, wanted: int) -> bool:
-    return (await asyncio.to_thread(get, http + path))[0] == wanted
+async def has_status(http: str, path: str, expected: int) -> bool:
+    return (await asyncio.to_thread(get, http + path))[0] == expected
 
 
 class SlowListener(ConsumerRebalanceListener):
-    """Keeps its partitions in a rebalance until it is let go, while the whole group waits.
+    """Keeps its partitions in a rebalance until ``release`` is set, while the whole group waits.
 
-    Whoever fails meanwhile must let go too: else the consumer could not even be stopped.
+    A test must set it even if it fails: otherwise the consumer could not be stopped.
     """
 
     def __init__(self) -> None:
-        self.asked = asyncio.Event()
-        self.let_go = asyncio.Event()
+        self.revoking = asyncio.Event()
+        self.release = asyncio.Event()
 
     async def on_partitions_revoked(self, revoked: set[TopicPartition]) -> None:
         if revoked:
-            self.asked.set()
-            await self.let_go.wait()
+            self.revoking.set()
+            await self.release.wait()
 
     async def on_partitions_assigned(self, assigned: set[TopicPartition]) -> None:
         pass
 
 
-async def test_a_rebalance_that_takes_long_is_waited_out_alive_and_does_not_hold_up_the_end(
+async def test_a_long_rebalance_keeps_the_daemon_alive_and_does_not_delay_its_stop(
     start_daemon: StartDaemon, make_settings: MakeSettings
 ) -> None:
     settings = make_settings()
@@ -96,7 +98,7 @@ async def test_a_rebalance_that_takes_long_is_waited_out_alive_and_does_not_hold
     await daemon.wait_ready()
     slow = SlowListener()
     async with member(settings, slow), asyncio.TaskGroup() as group:
-        given_up = daemon.output.count("given up")
+        revoked = daemon.output.count(REVOKED)
 
         async def joins() -> None:
             async with member(settings):
@@ -105,8 +107,8 @@ async def test_a_rebalance_that_takes_long_is_waited_out_alive_and_does_not_hold
         try:
             group.create_task(joins())
             async with asyncio.timeout(30):
-                await slow.asked.wait()
-            await eventually(lambda: gave_up(daemon, given_up + 1))
+                await slow.revoking.wait()
+            await eventually(lambda: has_revoked(daemon, revoked + 1))
             until = time.monotonic() + 3
             while time.monotonic() < until:
                 assert await daemon.get("/livez") == (200, "ok\n")
@@ -114,8 +116,8 @@ async def test_a_rebalance_that_takes_long_is_waited_out_alive_and_does_not_hold
             daemon.signal(signal.SIGTERM)
             assert await daemon.wait_exit(10) == 0
         finally:
-            slow.let_go.set()
+            slow.release.set()
 
 
-async def gave_up(daemon: Daemon, times: int) -> bool:
-    return daemon.output.count("given up") >= times
+async def has_revoked(daemon: Daemon, times: int) -> bool:
+    return daemon.output.count(REVOKED) >= times

@@ -1,4 +1,4 @@
-"""Why an item stands in a list: scores without one click or another, while clicks go first."""
+"""Explanations of an item in a list: scores with one click left out, computed only while no batch is processed."""
 
 from __future__ import annotations
 
@@ -19,30 +19,28 @@ from streamrec.serving.model import ServedModel
 from streamrec.serving.predictor import Predictor
 from streamrec.settings_sources import load_settings
 from streamrec.web import explain
-from streamrec.web.explain import CLICKS, WAITING, Explainer, Why
+from streamrec.web.explain import MAX_CLICKS, MAX_WAITING, Explainer, Explanation
 
 from support.redis_access import stored
 
 
 class Scene:
-    """An explainer over a predictor, and whether a batch is in hand."""
+    """An explainer over a predictor. ``idle`` is set while no batch is processed."""
 
     def __init__(self, model_dir: Path) -> None:
         settings = load_settings(flags={"inference_cache_bytes": 1 << 20})
         saved = load_model(model_dir)
-        self.engine, self.metrics = (
-            ServedModel.of(saved, settings.inference, settings.sequences.max_len).engine,
-            Metrics(),
-        )
+        self.engine = ServedModel.of(saved, settings.inference, settings.sequences.max_len).engine
+        self.metrics = Metrics()
         lists = SharedLists(RedisClient(settings.redis), settings.lists, settings.sequences.ttl_s, 8, saved.vocab)
         self.predictor = Predictor(self.engine, lists, settings.lists, settings.serving.rescore_users, self.metrics)
         self.explainer = Explainer(self.predictor)
         self.idle = asyncio.Event()
         self.idle.set()
-        self.asked = 0
+        self.waits = 0
 
     async def wait_idle(self) -> None:
-        self.asked += 1
+        self.waits += 1
         await self.idle.wait()
 
 
@@ -61,7 +59,7 @@ def user(*items: str, n: int | None = None) -> UserSequence:
 
 
 def score(scene: Scene, items: list[str], item: str) -> float:
-    """As the list that is published would have it."""
+    """Return the score that a published list would show."""
     (ranking,) = scene.engine.recommend([items], 50, filter_seen=False)
     assert ranking is not None
     return ranking.scores[ranking.items.index(item)]
@@ -69,8 +67,8 @@ def score(scene: Scene, items: list[str], item: str) -> float:
 
 async def test_each_fall_is_the_difference_to_the_score_without_that_click(scene: Scene) -> None:
     items = ["i3", "i9", "x", "i3", "i20"]
-    why = await scene.explainer.ask(user(*items), "i7")
-    assert (why.item_id, why.score) == ("i7", pytest.approx(score(scene, items, "i7"), abs=1e-3))
+    why = await scene.explainer.explain(user(*items), "i7")
+    assert (why.item_id, why.score, why.n) == ("i7", pytest.approx(score(scene, items, "i7"), abs=1e-3), 5)
     assert [click.item_id for click in why.clicks] == list(reversed(items))
     for place, click in enumerate(reversed(why.clicks)):
         if click.item_id == "x":
@@ -80,60 +78,60 @@ async def test_each_fall_is_the_difference_to_the_score_without_that_click(scene
             assert click.fall == pytest.approx(why.score - without, abs=1e-3)
 
 
-async def test_only_clicks_of_the_window_count_and_the_only_one_has_nothing_beside_it(scene: Scene) -> None:
+async def test_clicks_outside_the_window_and_an_only_click_have_no_effect(scene: Scene) -> None:
     items = [f"i{n}" for n in range(12)]
-    why = await scene.explainer.ask(user(*items, n=12), "i40")
+    why = await scene.explainer.explain(user(*items, n=12), "i40")
     window = len(scene.engine.window(scene.engine.vocab.encode(items), 12))
     assert [click.fall is None for click in why.clicks] == [False] * window + [True] * (12 - window)
-    only = await scene.explainer.ask(user("i1"), "i40")
+    only = await scene.explainer.explain(user("i1"), "i40")
     assert [click.fall for click in only.clicks] == [None]
-    many = await scene.explainer.ask(user(*items * 4, n=48), "i40")
-    assert len(many.clicks) == CLICKS
+    many = await scene.explainer.explain(user(*items * 4, n=48), "i40")
+    assert len(many.clicks) == MAX_CLICKS
 
 
-async def test_nothing_is_cached_or_counted(scene: Scene) -> None:
-    await scene.explainer.ask(user("i1", "i2", "i3"), "i7")
+async def test_an_explanation_changes_neither_cache_nor_statistics(scene: Scene) -> None:
+    await scene.explainer.explain(user("i1", "i2", "i3"), "i7")
     assert scene.engine.cached_users == 0
     stats = scene.engine.take_stats()
     assert (stats.hits, stats.misses) == (0, 0)
 
 
 @pytest.mark.parametrize(
-    ("sequence", "item", "said"),
+    ("sequence", "item", "message"),
     [(user("i1"), "x", "does not know this item"), (user("x", "y"), "i1", "does not know this user's clicks")],
 )
-async def test_what_the_model_does_not_know_cannot_be_told(
-    scene: Scene, sequence: UserSequence, item: str, said: str
+async def test_unknown_items_and_clicks_cannot_be_explained(
+    scene: Scene, sequence: UserSequence, item: str, message: str
 ) -> None:
-    with pytest.raises(Unexplained, match=said):
-        await scene.explainer.ask(sequence, item)
-    assert isinstance(await scene.explainer.ask(user("i1"), "i2"), Why), "the next question is answered"
+    with pytest.raises(Unexplained, match=message):
+        await scene.explainer.explain(sequence, item)
+    assert isinstance(await scene.explainer.explain(user("i1"), "i2"), Explanation), "the next request is answered"
 
 
-async def test_a_batch_in_hand_goes_first(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_current_batch_goes_first(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     scene.idle.clear()
-    question = asyncio.create_task(scene.explainer.ask(user("i1", "i2", "i3", "i4", "i5"), "i7"))
+    request = asyncio.create_task(scene.explainer.explain(user("i1", "i2", "i3", "i4", "i5"), "i7"))
     await asyncio.sleep(0.05)
-    assert not question.done()
+    assert not request.done()
     scene.idle.set()
-    await question
-    assert scene.asked == 2, "before each of the two handfuls of windows"
+    await request
+    assert scene.waits == 2, "once before each of the two groups of windows"
     scene.idle.clear()
     monkeypatch.setattr(explain, "TIMEOUT_S", 0.05)
-    with pytest.raises(Unexplained, match="clicks go first"):
-        await scene.explainer.ask(user("i1", "i2"), "i7")
+    with pytest.raises(Unexplained, match="busy with clicks, which go first"):
+        await scene.explainer.explain(user("i1", "i2"), "i7")
     scene.idle.set()
     monkeypatch.setattr(explain, "TIMEOUT_S", 5.0)
-    assert await scene.explainer.ask(user("i1", "i2"), "i7"), "who has given up is not in the way"
+    assert await scene.explainer.explain(user("i1", "i2"), "i7"), "a request that timed out does not block later ones"
 
 
-async def test_more_questions_than_may_wait_are_refused_at_once(scene: Scene) -> None:
+async def test_requests_beyond_the_queue_are_refused_at_once(scene: Scene) -> None:
     scene.idle.clear()
-    waiting = [asyncio.create_task(scene.explainer.ask(user("i1", "i2"), "i7")) for _ in range(WAITING)]
-    await asyncio.sleep(0.05)  # one of them is in hand by now, and one more may wait
-    waiting.append(asyncio.create_task(scene.explainer.ask(user("i1", "i2"), "i7")))
+    waiting = [asyncio.create_task(scene.explainer.explain(user("i1", "i2"), "i7")) for _ in range(MAX_WAITING)]
+    await asyncio.sleep(0.05)  # one of them is being answered by now, so one more may wait
+    waiting.append(asyncio.create_task(scene.explainer.explain(user("i1", "i2"), "i7")))
     await asyncio.sleep(0)
-    with pytest.raises(Unexplained, match="ask again"):
-        await asyncio.wait_for(scene.explainer.ask(user("i1", "i2"), "i7"), 1)
+    with pytest.raises(Unexplained, match="try again in a moment"):
+        await asyncio.wait_for(scene.explainer.explain(user("i1", "i2"), "i7"), 1)
     scene.idle.set()
-    assert len(await asyncio.gather(*waiting)) == WAITING + 1
+    assert len(await asyncio.gather(*waiting)) == MAX_WAITING + 1

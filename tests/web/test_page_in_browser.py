@@ -31,28 +31,28 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 TOKEN = "t0ken-of-enough-characters"
 HOSTILE = "<script>window.pwned = 1</script><img src=x onerror='window.pwned = 1'>"
 DEMO = ("streamrec.demo.daemon",)
-PATIENCE_MS = 20_000  # Playwright's own 5 s are few for a browser, a daemon and its servers beside other tests
+TIMEOUT_MS = 20_000  # Playwright's default of 5 s is short for a browser, a daemon and its servers beside other tests
 
-expect.set_options(timeout=PATIENCE_MS)
+expect.set_options(timeout=TIMEOUT_MS)
 
 
 class Visitor:
-    """A browser, and whatever went wrong in it."""
+    """A browser, the errors in its pages, and the requested URLs."""
 
     def __init__(self, browser: Any) -> None:
         self._browser = browser
-        self.complaints: list[str] = []
+        self.errors: list[str] = []
         self.requested: list[str] = []
 
     async def open(self, url: str, width: int = 1280, **options: Any) -> Page:
-        """A page of its own, with no cookies yet."""
+        """Open a page with its own cookies, none at first."""
         context = await self._browser.new_context(
             viewport={"width": width, "height": 900}, reduced_motion="reduce", **options
         )
         page: Page = await context.new_page()
-        page.set_default_timeout(PATIENCE_MS)
-        page.on("console", lambda said: self.complaints.append(said.text) if said.type == "error" else None)
-        page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        page.set_default_timeout(TIMEOUT_MS)
+        page.on("console", lambda message: self.errors.append(message.text) if message.type == "error" else None)
+        page.on("pageerror", lambda error: self.errors.append(str(error)))
         page.on("request", lambda request: self.requested.append(request.url))
         await page.goto(url, wait_until="domcontentloaded")
         return page
@@ -100,7 +100,8 @@ async def test_the_numbers_move_and_a_page_opened_late_shows_the_past(
     await expect(page.locator("#events-per-s")).to_have_text("0")
     await feed(daemon.settings, [Record(b"k", NO_EVENTS["no item"], bad=True)])
     await expect(page.locator("#dead")).to_have_text("1")
-    await expect(page.locator("#dead-table td").last).to_contain_text("missing required field `item_id`")
+    shown = await page.evaluate("Array.from(document.querySelectorAll('#dead-table td'), (cell) => cell.textContent)")
+    assert "missing required field `item_id`" in shown[-1], "number and reason are shown at once"
     version = (await page.locator("#version").text_content()) or "-"
     late = await live(await visitor.open(daemon.http))
     for opened in (page, late):
@@ -109,8 +110,8 @@ async def test_the_numbers_move_and_a_page_opened_late_shows_the_past(
         for chart in ("hit", "latency", "rate"):
             await expect(opened.locator(f"#{chart}-plot canvas")).to_have_count(1)
         await expect(opened.locator("#latency-plot")).to_have_attribute("aria-label", re.compile("median [0-9.]+ m?s"))
-    assert visitor.complaints == []
-    assert {url for url in visitor.requested if not url.startswith(daemon.http)} == set(), "nothing from elsewhere"
+    assert visitor.errors == []
+    assert {url for url in visitor.requested if not url.startswith(daemon.http)} == set(), "no request to another host"
 
 
 async def test_a_swap_is_marked_and_each_version_has_a_line(
@@ -125,7 +126,7 @@ async def test_a_swap_is_marked_and_each_version_has_a_line(
     await daemon.wait_ready()
     page = await live(await visitor.open(daemon.http))
     await expect(page.locator("#version")).to_have_text(first[:12])
-    for handled in (30, 60):  # what comes at once with a user's first click is judged against the popular list
+    for handled in (30, 60):  # clicks in one batch with the first are judged against the popular list
         await produce_clicks(daemon.settings, [("ann", f"i{n % 7}") for n in range(30)])
         await daemon.wait_handled(handled)
     await expect(page.locator("#hit-legend li")).to_have_count(2)
@@ -134,15 +135,15 @@ async def test_a_swap_is_marked_and_each_version_has_a_line(
     assert second != first
     assert models(daemon.settings, "promote", second).returncode == 0
     await expect(page.locator("#swaps li")).to_contain_text(f"{first[:12]} replaced by {second[:12]}")
-    for handled in (90, 120):  # the first of them may all be judged against the replaced version's list
+    for handled in (90, 120):  # the first 30 may all be judged against lists of the replaced version
         await produce_clicks(daemon.settings, [("ann", f"i{n % 7}") for n in range(30)])
         await daemon.wait_handled(handled)
     await expect(page.locator("#hit-legend li")).to_have_count(3)
     await expect(page.locator("#hit-plot")).to_have_attribute("aria-label", re.compile("1 model swaps"))
-    assert visitor.complaints == []
+    assert visitor.errors == []
 
 
-async def test_a_user_is_found_by_keyboard_and_shown_by_title_and_why(
+async def test_a_user_is_found_by_keyboard_and_shown_with_titles_and_explanation(
     start_daemon: StartDaemon, visitor: Visitor, tmp_path: Path
 ) -> None:
     items = tmp_path / "items.csv"
@@ -170,18 +171,18 @@ async def test_a_user_is_found_by_keyboard_and_shown_by_title_and_why(
     await page.get_by_role("button", name=f"Why Film no. {listed.items[2][1:]}?", exact=True).press("Enter")
     await expect(page.locator("#why-title")).to_contain_text(f"Why Film no. {listed.items[2][1:]}?")
     await expect(page.locator("#list [aria-pressed=true]")).to_be_focused()
-    await page.locator("#search").fill("nobody")
+    await page.locator("#search").fill("unknown")
     await page.keyboard.press("Enter")
-    await expect(page.locator("#user-state")).to_contain_text("Nothing is known of this user yet")
+    await expect(page.locator("#user-state")).to_contain_text("This user has no clicks yet")
     await page.get_by_role("button", name="bob", exact=True).click()
     await expect(page.locator("#clicks .name")).to_have_text("Film no. 9 i9")
     again = await live(await visitor.open(page.url))
     await expect(again.locator("#clicks-title")).to_have_text("Last clicks of bob")
     await expect(page.get_by_role("button", name="Click yourself")).to_be_hidden()
-    assert visitor.complaints == []
+    assert visitor.errors == []
 
 
-async def test_in_the_demo_a_click_changes_ones_list(
+async def test_in_the_demo_a_click_changes_the_visitors_list(
     start_daemon: StartDaemon, visitor: Visitor, tmp_path: Path
 ) -> None:
     items = tmp_path / "items.csv"
@@ -207,11 +208,11 @@ async def test_in_the_demo_a_click_changes_ones_list(
     assert listed and [f"Film no. {item[1:]} {item}" for item in listed.items] == lists[1]
     await page.locator("#list").get_by_role("button", name="Click").first.click()
     await expect(page.locator("#list-hint")).to_contain_text("after 3 clicks")
-    # a list may have changed before it was asked why
-    assert not [said for said in visitor.complaints if "404" not in said]
+    # a list may have changed before its explanation was requested
+    assert not [error for error in visitor.errors if "404" not in error]
 
 
-async def test_the_token_is_asked_for(start_daemon: StartDaemon, visitor: Visitor) -> None:
+async def test_the_token_is_required(start_daemon: StartDaemon, visitor: Visitor) -> None:
     daemon = start_daemon(http_token=TOKEN)
     await daemon.wait_ready()
     page = await visitor.open(daemon.http)
@@ -229,10 +230,10 @@ async def test_the_token_is_asked_for(start_daemon: StartDaemon, visitor: Visito
     await page.context.clear_cookies()
     await page.reload()
     await expect(token).to_be_visible()
-    assert not [said for said in visitor.complaints if "401" not in said]
+    assert not [error for error in visitor.errors if "401" not in error]
 
 
-async def test_what_events_and_catalogue_hold_is_shown_as_text(
+async def test_markup_in_events_and_catalogue_is_shown_as_text(
     start_daemon: StartDaemon, visitor: Visitor, tmp_path: Path
 ) -> None:
     items = tmp_path / "items.csv"
@@ -258,11 +259,11 @@ async def test_what_events_and_catalogue_hold_is_shown_as_text(
     await expect(page.locator("#user-state")).to_contain_text("after the click")
     assert await page.evaluate("window.pwned") is None
     assert await page.locator("main script, main img").count() == 0
-    assert not [said for said in visitor.complaints if "404" not in said]
+    assert not [error for error in visitor.errors if "404" not in error]
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-async def test_it_fits_a_phone_in_either_scheme_with_contrast_that_can_be_read(
+async def test_it_fits_a_phone_with_readable_contrast_in_both_color_schemes(
     start_daemon: StartDaemon, visitor: Visitor, scheme: str
 ) -> None:
     daemon = start_daemon()
@@ -285,7 +286,7 @@ async def test_it_fits_a_phone_in_either_scheme_with_contrast_that_can_be_read(
 
 
 def luminance(color: str) -> float:
-    """Relative luminance of WCAG."""
+    """Return the relative luminance as WCAG defines it."""
     channels = [int(part) / 255 for part in re.findall(r"\d+", color)[:3]]
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
     return sum(weight * c for weight, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
@@ -295,7 +296,9 @@ def contrast(one: float, other: float) -> float:
     return (max(one, other) + 0.05) / (min(one, other) + 0.05)
 
 
-async def test_it_pauses_and_comes_back_after_the_daemon_did(start_daemon: StartDaemon, visitor: Visitor) -> None:
+async def test_it_pauses_and_reconnects_after_a_restart_of_the_daemon(
+    start_daemon: StartDaemon, visitor: Visitor
+) -> None:
     daemon = start_daemon()
     await daemon.wait_ready()
     page = await live(await visitor.open(daemon.http))
@@ -303,13 +306,13 @@ async def test_it_pauses_and_comes_back_after_the_daemon_did(start_daemon: Start
     await expect(page.locator("#state")).to_have_text("paused")
     await produce_clicks(daemon.settings, [("ann", "i1")])
     await daemon.wait_handled(1)
-    await asyncio.sleep(1.2)  # two ticks, of which nothing is to be seen
+    await asyncio.sleep(1.2)  # two ticks, which must not be shown
     await expect(page.locator("#events")).to_have_text("0 since the start")
-    await page.get_by_role("button", name="Go on").click()
+    await page.get_by_role("button", name="Resume").click()
     await expect(page.locator("#events")).to_have_text("1 since the start")
     port = int(daemon.http.rsplit(":", 1)[1])
     daemon.kill()
-    await expect(page.locator("#state")).to_have_text("connection lost, trying again")
+    await expect(page.locator("#state")).to_have_text("connection lost, reconnecting")
     again = start_daemon(http_port=port)
     await again.wait_ready()
     await live(page)

@@ -1,4 +1,4 @@
-"""The daemon's HTTP endpoint."""
+"""The HTTP server of a process: metrics, health checks, ports."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MakeSettings = Callable[..., Settings]
 
 
 def server_of(settings: Settings, health: Health | None = None) -> WebServer:
-    return WebServer(settings.http, Metrics(), health or Health(60, 60))
+    return WebServer(settings.http, Metrics(), health or Health(60, 60), chosen="http_port" in settings.given)
 
 
 @contextlib.asynccontextmanager
@@ -35,14 +35,14 @@ async def serving(settings: Settings, health: Health | None = None) -> AsyncIter
 
 
 async def get(url: str) -> tuple[int, str, str]:
-    """Status, content type, text."""
+    """Return status, content type and text."""
     async with ClientSession() as session, session.get(url) as response:
         return response.status, response.headers["Content-Type"], await response.text()
 
 
 @pytest.fixture
 def taken_port() -> Iterator[int]:
-    """A port that somebody else listens on."""
+    """Listen on a port, and yield it."""
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
@@ -69,7 +69,7 @@ async def test_probes_follow_the_health(make_settings: MakeSettings) -> None:
         health.last_tick_s -= 100
         live = await get(f"{address}/livez")
         assert live[0] == 503
-        assert "has not come round for 10" in live[2]  # seconds, and what the machine took meanwhile
+        assert "has not come round for 10" in live[2]  # seconds, and the time of the requests
 
 
 async def test_other_paths_are_not_found(make_settings: MakeSettings) -> None:
@@ -77,7 +77,7 @@ async def test_other_paths_are_not_found(make_settings: MakeSettings) -> None:
         assert (await get(f"{address}/"))[0] == 404
 
 
-async def test_port_0_is_any_free_port_and_two_daemons_live_side_by_side(make_settings: MakeSettings) -> None:
+async def test_port_0_is_any_free_port_so_that_two_daemons_run_side_by_side(make_settings: MakeSettings) -> None:
     async with serving(make_settings()) as one, serving(make_settings()) as two:
         assert one != two
         assert {(await get(f"{address}/livez"))[0] for address in (one, two)} == {200}
@@ -90,7 +90,7 @@ async def test_a_port_is_free_again_after_stop(make_settings: MakeSettings) -> N
         assert again == f"http://127.0.0.1:{port}"
 
 
-async def test_a_taken_port_that_was_asked_for_is_an_error_that_says_what_to_do(
+async def test_a_taken_port_that_was_set_is_an_error_that_names_the_setting(
     make_settings: MakeSettings, taken_port: int
 ) -> None:
     server = server_of(make_settings(http_port=taken_port))
@@ -102,7 +102,7 @@ async def test_a_taken_default_port_is_replaced_by_a_free_one(caplog: pytest.Log
     settings = load_settings()
     with contextlib.ExitStack() as stack:
         other = stack.enter_context(socket.socket())
-        with contextlib.suppress(OSError):  # taken already, by whomever: just as well
+        with contextlib.suppress(OSError):  # already taken by another process, which serves as well
             other.bind((settings.http.host, settings.http.port))
             other.listen()
         with caplog.at_level(logging.INFO):
@@ -113,12 +113,12 @@ async def test_a_taken_default_port_is_replaced_by_a_free_one(caplog: pytest.Log
 
 
 @pytest.mark.parametrize("host", ["no-such-host.invalid", "192.0.2.1"])
-async def test_an_address_that_is_not_ours_is_an_error_that_names_it(make_settings: MakeSettings, host: str) -> None:
+async def test_an_address_of_another_machine_is_an_error_that_names_it(make_settings: MakeSettings, host: str) -> None:
     with pytest.raises(SettingsError, match=f"cannot listen on {host}:0: .*STREAMREC_HTTP_HOST"):
         await server_of(make_settings(http_host=host)).start()
 
 
-async def test_an_ipv6_address_stands_in_brackets(make_settings: MakeSettings) -> None:
+async def test_an_ipv6_address_is_written_in_brackets(make_settings: MakeSettings) -> None:
     try:
         with socket.socket(socket.AF_INET6) as probe:
             probe.bind(("::1", 0))

@@ -1,4 +1,4 @@
-"""Titles of items: the formats that are known, and what is said of others."""
+"""Titles of items: the known formats, and the errors for other files."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pyarrow.parquet as parquet
 import pytest
 
 from streamrec.errors import SettingsError
-from streamrec.web.titles import MAX_TITLE, read_titles
+from streamrec.web.titles import MAX_TITLE_CHARS, read_titles
 
 
 @pytest.mark.parametrize(
@@ -25,7 +25,7 @@ from streamrec.web.titles import MAX_TITLE, read_titles
         ("items", '﻿item_id,title\r\n1,"Alien, the film"\r\n2,Brazil\r\n\r\n'),
     ],
 )
-def test_every_format_is_told_by_its_first_line(tmp_path: Path, name: str, content: str) -> None:
+def test_the_first_line_decides_the_format(tmp_path: Path, name: str, content: str) -> None:
     path = tmp_path / name
     path.write_text(content, encoding="utf-8", newline="")
     assert read_titles(path) == {"1": "Alien, the film", "2": "Brazil"}
@@ -33,7 +33,7 @@ def test_every_format_is_told_by_its_first_line(tmp_path: Path, name: str, conte
     assert read_titles(path.with_suffix(".gz")) == {"1": "Alien, the film", "2": "Brazil"}
 
 
-def test_a_quote_in_a_tab_separated_file_is_a_quote_and_the_year_stands_behind(tmp_path: Path) -> None:
+def test_tab_separated_files_do_not_quote_and_the_year_follows_the_title(tmp_path: Path) -> None:
     path = tmp_path / "ml.item"
     path.write_text('item_id:token\tmovie_title:token_seq\trelease_year:token\n1\t"Who\t1990\n2\tBrazil\t\n')
     assert read_titles(path) == {"1": '"Who (1990)', "2": "Brazil"}
@@ -46,22 +46,22 @@ def test_parquet(tmp_path: Path, ids: list[int] | list[str]) -> None:
     assert read_titles(path) == {"1": "Alien"}
 
 
-def test_latin_1_is_read_and_long_titles_are_cut(tmp_path: Path) -> None:
+def test_latin_1_is_read_and_long_titles_are_shortened(tmp_path: Path) -> None:
     path = tmp_path / "movies.dat"
     path.write_bytes("1::Misérables, Les::Drama\n".encode("latin-1") + b"2::" + b"x" * 900 + b"::Drama\n")
     titles = read_titles(path)
     assert titles["1"] == "Misérables, Les"
-    assert len(titles["2"]) == MAX_TITLE
+    assert len(titles["2"]) == MAX_TITLE_CHARS
 
 
-def test_rows_that_are_cut_short_or_have_no_title_are_passed_over(tmp_path: Path) -> None:
+def test_incomplete_rows_and_rows_without_a_title_are_skipped(tmp_path: Path) -> None:
     path = tmp_path / "items.csv"
     path.write_text("item_id,title\n1\n\n2,\n,Nothing\n3,<script>alert(1)</script>\n")
     assert read_titles(path) == {"3": "<script>alert(1)</script>"}
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "said"),
+    ("name", "content", "message"),
     [
         ("none.csv", None, "No such file"),
         ("clicks.csv", b"user_id,item_id\n1,2\n", "no item_id and title in 'user_id, item_id'"),
@@ -70,12 +70,12 @@ def test_rows_that_are_cut_short_or_have_no_title_are_passed_over(tmp_path: Path
         ("items.csv.gz", b"\x1f\x8b not really", "cannot be read"),
     ],
 )
-def test_what_cannot_be_read_is_one_line_that_names_the_file(
-    tmp_path: Path, name: str, content: bytes | None, said: str
+def test_an_unreadable_file_is_one_line_that_names_it(
+    tmp_path: Path, name: str, content: bytes | None, message: str
 ) -> None:
     path = tmp_path / name
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(SettingsError, match=f"items={path}: .*{said}") as caught:
+    with pytest.raises(SettingsError, match=f"titles in {path}: .*{message}") as caught:
         read_titles(path)
     assert "\n" not in str(caught.value)

@@ -1,11 +1,12 @@
-// The three charts, on uPlot. Each has a sentence for those who do not see it, and a legend of its own.
+// The three charts, drawn by uPlot. Each has a legend, and a sentence for screen readers.
 
-import { byId, clock, el, count, milliseconds, replace, short, svg } from "./dom.js";
+import { byId, clock, count, el, milliseconds, replace_children, short, svg } from "./dom.js";
 
-const SMOOTH_POINTS = 15; // a hit rate is over so many seconds,
-const SMOOTH_CLICKS = 500; // and at least so many clicks
-const FEWEST_CLICKS = 20;
-const FEWEST_BUCKETS = 10;
+// a hit rate covers the last SMOOTH_POINTS seconds, or fewer that have SMOOTH_CLICKS clicks; below MIN_CLICKS there is none
+const SMOOTH_POINTS = 15;
+const SMOOTH_CLICKS = 500;
+const MIN_CLICKS = 20;
+const MIN_BUCKETS = 10;
 
 const color = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 
@@ -13,39 +14,39 @@ function axis(more) {
   return { stroke: color("soft"), grid: { stroke: color("grid"), width: 1 }, ticks: { stroke: color("line"), width: 1 }, font: "12px system-ui", ...more };
 }
 
-// A chart in a place on the page, made anew when its series or the color scheme change.
+// A chart in an element of the page. A change of its series or of the color scheme makes a new one.
 class Chart {
   constructor(id, height) {
-    this.place = byId(id);
+    this.element = byId(id);
     this.height = height;
-    this.shape = null; // what is drawn
-    new ResizeObserver(() => this.plot?.setSize(this.size())).observe(this.place);
+    this.shape = null; // identifies the series that are drawn
+    new ResizeObserver(() => this.plot?.setSize(this.size())).observe(this.element);
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
-      this.shape = null; // what is drawn
+      this.shape = null;
       if (this.last) this.draw(...this.last);
     });
   }
 
   size() {
-    return { width: Math.max(200, this.place.clientWidth), height: this.height };
+    return { width: Math.max(200, this.element.clientWidth), height: this.height };
   }
 
-  // options() is asked only when the shape differs from the last one
+  // options() is called only if the shape has changed
   draw(shape, options, data) {
     this.last = [shape, options, data];
     if (shape === this.shape) return this.plot.setData(data);
     this.shape = shape;
     this.plot?.destroy();
-    this.plot = new uPlot({ ...this.size(), legend: { show: false }, ...options() }, data, this.place);
+    this.plot = new uPlot({ ...this.size(), legend: { show: false }, ...options() }, data, this.element);
   }
 
-  tell(sentence) {
-    if (this.place.getAttribute("aria-label") !== sentence) this.place.setAttribute("aria-label", sentence);
+  describe(sentence) {
+    if (this.element.getAttribute("aria-label") !== sentence) this.element.setAttribute("aria-label", sentence);
   }
 }
 
 function legend(id, entries) {
-  replace(byId(id), entries.map(({ name, title, stroke, dash, value }) => {
+  replace_children(byId(id), entries.map(({ name, title, stroke, dash, value }) => {
     const line = svg("line", { x1: 0, y1: 5, x2: 22, y2: 5, stroke, "stroke-width": 3, "stroke-dasharray": dash ?? "" });
     const sample = svg("svg", { width: 22, height: 10, "aria-hidden": "true" }, line);
     return el("li", { title }, sample, el("span", {}, name), el("b", {}, value));
@@ -56,15 +57,16 @@ const time = (points) => points.map((point) => point[0] / 1000);
 const clocks = (u, ticks) => ticks.map((s) => clock(s * 1000).slice(0, ticks.length > 1 && ticks[1] - ticks[0] < 60 ? 8 : 5));
 const x_axis = () => axis({ values: clocks, space: 70, size: 30 });
 
-// Sums over the last seconds and clicks, at every point where a click was; which of [judged, hits, popularity hits].
-function rates(points, cells, which) {
+// Rates over the last seconds and clicks, null at points without a click. A cell is [judged, hits, popularity hits];
+// column is the index of the hits to count.
+function rates(points, cells, column) {
   const sums = [[0, 0, 0]];
   for (const cell of cells) sums.push(sums.at(-1).map((sum, i) => sum + (cell ? cell[i] : 0)));
   let from = 0;
   return points.map((_, at) => {
     while (from < at - SMOOTH_POINTS + 1 && sums[at + 1][0] - sums[from + 1][0] >= SMOOTH_CLICKS) from++;
     const clicks = sums[at + 1][0] - sums[from][0];
-    return cells[at] && clicks >= FEWEST_CLICKS ? (sums[at + 1][which] - sums[from][which]) / clicks : null;
+    return cells[at] && clicks >= MIN_CLICKS ? (sums[at + 1][column] - sums[from][column]) / clicks : null;
   });
 }
 
@@ -91,10 +93,10 @@ export class HitRates {
       ...versions.map((version, i) => ({ name: `model ${short(version)}`, title: version, stroke: color(`series-${i}`), value: share(last(lines[i])) })),
       { name: "popularity", stroke: color("popular"), dash: "5 4", value: share(last(popularity)) },
     ]);
-    replace(byId("swaps"), swaps.slice(-5).map((swap) =>
+    replace_children(byId("swaps"), swaps.slice(-5).map((swap) =>
       el("li", {}, `${clock(swap.at_ms)}: ${short(swap.before)} replaced by ${short(swap.after)}`)));
-    const said = versions.map((version, i) => `model ${version} ${share(last(lines[i]))}`);
-    this.chart.tell(`Hit rate at 10 over time, now: ${[...said, `popularity ${share(last(popularity))}`].join(", ")}; ${swaps.length} model swaps`);
+    const parts = versions.map((version, i) => `model ${version} ${share(last(lines[i]))}`);
+    this.chart.describe(`Hit rate at 10 over time, now: ${[...parts, `popularity ${share(last(popularity))}`].join(", ")}; ${swaps.length} model swaps`);
   }
 
   options(versions) {
@@ -103,13 +105,13 @@ export class HitRates {
       series: [{}, line(color("popular"), { dash: [5, 4] }), ...versions.map((_, i) => line(color(`series-${i}`)))],
       scales: { y: { range: (u, low, high) => [0, Math.max(0.05, (high ?? 0) * 1.15)] } },
       axes: [x_axis(), axis({ size: 46, values: (u, ticks) => ticks.map((tick) => tick.toFixed(2)) })],
-      padding: [20, 18, 0, 0], // labels of swaps above, the last time of day beside
+      padding: [20, 18, 0, 0], // room for the labels of swaps above, and for the last time of day on the right
       cursor: { y: false },
       hooks: { draw: [(u) => this.mark(u)] },
     };
   }
 
-  // A line and a label where a model took over.
+  // Draw a line and a label at each model swap.
   mark(u) {
     const { ctx, bbox } = u;
     ctx.save();
@@ -137,12 +139,12 @@ export class Latency {
     this.chart = new Chart("latency-plot", 210);
   }
 
-  // Every bucket that has clicks, and some on either side.
+  // Show every bucket with clicks, and a few on both sides.
   show(now) {
     const full = now.latency.map(([, n], i) => (n ? i : -1)).filter((i) => i >= 0);
     let from = Math.max(0, (full[0] ?? 3) - 1);
     let to = Math.min(now.latency.length - 1, (full.at(-1) ?? 12) + 1);
-    while (to - from + 1 < FEWEST_BUCKETS && (from > 0 || to < now.latency.length - 1)) {
+    while (to - from + 1 < MIN_BUCKETS && (from > 0 || to < now.latency.length - 1)) {
       from = Math.max(0, from - 1);
       to = Math.min(now.latency.length - 1, to + 1);
     }
@@ -150,7 +152,7 @@ export class Latency {
     const names = shown.map(([bound]) => (bound === null ? "more" : bound < 1 ? `${+(bound * 1000).toFixed(1)}` : `${bound} s`));
     const data = [shown.map((_, i) => i), shown.map(([, n]) => n)];
     this.chart.draw(names.join(" "), () => this.options(names), data);
-    this.chart.tell(`Distribution from click to published list: median ${milliseconds(now.p50_ms)}, 95 % within ${milliseconds(now.p95_ms)}, 99 % within ${milliseconds(now.p99_ms)}`);
+    this.chart.describe(`Distribution from click to published list: median ${milliseconds(now.p50_ms)}, 95 % within ${milliseconds(now.p95_ms)}, 99 % within ${milliseconds(now.p99_ms)}`);
   }
 
   options(names) {
@@ -176,10 +178,10 @@ export class Rates {
     const data = [time(points), points.map((point) => point[1]), points.map((point) => point[2])];
     this.chart.draw("rates", () => this.options(), data);
     legend("rate-legend", [
-      { name: "events a second", stroke: color("series-2"), value: count(now.events_per_s) },
-      { name: "records that wait", stroke: color("series-1"), dash: "5 4", value: count(now.lag_records) },
+      { name: "events per second", stroke: color("series-2"), value: count(now.events_per_s) },
+      { name: "waiting records", stroke: color("series-1"), dash: "5 4", value: count(now.lag_records) },
     ]);
-    this.chart.tell(`Events a second over time, now ${count(now.events_per_s)}; ${count(now.lag_records)} records wait`);
+    this.chart.describe(`Events per second over time, now ${count(now.events_per_s)}; ${count(now.lag_records)} waiting records`);
   }
 
   options() {

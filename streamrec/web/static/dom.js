@@ -1,54 +1,53 @@
-// Small helpers. Whatever comes from events, ids and titles among it, becomes text here and never markup.
+// Helpers for the page's elements and requests. Text from events, ids and titles becomes text nodes here, never markup.
 
 export const byId = (id) => document.getElementById(id);
 
 export function el(tag, attributes = {}, ...children) {
-  const made = document.createElement(tag);
+  const element = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {
-    if (value !== undefined && value !== null) made.setAttribute(name, value);
+    if (value !== undefined && value !== null) element.setAttribute(name, value);
   }
-  made.append(...children); // strings become text nodes
-  return made;
+  element.append(...children); // strings become text nodes
+  return element;
 }
 
 export function svg(tag, attributes = {}, ...children) {
-  const made = document.createElementNS("http://www.w3.org/2000/svg", tag);
-  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
-  made.append(...children);
-  return made;
+  const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
+  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
+  element.append(...children);
+  return element;
 }
 
-// Only where it differs: else screen readers and selections would be disturbed twice a second.
-export function say(id, text) {
-  const place = byId(id);
-  if (place.textContent !== text) place.textContent = text;
+// Set the text only if it differs: a change twice a second would disturb screen readers and selections.
+export function set_text(id, text) {
+  const element = byId(id);
+  if (element.textContent !== text) element.textContent = text;
 }
 
-// New children, with the focus where it was: on the one with the same data-key.
-export function replace(place, children) {
-  const key = place.contains(document.activeElement) ? document.activeElement.dataset.key : undefined;
-  place.replaceChildren(...children);
-  if (key !== undefined) place.querySelector(`[data-key="${CSS.escape(key)}"]`)?.focus({ preventScroll: true });
+// Replace all children; the focus moves to the new child with the data-key of the focused one.
+export function replace_children(element, children) {
+  const key = element.contains(document.activeElement) ? document.activeElement.dataset.key : undefined;
+  element.replaceChildren(...children);
+  if (key !== undefined) element.querySelector(`[data-key="${CSS.escape(key)}"]`)?.focus({ preventScroll: true });
 }
 
-export async function ask(path, parameters = {}) {
-  const answer = await fetch(`${path}?${new URLSearchParams(parameters)}`);
-  return read(answer);
+export async function get_json(path, parameters = {}) {
+  return json_of(await fetch(`${path}?${new URLSearchParams(parameters)}`));
 }
 
-export async function send(path, value) {
+export async function post_json(path, value) {
   const headers = { "Content-Type": "application/json" };
-  return read(await fetch(path, { method: "POST", headers, body: JSON.stringify(value) }));
+  return json_of(await fetch(path, { method: "POST", headers, body: JSON.stringify(value) }));
 }
 
-async function read(answer) {
-  if (answer.status === 401) location.reload(); // the token has changed: the form asks for it
-  if (!answer.ok) throw new Error((await answer.text()).trim() || answer.statusText);
-  return answer.json();
+async function json_of(response) {
+  if (response.status === 401) location.reload(); // the token has changed: show the login form
+  if (!response.ok) throw new Error((await response.text()).trim() || response.statusText);
+  return response.json();
 }
 
-const whole = new Intl.NumberFormat("en");
-export const count = (n) => whole.format(Math.round(n));
+const integer = new Intl.NumberFormat("en");
+export const count = (n) => integer.format(Math.round(n));
 export const short = (version) => (version.length > 14 ? `${version.slice(0, 12)}…` : version);
 export const clock = (ms) => new Date(ms).toLocaleTimeString("en-GB");
 

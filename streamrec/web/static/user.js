@@ -1,21 +1,24 @@
-// A user: his last clicks, his published list, and why; in the demo, oneself.
+// A user: the last clicks, the published list, and the explanation of an item. In the demo visitors click themselves.
 
-import { ask, byId, count, el, milliseconds, replace, say, seconds, send, short, svg } from "./dom.js";
+import { byId, count, el, get_json, milliseconds, post_json, replace_children, seconds, set_text, short, svg } from "./dom.js";
 
 const REFRESH_MS = 1000;
-const AFTER_CLICK_MS = 60;
+const AFTER_CLICK_MS = 60; // between refreshes until the new list is published
+const AFTER_CLICK_TRIES = 50;
 const TYPING_MS = 150;
 
-// item: whose score is explained, the first one unless another was chosen; seen: what is drawn; items: of that list
-const shown = { user: "", item: "", chosen: false, seen: "", items: new Set() };
+// item: the explained one, the first of the list unless the viewer chose another;
+// state: identifies the drawn clicks and list; n: the user's events at that time; items: ids of the list
+const nothing = () => ({ user: "", item: "", chosen: false, state: "", n: 0, items: new Set() });
+const shown = nothing();
 let demo = false;
 let paused = false;
 let own = "";
-let clicked_ms = 0; // when a click was sent whose list has not come yet
+let clicked_ms = 0; // time of the own click that waits for its list; 0: none
 
 export function start(about) {
   demo = about.demo;
-  byId("be").hidden = !demo;
+  byId("click-yourself").hidden = !demo;
 }
 
 export function pause(yes) {
@@ -30,7 +33,7 @@ function label(item) {
   return item.title ?? item.id;
 }
 
-// What is typed is asked for once the typing rests.
+// Call once the viewer pauses typing.
 function on_typing(input, call) {
   let timer;
   input.addEventListener("input", () => {
@@ -40,15 +43,15 @@ function on_typing(input, call) {
 }
 
 async function suggest() {
-  const users = await ask("api/users", { like: byId("search").value.trim() });
-  replace(byId("users"), users.map((user) => el("option", { value: user })));
+  const users = await get_json("api/users", { like: byId("search").value.trim() });
+  replace_children(byId("users"), users.map((user) => el("option", { value: user })));
 }
 
 async function recent() {
-  const users = await ask("api/users");
-  // asked once the answer is there: a button that is replaced between press and release is not clicked
-  if (byId("recent").matches(":has(button):is(:hover, :focus-within)")) return; // somebody is about to choose
-  replace(byId("recent"), users.map((user) => {
+  const users = await get_json("api/users");
+  // a button that is replaced between press and release gets no click: leave the buttons while one may be pressed
+  if (byId("recent").matches(":has(button):is(:hover, :focus-within)")) return;
+  replace_children(byId("recent"), users.map((user) => {
     const button = el("button", { type: "button", "data-key": user }, user);
     button.addEventListener("click", () => show(user));
     return button;
@@ -56,14 +59,14 @@ async function recent() {
 }
 
 function show(user) {
-  Object.assign(shown, { user, item: "", chosen: false, seen: "", items: new Set() });
+  Object.assign(shown, nothing(), { user });
   clicked_ms = 0;
   byId("search").value = user;
   byId("try").hidden = !demo || user !== own;
   byId("found").hidden = true;
   const hash = user ? `#user=${encodeURIComponent(user)}` : "";
   if (location.hash !== hash) history.replaceState(null, "", hash || " ");
-  say("user-state", user ? "" : "Type a user id, or choose one who clicked lately.");
+  set_text("user-state", user ? "" : "Type a user id, or choose a recent user.");
   return refresh();
 }
 
@@ -71,10 +74,10 @@ async function refresh() {
   const user = shown.user;
   if (!user) return;
   try {
-    const found = await ask("api/user", { id: user });
+    const found = await get_json("api/user", { id: user });
     if (user === shown.user) draw(found);
   } catch (error) {
-    if (user === shown.user) say("user-state", error.message);
+    if (user === shown.user) set_text("user-state", error.message);
   }
 }
 
@@ -82,21 +85,21 @@ function draw(found) {
   const { list } = found;
   if (!found.n && !list) {
     byId("found").hidden = true;
-    const nothing = "Nothing is known of this user yet: he sees the popular list.";
-    if (!clicked_ms) say("user-state", shown.user === own ? "You have clicked nothing yet. Click something." : nothing);
+    const text = shown.user === own ? "You have clicked nothing yet. Click an item." : "This user has no clicks yet, and gets the popular list.";
+    if (!clicked_ms) set_text("user-state", text);
     return;
   }
   byId("found").hidden = false;
-  say("clicks-title", shown.user === own ? "Your last clicks" : `Last clicks of ${shown.user}`);
-  say("list-title", shown.user === own ? "Your list" : "Published list");
-  say("list-hint", list ? list_hint(found, list) : "None: it has expired, or was never made. The popular list is shown instead.");
-  const seen = `${found.n} ${list?.n} ${list?.published_ts_ms}`;
-  if (seen === shown.seen) return;
-  const first = shown.seen === "";
-  shown.seen = seen;
-  if (!clicked_ms) say("user-state", "");
+  set_text("clicks-title", shown.user === own ? "Your last clicks" : `Last clicks of ${shown.user}`);
+  set_text("list-title", shown.user === own ? "Your list" : "Published list");
+  set_text("list-hint", list ? list_hint(found, list) : "None: it has expired, or was never published. This user gets the popular list.");
+  const state = `${found.n} ${list?.n} ${list?.published_ts_ms}`;
+  if (state === shown.state) return;
+  const first = shown.state === "";
+  Object.assign(shown, { state, n: found.n });
+  if (!clicked_ms) set_text("user-state", "");
   else if (list && list.published_ts_ms >= clicked_ms) {
-    say("user-state", `Your new list was published ${milliseconds(list.published_ts_ms - clicked_ms)} after the click.`);
+    set_text("user-state", `Your new list was published ${milliseconds(list.published_ts_ms - clicked_ms)} after the click.`);
     clicked_ms = 0;
   }
   draw_list(list, first);
@@ -114,7 +117,7 @@ function draw_list(list, first) {
   if (!shown.chosen || !items.some((item) => item.id === shown.item)) {
     Object.assign(shown, { item: items[0]?.id ?? "", chosen: false });
   }
-  replace(byId("list"), items.map((item, place) => {
+  replace_children(byId("list"), items.map((item, place) => {
     const fresh = !first && !shown.items.has(item.id);
     const why = el("button", { type: "button", "data-key": `why ${item.id}`, "aria-pressed": item.id === shown.item, "aria-label": `Why ${label(item)}?` }, "why");
     why.addEventListener("click", () => {
@@ -132,42 +135,46 @@ function draw_list(list, first) {
 }
 
 async function explain() {
-  const { user, item, seen } = shown;
+  const { user, item, state } = shown;
   const title = byId("why-title");
   if (!item) {
     title.textContent = "";
     return;
   }
   try {
-    const why = await ask("api/why", { id: user, item });
-    if (user !== shown.user || item !== shown.item || seen !== shown.seen) return;
-    title.textContent = `Why ${label(why)}? How far its score, ${why.score.toFixed(2)}, falls when a click is left out:`;
+    const why = await get_json("api/why", { id: user, item });
+    if (user !== shown.user || item !== shown.item || state !== shown.state) return;
+    if (why.n !== shown.n) {
+      await refresh(); // the user has clicked again: show these clicks with the list and explanation that belong to them
+      return;
+    }
+    title.textContent = `Why ${label(why)}? Its score, ${why.score.toFixed(2)}, falls by this much without each click:`;
     draw_clicks(why.clicks);
   } catch (error) {
-    if (user === shown.user && item === shown.item) title.textContent = `Why cannot be told: ${error.message}`;
+    if (user === shown.user && item === shown.item) title.textContent = `No explanation: ${error.message}`;
   }
 }
 
 function draw_clicks(clicks) {
-  const most = Math.max(0.01, ...clicks.map((click) => Math.abs(click.fall ?? 0)));
-  replace(byId("clicks"), clicks.map((click) => {
+  const largest = Math.max(0.01, ...clicks.map((click) => Math.abs(click.fall ?? 0)));
+  replace_children(byId("clicks"), clicks.map((click) => {
     const { fall } = click;
     const sign = Math.abs(fall ?? 0) < 0.005 ? "" : fall < 0 ? "−" : "+";
-    const said = fall === undefined ? "" : fall === null ? "not seen" : `${sign}${Math.abs(fall).toFixed(2)}`;
+    const text = fall === undefined ? "" : fall === null ? "not seen" : `${sign}${Math.abs(fall).toFixed(2)}`;
     return el("li", {}, el("span", { class: "name", title: label(click) }, ...name(click)),
-      bar(fall ?? 0, most), el("span", { class: "fall", title: fall === null ? "outside the model's window or vocabulary, or the only click" : "" }, said));
+      bar(fall ?? 0, largest), el("span", { class: "fall", title: fall === null ? "outside the model's window or vocabulary, or the only click" : "" }, text));
   }));
 }
 
-// From the middle to the right what holds the item up, to the left what holds it down.
-function bar(fall, most) {
-  const width = (Math.abs(fall) / most) * 49;
+// A bar to the right of the middle raises the score, one to the left lowers it.
+function bar(fall, largest) {
+  const width = (Math.abs(fall) / largest) * 49;
   return svg("svg", { class: "bar", viewBox: "0 0 100 10", preserveAspectRatio: "none", width: "100%", "aria-hidden": "true" },
     svg("rect", { class: fall < 0 ? "down" : "up", x: fall < 0 ? 50 - width : 50, y: 0, width, height: 10, rx: 1 }),
     svg("line", { x1: 50, y1: 0, x2: 50, y2: 10, "vector-effect": "non-scaling-stroke" }));
 }
 
-// --- only in the demo
+// --- in the demo only
 
 function click_button(item, text) {
   const button = el("button", { type: "button", "data-key": `click ${item.id}`, "aria-label": `Click ${label(item)}` }, text);
@@ -177,39 +184,39 @@ function click_button(item, text) {
 
 async function click(item) {
   try {
-    const sent = await send("api/click", { user_id: own, item_id: item.id });
+    const sent = await post_json("api/click", { user_id: own, item_id: item.id });
     clicked_ms = sent.sent_ts_ms;
-    say("user-state", `You clicked ${label(item)}.`);
-    for (let tries = 0; clicked_ms === sent.sent_ts_ms && tries < 50; tries++) {
+    set_text("user-state", `You clicked ${label(item)}.`);
+    for (let tries = 0; clicked_ms === sent.sent_ts_ms && tries < AFTER_CLICK_TRIES; tries++) {
       await refresh();
       await new Promise((wake) => setTimeout(wake, AFTER_CLICK_MS));
     }
   } catch (error) {
-    say("user-state", error.message);
+    set_text("user-state", error.message);
   }
 }
 
 async function find() {
-  const items = await ask("api/items", { like: byId("find").value });
-  replace(byId("items"), items.length ? items.map((item) => click_button(item, label(item))) : ["nothing of that name"]);
+  const items = await get_json("api/items", { like: byId("find").value });
+  replace_children(byId("items"), items.length ? items.map((item) => click_button(item, label(item))) : ["no item with this name"]);
 }
 
-function be() {
+function click_yourself() {
   own ||= `visitor-${Math.random().toString(36).slice(2, 8).padEnd(4, "0")}`;
   show(own);
   find();
   byId("find").focus();
 }
 
-// --- wiring
+// --- events
 
-const quietly = (call) => () => call().catch(() => undefined); // the state above says what is wrong
+const quietly = (call) => () => call().catch(() => undefined); // the state of the connection shows the problem
 
 byId("lookup").addEventListener("submit", (event) => {
   event.preventDefault();
   show(byId("search").value.trim());
 });
-byId("be").addEventListener("click", be);
+byId("click-yourself").addEventListener("click", click_yourself);
 on_typing(byId("search"), quietly(suggest));
 on_typing(byId("find"), quietly(find));
 setInterval(() => {
@@ -219,5 +226,5 @@ setInterval(() => {
   if (!paused && !document.hidden) quietly(recent)();
 }, 3 * REFRESH_MS);
 quietly(recent)();
-const asked = new URLSearchParams(location.hash.slice(1)).get("user");
-if (asked) show(asked);
+const linked = new URLSearchParams(location.hash.slice(1)).get("user");
+if (linked) show(linked);
