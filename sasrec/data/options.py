@@ -12,13 +12,14 @@ FILE_HELP = (
 )
 
 
-def add_column_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options that :func:`columns_from` reads."""
+def add_column_options(parser: argparse.ArgumentParser, outcome: bool = True) -> None:
+    """Add the options that :func:`columns_from` reads; ``outcome``: that of the column of outcomes too."""
     group = parser.add_argument_group("columns of the file, where its format does not say")
     group.add_argument("--user-column", metavar="NAME", help="column of user ids [user_id]")
     group.add_argument("--item-column", metavar="NAME", help="column of item ids [item_id]")
     group.add_argument("--timestamp-column", metavar="NAME", help="column of times [timestamp]")
-    group.add_argument("--outcome-column", metavar="NAME", help="column of outcomes [outcome or rating]")
+    if outcome:
+        group.add_argument("--outcome-column", metavar="NAME", help="column of outcomes [outcome or rating]")
     group.add_argument(
         "--separator",
         metavar="TEXT",
@@ -38,7 +39,7 @@ def columns_from(options: argparse.Namespace) -> Columns:
         user=options.user_column,
         item=options.item_column,
         timestamp=options.timestamp_column,
-        outcome=options.outcome_column,
+        outcome=vars(options).get("outcome_column"),
         separator=options.separator,
         timestamp_unit=options.timestamp_unit,
     )

@@ -15,7 +15,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from streamrec.commands.options import FILE_HELP, KAFKA, Subparsers, add_command, add_group, folder
+from sasrec.data.options import FILE_HELP, add_column_options, columns_from
+from streamrec.commands.options import KAFKA, Subparsers, add_command, add_group, folder
 from streamrec.errors import ArchiveError
 from streamrec.logs import one_line
 from streamrec.settings import Settings
@@ -42,9 +43,7 @@ def add_to(commands: Subparsers) -> None:
     command.add_argument("--burst", action="store_true", help="read the topic to its end, then exit")
     command = _add(actions, "import", import_file, "import the events of a file; a second import adds nothing")
     command.add_argument("file", metavar="FILE", type=Path, help=FILE_HELP)
-    command.add_argument(
-        "--timestamp-unit", choices=("s", "ms"), help="unit of the timestamps [s for MovieLens files, else ms]"
-    )
+    add_column_options(command, outcome=False)
     command = _add(actions, "stats", stats, "print the size and the time range of the archive")
     command.add_argument("--json", action="store_true", help="print one JSON object")
     command = _add(actions, "prune", prune, "remove segments without an event of the last days")
@@ -84,10 +83,10 @@ def follow(settings: Settings, archive: EventArchive, options: argparse.Namespac
 
 def import_file(settings: Settings, archive: EventArchive, options: argparse.Namespace) -> Iterator[str]:
     """Add the events of a file."""
-    from sasrec import Columns, DataFileError, read_events
+    from sasrec import DataFileError, read_events
 
     try:
-        count = archive.import_events(read_events(options.file, Columns(timestamp_unit=options.timestamp_unit)))
+        count = archive.import_events(read_events(options.file, columns_from(options)))
     except DataFileError as error:
         raise ArchiveError(str(error)) from None
     yield f"{count:,} events of {options.file} imported" if count else f"{options.file} was imported before"

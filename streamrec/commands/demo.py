@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from streamrec.commands.options import FILE_HELP, Subparsers, add_command, positive, rate
+from sasrec.data.options import FILE_HELP
+from streamrec.commands.options import Subparsers, add_command, positive, rate
 from streamrec.logs import configure_logging
 from streamrec.settings import Settings
 

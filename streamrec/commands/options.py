@@ -18,7 +18,6 @@ EPILOG = (
     "Flags override the environment (STREAMREC_*), and both override the file of --config. "
     "`streamrec check --show` prints all settings."
 )
-FILE_HELP = "CSV or TSV with user_id, item_id, timestamp; JSON lines; MovieLens ratings; may be .gz"
 KAFKA = ("kafka_bootstrap_servers", "kafka_topic")
 REDIS = ("redis_url",)
 

@@ -7,7 +7,8 @@ import asyncio
 import time
 from pathlib import Path
 
-from streamrec.commands.options import FILE_HELP, KAFKA, Subparsers, add_command, positive, rate
+from sasrec.data.options import FILE_HELP, add_column_options, columns_from
+from streamrec.commands.options import KAFKA, Subparsers, add_command, positive, rate
 from streamrec.settings import Settings
 
 
@@ -24,9 +25,7 @@ def add_to(commands: Subparsers) -> None:
     command.add_argument("file", metavar="FILE", type=Path, help=FILE_HELP)
     command.add_argument("--rate", type=rate, default=0.0, help="events per second [as fast as possible]")
     command.add_argument("--limit", type=positive, help="stop after N events", metavar="N")
-    command.add_argument(
-        "--timestamp-unit", choices=("s", "ms"), help="unit of the timestamps [s for MovieLens files, else ms]"
-    )
+    add_column_options(command, outcome=False)
 
 
 def run(settings: Settings, options: argparse.Namespace) -> int:
@@ -35,7 +34,7 @@ def run(settings: Settings, options: argparse.Namespace) -> int:
 
     started = time.monotonic()
     sent = asyncio.run(
-        replay(settings.kafka, settings.events, options.file, options.rate, options.timestamp_unit, options.limit)
+        replay(settings.kafka, settings.events, options.file, options.rate, columns_from(options), options.limit)
     )
     print(f"{sent:,} events to topic {settings.kafka.topic} in {time.monotonic() - started:.1f} s")
     return 0

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from sasrec import Interactions, ItemVocab, SASRecConfig, Sequences, TrainConfig, save_model, train
+from sasrec import Interactions, ItemVocab, ModelMetadata, SASRecConfig, Sequences, TrainConfig, save_model, train
 from streamrec.demo.hits import K
 from streamrec.local.movielens import cache_folder
 from streamrec.retraining.round import loss_for
@@ -41,7 +41,7 @@ def train_model(past: Interactions, filter_seen: bool, epochs: int, console: Con
     )
     metrics = result.best.validation
     folder = cache_folder() / "demo-model"
-    metadata = {
+    metadata: ModelMetadata = {
         "trained_until_ms": int(past.timestamps_ms.max()),
         "validation": metrics.as_dict() if metrics else {},
     }

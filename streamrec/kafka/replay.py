@@ -14,7 +14,6 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn
 
 from sasrec import Columns, DataFileError, Event, read_events
-from sasrec.data.formats import TimestampUnit
 from streamrec.errors import StreamrecError
 from streamrec.kafka.producer import Producer
 from streamrec.kafka.topics import ensure_topics
@@ -89,7 +88,7 @@ async def replay(
     fields: EventSettings,
     path: Path,
     rate_per_s: float,
-    unit: TimestampUnit | None,
+    columns: Columns,
     limit: int | None,
 ) -> int:
     """Produce the events of a file; return their number.
@@ -107,9 +106,7 @@ async def replay(
     pacer = Pacer(rate_per_s)
     with _progress_bar(console) as bar:
         task = bar.add_task("replay", total=path.stat().st_size if path.is_file() else None, events="")
-        events: Iterable[Event] = read_events(
-            path, Columns(timestamp_unit=unit), lambda at: bar.update(task, completed=at)
-        )
+        events: Iterable[Event] = read_events(path, columns, lambda at: bar.update(task, completed=at))
         try:
             async with click_producer(kafka, fields) as clicks:
                 for event in islice(events, limit):

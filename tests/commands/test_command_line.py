@@ -95,7 +95,7 @@ async def test_a_misspelt_variable_is_a_warning(run: Callable[..., Any], monkeyp
 
 FLAGS = {
     "serve": (*KAFKA, *REDIS, *SERVE_FLAGS, "config", "burst", "embedded"),
-    "replay": (*KAFKA, "config", "rate", "limit", "timestamp_unit"),
+    "replay": (*KAFKA, "config", "rate", "limit", "user_column", "item_column", "separator", "timestamp_unit"),
     "recs": (*REDIS, "config", "all", "json"),
     "user": (*REDIS, "config", "all", "json"),
     "check": (*KAFKA, *REDIS, "model_dir", "registry_dir", "config", "show"),

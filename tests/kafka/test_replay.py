@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 import streamrec.kafka.replay
-from sasrec import Event
+from sasrec import Columns, Event
 from streamrec.errors import KafkaUnavailable, StreamrecError
 from streamrec.kafka.connection import kafka_error
 from streamrec.kafka.decode import EventDecoder
@@ -53,8 +53,8 @@ def write(folder: Path, name: str, content: str) -> Path:
     return path
 
 
-async def run(settings: Settings, path: Path, limit: int | None = None) -> int:
-    return await replay(settings.kafka, settings.events, path, 0, None, limit)
+async def run(settings: Settings, path: Path, limit: int | None = None, columns: Columns = Columns()) -> int:
+    return await replay(settings.kafka, settings.events, path, 0, columns, limit)
 
 
 async def events_in(settings: Settings) -> list[Event]:
@@ -74,6 +74,14 @@ def by_user(events: list[Event]) -> dict[str, list[Event]]:
     for event in events:
         found[event.user_id].append(event)
     return dict(found)
+
+
+async def test_columns_of_other_names_are_named(make_settings: MakeSettings, tmp_path: Path) -> None:
+    settings = make_settings(kafka_partitions=1)
+    path = write(tmp_path, "views.csv", f"visitor;sku;at\nann;x;{BASE_S}\nbob;y;{BASE_S + 1}\n")
+    columns = Columns(user="visitor", item="sku", timestamp="at", timestamp_unit="s")
+    assert await run(settings, path, columns=columns) == 2
+    assert await events_in(settings) == [Event("ann", "x", BASE_S * 1000), Event("bob", "y", (BASE_S + 1) * 1000)]
 
 
 @pytest.mark.parametrize("name", [*FORMATS, "clicks.csv.gz"])

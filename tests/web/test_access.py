@@ -8,8 +8,9 @@ from aiohttp import ClientSession
 
 from streamrec.web.access import is_loopback
 
-from support.harness import Daemon, eventually
+from support.daemon_process import Daemon
 from support.page import get_json, status
+from support.waiting import eventually
 
 StartDaemon = Callable[..., Daemon]
 
