@@ -53,8 +53,8 @@ def write(folder: Path, name: str, content: str) -> Path:
     return path
 
 
-async def run(settings: Settings, path: Path, limit: int | None = None, columns: Columns = Columns()) -> int:
-    return await replay(settings.kafka, settings.events, path, 0, columns, limit)
+async def run(settings: Settings, path: Path, limit: int | None = None, columns: Columns | None = None) -> int:
+    return await replay(settings.kafka, settings.events, path, 0, columns or Columns(), limit)
 
 
 async def events_in(settings: Settings) -> list[Event]:
