@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
-from streamrec.local.daemon import EMBEDDED, environment
+from streamrec.local.daemon import environment
 from streamrec.redis.client import RedisClient
 from streamrec.redis.keys import Keys
 from streamrec.schemas import PublishedList
@@ -129,7 +129,7 @@ async def test_a_batch_that_cannot_be_finished_in_time_is_not_committed(
         await eventually(lambda: daemon.has_logged("the batch waits"))
         daemon.signal(signal.SIGTERM)
         assert await daemon.wait_exit(15) == 1
-        assert "comes again" in daemon.output
+        assert "not committed and will be redelivered" in daemon.output
         own.redis.start()
         assert await start_daemon("--burst", **where).wait_exit() == 0
         await assert_delivered(settings)
@@ -161,7 +161,7 @@ def test_what_cannot_start_says_why_in_one_line(
         change = {"model_dir": str(broken_model(tmp_path, model_dir))}
     changes: dict[str, Any] = {"model_dir": model_dir, "log_level": "WARNING"} | change
     ended = subprocess.run(
-        [sys.executable, "-m", *EMBEDDED, "serve"],
+        [sys.executable, "-m", "streamrec", "serve"],
         env=environment(make_settings(**changes)),
         capture_output=True,
         text=True,

@@ -246,7 +246,7 @@ def test_a_daemon_that_stops_is_alive_but_not_ready(watched: Watched) -> None:
 async def test_a_redis_that_is_back_gives_the_worker_time_to_go_on(
     watched: Watched, redis: RedisClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(streamrec.daemon, "PROBE_S", 0.001)
+    monkeypatch.setattr(streamrec.daemon, "PROBE_EVERY_S", 0.001)
     watched.health.lag_records, watched.health.redis_answers = 7, False
     watched.pass_s(10_000)
 

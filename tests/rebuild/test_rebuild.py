@@ -23,7 +23,7 @@ from sasrec import Event, load_model
 from streamrec.archive.follow import Archiver
 from streamrec.archive.segments import EventArchive
 from streamrec.errors import KafkaUnavailable, StreamrecError
-from streamrec.kafka.reader import Stretch
+from streamrec.kafka.reader import OffsetRange
 from streamrec.kafka.topics import ensure_topics
 from streamrec.local.daemon import EMBEDDED, environment
 from streamrec.metrics import Metrics
@@ -51,7 +51,7 @@ from support.harness import (
     workload,
 )
 from support.oracle import assert_delivered
-from support.redis_access import BASE_MS, batch, event, raw_redis
+from support.redis_access import BASE_MS, batch, event, raw_redis, under
 from support.sequences import against_redis, fresh, store_of
 
 MakeSettings = Callable[..., Settings]
@@ -61,7 +61,7 @@ AGELESS = {"sequences_ttl_s": CENTURY_S, "lists_ttl_s": CENTURY_S}
 
 @pytest.fixture
 async def topic(make_settings: MakeSettings) -> None:
-    await ensure_topics(make_settings().kafka, (make_settings().kafka_topic,))
+    await ensure_topics(make_settings().kafka, (make_settings().kafka.topic,))
 
 
 @pytest.fixture
@@ -152,7 +152,7 @@ async def test_a_flushed_redis_is_rebuilt_while_a_daemon_runs_and_clicks_flow(
         assert await values(settings) == before
 
 
-@pytest.mark.parametrize("changes", [{}, {"sequences_session_gap_s": 25}, {"max_len": 3}], ids=str)
+@pytest.mark.parametrize("changes", [{}, {"sequences_session_gap_s": 25}, {"sequences_max_len": 3}], ids=str)
 async def test_what_comes_back_is_what_was_there_byte_for_byte(
     start_daemon: Callable[..., Daemon], ageless: MakeSettings, changes: dict[str, Any]
 ) -> None:
@@ -299,7 +299,7 @@ async def test_a_sequence_lives_as_long_as_it_would_have_and_what_is_too_old_sta
 async def test_a_larger_max_len_is_filled_from_the_archive_even_from_a_pruned_one(
     redis: RedisClient, ageless: MakeSettings
 ) -> None:
-    settings = ageless(max_len=6)
+    settings = ageless(sequences_max_len=6)
     clicks = [event(user, f"i{n}", 2 * n + k, BASE_MS + n) for n in range(10) for k, user in enumerate(("ann", "bob"))]
     await store_of(redis, settings, 2).append(batch(*clicks))
     assert settings.archive.dir is not None
@@ -421,7 +421,7 @@ async def test_a_topic_created_again_is_rebuilt_with_what_was_before_it(
 async def test_users_moved_by_new_partitions_keep_their_order_where_the_topic_was_drained_before(
     start_daemon: Callable[..., Daemon], ageless: MakeSettings
 ) -> None:
-    settings = ageless(kafka_partitions=2, max_len=100)
+    settings = ageless(kafka_partitions=2, sequences_max_len=100)
 
     async def clicks_are_applied(numbers: range) -> None:
         users = {n: f"u{n % 30}" for n in numbers}
@@ -472,7 +472,7 @@ async def test_without_kafka_or_an_archive_it_ends_in_one_line(ageless: MakeSett
     archived(tmp_path / "archive", [event("ann", "i1", 0)])
     with pytest.raises(KafkaUnavailable, match="cannot be reached"):
         await rebuild(ageless(kafka_bootstrap_servers="127.0.0.1:1"))
-    with pytest.raises(KafkaUnavailable, match=f"Kafka has no topic {ageless().kafka_topic}; is STREAMREC_KAFKA_TOPIC"):
+    with pytest.raises(KafkaUnavailable, match=f"Kafka has no topic {ageless().kafka.topic}; is STREAMREC_KAFKA_TOPIC"):
         await rebuild(ageless())
     with rebuilding(ageless(archive_dir=tmp_path / "none")) as failing:
         _, err = await failing.ends(status=1)
@@ -494,16 +494,16 @@ class TopicAtHand:
     async def drained(self) -> bool:
         return True
 
-    async def poll(self, timeout_ms: int | None = None) -> dict[int, Stretch]:
+    async def poll(self, timeout_ms: int | None = None) -> dict[int, OffsetRange]:
         events, self.waiting = self.waiting, []
         if events:
             self.next_offsets[0] = events[-1].offset + 1
-        return {0: Stretch(events[0].offset, events[-1].offset + 1, events)} if events else {}
+        return {0: OffsetRange(events[0].offset, events[-1].offset + 1, events)} if events else {}
 
 
 @pytest.fixture
 def scorer(redis: RedisClient, ageless: MakeSettings, model_dir: Path) -> Any:
-    saved, settings = load_model(model_dir), ageless(cache_bytes=0)
+    saved, settings = load_model(model_dir), ageless(inference_cache_bytes=0)
     lists = SharedLists(redis, settings.lists, settings.sequences.ttl_s, 8, saved.vocab)
     predictor = Predictor(
         ServedModel.of(saved, settings.inference, settings.sequences.max_len).engine,
@@ -529,6 +529,7 @@ async def test_whatever_is_stored_and_archived_no_click_is_lost_or_doubled(
 ) -> None:
     """Redis was lost before click ``lost``; a daemon has applied those up to ``applied``, and goes on in the end."""
     settings = fresh(ageless, sequences_session_gap_s=gap_s)
+    redis = under(redis, settings)
     clicks = [event("ann", f"i{n}", n, BASE_MS + data.draw(st.integers(0, 9)) + 6 * n) for n in range(count)]
     lost = data.draw(st.integers(0, count), "lost")
     applied = data.draw(st.integers(lost, count), "applied")
@@ -537,7 +538,7 @@ async def test_whatever_is_stored_and_archived_no_click_is_lost_or_doubled(
     store = store_of(redis, settings, data.draw(st.integers(1, 6), "max_len of the daemon before"))
     if applied > lost:
         await store.append(batch(*clicks[lost:applied]))
-    before = await redis.get_many([Keys(settings.redis.key_prefix).sequence("ann")])
+    before = await redis.get_many([redis.keys.sequence("ann")])
     archive = archived(tmp_path_factory.mktemp("archive"), clicks[:in_archive])
     past, topic = PastClicks(archive, settings.sequences, max_len), TopicAtHand({0: in_archive})
     lists, predictor = scorer
@@ -545,7 +546,7 @@ async def test_whatever_is_stored_and_archived_no_click_is_lost_or_doubled(
     topic.waiting = clicks[in_archive:read]
     await rebuilder._read_on()
     again = await rebuilder._rebuild(["ann"])
-    after = await redis.get_many([Keys(settings.redis.key_prefix).sequence("ann")])
+    after = await redis.get_many([redis.keys.sequence("ann")])
     assert again == (["ann"] if applied > max(lost, read) else [])
     if again:
         assert after == before, "what the archive does not know stays"

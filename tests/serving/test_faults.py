@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener
 
-from streamrec.daemon import _in_time
+from streamrec.daemon import _stop_in_time
 from streamrec.errors import KafkaUnavailable
 from streamrec.local.servers import EmbeddedServer, EmbeddedServers
 from streamrec.redis.client import RedisClient
@@ -237,9 +237,9 @@ async def test_no_client_keeps_the_daemon_from_ending(
 ) -> None:
     monkeypatch.setattr("streamrec.daemon.CLOSE_TIMEOUT_S", 0.1)
     async with asyncio.timeout(2):
-        await _in_time(close)
+        await _stop_in_time(close)
 
 
 async def test_a_client_that_cannot_be_closed_says_so() -> None:
     with pytest.raises(KafkaUnavailable):
-        await _in_time(close_as_a_client_that_fails)
+        await _stop_in_time(close_as_a_client_that_fails)

@@ -16,7 +16,7 @@ from streamrec.serving.publisher import Publisher
 from streamrec.serving.sequences import SequenceStore
 from streamrec.settings import Settings
 
-from support.redis_access import BASE_MS, batch, clicks, event, raw_redis
+from support.redis_access import BASE_MS, batch, clicks, event, raw_redis, under
 
 MakeSettings = Callable[..., Settings]
 AWKWARD = [
@@ -49,6 +49,7 @@ AWKWARD = [
 
 
 async def write(redis: RedisClient, settings: Settings, users: list[str]) -> None:
+    redis = under(redis, settings)
     store = SequenceStore(redis, settings.sequences, settings.kafka.topic_epoch, 10, Metrics())
     await store.append(batch(*(event(user, f"item of {user}", k, BASE_MS + k) for k, user in enumerate(users))))
     lists = [Recommendation(user, [f"for {user}"], [1.0], "m", BASE_MS, 1) for user in users]
@@ -150,7 +151,7 @@ class RedisWhoseKeysExpireAfterTheScan(RedisClient):
 
 async def test_a_user_who_expires_during_the_listing_is_left_out(make_settings: MakeSettings) -> None:
     settings = make_settings()
-    async with RedisWhoseKeysExpireAfterTheScan(settings) as redis:
+    async with RedisWhoseKeysExpireAfterTheScan(settings.redis) as redis:
         await write(redis, settings, ["ann"])
         assert await items_stored(redis, settings, None) == {"ann": ["item of ann"]}
         assert await items_published(redis, settings, None) == {"ann": ["for ann"]}

@@ -22,7 +22,7 @@ from streamrec.serving.publisher import Publisher
 from streamrec.serving.sequences import SequenceStore
 from streamrec.settings import Settings
 
-from support.redis_access import BASE_MS, batch, event, raw_redis
+from support.redis_access import BASE_MS, batch, event, raw_redis, under
 
 MakeSettings = Callable[..., Settings]
 POPULAR = ItemVocab([f"p{n}" for n in range(30)], list(range(30, 0, -1)))
@@ -33,6 +33,7 @@ class Bench:
 
     def __init__(self, redis: RedisClient, settings: Settings) -> None:
         self.metrics = Metrics()
+        redis = under(redis, settings)
         self.store = SequenceStore(redis, settings.sequences, settings.kafka.topic_epoch, 50, self.metrics)
         self.publisher = Publisher(redis, settings.lists.ttl_s, self.metrics)
         counts = OnlineCounts(redis, self.metrics)

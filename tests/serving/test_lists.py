@@ -23,7 +23,7 @@ from streamrec.serving.lists import ADDED_AT_ONCE, KEPT_ITEMS, SharedLists
 from streamrec.settings import Settings
 
 from support.harness import stored
-from support.redis_access import BASE_MS, RedisThatFailsScripts, commands_about, raw_redis
+from support.redis_access import BASE_MS, RedisThatFailsScripts, commands_about, raw_redis, under
 
 MakeSettings = Callable[..., Settings]
 DAY_MS = 86_400_000
@@ -45,7 +45,7 @@ def lists_of(redis: RedisClient, settings: Settings, vocab: ItemVocab = NO_VOCAB
 
 def fresh(make_settings: MakeSettings, **changes: Any) -> Settings:
     settings = make_settings(**changes)
-    return settings.model_copy(update={"redis_key_prefix": f"{settings.redis.key_prefix}-{next(numbers)}"})
+    return settings.but(redis_key_prefix=f"{settings.redis.key_prefix}-{next(numbers)}")
 
 
 def refuse_constant(name: str) -> None:
@@ -109,7 +109,7 @@ async def test_decayed_counts_match_the_oracle_over_many_half_lives(
     redis: RedisClient, make_settings: MakeSettings, given_rounds: list[list[UserSequence]]
 ) -> None:
     settings, oracle = fresh(make_settings, lists_popular_half_life_s=86_400), Oracle(DAY_MS)
-    lists = lists_of(redis, settings)
+    lists = lists_of(under(redis, settings), settings)
     for sequences in given_rounds:
         lists.count(sequences)
         oracle.count(sequences)
@@ -124,7 +124,7 @@ async def test_two_daemons_count_into_one_list(
     redis: RedisClient, make_settings: MakeSettings, given_rounds: list[list[UserSequence]], daemons: list[int]
 ) -> None:
     settings, oracle = fresh(make_settings, lists_popular_half_life_s=86_400), Oracle(DAY_MS)
-    both = [lists_of(redis, settings), lists_of(redis, settings)]
+    both = [lists_of(under(redis, settings), settings), lists_of(under(redis, settings), settings)]
     for sequences, daemon in zip(given_rounds, daemons, strict=False):
         both[daemon].count(sequences)
         oracle.count(sequences)
@@ -146,7 +146,7 @@ async def test_the_published_list_never_holds_infinity_or_nan(
     redis: RedisClient, make_settings: MakeSettings, half_life_s: float, clicks: list[tuple[str, int]]
 ) -> None:
     settings = fresh(make_settings, lists_popular_half_life_s=half_life_s)
-    lists = lists_of(redis, settings, ItemVocab(["a", "x"], [10**9, 1]))
+    lists = lists_of(under(redis, settings), settings, ItemVocab(["a", "x"], [10**9, 1]))
     for item, ts in clicks:
         lists.count([sequence([item] * 3, ts)])
         await lists.refresh()

@@ -40,7 +40,7 @@ class Bench:
         self.reference = Engine(saved.model, saved.vocab, cache_bytes=0)
         self.metrics = Metrics()
         self.lists = SharedLists(redis, settings.lists, settings.sequences.ttl_s, config.max_len, saved.vocab)
-        self.predictor = Predictor(self.engine, self.lists, settings, self.metrics)
+        self.predictor = Predictor(self.engine, self.lists, settings.lists, settings.serving.rescore_users, self.metrics)
 
     def metric(self, name: str) -> float:
         value = self.metrics.registry.get_sample_value(name)
@@ -87,7 +87,7 @@ async def test_a_batch_gives_what_each_alone_gives_in_order(make_bench: Callable
 async def test_lists_are_the_engines_own_answer_for_the_whole_sequence(
     make_bench: Callable[..., Bench], filter_seen: bool
 ) -> None:
-    bench = make_bench(top_k=7, filter_seen=filter_seen)
+    bench = make_bench(lists_top_k=7, lists_filter_seen=filter_seen)
     found = await bench.predictor.predict(VARIED)
     expected = bench.reference.recommend([s.items for s in VARIED], 7, filter_seen=filter_seen)
     assert all(same(*pair) for pair in zip(found, expected, strict=True))
@@ -145,7 +145,7 @@ async def test_unknown_items_are_left_out_by_the_engine_and_counted(make_bench: 
 async def test_a_user_without_a_known_item_gets_the_popular_list(
     make_bench: Callable[..., Bench], filter_seen: bool
 ) -> None:
-    bench = make_bench(top_k=3, filter_seen=filter_seen)
+    bench = make_bench(lists_top_k=3, lists_filter_seen=filter_seen)
     bench.lists.count([UserSequence("x", stored(["fresh"] * 100), 100, 100, BASE_MS, 100)])
     await bench.lists.refresh()
     known, unknown = await bench.predictor.predict([sequence("ann", ["i1"]), sequence("bob", ["fresh", "?"])])
@@ -158,17 +158,17 @@ async def test_a_user_without_a_known_item_gets_the_popular_list(
 async def test_before_the_first_refresh_the_popular_list_is_the_training_datas(
     make_bench: Callable[..., Bench],
 ) -> None:
-    (found,) = await make_bench(top_k=2).predictor.predict([sequence("ann", ["?"])])
+    (found,) = await make_bench(lists_top_k=2).predictor.predict([sequence("ann", ["?"])])
     assert (found.items, found.scores, found.model) == (["i0", "i1"], [50.0, 49.0], "popular")
 
 
 async def test_blocked_items_are_recommended_to_nobody(
     make_bench: Callable[..., Bench], make_settings: MakeSettings
 ) -> None:
-    bench = make_bench(top_k=50, filter_seen=False)
+    bench = make_bench(lists_top_k=50, lists_filter_seen=False)
     blocked = {"i0", "i7", "not in the catalogue"}
     async with raw_redis(make_settings()) as raw:
-        await raw.sadd(Keys(make_settings().redis_key_prefix).blocklist, *blocked)  # type: ignore[misc]
+        await raw.sadd(Keys(make_settings().redis.key_prefix).blocklist, *blocked)  # type: ignore[misc]
     await bench.lists.refresh()
     for found in await bench.predictor.predict([*VARIED, sequence("bob", ["?"])]):
         assert len(found.items) == 48

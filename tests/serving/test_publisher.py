@@ -21,7 +21,7 @@ from streamrec.serving.publisher import Publisher
 from streamrec.serving.sequences import SequenceStore
 from streamrec.settings import Settings
 
-from support.redis_access import BASE_MS, clicks, commands_about, raw_redis
+from support.redis_access import BASE_MS, clicks, commands_about, raw_redis, under
 
 MakeSettings = Callable[..., Settings]
 numbers = itertools.count()
@@ -33,11 +33,11 @@ def recommendation(user: str, n: int, items: list[str] | None = None, model: str
 
 
 def publisher_of(redis: RedisClient, settings: Settings, metrics: Metrics | None = None) -> Publisher:
-    return Publisher(redis, settings.lists.ttl_s, metrics or Metrics())
+    return Publisher(under(redis, settings), settings.lists.ttl_s, metrics or Metrics())
 
 
 async def append(redis: RedisClient, settings: Settings, user: str, count: int, first_offset: int = 0) -> None:
-    store = SequenceStore(redis, settings.sequences, settings.kafka.topic_epoch, 50, Metrics())
+    store = SequenceStore(under(redis, settings), settings.sequences, settings.kafka.topic_epoch, 50, Metrics())
     await store.append(clicks(user, [f"i{k}" for k in range(count)], first_offset))
 
 
@@ -182,7 +182,7 @@ publications = st.lists(
 async def test_any_order_of_publishing_ends_with_the_list_of_the_most_events(
     redis: RedisClient, make_settings: MakeSettings, batches: list[list[Recommendation]]
 ) -> None:
-    settings = make_settings().model_copy(update={"redis_key_prefix": f"publish-{id(numbers)}-{next(numbers)}"})
+    settings = make_settings(redis_key_prefix=f"publish-{id(numbers)}-{next(numbers)}")
     publisher = publisher_of(redis, settings)
     most = {r.user_id: max(s.n for b in batches for s in b if s.user_id == r.user_id) for b in batches for r in b}
     for user in most:

@@ -110,9 +110,7 @@ def steps(**fixed: Any) -> st.SearchStrategy[list[Step]]:
 
 
 async def run_step(redis: RedisClient, settings: Settings, step: Step) -> list[UserSequence]:
-    settings = settings.model_copy(
-        update={"sequences_session_gap_s": step.gap_ms / 1000, "kafka_topic_epoch": step.epoch}
-    )
+    settings = settings.but(sequences_session_gap_s=step.gap_ms / 1000, kafka_topic_epoch=step.epoch)
     return await store_of(redis, settings, step.max_len).append(batch(*step.events))
 
 
@@ -446,7 +444,7 @@ class RedisThatLosesTheAnswer(RedisClient):
 
 async def test_trying_again_after_a_lost_answer_applies_nothing_twice(make_settings: MakeSettings) -> None:
     settings, events = make_settings(), clicks("ann", ["a", "b"])
-    async with RedisThatLosesTheAnswer(settings) as faulty, RedisClient(settings.redis) as healthy:
+    async with RedisThatLosesTheAnswer(settings.redis) as faulty, RedisClient(settings.redis) as healthy:
         with pytest.raises(RedisUnavailable):
             await store_of(faulty, settings).append(events)
         (found,) = await store_of(healthy, settings).append(events)

@@ -266,7 +266,7 @@ class Bench:
         self.metrics = Metrics()
         self.lists = SharedLists(redis, settings.lists, settings.sequences.ttl_s, 8, saved.vocab)
         self.counts = OnlineCounts(redis, self.metrics)
-        self.predictor = Predictor(self.engine(saved), self.lists, settings, self.metrics)
+        self.predictor = Predictor(self.engine(saved), self.lists, settings.lists, settings.serving.rescore_users, self.metrics)
         self.shadow = Shadow(settings, self.lists, self.counts, self.metrics)
         self.turn = Turn()
         self.store = SequenceStore(redis, settings.sequences, settings.kafka.topic_epoch, 8, self.metrics)

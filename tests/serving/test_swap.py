@@ -130,7 +130,7 @@ def test_without_redis_a_promotion_says_that_daemons_take_their_time(
     settings = make_settings(registry_dir=registry.folder, redis_url="redis://127.0.0.1:1/0")
     promoted = models(settings, "promote", version)
     assert promoted.returncode == 0
-    assert "the daemons will see it within 5 s" in promoted.stderr
+    assert "the daemons will load it within 5 s" in promoted.stderr
     champion = registry.champion()
     assert champion is not None
     assert champion.version == version

@@ -59,4 +59,4 @@ def store_of(redis: RedisClient, settings: Settings, max_len: int = 5) -> Sequen
 def fresh(make_settings: MakeSettings, **changes: Any) -> Settings:
     """Settings with keys that no other example has."""
     settings = make_settings(**changes)
-    return settings.model_copy(update={"redis_key_prefix": f"{settings.redis.key_prefix}-{next(numbers)}"})
+    return settings.but(redis_key_prefix=f"{settings.redis.key_prefix}-{next(numbers)}")
