@@ -184,7 +184,7 @@ def test_a_loop_that_does_not_come_round_is_not_alive(watched: Watched) -> None:
     watched.pass_s(60, ticking=False)
     assert watched.health.not_alive() is None
     watched.pass_s(1, ticking=False)
-    assert watched.health.not_alive() == "the loop has not come round for 61 s"
+    assert watched.health.not_alive() == "the loop has not polled for 61 s"
     watched.health.tick()
     assert watched.health.not_alive() is None
 
@@ -192,7 +192,7 @@ def test_a_loop_that_does_not_come_round_is_not_alive(watched: Watched) -> None:
 def test_records_that_wait_without_any_commit_are_not_alive(watched: Watched) -> None:
     watched.health.lag_records = 7
     watched.pass_s(61)
-    assert watched.health.not_alive() == "7 records wait, and nothing was committed for 61 s"
+    assert watched.health.not_alive() == "7 records wait, but nothing was committed for 61 s"
     watched.health.progressed()
     assert watched.health.not_alive() is None
 

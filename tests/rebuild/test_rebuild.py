@@ -137,7 +137,7 @@ async def test_a_flushed_redis_is_rebuilt_while_a_daemon_runs_and_clicks_flow(
             await daemon.wait_handled(1_200)  # and the daemon goes on with what is left of its users
             with rebuilding(settings) as first:
                 out, err = await first.ends()
-        assert "users rebuilt" in out and " 0 kept as only Redis knows" in out, (
+        assert "users rebuilt" in out and " 0 left alone because only Redis has" in out, (
             out
         )  # counts that the daemon had not flushed yet are not lost
         assert "archive read" in err and "topic read" in err
@@ -147,7 +147,7 @@ async def test_a_flushed_redis_is_rebuilt_while_a_daemon_runs_and_clicks_flow(
         before = await values(settings)
         with rebuilding(settings) as second:
             out, _ = await second.ends()
-        assert out.startswith(f"0 users rebuilt, {len(users)} kept as they were, 0 kept"), out
+        assert out.startswith(f"0 users rebuilt, {len(users)} unchanged, 0 left alone"), out
         assert ", 0 lists published;" in out
         assert await values(settings) == before
 
@@ -226,7 +226,7 @@ async def test_a_dry_run_says_what_would_be_done_and_writes_nothing(ageless: Mak
     await archive_topic(settings)
     with rebuilding(settings, "--dry-run") as dry:
         out, _ = await dry.ends()
-    assert out.startswith("would be: 2 users rebuilt, 0 kept as they were") and "2 lists published; " in out
+    assert out.startswith("would be: 2 users rebuilt, 0 unchanged") and "2 lists published; " in out
     async with raw_redis(settings) as raw:
         assert await raw.keys(f"{settings.redis.key_prefix}*") == []
 
@@ -312,7 +312,7 @@ async def test_a_larger_max_len_is_filled_from_the_archive_even_from_a_pruned_on
     assert (ann.items, ann.n, ann.session_n) == ([f"i{n}" for n in range(4, 10)], 10, 10)
     assert (bob.items, bob.n, bob.session_n) == ([f"i{n}" for n in range(5, 10)], 10, 10)
     before = await values(settings)
-    assert (await rebuild(settings)) == Report(kept=2)
+    assert (await rebuild(settings)) == Report(unchanged=2)
     assert await values(settings) == before
 
 
@@ -328,7 +328,7 @@ async def test_a_list_that_a_kill_left_behind_its_sequence_is_published(
     async with raw_redis(settings) as raw:
         await raw.delete(keys.recommendation("ann"))
         await raw.set(keys.recommendation("bob"), (await raw.get(keys.recommendation("bob"))).replace(b":1}", b":0}"))
-    assert (await rebuild(settings)) == Report(kept=3, lists=2)
+    assert (await rebuild(settings)) == Report(unchanged=3, lists=2)
     async with raw_redis(settings) as raw:
         assert [(await raw.get(keys.recommendation(user)))[-6:] for user in ("ann", "bob")] == [b'"n":1}'] * 2
 
@@ -347,11 +347,13 @@ async def test_damaged_values_are_replaced_and_those_of_a_newer_version_end_it(
         assert (await rebuild(settings)).rebuilt == 3
         assert [s.items for s in await store_of(redis, settings).read(["ann", "bob"])] == [["i1"], ["i1"]]
         await raw.set(keys.sequence("cid"), b"2 1 1 1 0 0 0:1\0newer")
-        with pytest.raises(StreamrecError, match="sequence format 2 of user 'cid' was written by a newer streamrec"):
+        with pytest.raises(
+            StreamrecError, match="sequence of user 'cid' cannot be read: format 2 was written by a newer streamrec"
+        ):
             await rebuild(settings)
         await raw.set(keys.sequence("cid"), b"1 1 1 1 0 7 0:1\0i1\0")
         with pytest.raises(
-            StreamrecError, match=r"'cid' is of topic epoch 7, and kafka_topic_epoch is 0: set STREAMREC_K"
+            StreamrecError, match=r"'cid' has topic epoch 7, but kafka_topic_epoch is 0: set STREAMREC_K"
         ):
             await rebuild(settings)
 
@@ -361,7 +363,7 @@ async def test_clicks_that_only_redis_knows_are_kept(
     redis: RedisClient, ageless: MakeSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of bob the archive missed a click; the one of ann has an offset that topic and archive have yet to reach."""
-    monkeypatch.setattr(streamrec.rebuild.rebuild, "AGAIN_S", 1.0)
+    monkeypatch.setattr(streamrec.rebuild.rebuild, "RETRY_TIMEOUT_S", 1.0)
     settings = ageless()
     assert settings.archive.dir is not None
     clicks = [event("bob", "i1", 0), event("ann", "i2", 1), event("bob", "i3", 2), event("cid", "i4", 3)]
@@ -544,14 +546,14 @@ async def test_whatever_is_stored_and_archived_no_click_is_lost_or_doubled(
     lists, predictor = scorer
     rebuilder = Rebuilder(settings, redis, past, topic, lists, predictor)  # type: ignore[arg-type]
     topic.waiting = clicks[in_archive:read]
-    await rebuilder._read_on()
+    await rebuilder._read_topic()
     again = await rebuilder._rebuild(["ann"])
     after = await redis.get_many([redis.keys.sequence("ann")])
     assert again == (["ann"] if applied > max(lost, read) else [])
     if again:
         assert after == before, "what the archive does not know stays"
         topic.waiting = clicks[read:]
-        await rebuilder._read_on()
+        await rebuilder._read_topic()
         assert await rebuilder._rebuild(again) == []
     (found,) = await store_of(redis, settings, max_len).read(["ann"])
     assert found.n == (max(read, applied) if not again else count)

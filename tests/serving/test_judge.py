@@ -52,7 +52,7 @@ class Bench:
 
     async def handle(self, sequences: list[UserSequence], then: list[str], model: str) -> None:
         lists = [Recommendation(s.user_id, then, [1.0] * len(then), model, s.last_event_ts_ms, s.n) for s in sequences]
-        self.judge.judge(sequences, await self.publisher.publish(lists))
+        self.judge.evaluate(sequences, await self.publisher.publish(lists))
 
     def counted(self, model: str) -> tuple[float, float, float, float]:
         """Judged, hits, reciprocal ranks, popularity hits."""
@@ -117,7 +117,7 @@ async def test_a_list_that_knows_the_click_already_is_not_judged(bench: Bench) -
     sequences = await bench.store.append(batch(event("ann", "c", 10, BASE_MS + 10)))
     lists = [Recommendation("ann", ["c"], [1.0], "m1", BASE_MS + 10, sequences[0].n)]
     await bench.publisher.publish(lists)  # its answer is lost, so it is published again
-    bench.judge.judge(sequences, await bench.publisher.publish(lists))
+    bench.judge.evaluate(sequences, await bench.publisher.publish(lists))
     assert bench.counted("m1") == (0, 0, 0, 0)
 
 

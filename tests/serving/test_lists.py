@@ -18,8 +18,8 @@ from sasrec import ItemVocab, Ranking
 from streamrec.errors import RedisUnavailable
 from streamrec.redis.client import RedisClient
 from streamrec.redis.keys import Keys
-from streamrec.schemas import UserSequence
-from streamrec.serving.lists import ADDED_AT_ONCE, KEPT_ITEMS, SharedLists
+from streamrec.schemas import NO_ITEMS, UserSequence
+from streamrec.serving.lists import MAX_COUNTED_ITEMS, MAX_ITEMS_PER_CALL, SharedLists
 from streamrec.settings import Settings
 
 from support.harness import stored
@@ -60,7 +60,7 @@ async def published(redis: RedisClient, settings: Settings) -> dict[str, Any]:
 
 
 def scores(lists: SharedLists) -> dict[str, float]:
-    top = lists.popular_for(b"", 1_000)
+    top = lists.popular_for(NO_ITEMS, 1_000)
     assert top.scores == sorted(top.scores, reverse=True)
     return dict(zip(top.items, top.scores, strict=True))
 
@@ -210,27 +210,27 @@ async def test_replayed_events_are_not_counted(redis: RedisClient, make_settings
 async def test_the_most_popular_10_000_items_are_kept(redis: RedisClient, make_settings: MakeSettings) -> None:
     settings = make_settings(lists_top_k=1_000)
     lists = lists_of(redis, settings)
-    for start in range(0, KEPT_ITEMS + 500, 2_100):
+    for start in range(0, MAX_COUNTED_ITEMS + 500, 2_100):
         lists.count([sequence([f"i{k}"] * (2 if k % 2 else 1)) for k in range(start, start + 2_100)])
         await lists.refresh()
     async with raw_redis(settings) as raw:
         members = dict(await raw.zrange(Keys(settings.redis.key_prefix).popularity, 0, -1, withscores=True))
     members.pop(b"\0landmark")
-    assert len(members) == KEPT_ITEMS
-    assert {f"i{k}".encode() for k in range(1, KEPT_ITEMS + 500, 2)} <= members.keys()
+    assert len(members) == MAX_COUNTED_ITEMS
+    assert {f"i{k}".encode() for k in range(1, MAX_COUNTED_ITEMS + 500, 2)} <= members.keys()
 
 
 async def test_a_catalogue_beyond_10_000_items_begins_with_its_most_popular(
     redis: RedisClient, make_settings: MakeSettings
 ) -> None:
     settings = make_settings(lists_top_k=3)
-    size = KEPT_ITEMS + 2_000
+    size = MAX_COUNTED_ITEMS + 2_000
     lists = lists_of(redis, settings, ItemVocab([f"i{k}" for k in range(size)], list(range(size))))
     lists.count([sequence(["i0"])])
     await lists.refresh()
-    assert lists.popular_for(b"", 3).items == [f"i{size - 1}", f"i{size - 2}", f"i{size - 3}"]
+    assert lists.popular_for(NO_ITEMS, 3).items == [f"i{size - 1}", f"i{size - 2}", f"i{size - 3}"]
     async with raw_redis(settings) as raw:
-        assert await raw.zcard(Keys(settings.redis.key_prefix).popularity) == KEPT_ITEMS + 1
+        assert await raw.zcard(Keys(settings.redis.key_prefix).popularity) == MAX_COUNTED_ITEMS + 1
 
 
 async def test_every_key_has_a_ttl(redis: RedisClient, make_settings: MakeSettings) -> None:
@@ -276,7 +276,7 @@ async def test_seen_and_blocked_items_are_left_out_and_order_stays(
     await lists.refresh()
     assert lists.popular_for(stored(["a", "zzz"]), 3) == Ranking(["b", "d", "e"], [5.0, 3.0, 2.0])
     assert lists.popular_for(stored(list("abcdef")), 3) == Ranking([], [])
-    assert lists.popular_for(b"", 0) == Ranking([], [])
+    assert lists.popular_for(NO_ITEMS, 0) == Ranking([], [])
 
 
 async def test_a_refresh_is_at_most_four_round_trips(redis: RedisClient, make_settings: MakeSettings) -> None:
@@ -314,14 +314,14 @@ async def test_many_items_are_counted_a_few_at_a_time_and_once_where_that_fails_
     make_settings: MakeSettings,
 ) -> None:
     settings = make_settings(lists_top_k=1_000)
-    items = [f"i{k}" for k in range(3 * ADDED_AT_ONCE + 7)]
+    items = [f"i{k}" for k in range(3 * MAX_ITEMS_PER_CALL + 7)]
     async with RedisThatFailsScripts(settings.redis) as redis:
         redis.working = 2
         lists = lists_of(redis, settings)
         lists.count([sequence(items)])
         refresh = asyncio.create_task(lists.refresh())
         await redis.arrived.wait()
-        assert lists.popular_for(b"", 1_000).items == []
+        assert lists.popular_for(NO_ITEMS, 1_000).items == []
         lists.count([sequence(items[-2:])])
         redis.fail.set()
         with pytest.raises(RedisUnavailable):
@@ -339,7 +339,7 @@ async def test_a_failed_first_refresh_still_counts_the_training_data_later(make_
         lists.count([sequence(["a"])])
         with pytest.raises(RedisUnavailable):
             await lists.refresh()
-        assert lists.popular_for(b"", 5).items == ["a"]
+        assert lists.popular_for(NO_ITEMS, 5).items == ["a"]
         redis.broken = False
         await lists.refresh()
     assert scores(lists) == {"a": 6.0}

@@ -15,7 +15,7 @@ from streamrec.redis.client import RedisClient
 from streamrec.redis.keys import Keys
 from streamrec.schemas import Recommendation, UserSequence
 from streamrec.serving.lists import SharedLists
-from streamrec.serving.predictor import AT_ONCE, Predictor
+from streamrec.serving.predictor import MAX_USERS_PER_CALL, Predictor
 from streamrec.settings import Settings
 
 from support.harness import stored
@@ -40,7 +40,9 @@ class Bench:
         self.reference = Engine(saved.model, saved.vocab, cache_bytes=0)
         self.metrics = Metrics()
         self.lists = SharedLists(redis, settings.lists, settings.sequences.ttl_s, config.max_len, saved.vocab)
-        self.predictor = Predictor(self.engine, self.lists, settings.lists, settings.serving.rescore_users, self.metrics)
+        self.predictor = Predictor(
+            self.engine, self.lists, settings.lists, settings.serving.rescore_users, self.metrics
+        )
 
     def metric(self, name: str) -> float:
         value = self.metrics.registry.get_sample_value(name)
@@ -231,7 +233,7 @@ async def test_the_event_loop_has_its_turn_between_the_parts_of_a_batch(
         settings.serving.rescore_users,
         Metrics(),
     )
-    users = [sequence(f"user{number}", ["i1"]) for number in range(2 * AT_ONCE + 1)]
+    users = [sequence(f"user{number}", ["i1"]) for number in range(2 * MAX_USERS_PER_CALL + 1)]
     prediction = asyncio.create_task(predictor.predict(users))
     turns = []
     while not prediction.done():
@@ -239,7 +241,7 @@ async def test_the_event_loop_has_its_turn_between_the_parts_of_a_batch(
         turns.append(len(engine.asked))
         if len(engine.asked) == 1:
             predictor.swap(Engine(saved.model, saved.vocab, version="new"))
-    assert engine.asked == [AT_ONCE, AT_ONCE, 1]
+    assert engine.asked == [MAX_USERS_PER_CALL, MAX_USERS_PER_CALL, 1]
     assert {1, 2, 3} <= set(turns)
     found = await prediction
     assert [r.user_id for r in found] == [s.user_id for s in users]

@@ -356,7 +356,7 @@ async def test_an_unreadable_value_is_begun_anew_with_a_warning(
         found = await store.append(batch(event("ann", "a2", 3), event("bob", "b2", 4), event("eve", "e2", 5)))
     assert [sequence.items for sequence in found] == [["a", "a2"], ["b2"], ["e", "e2"]]
     assert [sequence.n for sequence in found] == [2, 1, 2]
-    warned = [r for r in caplog.records if "could not be read" in r.getMessage()]
+    warned = [r for r in caplog.records if "a damaged sequence was discarded" in r.getMessage()]
     assert [r.__dict__["user_id"] for r in warned] == ["bob"]
 
 

@@ -34,13 +34,13 @@ from streamrec.registry import Registry
 from streamrec.schemas import UserSequence
 from streamrec.serving import shadow as shadow_module
 from streamrec.serving.inspection import published
-from streamrec.serving.judge import Judged, OnlineJudge
+from streamrec.serving.judge import EvaluatedClicks, OnlineJudge
 from streamrec.serving.lists import SharedLists
 from streamrec.serving.online import OnlineCounts, OnlineFigures, read_figures
 from streamrec.serving.predictor import Predictor
 from streamrec.serving.publisher import Publisher
 from streamrec.serving.sequences import SequenceStore
-from streamrec.serving.shadow import AT_ONCE, WAITING_USERS, Shadow
+from streamrec.serving.shadow import MAX_QUEUED_USERS, MAX_USERS_PER_CALL, Shadow
 from streamrec.settings import Settings
 
 from support.harness import (
@@ -219,7 +219,7 @@ async def test_a_shadow_that_becomes_champion_is_none_any_longer(
     registry.set_shadow(new)  # no message: the daemon looks
     await logged(daemon, f"a shadow begins model={new}")
     (registry.folder / "shadow.json").write_text("{")
-    await logged(daemon, "the shadow stays as it is: ")
+    await logged(daemon, "the current shadow continues: ")
     await click_in_turn(daemon, settings, 0)
     registry.set_shadow(new)  # which mends it
     registry.promote(new, "better")
@@ -266,8 +266,10 @@ class Bench:
         self.metrics = Metrics()
         self.lists = SharedLists(redis, settings.lists, settings.sequences.ttl_s, 8, saved.vocab)
         self.counts = OnlineCounts(redis, self.metrics)
-        self.predictor = Predictor(self.engine(saved), self.lists, settings.lists, settings.serving.rescore_users, self.metrics)
-        self.shadow = Shadow(settings, self.lists, self.counts, self.metrics)
+        self.predictor = Predictor(
+            self.engine(saved), self.lists, settings.lists, settings.serving.rescore_users, self.metrics
+        )
+        self.shadow = Shadow(settings.serving.shadow_share, settings.lists, self.lists, self.counts, self.metrics)
         self.turn = Turn()
         self.store = SequenceStore(redis, settings.sequences, settings.kafka.topic_epoch, 8, self.metrics)
         self.publisher = Publisher(redis, settings.lists.ttl_s, self.metrics)
@@ -312,8 +314,8 @@ def sequence(user: str, items: list[str], n: int | None = None) -> UserSequence:
     return UserSequence(user, stored(items), count, count, BASE_MS, 1, (BASE_MS,))
 
 
-def clicked(user: str, n: int, *clicks: str) -> Judged:
-    return Judged(user, n, list(clicks), ["published"], clicks.count("popular"))
+def clicked(user: str, n: int, *clicks: str) -> EvaluatedClicks:
+    return EvaluatedClicks(user, n, list(clicks), ["published"], clicks.count("popular"))
 
 
 async def test_a_twin_of_the_champion_hits_what_the_champion_hits(
@@ -339,7 +341,7 @@ async def test_a_twin_of_the_champion_hits_what_the_champion_hits(
         sequences = await bench.store.append(batch(*events))
         before = await bench.publisher.publish(await bench.predictor.predict(sequences))
         bench.asked += len(sequences)
-        bench.shadow.follow(sequences, bench.judge.judge(sequences, before))
+        bench.shadow.follow(sequences, bench.judge.evaluate(sequences, before))
         await bench.scored(bench.asked)
     shadow_hits, both_judged, champion_hits = await bench.compared()
     assert shadow_hits == champion_hits > 10
@@ -357,19 +359,19 @@ async def test_it_scores_nobody_while_a_batch_is_in_hand_and_only_a_few_at_once(
     bench.turn.once()
     await bench.scored(1)
     await bench.predictor.predict([sequence("ann", ["i1"])])
-    assert bench.outcomes() == (AT_ONCE, 0)
+    assert bench.outcomes() == (MAX_USERS_PER_CALL, 0)
     bench.turn.always()
     await bench.scored(len(USERS))
 
 
 async def test_where_it_cannot_keep_up_it_leaves_the_longest_waiting_out(bench: Bench, saved: SavedModel) -> None:
     bench.shadow.begin(bench.engine(saved))
-    users = [f"u{n}" for n in range(WAITING_USERS + 10)]
+    users = [f"u{n}" for n in range(MAX_QUEUED_USERS + 10)]
     bench.shadow.follow([sequence(user, ["i1"]) for user in users], [])
     bench.shadow.follow([sequence("u11", ["i1", "i2"])], [])
     assert bench.outcomes() == (0, 11)
     bench.turn.always()
-    await bench.scored(WAITING_USERS)
+    await bench.scored(MAX_QUEUED_USERS)
     bench.shadow.follow([], [clicked(user, 1, "i3") for user in users[:20]])
     assert (await bench.compared())[1] == 9, "of the first 20 ten were left out, and one has clicked twice"
 
@@ -392,7 +394,7 @@ async def test_a_list_that_does_not_know_all_earlier_clicks_is_not_judged(bench:
 async def test_only_so_many_users_are_remembered(
     bench: Bench, saved: SavedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shadow_module, "REMEMBERED_USERS", 5)
+    monkeypatch.setattr(shadow_module, "MAX_STORED_LISTS", 5)
     bench.shadow.begin(bench.engine(saved))
     bench.turn.always()
     for user in USERS:

@@ -111,7 +111,7 @@ async def test_a_damaged_version_is_refused_and_a_good_one_taken_later(
     await daemon.wait_handled(1)
     assert await serves(daemon, old)
     (line,) = daemon.lines("ERROR")
-    assert f"the new champion is refused, {old} stays" in line
+    assert f"the new champion is refused, {old} continues" in line
     assert "model.safetensors is damaged" in line
     assert models(settings, "promote", good).returncode == 0
     await eventually(lambda: serves(daemon, good))

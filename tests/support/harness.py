@@ -30,6 +30,7 @@ from streamrec.local.daemon import EMBEDDED, environment
 from streamrec.local.embedded_kafka import adapt
 from streamrec.local.servers import EmbeddedServers
 from streamrec.redis.client import RedisClient
+from streamrec.schemas import StoredItems
 from streamrec.serving.inspection import published
 from streamrec.settings import Settings
 
@@ -282,9 +283,9 @@ async def raw_producer(settings: Settings, **options: Any) -> AsyncIterator[AIOK
             await asyncio.wait_for(producer.stop(), 30)
 
 
-def stored(items: Iterable[str]) -> bytes:
-    """Item ids as a sequence in Redis has them."""
-    return b"".join(item.encode() + b"\0" for item in items)
+def stored(items: Iterable[str]) -> StoredItems:
+    """Return item ids as a sequence in Redis stores them."""
+    return StoredItems.of(items)
 
 
 def click(user: str | int, item: str | int, timestamp_ms: int | None = None, **more: Any) -> bytes:
