@@ -51,16 +51,13 @@ class EventBatch:
     assignment: int = 0
 
 
-class StoredItems:
+class StoredItems(msgspec.Struct, frozen=True, gc=False):
     """A user's item ids as Redis stores them: oldest first, a NUL behind each.
 
-    A click rarely needs the ids as text, so the bytes are decoded only on request. Immutable.
+    A click rarely needs the ids as text, so the bytes are decoded only on request.
     """
 
-    __slots__ = ("data",)
-
-    def __init__(self, data: bytes = b"") -> None:
-        self.data = data
+    data: bytes = b""
 
     @classmethod
     def of(cls, item_ids: Iterable[str]) -> Self:
@@ -78,30 +75,27 @@ class StoredItems:
             return cls(data)
         return cls(b"".join([item_id + NUL for item_id in data.split(NUL)[-1 - count : -1]]))
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, StoredItems) and self.data == other.data
-
-    def __hash__(self) -> int:
-        return hash(self.data)
-
-    def __repr__(self) -> str:
-        return f"StoredItems({self.data!r})"
-
     def __len__(self) -> int:
         return self.data.count(NUL)
 
     def ids(self) -> list[str]:
         """Decode the item ids. Damaged bytes are replaced: one damaged value must not stop the daemon."""
-        return self.data.decode(errors="replace").split("\0")[:-1]
+        return self.data.decode("utf-8", "replace").split("\0")[:-1]
 
-    def split_newest(self, count: int) -> tuple[StoredItems, list[str]]:
-        """Return the items without the newest ``count``, and the ids of these newest items."""
-        if not count:
-            return self, []
-        *older, _ = self.data.rsplit(NUL, count + 1)
-        if len(older) <= count:
-            return NO_ITEMS, [item_id.decode(errors="replace") for item_id in older]
-        return StoredItems(older[0] + NUL), [item_id.decode(errors="replace") for item_id in older[1:]]
+    def newest_ids(self, count: int) -> list[str]:
+        """Decode the ids of the newest ``count`` items, oldest first."""
+        return self.data[self._start_of_newest(count) :].decode("utf-8", "replace").split("\0")[:-1]
+
+    def without_newest(self, count: int) -> StoredItems:
+        """Return the items without the newest ``count``."""
+        return StoredItems(self.data[: self._start_of_newest(count)])
+
+    def _start_of_newest(self, count: int) -> int:
+        start = len(self.data)
+        while count and start:
+            start = self.data.rfind(NUL, 0, start - 1) + 1
+            count -= 1
+        return start
 
     def ids_after(self, before: StoredItems, dropped: int) -> list[str] | None:
         """Return the ids that follow the items of ``before`` without its oldest ``dropped``.
@@ -111,7 +105,7 @@ class StoredItems:
         remaining = before.data.split(NUL, dropped)[-1]
         if not self.data.startswith(remaining):
             return None
-        return self.data[len(remaining) :].decode(errors="replace").split("\0")[:-1]
+        return self.data[len(remaining) :].decode("utf-8", "replace").split("\0")[:-1]
 
     def missing(self, needles: Sequence[bytes]) -> Iterator[int]:
         """Yield the places of the needles, made by ``needles_of``, whose item is not stored here."""
@@ -136,7 +130,6 @@ class UserSequence:
     items of the session. ``applied`` events of this batch were new, the others were replays.
 
     ``clicks`` are the item ids of the new events that are still stored: a session gap or max_len may have removed some.
-    ``before`` is ``stored`` without them.
     """
 
     user_id: str
@@ -148,12 +141,14 @@ class UserSequence:
     record_ts_ms: tuple[int, ...] = ()
 
     clicks: list[str] = field(init=False)
-    before: StoredItems = field(init=False)
 
     def __post_init__(self) -> None:
-        before, clicks = self.stored.split_newest(self.applied)
-        object.__setattr__(self, "clicks", clicks)
-        object.__setattr__(self, "before", before)
+        object.__setattr__(self, "clicks", self.stored.newest_ids(self.applied))
+
+    @property
+    def before(self) -> StoredItems:
+        """The items without the clicks."""
+        return self.stored.without_newest(self.applied)
 
     @property
     def items(self) -> list[str]:

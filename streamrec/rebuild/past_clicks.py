@@ -121,7 +121,7 @@ class PastClicks:
         )
 
     def popularity(self, half_life_s: float) -> tuple[dict[str, float], int]:
-        """Return the clicks of each item, halved every half-life, as of the newest click; and the time of that click."""
+        """Return the clicks of each item, halved every half-life until the newest click, and its time."""
         later = [event for events in self._later.values() for event in events]
         newest_ms = max([int(self._columns[3].max()), *(event.timestamp_ms for event in later)])
         weights = np.exp2((self._columns[3] - newest_ms) / 1000 / half_life_s)

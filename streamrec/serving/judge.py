@@ -53,7 +53,6 @@ class OnlineJudge:
         return [clicks for clicks in evaluated if clicks is not None]
 
     def _evaluate(self, sequence: UserSequence, previous: bytes | None) -> EvaluatedClicks | None:
-        seen = sequence.before if self._filter_seen else NO_ITEMS
         n = sequence.n - sequence.applied
         if previous:
             try:
@@ -64,7 +63,8 @@ class OnlineJudge:
                 return None
             model, items = listed.model, listed.items[:K]
         else:
+            seen = sequence.before if self._filter_seen else NO_ITEMS
             model, items = POPULAR, self._lists.popular_for(seen, K).items
-        popular_hits = self._lists.popular_hits(sequence.clicks, seen, K)
+        popular_hits = self._lists.popular_hits(sequence, K, self._filter_seen)
         self._counts.count(model, sequence.clicks, items, popular_hits)
         return EvaluatedClicks(sequence.user_id, n, sequence.clicks, items, popular_hits)

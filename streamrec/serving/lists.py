@@ -10,7 +10,7 @@ from __future__ import annotations
 import heapq
 import logging
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from itertools import islice
 
 import msgspec
@@ -114,16 +114,18 @@ class SharedLists:
     def popular_for(self, seen: StoredItems, k: int) -> Ranking:
         """Return the k most popular items that are neither blocked nor seen."""
         items, scores = self._popular.items, self._popular.scores
-        allowed = (place for place in seen.missing(self._needles) if items[place] not in self.blocked)
+        allowed = seen.missing(self._needles)
+        if self.blocked:
+            allowed = (place for place in allowed if items[place] not in self.blocked)
         places = list(islice(allowed, k))
         return Ranking([items[place] for place in places], [scores[place] for place in places])
 
-    def popular_hits(self, clicks: Sequence[str], seen: StoredItems, k: int) -> int:
-        """Return the number of clicks whose item is in ``popular_for``."""
-        if self._popular_items.isdisjoint(clicks):  # most clicks are of items that are not popular at all
+    def popular_hits(self, sequence: UserSequence, k: int, filter_seen: bool) -> int:
+        """Return the number of clicks whose item was in the popular list that the user could see before them."""
+        if self._popular_items.isdisjoint(sequence.clicks):  # most clicks are of items that are not popular at all
             return 0
-        listed = self.popular_for(seen, k).items
-        return sum(click in listed for click in clicks)
+        listed = self.popular_for(sequence.before if filter_seen else NO_ITEMS, k).items
+        return sum(click in listed for click in sequence.clicks)
 
     def _set_popular(self, items: list[str], scores: list[float]) -> None:
         self._popular = Ranking(items, scores)

@@ -61,7 +61,7 @@ class StoredSequence:
         parsed = _parse(user_id, value)
         if parsed is None:
             return None
-        (n, session_n, count, last_event_ts_ms, topic_epoch), offsets, items = parsed
+        n, session_n, count, last_event_ts_ms, topic_epoch, offsets, items = parsed
         pairs = re.findall(rb"(\d+):(\d+)", offsets)
         guard = {int(partition): int(offset) for partition, offset in pairs}
         return cls(StoredItems.of_value(items, count), n, session_n, last_event_ts_ms, topic_epoch, guard)
@@ -155,13 +155,13 @@ def parse_sequence(user_id: str, value: bytes, applied: int = 0, record_ts_ms: t
     parsed = _parse(user_id, value)
     if parsed is None:
         raise StreamrecError(f"the stored sequence of user {user_id!r} cannot be read: it is damaged")
-    (n, session_n, count, last_event_ts_ms, _), _, items = parsed
+    n, session_n, count, last_event_ts_ms, _, _, items = parsed
     return UserSequence(
         user_id, StoredItems.of_value(items, count), n, session_n, last_event_ts_ms, applied, record_ts_ms
     )
 
 
-def _parse(user_id: str, value: bytes) -> tuple[tuple[int, ...], bytes, bytes] | None:
+def _parse(user_id: str, value: bytes) -> tuple[int, int, int, int, int, bytes, bytes] | None:
     """Split a value into the numbers of its header, the offsets and the items; None if append.lua would discard it.
 
     Raises:
@@ -170,14 +170,17 @@ def _parse(user_id: str, value: bytes) -> tuple[tuple[int, ...], bytes, bytes] |
     found = VALUE.fullmatch(value)
     if found is None:
         return None
-    version, n, session_n, count, last_event_ts_ms, topic_epoch, offsets, items = found.groups()
+    version, n_text, session_text, count_text, last_text, epoch_text, offsets, items = found.groups()
     if version != b"1":
         raise StreamrecError(
             f"the stored sequence of user {user_id!r} cannot be read: format {version.decode()} was written by a newer "
             "streamrec, this one reads format 1: upgrade it"
         )
     try:
-        numbers = int(n), int(session_n), int(count), int(last_event_ts_ms), int(topic_epoch)
+        n, session_n, count = int(n_text), int(session_text), int(count_text)
+        last_event_ts_ms, topic_epoch = int(last_text), int(epoch_text)
     except ValueError:  # more digits than Python converts
         return None
-    return (numbers, offsets, items) if numbers[2] <= numbers[1] <= numbers[0] else None
+    if not count <= session_n <= n:
+        return None
+    return n, session_n, count, last_event_ts_ms, topic_epoch, offsets, items

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,7 +18,7 @@ from streamrec.metrics import Metrics
 from streamrec.redis.client import RedisClient
 from streamrec.redis.keys import Keys
 from streamrec.schemas import ClickEvent, UserSequence
-from streamrec.serving.sequences import SequenceStore, parse_sequence
+from streamrec.serving.sequences import SequenceStore, StoredSequence, parse_sequence
 from streamrec.settings import Settings
 
 from support.harness import stored
@@ -455,3 +456,30 @@ async def test_trying_again_after_a_lost_answer_applies_nothing_twice(make_setti
 def test_reading_what_is_no_sequence_says_whose_it_is(value: bytes) -> None:
     with pytest.raises(StreamrecError, match="the stored sequence of user 'ann' cannot be read"):
         parse_sequence("ann", value)
+
+
+@against_redis
+@given(st.integers(0, 40), st.integers(0, 40), st.binary(max_size=4))
+async def test_all_readers_agree_on_what_is_damaged(
+    redis: RedisClient, make_settings: MakeSettings, start: int, end: int, junk: bytes
+) -> None:
+    settings = fresh(make_settings)
+    value = b"1 9 5 2 1700000000000 0 0:7,3:8\0first\0second\0"
+    value = value[:start] + junk + value[end:]
+    await set_stored(settings, "ann", value)
+    try:
+        decoded = StoredSequence.decode("ann", value)
+    except StreamrecError as error:
+        with pytest.raises(StreamrecError, match=re.escape(str(error))):
+            parse_sequence("ann", value)
+        with pytest.raises(StreamrecError, match="newer streamrec"):
+            await store_of(redis, settings).append(clicks("ann", ["a"], 10**9))
+        return
+    (appended,) = await store_of(redis, settings, max_len=50).append(clicks("ann", ["a"], 10**9))
+    if decoded is None:
+        with pytest.raises(StreamrecError, match="the stored sequence of user 'ann' cannot be read: it is damaged"):
+            parse_sequence("ann", value)
+        assert (appended.items, appended.n) == (["a"], 1)
+    else:
+        assert parse_sequence("ann", value) == decoded.for_user("ann")
+        assert appended.n in (decoded.n, decoded.n + 1)  # the value may have a later topic epoch or offset
