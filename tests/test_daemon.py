@@ -1,4 +1,4 @@
-"""`streamrec serve` as its users meet it: bad records, shutdown, start errors, endpoints, filters."""
+"""`streamrec serve` from outside: bad records, shutdown, start errors, endpoints, filters."""
 
 import gzip
 import json
@@ -79,7 +79,7 @@ async def test_sigterm_commits_what_was_applied_so_that_nothing_is_delivered_aga
     assert await first.wait_exit() == 0
     assert "stopped" in first.output
     second = start_daemon()
-    await second.wait_ready(timeout_s=15)  # the group was left, so that nobody waits for a dead member
+    await second.wait_ready(timeout_s=15)  # the first daemon has left the group, so the second need not wait
     second.signal(signal.SIGINT)
     assert await second.wait_exit() == 0
     third = start_daemon()
@@ -96,7 +96,7 @@ async def all_applied(first: Daemon, second: Daemon, third: Daemon, settings: Se
     return sum(handled) + await third.metric(EVENTS, outcome="applied") == events
 
 
-async def test_a_second_signal_ends_a_daemon_that_holds_a_batch_at_once(
+async def test_a_second_signal_ends_a_daemon_with_a_waiting_batch_at_once(
     start_daemon: StartDaemon, make_settings: MakeSettings, model_dir: Path
 ) -> None:
     with own_servers() as own:
@@ -154,7 +154,7 @@ def broken_model(tmp_path: Path, model_dir: Path) -> Path:
     ],
     ids=["Kafka", "Redis", "model missing", "model damaged"],
 )
-def test_what_cannot_start_says_why_in_one_line(
+def test_a_daemon_that_cannot_start_reports_why_in_one_line(
     change: dict[str, str], words: str, make_settings: MakeSettings, model_dir: Path, tmp_path: Path
 ) -> None:
     if change.get("model_dir") == "broken":
@@ -173,7 +173,7 @@ def test_what_cannot_start_says_why_in_one_line(
     assert "hunter2" not in ended.stderr + ended.stdout
 
 
-async def test_the_endpoints_tell_what_happened(
+async def test_the_endpoints_show_the_counts(
     start_daemon: StartDaemon, make_settings: MakeSettings, model_dir: Path
 ) -> None:
     settings = make_settings(model_dir=model_dir)

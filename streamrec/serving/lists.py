@@ -95,7 +95,7 @@ class SharedLists:
 
         Args:
             counts: clicks of each item, as of ``counted_ms``.
-            first_ms: time of the first click, as of which the training data counts; None if ``counts`` include it.
+            first_ms: time of the first click, at which the training data counts in full; None if ``counts`` include it.
 
         Raises:
             RedisUnavailable: Redis does not answer.

@@ -1,4 +1,4 @@
-"""`streamrec rebuild`: what Redis has lost comes back, whatever daemons do meanwhile and whoever is killed."""
+"""`streamrec rebuild`: lost data of Redis is restored while daemons run, and after any process was killed."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ async def archive_topic(settings: Settings) -> None:
 
 
 async def values(settings: Settings, kinds: tuple[str, ...] = ("seq", "recs")) -> dict[bytes, bytes]:
-    """What is stored of all users, as it is stored."""
+    """Return the stored values of all users."""
     async with raw_redis(settings) as raw:
         keys = [key for kind in kinds for key in await raw.keys(f"{settings.redis.key_prefix}:{kind}:{{*")]
         return {key: await raw.get(key) for key in sorted(keys)}
@@ -134,7 +134,7 @@ async def test_a_flushed_redis_is_rebuilt_while_a_daemon_runs_and_clicks_flow(
             await daemon.wait_handled(1_000)  # the archive is behind the topic
             async with raw_redis(settings) as raw:
                 await raw.flushall()
-            await daemon.wait_handled(1_200)  # and the daemon goes on with what is left of its users
+            await daemon.wait_handled(1_200)  # and the daemon continues with the users that remain
             with rebuilding(settings) as first:
                 out, err = await first.ends()
         assert "users rebuilt" in out and " 0 left alone because only Redis has" in out, (
@@ -153,7 +153,7 @@ async def test_a_flushed_redis_is_rebuilt_while_a_daemon_runs_and_clicks_flow(
 
 
 @pytest.mark.parametrize("changes", [{}, {"sequences_session_gap_s": 25}, {"sequences_max_len": 3}], ids=str)
-async def test_what_comes_back_is_what_was_there_byte_for_byte(
+async def test_restored_values_equal_the_lost_ones_byte_for_byte(
     start_daemon: Callable[..., Daemon], ageless: MakeSettings, changes: dict[str, Any]
 ) -> None:
     settings = ageless(**changes)
@@ -178,7 +178,7 @@ async def format_of(settings: Settings) -> bytes | None:
 
 
 @pytest.mark.parametrize("ended_by", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
-async def test_a_rebuild_that_was_stopped_half_way_is_begun_again(
+async def test_a_rebuild_that_was_stopped_half_way_can_be_run_again(
     start_daemon: Callable[..., Daemon], ageless: MakeSettings, ended_by: signal.Signals
 ) -> None:
     settings = ageless()
@@ -220,7 +220,7 @@ async def test_imported_clicks_come_before_those_of_the_topic(ageless: MakeSetti
     assert (his_list.n, set(his_list.items) & set(ann.items)) == (6, set())
 
 
-async def test_a_dry_run_says_what_would_be_done_and_writes_nothing(ageless: MakeSettings) -> None:
+async def test_a_dry_run_reports_and_writes_nothing(ageless: MakeSettings) -> None:
     settings = ageless()
     await feed(settings, [Record(b"ann", click("ann", "i1", BASE_MS)), Record(b"bob", click("bob", "i2", BASE_MS))])
     await archive_topic(settings)
@@ -231,7 +231,7 @@ async def test_a_dry_run_says_what_would_be_done_and_writes_nothing(ageless: Mak
         assert await raw.keys(f"{settings.redis.key_prefix}*") == []
 
 
-async def test_a_daemon_behind_the_rebuild_takes_its_clicks_for_replays_and_publishes(
+async def test_a_daemon_behind_the_rebuild_treats_its_clicks_as_replays_and_publishes(
     start_daemon: Callable[..., Daemon], ageless: MakeSettings
 ) -> None:
     settings = ageless()
@@ -246,8 +246,8 @@ async def test_a_daemon_behind_the_rebuild_takes_its_clicks_for_replays_and_publ
     assert "beside a rebuild" in daemon.output
 
 
-async def test_popularity_comes_back_once(start_daemon: Callable[..., Daemon], ageless: MakeSettings) -> None:
-    # of more clicks in a batch than are kept of a user the daemon counts those that are kept
+async def test_popularity_is_restored_once(start_daemon: Callable[..., Daemon], ageless: MakeSettings) -> None:
+    # the daemon counts only clicks whose items it stores: max_len must exceed the clicks of a user in a batch
     slow = {"lists_popular_half_life_s": CENTURY_S, "sequences_max_len": 500, **AGELESS}
     settings = ageless(**slow)
     await feed(settings, islice(workload(16), 500))
@@ -272,7 +272,7 @@ async def test_popularity_comes_back_once(start_daemon: Callable[..., Daemon], a
 
 
 @pytest.mark.usefixtures("topic")
-async def test_a_sequence_lives_as_long_as_it_would_have_and_what_is_too_old_stays_away(
+async def test_a_restored_sequence_has_its_old_ttl_and_expired_ones_are_not_restored(
     make_settings: MakeSettings, model_dir: Path, tmp_path: Path
 ) -> None:
     settings = make_settings(model_dir=model_dir, archive_dir=tmp_path / "archive")
@@ -284,7 +284,7 @@ async def test_a_sequence_lives_as_long_as_it_would_have_and_what_is_too_old_sta
         for k, item in enumerate(("i1", "i2"))
     ]
     archived(tmp_path / "archive", clicks)
-    async with RedisClient(settings.redis) as redis:  # a daemon has read his second click from an old file
+    async with RedisClient(settings.redis) as redis:  # a daemon has read the user's second click from an old file
         await store_of(redis, settings, 8).append(batch(clicks[-1]))
     report = await rebuild(settings)
     assert (report.rebuilt, report.too_old, report.lists) == (4, 1, 1)
@@ -317,9 +317,7 @@ async def test_a_larger_max_len_is_filled_from_the_archive_even_from_a_pruned_on
 
 
 @pytest.mark.usefixtures("topic")
-async def test_a_list_that_a_kill_left_behind_its_sequence_is_published(
-    redis: RedisClient, ageless: MakeSettings
-) -> None:
+async def test_a_list_that_is_older_than_its_sequence_is_published(redis: RedisClient, ageless: MakeSettings) -> None:
     settings = ageless()
     assert settings.archive.dir is not None
     archived(settings.archive.dir, [event(user, "i1", n, BASE_MS) for n, user in enumerate(("ann", "bob", "cid"))])
@@ -334,7 +332,7 @@ async def test_a_list_that_a_kill_left_behind_its_sequence_is_published(
 
 
 @pytest.mark.usefixtures("topic")
-async def test_damaged_values_are_replaced_and_those_of_a_newer_version_end_it(
+async def test_damaged_values_are_replaced_and_a_value_of_a_newer_version_ends_the_rebuild(
     redis: RedisClient, ageless: MakeSettings
 ) -> None:
     settings = ageless()
@@ -359,7 +357,7 @@ async def test_damaged_values_are_replaced_and_those_of_a_newer_version_end_it(
 
 
 @pytest.mark.usefixtures("topic")
-async def test_clicks_that_only_redis_knows_are_kept(
+async def test_clicks_that_only_redis_has_are_not_lost(
     redis: RedisClient, ageless: MakeSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of bob the archive missed a click; the one of ann has an offset that topic and archive have yet to reach."""
@@ -374,7 +372,7 @@ async def test_clicks_that_only_redis_knows_are_kept(
     assert before.items() <= (await values(settings)).items()
 
 
-async def test_what_the_topic_no_longer_holds_is_told(
+async def test_clicks_that_the_topic_has_deleted_are_reported(
     ageless: MakeSettings, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = ageless(kafka_partitions=1)
@@ -398,7 +396,7 @@ def retention_up_to(offset: int) -> Callable[..., Any]:
     return beginning_offsets
 
 
-async def test_a_topic_created_again_is_rebuilt_with_what_was_before_it(
+async def test_a_topic_created_again_is_rebuilt_with_the_clicks_before_it(
     start_daemon: Callable[..., Daemon], ageless: MakeSettings
 ) -> None:
     settings = ageless()
@@ -485,7 +483,7 @@ async def test_without_kafka_or_an_archive_it_ends_in_one_line(ageless: MakeSett
 
 
 class TopicAtHand:
-    """In the place of a TopicReader: hands out what a test has given it, each once."""
+    """Replaces a TopicReader: returns the events that a test puts in, each once."""
 
     def __init__(self, next_offsets: dict[int, int]) -> None:
         self.next_offsets = next_offsets
@@ -519,7 +517,7 @@ def scorer(redis: RedisClient, ageless: MakeSettings, model_dir: Path) -> Any:
 
 @against_redis
 @given(st.integers(1, 14), st.data(), st.integers(1, 6), st.sampled_from([0, 0.010]))
-async def test_whatever_is_stored_and_archived_no_click_is_lost_or_doubled(
+async def test_no_click_is_lost_or_doubled_with_any_stored_and_archived_clicks(
     redis: RedisClient,
     ageless: MakeSettings,
     scorer: Any,
@@ -529,7 +527,7 @@ async def test_whatever_is_stored_and_archived_no_click_is_lost_or_doubled(
     max_len: int,
     gap_s: float,
 ) -> None:
-    """Redis was lost before click ``lost``; a daemon has applied those up to ``applied``, and goes on in the end."""
+    """Redis was lost before click ``lost``; a daemon has applied those up to ``applied``, and continues in the end."""
     settings = fresh(ageless, sequences_session_gap_s=gap_s)
     redis = under(redis, settings)
     clicks = [event("ann", f"i{n}", n, BASE_MS + data.draw(st.integers(0, 9)) + 6 * n) for n in range(count)]
@@ -551,7 +549,7 @@ async def test_whatever_is_stored_and_archived_no_click_is_lost_or_doubled(
     after = await redis.get_many([redis.keys.sequence("ann")])
     assert again == (["ann"] if applied > max(lost, read) else [])
     if again:
-        assert after == before, "what the archive does not know stays"
+        assert after == before, "clicks that the archive lacks remain"
         topic.waiting = clicks[read:]
         await rebuilder._read_topic()
         assert await rebuilder._rebuild(again) == []

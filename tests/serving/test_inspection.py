@@ -77,7 +77,7 @@ async def test_users_with_awkward_ids_are_found_by_name_and_by_scan(
     assert await items_published(redis, settings, asked) == {user: [f"for {user}"] for user in AWKWARD}
 
 
-async def test_users_come_in_the_order_asked_and_missing_ones_as_none(
+async def test_users_come_in_the_requested_order_and_missing_ones_as_none(
     redis: RedisClient, make_settings: MakeSettings
 ) -> None:
     settings = make_settings()
@@ -110,7 +110,7 @@ async def test_keys_that_belong_to_no_user_or_to_another_prefix_are_not_listed(
     assert await items_published(redis, settings, None) == {"ann": ["for ann"]}
 
 
-async def test_nobody_is_listed_where_nothing_is_stored(redis: RedisClient, make_settings: MakeSettings) -> None:
+async def test_no_user_is_listed_if_nothing_is_stored(redis: RedisClient, make_settings: MakeSettings) -> None:
     assert await items_stored(redis, make_settings(), None) == {}
     assert await items_stored(redis, make_settings(), []) == {}
 
@@ -141,7 +141,7 @@ async def test_a_value_that_cannot_be_read_names_its_user(
 
 
 class RedisWhoseKeysExpireAfterTheScan(RedisClient):
-    """Lists a key that is gone when its value is asked for."""
+    """Lists a key that has expired before its value is read."""
 
     async def scan(self, prefix: str) -> AsyncIterator[str]:
         yield f"{prefix}expired}}"

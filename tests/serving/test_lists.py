@@ -92,7 +92,7 @@ def assert_close(found: dict[str, float], expected: dict[str, float]) -> None:
 
 @st.composite
 def rounds(draw: st.DrawFn, half_lives: float) -> list[list[UserSequence]]:
-    """Sequences between refreshes, of clicks spread over so many half-lives of a day, late ones among them."""
+    """Sequences between refreshes; their clicks spread over several half-lives of a day, and some come late."""
     latest = int(half_lives * DAY_MS)
     sequences = st.builds(
         lambda items, ts, applied: sequence(items, BASE_MS + ts, min(applied, len(items))),
@@ -133,7 +133,7 @@ async def test_two_daemons_count_into_one_list(
     if oracle.clicks:
         expected, found = oracle.scores(), scores(both[0])
         top = max(expected.values())
-        newest = max(found.values(), default=0.0)  # each daemon reads as of the newest click that it knows of
+        newest = max(found.values(), default=0.0)  # each daemon reads as of the newest click it has seen
         assert_close({i: s / newest for i, s in found.items()}, {i: s / top for i, s in expected.items()})
 
 
@@ -207,7 +207,7 @@ async def test_replayed_events_are_not_counted(redis: RedisClient, make_settings
     assert scores(lists) == {"c": 1.0}
 
 
-async def test_the_most_popular_10_000_items_are_kept(redis: RedisClient, make_settings: MakeSettings) -> None:
+async def test_the_most_popular_10_000_items_are_stored(redis: RedisClient, make_settings: MakeSettings) -> None:
     settings = make_settings(lists_top_k=1_000)
     lists = lists_of(redis, settings)
     for start in range(0, MAX_COUNTED_ITEMS + 500, 2_100):
@@ -266,7 +266,7 @@ async def test_a_long_blocklist_leaves_enough_popular_items(redis: RedisClient, 
     assert lists.popular_for(stored([f"i{k}" for k in range(100, 110)]), 5).items == [f"i{k}" for k in range(110, 115)]
 
 
-async def test_seen_and_blocked_items_are_left_out_and_order_stays(
+async def test_seen_and_blocked_items_are_left_out_in_unchanged_order(
     redis: RedisClient, make_settings: MakeSettings
 ) -> None:
     settings = make_settings()
@@ -290,7 +290,7 @@ async def test_a_refresh_is_at_most_four_round_trips(redis: RedisClient, make_se
     assert sent == ["SMEMBERS", "EVALSHA", "EVALSHA", "SET", "SMEMBERS", "EVALSHA", "SET"]
 
 
-async def test_a_refresh_that_fails_keeps_the_counts(make_settings: MakeSettings) -> None:
+async def test_the_counts_of_a_refresh_that_fails_are_flushed_later(make_settings: MakeSettings) -> None:
     settings, oracle = make_settings(lists_popular_half_life_s=86_400), Oracle(DAY_MS)
     early, late = [sequence(["a", "b"])], [sequence(["b", "c"], BASE_MS + 3 * DAY_MS)]
     async with RedisThatFailsScripts(settings.redis) as redis:
@@ -298,7 +298,7 @@ async def test_a_refresh_that_fails_keeps_the_counts(make_settings: MakeSettings
         lists.count(early)
         refresh = asyncio.create_task(lists.refresh())
         await redis.arrived.wait()
-        lists.count(late)  # clicks go on while Redis hangs
+        lists.count(late)  # clicks continue while Redis hangs
         redis.fail.set()
         with pytest.raises(RedisUnavailable):
             await refresh
@@ -310,7 +310,7 @@ async def test_a_refresh_that_fails_keeps_the_counts(make_settings: MakeSettings
     assert_close(scores(lists), oracle.scores())
 
 
-async def test_many_items_are_counted_a_few_at_a_time_and_once_where_that_fails_on_the_way(
+async def test_many_items_are_sent_in_parts_and_counted_once_if_a_part_fails(
     make_settings: MakeSettings,
 ) -> None:
     settings = make_settings(lists_top_k=1_000)

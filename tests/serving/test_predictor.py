@@ -76,7 +76,7 @@ async def test_no_sequences_need_no_model(make_bench: Callable[..., Bench]) -> N
     assert await make_bench().predictor.predict([]) == []
 
 
-async def test_a_batch_gives_what_each_alone_gives_in_order(make_bench: Callable[..., Bench]) -> None:
+async def test_a_batch_gives_the_lists_of_single_sequences_in_order(make_bench: Callable[..., Bench]) -> None:
     together = await make_bench().predictor.predict(VARIED)
     alone = make_bench()
     for sequence_, found in zip(VARIED, together, strict=True):
@@ -111,7 +111,7 @@ async def test_click_by_click_answers_equal_re_encoding_through_jumps_of_the_win
 
 async def test_the_window_follows_the_session_and_the_list_the_user(make_bench: Callable[..., Bench]) -> None:
     bench = make_bench()
-    # nine events in this session, of which eight are kept, after many sessions before
+    # nine events in this session, eight of them stored, after many earlier sessions
     items = [f"i{k}" for k in range(8)]
     (found,) = await bench.predictor.predict([sequence("ann", items, n=500, session_n=9)])
     by_session, by_user = bench.reference.recommend([items, items], 20, counts=[9, 500])
@@ -120,9 +120,7 @@ async def test_the_window_follows_the_session_and_the_list_the_user(make_bench: 
     assert found.n == 500
 
 
-async def test_what_came_with_the_sequence_goes_with_the_list(
-    make_bench: Callable[..., Bench], saved: SavedModel
-) -> None:
+async def test_a_list_carries_the_fields_of_its_sequence(make_bench: Callable[..., Bench], saved: SavedModel) -> None:
     given = UserSequence("ann", stored(["i1"]), 9, 9, 123, 2, (7, 8))
     (found,) = await make_bench().predictor.predict([given])
     assert (found.model, found.event_ts_ms, found.n, found.record_ts_ms) == (saved.version, 123, 9, (7, 8))
@@ -157,14 +155,14 @@ async def test_a_user_without_a_known_item_gets_the_popular_list(
     assert (unknown.n, unknown.event_ts_ms, unknown.record_ts_ms) == (2, BASE_MS + 2, (BASE_MS,))
 
 
-async def test_before_the_first_refresh_the_popular_list_is_the_training_datas(
+async def test_before_the_first_refresh_the_popular_list_comes_from_the_training_data(
     make_bench: Callable[..., Bench],
 ) -> None:
     (found,) = await make_bench(lists_top_k=2).predictor.predict([sequence("ann", ["?"])])
     assert (found.items, found.scores, found.model) == (["i0", "i1"], [50.0, 49.0], "popular")
 
 
-async def test_blocked_items_are_recommended_to_nobody(
+async def test_blocked_items_are_never_recommended(
     make_bench: Callable[..., Bench], make_settings: MakeSettings
 ) -> None:
     bench = make_bench(lists_top_k=50, lists_filter_seen=False)
@@ -177,7 +175,7 @@ async def test_blocked_items_are_recommended_to_nobody(
         assert not blocked & set(found.items)
 
 
-async def test_a_user_who_has_seen_everything_gets_what_is_left(make_bench: Callable[..., Bench]) -> None:
+async def test_a_user_who_has_seen_most_items_gets_a_short_list(make_bench: Callable[..., Bench]) -> None:
     bench = make_bench()
     (found,) = await bench.predictor.predict([sequence("ann", [f"i{k}" for k in range(48)])])
     assert set(found.items) == {"i48", "i49"}
@@ -194,14 +192,14 @@ async def test_cache_and_inference_are_counted(make_bench: Callable[..., Bench])
     assert bench.metric("streamrec_inference_seconds_count") == 2
 
 
-async def test_the_model_version_is_seen_from_outside(make_bench: Callable[..., Bench]) -> None:
+async def test_the_model_version_is_a_metric(make_bench: Callable[..., Bench]) -> None:
     bench = make_bench()
     labels = {"version": bench.engine.version}
     assert bench.metrics.registry.get_sample_value("streamrec_model_info", labels) == 1
 
 
 @pytest.mark.parametrize("slots", [0, 64])
-async def test_warming_up_leaves_answers_and_cache_alone(make_bench: Callable[..., Bench], slots: int) -> None:
+async def test_warming_up_changes_neither_lists_nor_cache(make_bench: Callable[..., Bench], slots: int) -> None:
     bench = make_bench(slots=slots)
     bench.predictor.warm_up(bench.engine)
     assert bench.engine.cached_users == 0
@@ -211,18 +209,18 @@ async def test_warming_up_leaves_answers_and_cache_alone(make_bench: Callable[..
 
 
 class EngineThatCounts(Engine):
-    """Notes how many users it is asked for at once."""
+    """Records the number of users in each call."""
 
     def __init__(self, *args: Any, **more: Any) -> None:
         super().__init__(*args, **more)
-        self.asked: list[int] = []
+        self.calls: list[int] = []
 
     def recommend(self, sequences: Sequence[Any], *args: Any, **more: Any) -> list[Ranking | None]:
-        self.asked.append(len(sequences))
+        self.calls.append(len(sequences))
         return super().recommend(sequences, *args, **more)
 
 
-async def test_the_event_loop_has_its_turn_between_the_parts_of_a_batch(
+async def test_the_event_loop_runs_between_the_parts_of_a_batch(
     saved: SavedModel, redis: RedisClient, make_settings: MakeSettings
 ) -> None:
     settings, engine = make_settings(), EngineThatCounts(saved.model, saved.vocab, version="old")
@@ -238,10 +236,10 @@ async def test_the_event_loop_has_its_turn_between_the_parts_of_a_batch(
     turns = []
     while not prediction.done():
         await asyncio.sleep(0)
-        turns.append(len(engine.asked))
-        if len(engine.asked) == 1:
+        turns.append(len(engine.calls))
+        if len(engine.calls) == 1:
             predictor.swap(Engine(saved.model, saved.vocab, version="new"))
-    assert engine.asked == [MAX_USERS_PER_CALL, MAX_USERS_PER_CALL, 1]
+    assert engine.calls == [MAX_USERS_PER_CALL, MAX_USERS_PER_CALL, 1]
     assert {1, 2, 3} <= set(turns)
     found = await prediction
     assert [r.user_id for r in found] == [s.user_id for s in users]

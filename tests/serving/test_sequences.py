@@ -1,4 +1,4 @@
-"""SequenceStore and append.lua against an oracle in plain Python: each event once, whatever is delivered again."""
+"""SequenceStore and append.lua against an oracle in plain Python: every event is applied once, replays included."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Step:
 
 
 class Oracle:
-    """What SequenceStore promises, in the plainest words."""
+    """The contract of SequenceStore in plain Python."""
 
     def __init__(self) -> None:
         self.users: dict[str, OracleUser] = {}
@@ -128,7 +128,7 @@ async def test_random_batches_replays_and_settings_match_the_oracle(
             key = Keys(settings.redis.key_prefix).sequence(user)
             value = await raw.get(key)
             assert 0 < await raw.ttl(key) <= settings.sequences.ttl_s
-            # read here and not by parse_sequence, which forgives
+            # not read by parse_sequence, which repairs items
             assert [item.decode() for item in value.split(b"\0")[1:]] == [*oracle.users[user].items, ""]
 
 
@@ -179,7 +179,7 @@ async def test_at_least_once_delivery_becomes_each_event_exactly_once(
         assert (final[user].n, final[user].last_event_ts_ms) == (len(own), own[-1].timestamp_ms)
 
 
-async def test_an_empty_batch_asks_nothing_of_redis(redis: RedisClient, make_settings: MakeSettings) -> None:
+async def test_an_empty_batch_sends_redis_nothing(redis: RedisClient, make_settings: MakeSettings) -> None:
     settings = make_settings()
     async with commands_about(settings) as sent:
         assert await store_of(redis, settings).append(batch()) == []
@@ -196,7 +196,7 @@ async def test_a_batch_of_many_users_is_one_round_trip(redis: RedisClient, make_
     assert sent == ["EVALSHA"]
 
 
-async def test_a_server_that_forgot_the_script_is_told_again(redis: RedisClient, make_settings: MakeSettings) -> None:
+async def test_a_script_that_the_server_lost_is_loaded_again(redis: RedisClient, make_settings: MakeSettings) -> None:
     settings = make_settings()
     store = store_of(redis, settings)
     await store.append(clicks("ann", ["a"]))
@@ -226,7 +226,7 @@ async def test_concurrent_appends_of_the_same_events_apply_once(make_settings: M
 
 
 @pytest.mark.parametrize("start", [2**31 - 2, 2**32 - 2, 2**53 - 4])
-async def test_offsets_beyond_32_bits_are_told_apart(
+async def test_offsets_beyond_32_bits_are_distinguished(
     redis: RedisClient, make_settings: MakeSettings, start: int
 ) -> None:
     store = store_of(redis, make_settings(), max_len=10)
@@ -245,7 +245,7 @@ async def test_partitions_are_guarded_apart(redis: RedisClient, make_settings: M
     assert (final.items, final.applied) == ([f"p{partition}" for partition in range(12)], 0)
 
 
-async def test_a_replayed_user_comes_back_so_that_he_is_published_again(
+async def test_a_replayed_user_is_returned_and_so_published_again(
     redis: RedisClient, make_settings: MakeSettings
 ) -> None:
     store, again = store_of(redis, make_settings()), clicks("ann", ["a", "b"])
@@ -346,7 +346,7 @@ async def get_stored(settings: Settings, user: str) -> bytes:
     ],
     ids=lambda value: repr(value)[:40],
 )
-async def test_an_unreadable_value_is_begun_anew_with_a_warning(
+async def test_a_damaged_value_is_begun_anew_with_a_warning(
     redis: RedisClient, make_settings: MakeSettings, caplog: pytest.LogCaptureFixture, value: bytes | None
 ) -> None:
     settings = make_settings()
@@ -361,7 +361,7 @@ async def test_an_unreadable_value_is_begun_anew_with_a_warning(
     assert [r.__dict__["user_id"] for r in warned] == ["bob"]
 
 
-async def test_a_header_that_claims_more_items_than_there_are_costs_only_those(
+async def test_a_header_that_claims_too_many_items_loses_only_those(
     redis: RedisClient, make_settings: MakeSettings
 ) -> None:
     settings = make_settings()
@@ -375,7 +375,7 @@ async def test_a_header_that_claims_more_items_than_there_are_costs_only_those(
 
 @against_redis
 @given(st.integers(0, 40), st.integers(0, 40), st.binary(max_size=4))
-async def test_a_value_damaged_anywhere_hurts_nobody_else(
+async def test_a_damaged_value_affects_no_other_user(
     redis: RedisClient, make_settings: MakeSettings, start: int, end: int, junk: bytes
 ) -> None:
     settings = fresh(make_settings)
@@ -420,7 +420,7 @@ async def test_outcomes_are_counted(redis: RedisClient, make_settings: MakeSetti
     assert value("streamrec_guard_rejections_total") == 2
 
 
-async def test_mass_rejection_is_said_once_and_so_is_its_end(
+async def test_mass_rejection_and_its_end_are_logged_once(
     redis: RedisClient, make_settings: MakeSettings, caplog: pytest.LogCaptureFixture
 ) -> None:
     store, old = store_of(redis, make_settings()), clicks("ann", list("abcd"))
@@ -443,7 +443,7 @@ class RedisThatLosesTheAnswer(RedisClient):
         raise RedisUnavailable("connection reset")
 
 
-async def test_trying_again_after_a_lost_answer_applies_nothing_twice(make_settings: MakeSettings) -> None:
+async def test_a_retry_after_a_lost_reply_applies_no_event_twice(make_settings: MakeSettings) -> None:
     settings, events = make_settings(), clicks("ann", ["a", "b"])
     async with RedisThatLosesTheAnswer(settings.redis) as faulty, RedisClient(settings.redis) as healthy:
         with pytest.raises(RedisUnavailable):
@@ -453,7 +453,7 @@ async def test_trying_again_after_a_lost_answer_applies_nothing_twice(make_setti
 
 
 @pytest.mark.parametrize("value", [b"", b"1 2", b"2 1 1 1 0 0 \0", b"1 x 1 1 0 0 \0a\0", b"nothing at all"], ids=repr)
-def test_reading_what_is_no_sequence_says_whose_it_is(value: bytes) -> None:
+def test_an_error_about_a_damaged_sequence_names_the_user(value: bytes) -> None:
     with pytest.raises(StreamrecError, match="the stored sequence of user 'ann' cannot be read"):
         parse_sequence("ann", value)
 
