@@ -1,4 +1,4 @@
-"""The shadow: judged on the same clicks as the champion, and never in the way of what is served."""
+"""The shadow: evaluated on the same clicks as the champion, without delaying the clicks served."""
 
 from __future__ import annotations
 
