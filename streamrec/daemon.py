@@ -1,6 +1,6 @@
-"""`streamrec serve`: start the parts, run the loop, stop the parts in order.
+"""`streamrec serve`: start the parts, run the worker, shut down.
 
-Startup: model, Redis, topics, HTTP, group. SIGTERM or SIGINT: not ready -> stop fetching -> finish the current batch,
+Startup: model, Redis, HTTP, topics, group. SIGTERM or SIGINT: not ready -> stop fetching -> finish the current batch,
 with a deadline -> commit -> leave the group -> close Redis. A second signal exits at once.
 """
 
@@ -12,6 +12,7 @@ import gc
 import logging
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -52,6 +53,17 @@ PROBE_EVERY_S = 2.0
 CLOSE_TIMEOUT_S = 4.0
 
 
+@dataclass(frozen=True)
+class Daemon:
+    """The running parts of a daemon."""
+
+    parts: ServingParts
+    consumer: ClickConsumer
+    worker: Worker
+    history: History
+    explainer: Explainer
+
+
 async def serve(settings: Settings, burst: bool = False, page: PageMaker = LivePage) -> int:
     """Run the daemon until a signal stops it; return the exit status.
 
@@ -62,35 +74,73 @@ async def serve(settings: Settings, burst: bool = False, page: PageMaker = LiveP
     Raises:
         StreamrecError: the daemon cannot start, or must not continue.
     """
+    stop = asyncio.Event()
+    async with contextlib.AsyncExitStack() as clients:  # closed in reverse order
+        daemon = await _start(settings, page, clients)
+        async with _background(_background_work(settings, daemon)):
+            with stop_signals(stop, lambda name: _on_signal(daemon, name)):
+                serving = asyncio.create_task(daemon.worker.run(stop, burst), name="worker")
+                await _run(serving, stop)
+                if not await _shut_down(daemon, serving, settings.serving.shutdown_timeout_s):
+                    return 1
+            outcome = "drained" if burst and not stop.is_set() else "stopped"
+            log.info(outcome, extra={"events": daemon.worker.handled_events})
+            return 0
+
+
+async def _start(settings: Settings, page: PageMaker, clients: contextlib.AsyncExitStack) -> Daemon:
+    """Start the parts in order: model and Redis, page, topics and consumer."""
     torch.set_num_threads(settings.inference.threads)
     ignore_abandoned_requests(asyncio.get_running_loop())
-    async with contextlib.AsyncExitStack() as stack:  # shutdown: what was started last is stopped first
-        parts = await _start_serving(settings, stack)
-        history, explainer = History(parts.metrics, parts.health), Explainer(parts.predictor)
-        http = await _start_page(settings, parts, page, history, explainer, stack)
-        consumer = await _start_consumer(settings, parts, history, stack)
-        log.info(
-            "serving",
-            extra={
-                "topic": settings.kafka.topic,
-                "group": settings.kafka.group,
-                "redis": settings.redis.address,
-                "http": http,
-                "pid": os.getpid(),
-            },
-        )
-        background = [
-            *_upkeep(settings, parts, consumer),
-            history.run(),
-            explainer.run(consumer.wait_idle),
-        ]
-        judge = OnlineJudge(parts.lists, parts.counts, settings.lists.filter_seen)
-        worker = Worker(consumer, parts, judge)
-        async with _background(background):
-            return await _run(worker, parts, burst, settings.serving.shutdown_timeout_s)
+    parts = await _start_serving(settings, clients)
+    history, explainer = History(parts.metrics, parts.health), Explainer(parts.predictor)
+    http = await _start_page(settings, parts, page, history, explainer, clients)
+    consumer = await _start_consumer(settings, parts, history, clients)
+    judge = OnlineJudge(parts.lists, parts.counts, settings.lists.filter_seen)
+    log.info(
+        "serving",
+        extra={
+            "topic": settings.kafka.topic,
+            "group": settings.kafka.group,
+            "redis": settings.redis.address,
+            "http": http,
+            "pid": os.getpid(),
+        },
+    )
+    return Daemon(parts, consumer, Worker(consumer, parts, judge), history, explainer)
 
 
-async def _start_serving(settings: Settings, stack: contextlib.AsyncExitStack) -> ServingParts:
+async def _run(serving: asyncio.Task[None], stop: asyncio.Event) -> None:
+    """Wait until the worker ends or a signal comes."""
+    signalled = asyncio.create_task(stop.wait())
+    await asyncio.wait((serving, signalled), return_when=asyncio.FIRST_COMPLETED)
+    signalled.cancel()
+
+
+async def _shut_down(daemon: Daemon, serving: asyncio.Task[None], timeout_s: float) -> bool:
+    """Finish the current batch and flush the counts; return whether the batch was finished in time."""
+    if daemon.worker.idle:  # no batch to finish, and a poll may wait for a rebalance to end
+        serving.cancel()
+    done, _ = await asyncio.wait((serving,), timeout=timeout_s)
+    if not done:
+        serving.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await serving
+    if not done:
+        log.error("the current batch was not finished in time; it is not committed and will be redelivered")
+        return False
+    with contextlib.suppress(RedisUnavailable):
+        await daemon.parts.lists.refresh()
+        await daemon.parts.counts.flush()
+    return True
+
+
+def _on_signal(daemon: Daemon, name: str) -> None:
+    log.info("stopping: the current batch is finished first", extra={"signal": name})
+    daemon.parts.health.stopping = True
+
+
+async def _start_serving(settings: Settings, clients: contextlib.AsyncExitStack) -> ServingParts:
     """Load and warm up the model, connect to Redis."""
     served = ServedModel.open(settings)
     folder = settings.registry.dir or settings.model.dir
@@ -98,7 +148,7 @@ async def _start_serving(settings: Settings, stack: contextlib.AsyncExitStack) -
     metrics = Metrics()
     metrics.model_created.set(unix_s(str(served.metadata.get("created_at"))))
     health = Health(settings.serving.liveness_timeout_s, settings.kafka.rebalance_timeout_s + REBALANCE_MARGIN_S)
-    redis = await stack.enter_async_context(RedisClient(settings.redis, metrics))
+    redis = await clients.enter_async_context(RedisClient(settings.redis, metrics))
     await redis.ping()
     await redis.check_format()
     lists = SharedLists(redis, settings.lists, settings.sequences.ttl_s, served.max_len, served.vocab)
@@ -107,7 +157,7 @@ async def _start_serving(settings: Settings, stack: contextlib.AsyncExitStack) -
     predictor = Predictor(served.engine, lists, settings.lists, settings.serving.rescore_users, metrics)
     predictor.warm_up(served.engine)
     gc.collect()
-    gc.freeze()  # a full collection of all these objects would stop clicks for 0.1 s
+    gc.freeze()  # a full collection of all these objects would delay clicks by 0.1 s
     health.model_warm = True
     return ServingParts(
         metrics,
@@ -128,26 +178,26 @@ async def _start_page(
     page: PageMaker,
     history: History,
     explainer: Explainer,
-    stack: contextlib.AsyncExitStack,
+    clients: contextlib.AsyncExitStack,
 ) -> str:
     """Serve the live page, /metrics and the health checks; return the address."""
     titles = await asyncio.to_thread(read_titles, settings.http.titles) if settings.http.titles else {}
     routes = page(settings.kafka, parts.redis, parts.predictor, history, explainer, titles)
     web = WebServer(settings.http, parts.metrics, parts.health, routes, chosen="http_port" in settings.given)
     address = await web.start()
-    stack.push_async_callback(web.stop)
+    clients.push_async_callback(web.stop)
     return address
 
 
 async def _start_consumer(
-    settings: Settings, parts: ServingParts, history: History, stack: contextlib.AsyncExitStack
+    settings: Settings, parts: ServingParts, history: History, clients: contextlib.AsyncExitStack
 ) -> ClickConsumer:
     """Create missing topics, and join the group."""
     for topic in await ensure_topics(settings.kafka, (settings.kafka.topic, settings.kafka.dead_letters)):
         log.info("topic created", extra={"topic": topic, "partitions": settings.kafka.partitions})
     producer = Producer(settings.kafka, idempotent=False)  # a dead letter may be duplicated, but never blocks the rest
     await producer.start()
-    stack.push_async_callback(_stop_in_time, producer.stop)
+    clients.push_async_callback(_stop_in_time, producer.stop)
 
     def note(letters: Sequence[DeadLetter]) -> None:
         for letter in letters:
@@ -155,52 +205,23 @@ async def _start_consumer(
 
     consumer = ClickConsumer(settings.kafka, settings.events, producer, parts.metrics, parts.health, note)
     await consumer.start()
-    stack.push_async_callback(_stop_in_time, consumer.stop)
+    clients.push_async_callback(_stop_in_time, consumer.stop)
     return consumer
 
 
-def _upkeep(settings: Settings, parts: ServingParts, consumer: ClickConsumer) -> list[Coroutine[Any, Any, None]]:
+def _background_work(settings: Settings, daemon: Daemon) -> list[Coroutine[Any, Any, None]]:
     """Return what runs beside the clicks."""
-    upkeep = [
+    parts, wait_idle = daemon.parts, daemon.consumer.wait_idle
+    work = [
         _refresh(parts.lists, parts.counts, settings.lists.refresh_s),
         _probe(parts.redis, parts.health),
-        parts.shadow.run(consumer.wait_idle),
+        parts.shadow.run(wait_idle),
+        daemon.history.run(),
+        daemon.explainer.run(wait_idle),
     ]
     if settings.registry.dir is not None:
-        follower = ChampionFollower(settings, Registry(settings.registry.dir), parts)
-        upkeep.append(follower.run())
-    return upkeep
-
-
-async def _run(worker: Worker, parts: ServingParts, burst: bool, shutdown_timeout_s: float) -> int:
-    """Serve until a signal comes or, with ``burst``, the topic is drained; return the exit status."""
-    stop = asyncio.Event()
-
-    def on_signal(name: str) -> None:
-        log.info("stopping: the current batch is finished first", extra={"signal": name})
-        parts.health.stopping = True
-
-    with stop_signals(stop, on_signal):
-        loop = asyncio.create_task(worker.run(stop, burst), name="worker")
-        signalled = asyncio.create_task(stop.wait())
-        await asyncio.wait((loop, signalled), return_when=asyncio.FIRST_COMPLETED)
-        signalled.cancel()
-        if worker.idle:  # there is nothing to finish, and a poll may wait for a rebalance to end
-            loop.cancel()
-        done, _ = await asyncio.wait((loop,), timeout=shutdown_timeout_s)
-        if not done:
-            loop.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await loop
-            log.error("the current batch was not finished in time; it is not committed and will be redelivered")
-            return 1
-        with contextlib.suppress(asyncio.CancelledError):
-            await loop
-        with contextlib.suppress(RedisUnavailable):
-            await parts.lists.refresh()
-            await parts.counts.flush()
-    log.info("drained" if burst and not stop.is_set() else "stopped", extra={"events": worker.handled})
-    return 0
+        work.append(ChampionFollower(settings, Registry(settings.registry.dir), parts).run())
+    return work
 
 
 async def _refresh(lists: SharedLists, counts: OnlineCounts, every_s: float) -> None:
@@ -222,7 +243,7 @@ async def _refresh(lists: SharedLists, counts: OnlineCounts, every_s: float) -> 
 
 
 async def _probe(redis: RedisClient, health: Health) -> None:
-    """Ping Redis regularly: readiness must change even if no clicks come."""
+    """Ping Redis regularly, so that readiness changes even if no clicks come."""
     while True:
         await asyncio.sleep(PROBE_EVERY_S)
         try:
@@ -231,10 +252,10 @@ async def _probe(redis: RedisClient, health: Health) -> None:
         except RedisUnavailable as error:
             answers = False
             if health.redis_answers:
-                log.warning("Redis is away, waiting for it: %s", error)
+                log.warning("Redis is unreachable, waiting: %s", error)
         if answers and not health.redis_answers:
-            log.info("Redis is back")
-            health.progressed()  # the worker needs a moment before it commits again
+            log.info("Redis is reachable again")
+            health.progressed()  # the worker needs a moment until its next commit
         health.redis_answers = answers
 
 
@@ -271,4 +292,6 @@ async def _background(coroutines: Sequence[Coroutine[Any, Any, None]]) -> AsyncI
 def _report(task: asyncio.Task[None]) -> None:
     """Log the failure of a background task: the clicks continue without it."""
     if not task.cancelled() and task.exception() is not None:
-        log.error("a background task has failed and stays stopped until a restart", exc_info=task.exception())
+        log.error(
+            "a background task has failed and is not restarted; clicks are still served", exc_info=task.exception()
+        )

@@ -1,7 +1,7 @@
-"""Is the daemon alive, and is it ready? Liveness is progress.
+"""Liveness and readiness of the daemon.
 
-Alive: the loop ticked lately, and either nothing waits or committed offsets moved lately. A rebalance, and
-a Kafka or Redis that is away, are waited out: a restart would not help, and would cost another rebalance.
+The daemon is alive if its loop ticks and, while records wait, commits advance. During a rebalance, or while Kafka or
+Redis is unreachable, it is alive too: a restart would not help, and would cause another rebalance.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Health:
-    """State that the parts of the daemon keep up to date; all times are monotonic seconds."""
+    """State that the parts of the daemon update; all times are monotonic seconds."""
 
     timeout_s: float
     rebalance_grace_s: float
@@ -33,28 +33,28 @@ class Health:
         self.progressed()
 
     def tick(self) -> None:
-        """The loop came round."""
+        """Record that the loop has polled."""
         self.last_tick_s = self.now_s()
 
     def progressed(self) -> None:
-        """Offsets were committed, or there was nothing to commit."""
+        """Record that offsets were committed, or that there was nothing to commit."""
         self.last_progress_s = self.now_s()
 
     def not_alive(self) -> str | None:
-        """Why a restart would help; None while it would not."""
+        """Return why a restart would help; None if the daemon is alive."""
         now = self.now_s()
         if self.rebalancing_since_s is not None and now - self.rebalancing_since_s < self.rebalance_grace_s:
             return None
         silent = now - self.last_tick_s
-        if silent > self.timeout_s and self.kafka_answers:  # a commit waits for Kafka as long as it takes
-            return f"the loop has not come round for {silent:.0f} s"
+        if silent > self.timeout_s and self.kafka_answers:  # a commit waits for Kafka without a limit
+            return f"the loop has not polled for {silent:.0f} s"
         stuck = now - self.last_progress_s
         if stuck > self.timeout_s and self.lag_records and self.kafka_answers and self.redis_answers:
-            return f"{self.lag_records} records wait, and nothing was committed for {stuck:.0f} s"
+            return f"{self.lag_records} records wait, but nothing was committed for {stuck:.0f} s"
         return None
 
     def not_ready(self) -> str | None:
-        """Why no fresh lists come from here yet, or now; None when they do."""
+        """Return why the daemon cannot publish new lists now; None if it is ready."""
         if self.stopping:
             return "shutting down"
         if not self.model_warm:

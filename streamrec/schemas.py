@@ -1,28 +1,32 @@
-"""What flows along the serving path, in the order in which it does."""
+"""What flows along the serving path, in this order: click, batch, sequence, recommendation, published list."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Self
 
 import msgspec
 
 from streamrec.errors import StreamrecError
 
+NUL = b"\0"  # no id contains it
+
 
 class ClickEvent(msgspec.Struct, frozen=True):
-    """A decoded click, and where it stands in the topic."""
+    """A decoded click and its position in the topic."""
 
     user_id: str
     item_id: str
     timestamp_ms: int  # of the click
     partition: int
     offset: int
-    record_ts_ms: int  # when the producer handed it to Kafka: latency is measured from here
+    record_ts_ms: int  # when the producer handed the record to Kafka: latency counts from here
 
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """A record that is no click event, with its origin and the reason."""
+    """A record that is not a click event, with its origin and the reason."""
 
     topic: str
     partition: int
@@ -37,7 +41,7 @@ class DeadLetter:
 class EventBatch:
     """The records of one poll.
 
-    ``next_offsets`` is what to commit, by partition; ``assignment`` numbers the assignment of partitions
+    ``next_offsets`` are the offsets to commit, by partition. ``assignment`` is the number of the partition assignment
     under which the batch was read.
     """
 
@@ -47,20 +51,89 @@ class EventBatch:
     assignment: int = 0
 
 
+class StoredItems(msgspec.Struct, frozen=True, gc=False):
+    """A user's item ids as Redis stores them: oldest first, a NUL behind each.
+
+    A click rarely needs the ids as text, so the bytes are decoded only on request.
+    """
+
+    data: bytes = b""
+
+    @classmethod
+    def of(cls, item_ids: Iterable[str]) -> Self:
+        """Encode item ids."""
+        return cls(b"".join([item_id.encode() + NUL for item_id in item_ids]))
+
+    @classmethod
+    def of_value(cls, data: bytes, count: int) -> Self:
+        """Return the items of a stored value whose header says that there are ``count``.
+
+        In a damaged value a last item may lack its NUL, or there may be more or fewer items: the newest ``count``
+        complete ones are used.
+        """
+        if data.count(NUL) == count and (not data or data.endswith(NUL)):
+            return cls(data)
+        return cls(b"".join([item_id + NUL for item_id in data.split(NUL)[-1 - count : -1]]))
+
+    def __len__(self) -> int:
+        return self.data.count(NUL)
+
+    def ids(self) -> list[str]:
+        """Decode the item ids. Damaged bytes are replaced: one damaged value must not stop the daemon."""
+        return self.data.decode("utf-8", "replace").split("\0")[:-1]
+
+    def newest_ids(self, count: int) -> list[str]:
+        """Decode the ids of the newest ``count`` items, oldest first."""
+        return self.data[self._start_of_newest(count) :].decode("utf-8", "replace").split("\0")[:-1]
+
+    def without_newest(self, count: int) -> StoredItems:
+        """Return the items without the newest ``count``."""
+        return StoredItems(self.data[: self._start_of_newest(count)])
+
+    def _start_of_newest(self, count: int) -> int:
+        start = len(self.data)
+        while count and start:
+            start = self.data.rfind(NUL, 0, start - 1) + 1
+            count -= 1
+        return start
+
+    def ids_after(self, before: StoredItems, dropped: int) -> list[str] | None:
+        """Return the ids that follow the items of ``before`` without its oldest ``dropped``.
+
+        None if these do not begin with the items that remain of ``before``.
+        """
+        remaining = before.data.split(NUL, dropped)[-1]
+        if not self.data.startswith(remaining):
+            return None
+        return self.data[len(remaining) :].decode("utf-8", "replace").split("\0")[:-1]
+
+    def missing(self, needles: Sequence[bytes]) -> Iterator[int]:
+        """Yield the places of the needles, made by ``needles_of``, whose item is not stored here."""
+        # a search of the bytes costs less than a set of all items: callers stop after the first few places
+        data = NUL + self.data
+        return (place for place, needle in enumerate(needles) if needle not in data)
+
+    @staticmethod
+    def needles_of(item_ids: Iterable[str]) -> list[bytes]:
+        """Encode item ids for ``missing``."""
+        return [b"\0%b\0" % item_id.encode(errors="replace") for item_id in item_ids]
+
+
+NO_ITEMS = StoredItems()
+
+
 @dataclass(frozen=True, slots=True)
 class UserSequence:
     """A user's stored sequence after a batch was appended.
 
-    ``n`` counts all events ever applied, ``session_n`` those since the last session gap; ``stored`` are the newest
-    items of the latter as Redis has them, oldest first, a NUL behind each: on the path of a click most of them are
-    never looked at one by one. ``applied`` events of this batch were new, the rest were replays.
+    ``n`` counts all events ever applied, ``session_n`` those since the last session gap. ``stored`` holds the newest
+    items of the session. ``applied`` events of this batch were new, the others were replays.
 
-    ``clicks`` are the items of those that were new; of a new session, or of more than are kept, those that are there.
-    ``before`` is ``stored`` without them.
+    ``clicks`` are the item ids of the new events that are still stored: a session gap or max_len may have removed some.
     """
 
     user_id: str
-    stored: bytes
+    stored: StoredItems
     n: int
     session_n: int
     last_event_ts_ms: int
@@ -68,19 +141,19 @@ class UserSequence:
     record_ts_ms: tuple[int, ...] = ()
 
     clicks: list[str] = field(init=False)
-    before: bytes = field(init=False)
 
     def __post_init__(self) -> None:
-        *older, _ = self.stored.rsplit(b"\0", self.applied + 1)  # behind the last NUL is nothing
-        before, newest = (older[:1], older[1:]) if len(older) > self.applied else ([], older)
-        object.__setattr__(self, "clicks", [item.decode(errors="replace") for item in newest])
-        object.__setattr__(self, "before", b"".join(before) + b"\0" if before else b"")
+        object.__setattr__(self, "clicks", self.stored.newest_ids(self.applied))
+
+    @property
+    def before(self) -> StoredItems:
+        """The items without the clicks."""
+        return self.stored.without_newest(self.applied)
 
     @property
     def items(self) -> list[str]:
         """All item ids, oldest first."""
-        # total, as the script that writes them: one damaged value must not stop the daemon
-        return self.stored.decode(errors="replace").split("\0")[:-1]
+        return self.stored.ids()
 
 
 class Recommendation(msgspec.Struct, frozen=True):
@@ -96,7 +169,7 @@ class Recommendation(msgspec.Struct, frozen=True):
 
 
 class PublishedList(msgspec.Struct):
-    """The JSON value of a recommendation key. ``n`` stays last: the publish script finds it there."""
+    """The JSON value of a recommendation key. ``n`` must be the last field: publish.lua expects it there."""
 
     items: list[str]
     scores: list[float]
@@ -110,7 +183,7 @@ def parse_published(user_id: str, value: bytes) -> PublishedList:
     """Read the value of a recommendation key.
 
     Raises:
-        StreamrecError: it is not what this version writes.
+        StreamrecError: the value is not a list as this version writes it.
     """
     try:
         return msgspec.json.decode(value, type=PublishedList)

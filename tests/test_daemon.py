@@ -1,4 +1,4 @@
-"""`streamrec serve` as its users meet it: bad records, shutdown, start errors, endpoints, filters."""
+"""`streamrec serve` from outside: bad records, shutdown, start errors, endpoints, filters."""
 
 import gzip
 import json
@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
-from streamrec.local.daemon import EMBEDDED, environment
+from streamrec.local.daemon import environment
 from streamrec.redis.client import RedisClient
 from streamrec.redis.keys import Keys
 from streamrec.schemas import PublishedList
@@ -72,7 +72,7 @@ async def test_sigterm_commits_what_was_applied_so_that_nothing_is_delivered_aga
     assert await first.wait_exit() == 0
     assert "stopped" in first.output
     second = start_daemon()
-    await second.wait_ready(timeout_s=15)  # the group was left, so that nobody waits for a dead member
+    await second.wait_ready(timeout_s=15)  # the first daemon has left the group, so the second need not wait
     second.signal(signal.SIGINT)
     assert await second.wait_exit() == 0
     third = start_daemon()
@@ -89,7 +89,7 @@ async def all_applied(first: Daemon, second: Daemon, third: Daemon, settings: Se
     return sum(handled) + await third.metric(EVENTS, outcome="applied") == events
 
 
-async def test_a_second_signal_ends_a_daemon_that_holds_a_batch_at_once(
+async def test_a_second_signal_ends_a_daemon_with_a_waiting_batch_at_once(
     start_daemon: StartDaemon, make_settings: MakeSettings, model_dir: Path
 ) -> None:
     with own_servers() as own:
@@ -122,7 +122,7 @@ async def test_a_batch_that_cannot_be_finished_in_time_is_not_committed(
         await eventually(lambda: daemon.has_logged("the batch waits"))
         daemon.signal(signal.SIGTERM)
         assert await daemon.wait_exit(15) == 1
-        assert "comes again" in daemon.output
+        assert "not committed and will be redelivered" in daemon.output
         own.redis.start()
         assert await start_daemon("--burst", **where).wait_exit() == 0
         await assert_delivered(settings)
@@ -147,14 +147,14 @@ def broken_model(tmp_path: Path, model_dir: Path) -> Path:
     ],
     ids=["Kafka", "Redis", "model missing", "model damaged"],
 )
-def test_what_cannot_start_says_why_in_one_line(
+def test_a_daemon_that_cannot_start_reports_why_in_one_line(
     change: dict[str, str], words: str, make_settings: MakeSettings, model_dir: Path, tmp_path: Path
 ) -> None:
     if change.get("model_dir") == "broken":
         change = {"model_dir": str(broken_model(tmp_path, model_dir))}
     changes: dict[str, Any] = {"model_dir": model_dir, "log_level": "WARNING"} | change
     ended = subprocess.run(
-        [sys.executable, "-m", *EMBEDDED, "serve"],
+        [sys.executable, "-m", "streamrec", "serve"],
         env=environment(make_settings(**changes)),
         capture_output=True,
         text=True,
@@ -166,7 +166,7 @@ def test_what_cannot_start_says_why_in_one_line(
     assert "hunter2" not in ended.stderr + ended.stdout
 
 
-async def test_the_endpoints_tell_what_happened(
+async def test_the_endpoints_show_the_counts(
     start_daemon: StartDaemon, make_settings: MakeSettings, model_dir: Path
 ) -> None:
     settings = make_settings(model_dir=model_dir)

@@ -141,7 +141,7 @@ def test_two_daemons_in_one_process_count_separately() -> None:
 
 
 class Clock:
-    """Seconds that pass when told to."""
+    """A clock that a test moves."""
 
     def __init__(self) -> None:
         self.now_s = 1_000.0
@@ -180,11 +180,11 @@ def test_a_daemon_that_just_started_is_alive_but_not_ready() -> None:
     assert health.not_ready() is None
 
 
-def test_a_loop_that_does_not_come_round_is_not_alive(watched: Watched) -> None:
+def test_a_loop_that_does_not_poll_is_not_alive(watched: Watched) -> None:
     watched.pass_s(60, ticking=False)
     assert watched.health.not_alive() is None
     watched.pass_s(1, ticking=False)
-    assert watched.health.not_alive() == "the loop has not come round for 61 s"
+    assert watched.health.not_alive() == "the loop has not polled for 61 s"
     watched.health.tick()
     assert watched.health.not_alive() is None
 
@@ -192,7 +192,7 @@ def test_a_loop_that_does_not_come_round_is_not_alive(watched: Watched) -> None:
 def test_records_that_wait_without_any_commit_are_not_alive(watched: Watched) -> None:
     watched.health.lag_records = 7
     watched.pass_s(61)
-    assert watched.health.not_alive() == "7 records wait, and nothing was committed for 61 s"
+    assert watched.health.not_alive() == "7 records wait, but nothing was committed for 61 s"
     watched.health.progressed()
     assert watched.health.not_alive() is None
 
@@ -206,7 +206,7 @@ def test_a_quiet_topic_is_alive_for_ever(watched: Watched) -> None:
 @pytest.mark.parametrize(
     ("away", "said"), [("redis_answers", "Redis does not answer"), ("kafka_answers", "Kafka does not answer")]
 )
-def test_an_outage_is_waited_out_alive_but_not_ready(watched: Watched, away: str, said: str) -> None:
+def test_during_an_outage_the_daemon_is_alive_but_not_ready(watched: Watched, away: str, said: str) -> None:
     watched.health.lag_records = 7
     setattr(watched.health, away, False)
     watched.pass_s(10_000)
@@ -214,7 +214,7 @@ def test_an_outage_is_waited_out_alive_but_not_ready(watched: Watched, away: str
     assert watched.health.not_ready() == said
 
 
-def test_a_loop_that_hangs_while_redis_is_away_is_not_alive(watched: Watched) -> None:
+def test_a_loop_that_hangs_while_redis_is_down_is_not_alive(watched: Watched) -> None:
     watched.health.redis_answers = False
     watched.pass_s(61, ticking=False)
     assert watched.health.not_alive() is not None
@@ -243,10 +243,10 @@ def test_a_daemon_that_stops_is_alive_but_not_ready(watched: Watched) -> None:
     assert watched.health.not_alive() is None
 
 
-async def test_a_redis_that_is_back_gives_the_worker_time_to_go_on(
+async def test_the_worker_gets_time_to_commit_after_redis_is_reachable_again(
     watched: Watched, redis: RedisClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(streamrec.daemon, "PROBE_S", 0.001)
+    monkeypatch.setattr(streamrec.daemon, "PROBE_EVERY_S", 0.001)
     watched.health.lag_records, watched.health.redis_answers = 7, False
     watched.pass_s(10_000)
 

@@ -1,10 +1,10 @@
-"""All clicks of each user, of the archive and of the topic after it; and the sequence that they make.
+"""All past clicks of each user, from the archive and from the topic after it, and the sequence that they make.
 
-In the order in which the daemon applied them, as far as that can be told: imported ones by time, then those of the
-topic (of one that was created again after those before it), in a partition by offset. A user's clicks lie in several
-partitions where partitions were added, or producers do not key by user: these are merged by time.
+Clicks are ordered as the daemon applied them, as far as this is known: imported clicks by time, then those of each
+topic epoch, within a partition by offset. A user has clicks in several partitions if partitions were added or producers
+do not key by user; these are merged by time.
 
-A click of the archive takes 36 bytes, and each user and item id once its text.
+Memory: 36 bytes for each click of the archive, and each user and item id once.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from numpy.typing import NDArray
 
 from streamrec.archive.segments import EventArchive
 from streamrec.errors import ArchiveError
-from streamrec.schemas import ClickEvent
+from streamrec.schemas import ClickEvent, StoredItems
 from streamrec.serving.sequences import StoredSequence
 from streamrec.setting_groups import SequenceSettings
 
-IMPORTED = -1  # stands where the topic epoch stands
+IMPORTED = -1  # the topic epoch of imported clicks
 
 
 class PastClicks:
     """Clicks by user.
 
     Args:
-        archive: is read whole.
-        max_len: items kept of a user.
+        archive: read as a whole.
+        max_len: items per user.
 
     Raises:
-        ArchiveError: it cannot be read, or is empty.
+        ArchiveError: the archive cannot be read, or is empty.
     """
 
     def __init__(self, archive: EventArchive, settings: SequenceSettings, max_len: int) -> None:
@@ -73,36 +73,36 @@ class PastClicks:
 
     @property
     def has_imported(self) -> bool:
-        """Whether any were never in the topic."""
+        """Whether the archive has imported clicks, which were never in the topic."""
         return bool((self._columns[0] == IMPORTED).any())
 
     @property
     def first_ts_ms(self) -> int:
-        """When the first click of the archive came."""
+        """Time of the first click of the archive."""
         return int(self._columns[3].min())
 
     def add(self, events: Iterable[ClickEvent]) -> None:
-        """Clicks that the topic holds after those of the archive."""
+        """Add clicks that the topic has after those of the archive."""
         for event in events:
             self._later.setdefault(event.user_id, []).append(event)
 
     def users(self) -> list[str]:
-        """Everybody, whoever clicked last first."""
+        """Return all users, the latest click first."""
         last = dict(zip(self._users, np.maximum.reduceat(self._columns[3], self._begins[:-1]).tolist(), strict=True))
         last |= {user: events[-1].timestamp_ms for user, events in self._later.items()}
         return sorted(last, key=lambda user: -last[user])
 
     def sequence_of(self, user_id: str) -> StoredSequence:
-        """What all of a user's clicks make, were nothing stored of him."""
+        """Return the sequence that a user's clicks make on an empty Redis."""
         place = self._users.get(user_id)
         own = slice(0, 0) if place is None else slice(*self._begins[place : place + 2].tolist())
         later = self._later.get(user_id, [])
         rows = [(self._epoch, event.partition, event.offset, event.timestamp_ms) for event in later]
         columns = np.concatenate((self._columns[:, own], np.array(rows, np.int64).reshape(-1, 4).T), axis=1)
-        order = _applied(*columns)
+        order = _applied_order(*columns)
         epochs, partitions, offsets, times_ms = columns[:, order]
         pauses_ms = np.diff(times_ms)
-        begin = _after_last(pauses_ms > self._ttl_ms)  # what was forgotten stays so
+        begin = _after_last(pauses_ms > self._ttl_ms)  # a sequence that has expired is not restored
         session = max(begin, _after_last(pauses_ms > self._gap_ms)) if self._gap_ms else begin
         archived = own.stop - own.start
         items = [
@@ -112,7 +112,7 @@ class PastClicks:
         current = epochs == self._epoch
         guard = {int(p): int(offsets[current & (partitions == p)].max()) for p in np.unique(partitions[current])}
         return StoredSequence(
-            b"".join(item.encode() + b"\0" for item in items),
+            StoredItems.of(items),
             len(order) - begin,
             len(order) - session,
             int(times_ms[-1]),
@@ -121,7 +121,7 @@ class PastClicks:
         )
 
     def popularity(self, half_life_s: float) -> tuple[dict[str, float], int]:
-        """Clicks of each item, each halved every half-life; and as of when: the newest click."""
+        """Return the clicks of each item, halved every half-life until the newest click, and its time."""
         later = [event for events in self._later.values() for event in events]
         newest_ms = max([int(self._columns[3].max()), *(event.timestamp_ms for event in later)])
         weights = np.exp2((self._columns[3] - newest_ms) / 1000 / half_life_s)
@@ -133,10 +133,10 @@ class PastClicks:
         return found, newest_ms
 
 
-def _applied(
+def _applied_order(
     epochs: NDArray[np.int64], partitions: NDArray[np.int64], offsets: NDArray[np.int64], times_ms: NDArray[np.int64]
 ) -> NDArray[np.intp]:
-    """The order in which a user's clicks were applied: of several partitions merged by time, each in its own order."""
+    """Return the order in which clicks were applied: by offset within a partition, partitions merged by time."""
     reached_ms = times_ms.copy()
     places = epochs * 2**31 + partitions
     for place in np.unique(places):
@@ -146,6 +146,6 @@ def _applied(
 
 
 def _after_last(pauses: NDArray[np.bool_]) -> int:
-    """The row after the last pause; the first where there is none."""
+    """Return the row after the last pause, 0 if there is none."""
     found = np.flatnonzero(pauses)
     return int(found[-1]) + 1 if len(found) else 0

@@ -1,37 +1,34 @@
-"""`streamrec rebuild`: Redis from the archive and what the topic holds after it, while daemons run.
+"""`streamrec rebuild`: restore Redis from the archive and the clicks that the topic has after it, while daemons run.
 
 read       the archive, and the topic from the archive's end to its own; nothing is committed
-popular    click counts, where Redis has lost them
-rebuild    users in batches, who clicked last first: the stored sequence is replaced by what all clicks make, unless it
-           has changed since it was looked at
-publish    the lists of these users
-again      users of whom a daemon has applied clicks that were not read yet, once they are
+popular    restore click counts if Redis has lost some
+rebuild    users in batches, the latest click first: replace the stored sequence by one made from all past clicks,
+           unless it has changed since it was read
+publish    new lists for these users
+retry      users with clicks that a daemon has applied and the rebuild has not read yet
 
-What is stored stays if it holds as much, or a click that neither archive nor topic do. So a second run changes
-nothing, and one that was killed is simply begun again.
+A stored sequence is not replaced if it is as complete, or has a click that archive and topic lack. So a second run
+changes nothing, and after a crash the rebuild is simply started again.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import logging
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from streamrec.archive.segments import EventArchive
 from streamrec.errors import StreamrecError
 from streamrec.kafka.connection import ignore_abandoned_requests
 from streamrec.kafka.reader import TopicReader
 from streamrec.metrics import Metrics
+from streamrec.rebuild.choice import includes, replacement
 from streamrec.rebuild.past_clicks import PastClicks
+from streamrec.rebuild.report import Report, show_progress
 from streamrec.redis.client import RedisClient
 from streamrec.redis.nodes import RedisArg
 from streamrec.redis.script import Script
@@ -46,56 +43,35 @@ from streamrec.settings import Settings
 log = logging.getLogger(__name__)
 
 REPLACE = Script(__package__, "replace", replicated=True)
-BATCH_USERS = 256
-PACE_S = 0.5  # where there is a rate a batch holds the users of so long
-AGAIN_S = 60.0  # so long after the last success nobody is tried again
-SAID_EVERY_S = 10.0
+MAX_BATCH_USERS = 256
+RATED_BATCH_S = 0.5  # with a rate limit, a batch has the users of this time
+RETRY_TIMEOUT_S = 60.0  # retries end this long after the last one that succeeded
 
 
 class Change(NamedTuple):
-    """What is to stand in the place of what is stored of a user, and his list as it is."""
+    """The value to replace, the sequence to store instead, and the user's published list."""
 
     user: str
-    stored: bytes | None
+    value: bytes | None
     sequence: StoredSequence
-    old_list: bytes | None
-
-
-@dataclass
-class Report:
-    """What became of the users."""
-
-    rebuilt: int = 0
-    kept: int = 0
-    ahead: int = 0
-    too_old: int = 0
-    lists: int = 0
-    popularity: bool = False
-
-    def __str__(self) -> str:
-        return (
-            f"{self.rebuilt:,} users rebuilt, {self.kept:,} kept as they were, {self.ahead:,} kept as only Redis knows "
-            f"some of their clicks, {self.too_old:,} too old, {self.lists:,} lists published"
-            f"{', popularity counted anew' if self.popularity else ''}"
-        )
+    published: bytes | None
 
 
 async def rebuild(settings: Settings, rate_per_s: float = 0.0, dry_run: bool = False) -> Report:
-    """Bring back what Redis has lost.
+    """Restore sequences, lists and click counts that Redis has lost; return the report.
 
     Args:
-        rate_per_s: users a second; 0 is as fast as possible.
-        dry_run: only say what would be done.
+        rate_per_s: users per second; 0: as fast as possible.
+        dry_run: change nothing, only report.
 
     Raises:
-        StreamrecError: archive, topic, model or Redis cannot be used; what was done stays, and is not done again.
+        StreamrecError: archive, topic, model or Redis cannot be used. A second run continues from there.
     """
     assert settings.archive.dir is not None
     torch.set_num_threads(settings.inference.threads)
     ignore_abandoned_requests(asyncio.get_running_loop())
-    served = ServedModel.of(
-        read_model(settings), settings.inference, settings.sequences.max_len, cache_bytes=0
-    )  # each user is scored once
+    # no cache: each user is scored once
+    served = ServedModel.of(read_model(settings), settings.inference, settings.sequences.max_len, cache_bytes=0)
     async with RedisClient(settings.redis) as redis:
         await redis.check_format(claim=not dry_run)
         archive = EventArchive(settings.archive.dir, settings.kafka.topic_epoch)
@@ -110,7 +86,7 @@ async def rebuild(settings: Settings, rate_per_s: float = 0.0, dry_run: bool = F
 
 
 class Rebuilder:
-    """Replaces what is stored of users by what their past clicks make, and publishes their lists."""
+    """Replaces stored sequences by those that the past clicks make, and publishes lists."""
 
     def __init__(
         self,
@@ -134,91 +110,92 @@ class Rebuilder:
         self.report = Report()
 
     async def run(self, rate_per_s: float, dry_run: bool) -> None:
-        """All users, and the popularity."""
+        """Restore the click counts and all users."""
         self._dry_run = dry_run
-        await self._read_on()
+        await self._read_topic()
         while not await self._reader.drained():
-            await self._read_on()
+            await self._read_topic()
         log.info("topic read", extra={"topic": self._settings.kafka.topic, "clicks_in_all": len(self._past)})
         if not dry_run:
             await self._restore_popularity()
-        users, again = self._past.users(), []
-        size = min(BATCH_USERS, max(1, int(rate_per_s * PACE_S))) if rate_per_s else BATCH_USERS
-        with _progress(len(users)) as told:
+        users, unread = self._past.users(), []
+        size = min(MAX_BATCH_USERS, max(1, int(rate_per_s * RATED_BATCH_S))) if rate_per_s else MAX_BATCH_USERS
+        with show_progress(len(users)) as update:
             for begin in range(0, len(users), size):
                 began_s = time.monotonic()
-                await self._read_on(timeout_ms=0)
-                again += await self._rebuild(users[begin : begin + size])
-                told(min(len(users), begin + size))
+                await self._read_topic(timeout_ms=0)
+                unread += await self._rebuild(users[begin : begin + size])
+                update(min(len(users), begin + size))
                 if rate_per_s:
                     await asyncio.sleep(max(0.0, began_s + size / rate_per_s - time.monotonic()))
-        await self._try_again(again)
+        await self._retry(unread)
 
     async def _restore_popularity(self) -> None:
         counts, counted_ms = self._past.popularity(self._settings.lists.popular_half_life_s)
-        began_ms = None if self._past.has_imported else self._past.first_ts_ms
+        first_ms = None if self._past.has_imported else self._past.first_ts_ms
         await self._lists.refresh()
-        self.report.popularity = await self._lists.restore(counts, counted_ms, began_ms)
+        self.report.popularity = await self._lists.restore(counts, counted_ms, first_ms)
 
-    async def _try_again(self, users: list[str]) -> None:
-        until_s = time.monotonic() + AGAIN_S
+    async def _retry(self, users: list[str]) -> None:
+        """Rebuild users whose clicks were not all read, until none is left or nothing changes for a while."""
+        until_s = time.monotonic() + RETRY_TIMEOUT_S
         while users and time.monotonic() < until_s:
-            await self._read_on()
-            left = []
-            for begin in range(0, len(users), BATCH_USERS):
-                left += await self._rebuild(users[begin : begin + BATCH_USERS])
-            if len(left) < len(users):
-                until_s = time.monotonic() + AGAIN_S
-            users = left
+            await self._read_topic()
+            unread = []
+            for begin in range(0, len(users), MAX_BATCH_USERS):
+                unread += await self._rebuild(users[begin : begin + MAX_BATCH_USERS])
+            if len(unread) < len(users):
+                until_s = time.monotonic() + RETRY_TIMEOUT_S
+            users = unread
         self.report.ahead += len(users)
 
-    async def _read_on(self, timeout_ms: int | None = None) -> None:
+    async def _read_topic(self, timeout_ms: int | None = None) -> None:
         await self._reader.find_partitions()
-        for stretch in (await self._reader.poll(timeout_ms)).values():
-            self._past.add(stretch.events)
+        for records in (await self._reader.poll(timeout_ms)).values():
+            self._past.add(records.events)
 
     async def _rebuild(self, users: list[str]) -> list[str]:
-        """Some users; returns those who are to be tried again."""
+        """Rebuild some users; return those to retry."""
         values = await self._redis.get_many([self._keys.sequence(user) for user in users])
         published = await self._redis.get_many([self._keys.recommendation(user) for user in users])
-        again: list[str] = []
+        retry: list[str] = []
         changes: list[Change] = []
         to_publish: list[UserSequence] = []
         for user, value, old_list in zip(users, values, published, strict=True):
             stored = StoredSequence.decode(user, value) if value is not None else None
-            whole = self._past.sequence_of(user)
-            if stored is not None and not _covers(user, whole, stored):
+            rebuilt = self._past.sequence_of(user)
+            if stored is not None and not includes(user, rebuilt, stored):
                 if self._is_unread(stored):
-                    again.append(user)
+                    retry.append(user)
                 else:
                     self.report.ahead += 1
-            elif stored is None and self._left_s(whole, self._settings.sequences.ttl_s) <= 0:
+            elif stored is None and self._ttl_left_s(rebuilt, self._settings.sequences.ttl_s) <= 0:
                 self.report.too_old += 1
-            elif (better := _better(stored, whole)) is not None:
-                changes.append(Change(user, value, better, old_list))
+            elif (sequence := replacement(stored, rebuilt)) is not None:
+                changes.append(Change(user, value, sequence, old_list))
             else:
                 assert stored is not None
-                self.report.kept += 1
-                if self._wants_list(stored, old_list):
-                    to_publish.append(_sequence(user, stored))
+                self.report.unchanged += 1
+                if self._needs_list(stored, old_list):
+                    to_publish.append(stored.for_user(user))
         for change, done in zip(changes, await self._replace(changes), strict=True):
             if not done:
-                again.append(change.user)
+                retry.append(change.user)
                 continue
             self.report.rebuilt += 1
-            if change.old_list is not None or self._wants_list(change.sequence, None):
-                to_publish.append(_sequence(change.user, change.sequence))
+            if change.published is not None or self._needs_list(change.sequence, None):
+                to_publish.append(change.sequence.for_user(change.user))
         await self._publish(to_publish)
-        return again
+        return retry
 
     async def _replace(self, changes: list[Change]) -> list[bool]:
-        """Compare-and-set; what a daemon has changed meanwhile stays."""
+        """Store the sequences, compare-and-set; return for each whether it was stored."""
         if self._dry_run or not changes:
             return [True] * len(changes)
         calls: list[tuple[list[str], list[RedisArg]]] = []
         for change in changes:
-            ttl_s = max(1, self._left_s(change.sequence, self._settings.sequences.ttl_s))
-            args: list[RedisArg] = [change.stored or b"", change.sequence.encode(), ttl_s]
+            ttl_s = max(1, self._ttl_left_s(change.sequence, self._settings.sequences.ttl_s))
+            args: list[RedisArg] = [change.value or b"", change.sequence.encode(), ttl_s]
             calls.append(([self._keys.sequence(change.user)], args))
         return [bool(done) for (done,) in await self._redis.run_each(REPLACE, [], calls)]
 
@@ -232,75 +209,17 @@ class Rebuilder:
         await self._publisher.publish(await self._predictor.predict(sequences))
 
     def _is_unread(self, stored: StoredSequence) -> bool:
-        """Whether a click that it holds is yet to be read; else it is in neither archive nor topic."""
+        """Return whether the topic has a click of the sequence that was not read yet."""
         return any(offset >= self._reader.next_offsets.get(p, 0) for p, offset in stored.offsets.items())
 
-    def _wants_list(self, sequence: StoredSequence, old_list: bytes | None) -> bool:
-        """Whether the list is of fewer clicks, or missing though it would not have expired yet."""
-        if old_list is None:
-            return self._left_s(sequence, self._settings.lists.ttl_s) > 0
+    def _needs_list(self, sequence: StoredSequence, published: bytes | None) -> bool:
+        """Return whether the list has fewer clicks than the sequence, or is missing although its TTL is not over."""
+        if published is None:
+            return self._ttl_left_s(sequence, self._settings.lists.ttl_s) > 0
         with contextlib.suppress(StreamrecError):
-            return parse_published("", old_list).n < sequence.n
+            return parse_published("", published).n < sequence.n
         return True
 
-    def _left_s(self, sequence: StoredSequence, ttl_s: int) -> int:
-        """How long something would live yet that the last click has written."""
+    def _ttl_left_s(self, sequence: StoredSequence, ttl_s: int) -> int:
+        """Return the seconds that remain of a TTL which began at the last click."""
         return min(ttl_s, int(ttl_s - time.time() + sequence.last_event_ts_ms / 1000))
-
-
-def _covers(user: str, whole: StoredSequence, stored: StoredSequence) -> bool:
-    """Whether all that is stored went into the other too.
-
-    Raises:
-        StreamrecError: it is of a later topic epoch than the one that is set.
-    """
-    if stored.topic_epoch > whole.topic_epoch:
-        raise StreamrecError(
-            f"the stored sequence of user {user!r} is of topic epoch {stored.topic_epoch}, and kafka_topic_epoch is "
-            f"{whole.topic_epoch}: set STREAMREC_KAFKA_TOPIC_EPOCH as the daemons have it"
-        )
-    if stored.topic_epoch < whole.topic_epoch:  # its offsets say nothing of this topic
-        return True
-    return all(whole.offsets.get(partition, -1) >= offset for partition, offset in stored.offsets.items())
-
-
-def _better(stored: StoredSequence | None, whole: StoredSequence) -> StoredSequence | None:
-    """What is to stand in the place of a sequence that is covered; None where it holds as much."""
-    if stored is None or whole.n > stored.n:
-        return whole
-    if whole.kept <= stored.kept:
-        return None
-    # as many clicks or more were counted, but fewer items kept: max_len has grown
-    if whole.n == stored.n:
-        return whole
-    return dataclasses.replace(whole, n=stored.n, session_n=max(stored.session_n, whole.session_n))
-
-
-def _sequence(user: str, stored: StoredSequence) -> UserSequence:
-    return UserSequence(user, stored.stored, stored.n, stored.session_n, stored.last_event_ts_ms)
-
-
-@contextlib.contextmanager
-def _progress(total: int) -> Iterator[Callable[[int], None]]:
-    """Takes how many users are done: for a progress bar on a terminal, else for a line now and then."""
-    console = Console(stderr=True)
-    said_s = time.monotonic()
-    with Progress(
-        TextColumn("rebuild"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("users"),
-        TimeElapsedColumn(),
-        console=console,
-        disable=not console.is_terminal,
-    ) as bar:
-        task = bar.add_task("rebuild", total=total)
-
-        def told(done: int) -> None:
-            nonlocal said_s
-            bar.update(task, completed=done)
-            if not console.is_terminal and time.monotonic() - said_s > SAID_EVERY_S:
-                said_s = time.monotonic()
-                log.info("rebuilding", extra={"users": done, "of": total})
-
-        yield told

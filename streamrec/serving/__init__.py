@@ -1,1 +1,1 @@
-"""The way of a click: append, predict, publish, judge; worker.py spells it out."""
+"""The path of a click: append, predict, publish, evaluate; worker.py has all steps."""

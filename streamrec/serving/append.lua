@@ -1,10 +1,11 @@
--- Append a batch of events to the sequences of its users, each event once.
--- KEYS: one sequence key a user.
+-- Append a batch of events to the sequences of its users; apply each event once.
+-- KEYS: for each user, the sequence key.
 -- ARGV: max_len, ttl_s, session_gap_ms (0: none), topic_epoch;
---       then for each key: k, and k times partition, offset, timestamp_ms, item_id.
--- Returns for each key: events applied, 1 if the stored value was unreadable, the new value.
+--       then for each key the number of events, and for each event partition, offset, timestamp_ms, item_id.
+-- Returns for each key: events applied, 1 if the stored value was damaged and discarded (else 0), the new value.
 --
--- Value: "1 n session_n kept last_event_ts_ms topic_epoch partition:offset,..." NUL, then each kept item and a NUL.
+-- Value: "1 n session_n count last_event_ts_ms topic_epoch partition:offset,..." NUL, then each item and a NUL.
+-- StoredSequence (sequences.py) reads the value, and calls the same values damaged.
 local max_len, ttl_s, gap_ms, epoch = tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 local header = '^(%d+) (%d+) (%d+) (%d+) (%d+) (%d+) ([%d:,]*)%z(.*)$'
 local reply, at = {}, 5
@@ -12,21 +13,21 @@ local reply, at = {}, 5
 for i = 1, #KEYS do
   local value = redis.pcall('GET', KEYS[i])
   if type(value) == 'table' then
-    if string.sub(value.err, 1, 9) ~= 'WRONGTYPE' then return value end  -- no right to read it: it is not damaged
+    if string.sub(value.err, 1, 9) ~= 'WRONGTYPE' then return value end  -- no permission: not damaged
     value = 'another type'
   end
-  local format, n, session_n, kept, last_ts, stored_epoch, applied_offsets, items
+  local format, n, session_n, count, last_ts, stored_epoch, applied_offsets, items
   if value then
-    format, n, session_n, kept, last_ts, stored_epoch, applied_offsets, items = string.match(value, header)
+    format, n, session_n, count, last_ts, stored_epoch, applied_offsets, items = string.match(value, header)
     if format and format ~= '1' then
       return redis.error_reply('STREAMREC sequence format ' .. format .. ' in ' .. KEYS[i]
         .. ' was written by a newer streamrec; this one reads format 1: upgrade it')
     end
-    if format and (tonumber(kept) > tonumber(session_n) or tonumber(session_n) > tonumber(n)) then format = nil end
-    if not format then n, session_n, kept, last_ts, stored_epoch, applied_offsets, items = nil end
+    if format and (tonumber(count) > tonumber(session_n) or tonumber(session_n) > tonumber(n)) then format = nil end
+    if not format then n, session_n, count, last_ts, stored_epoch, applied_offsets, items = nil end
   end
-  local unreadable = (value and not format) and 1 or 0
-  n, session_n, kept = tonumber(n or 0), tonumber(session_n or 0), tonumber(kept or 0)
+  local damaged = (value and not format) and 1 or 0
+  n, session_n, count = tonumber(n or 0), tonumber(session_n or 0), tonumber(count or 0)
   last_ts, stored_epoch, items = last_ts or '0', tonumber(stored_epoch or epoch), items or ''
   local offsets = {}
   if stored_epoch == epoch then
@@ -35,17 +36,17 @@ for i = 1, #KEYS do
     end
   end
 
-  local k, fresh, applied = tonumber(ARGV[at]), {}, 0
+  local num_events, fresh, applied = tonumber(ARGV[at]), {}, 0
   at = at + 1
-  for _ = 1, k do
+  for _ = 1, num_events do
     local partition, offset, ts, item = ARGV[at], tonumber(ARGV[at + 1]), ARGV[at + 2], ARGV[at + 3]
     at = at + 4
     if stored_epoch <= epoch and (not offsets[partition] or offset > offsets[partition]) then
       if gap_ms > 0 and session_n > 0 and tonumber(ts) - tonumber(last_ts) > gap_ms then
-        session_n, kept, items, fresh = 0, 0, '', {}
+        session_n, count, items, fresh = 0, 0, '', {}
       end
       offsets[partition] = offset
-      n, session_n, kept, last_ts, applied = n + 1, session_n + 1, kept + 1, ts, applied + 1
+      n, session_n, count, last_ts, applied = n + 1, session_n + 1, count + 1, ts, applied + 1
       fresh[#fresh + 1] = item .. '\0'
     end
   end
@@ -53,10 +54,10 @@ for i = 1, #KEYS do
   if applied > 0 then
     items = items .. table.concat(fresh)
     local cut = 0
-    while kept > max_len do
+    while count > max_len do
       cut = string.find(items, '\0', cut + 1, true)
-      kept = kept - 1
-      if not cut then items, kept, cut = table.concat(fresh), #fresh, 0 end  -- damaged: fewer than the header says
+      count = count - 1
+      if not cut then items, count, cut = table.concat(fresh), #fresh, 0 end  -- the header claimed more
     end
     items = string.sub(items, cut + 1)
     local pairs_of = {}
@@ -64,14 +65,14 @@ for i = 1, #KEYS do
       pairs_of[#pairs_of + 1] = string.format('%s:%.0f', partition, offset)
     end
     table.sort(pairs_of)
-    value = string.format('1 %.0f %.0f %.0f %s %.0f %s', n, session_n, kept, last_ts, epoch, table.concat(pairs_of, ','))
+    value = string.format('1 %.0f %.0f %.0f %s %.0f %s', n, session_n, count, last_ts, epoch, table.concat(pairs_of, ','))
       .. '\0' .. items
     redis.call('SET', KEYS[i], value, 'EX', ttl_s)
   else
-    redis.call('EXPIRE', KEYS[i], ttl_s)  -- a write, for a WAIT after a retry: what it finds may not be replicated yet
+    redis.call('EXPIRE', KEYS[i], ttl_s)  -- a write: WAIT after a retry must cover this value too
   end
   reply[#reply + 1] = applied
-  reply[#reply + 1] = unreadable
+  reply[#reply + 1] = damaged
   reply[#reply + 1] = value
 end
 return reply

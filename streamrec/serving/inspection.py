@@ -1,4 +1,4 @@
-"""`streamrec recs` and `streamrec user`: what is published for, and stored of, a user."""
+"""Published lists and stored sequences for `streamrec recs` and `streamrec user`."""
 
 from __future__ import annotations
 
@@ -12,38 +12,40 @@ from streamrec.schemas import PublishedList, UserSequence, parse_published
 from streamrec.serving.sequences import parse_sequence
 
 V = TypeVar("V")
-Unreadable = Callable[[StreamrecError], None]
+OnError = Callable[[StreamrecError], None]
 
 
 def published(
-    redis: RedisClient, users: list[str] | None, unreadable: Unreadable | None = None
+    redis: RedisClient, users: list[str] | None, on_error: OnError | None = None
 ) -> AsyncIterator[tuple[str, PublishedList | None]]:
-    """The published list of each user, None where there is none; of all users where ``users`` is None.
+    """Yield each user's published list, None if there is none.
 
-    A value that cannot be read raises, or is left out and told to ``unreadable`` where that is given.
+    Args:
+        users: all users if None.
+        on_error: called with the error of a value that cannot be read, which is left out [raise the error].
     """
-    return _parsed(_values(redis, redis.keys.recommendation, users), parse_published, unreadable)
+    return _parsed(_values(redis, redis.keys.recommendation, users), parse_published, on_error)
 
 
 def stored(
-    redis: RedisClient, users: list[str] | None, unreadable: Unreadable | None = None
+    redis: RedisClient, users: list[str] | None, on_error: OnError | None = None
 ) -> AsyncIterator[tuple[str, UserSequence | None]]:
-    """The same of stored sequences."""
-    return _parsed(_values(redis, redis.keys.sequence, users), parse_sequence, unreadable)
+    """Yield each user's stored sequence; arguments as for ``published``."""
+    return _parsed(_values(redis, redis.keys.sequence, users), parse_sequence, on_error)
 
 
 async def _parsed(
     values: AsyncIterator[tuple[str, bytes | None]],
     parse: Callable[[str, bytes], V],
-    unreadable: Unreadable | None,
+    on_error: OnError | None,
 ) -> AsyncIterator[tuple[str, V | None]]:
     async for user, value in values:
         try:
             parsed = None if value is None else parse(user, value)
         except StreamrecError as error:
-            if unreadable is None:
+            if on_error is None:
                 raise
-            unreadable(error)
+            on_error(error)
             continue
         yield user, parsed
 
@@ -51,12 +53,12 @@ async def _parsed(
 async def _values(
     redis: RedisClient, key_of: Callable[[str], str], users: list[str] | None
 ) -> AsyncIterator[tuple[str, bytes | None]]:
-    everybody = users is None
+    all_users = users is None
     if users is None:
-        prefix = key_of("").removesuffix("}")  # up to and with the opening brace
+        prefix = key_of("").removesuffix("}")  # includes the opening brace
         users = [redis.keys.user_of(name) async for name in redis.scan(prefix)]
-    rest = iter(users)
-    while chunk := list(islice(rest, SCAN_COUNT)):
+    remaining = iter(users)
+    while chunk := list(islice(remaining, SCAN_COUNT)):
         for user, value in zip(chunk, await redis.get_many([key_of(user) for user in chunk]), strict=True):
-            if value is not None or not everybody:  # else it expired since the scan
+            if value is not None or not all_users:  # else the key expired after the scan
                 yield user, value

@@ -1,8 +1,7 @@
-"""Online quality: every click is a free label. Was it in the list that its user saw before it?
+"""Online quality: each click is evaluated against the list that its user saw before the click.
 
-What was published before is what the publish script returns, so judging costs no round trip. Of a user
-without a list the popular list was shown, and is judged. Beside each, the popular list as this user would
-have seen it is judged on the same click.
+The publish script returns the previous list, so this costs no round trip. A user without a list saw the popular list,
+which is evaluated then. On every click the popular list, without the items this user has seen, is evaluated too.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from streamrec.errors import StreamrecError
-from streamrec.schemas import UserSequence, parse_published
+from streamrec.schemas import NO_ITEMS, UserSequence, parse_published
 from streamrec.serving.lists import POPULAR, SharedLists
 from streamrec.serving.online import OnlineCounts
 
@@ -19,10 +18,10 @@ K = 10
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
-    """Clicks that judged a published list, and what their user could see, or might have seen, before them.
+class EvaluatedClicks:
+    """A user's new clicks, and the ``items`` that the user saw before them.
 
-    ``n`` is the number of the user's events before these clicks; ``popular_hits`` of them were in the popular list.
+    ``n`` is the number of the user's events before these clicks. ``popular_hits`` clicks were in the popular list.
     """
 
     user_id: str
@@ -33,38 +32,39 @@ class Judged:
 
 
 class OnlineJudge:
-    """Counts, by the model version that made the list: clicks judged, hits@10, reciprocal ranks@10."""
+    """Counts evaluated clicks, hits@10 and reciprocal ranks@10 by the model version that made the list."""
 
     def __init__(self, lists: SharedLists, counts: OnlineCounts, filter_seen: bool) -> None:
         self._lists = lists
         self._counts = counts
         self._filter_seen = filter_seen
 
-    def judge(self, sequences: Sequence[UserSequence], before: Sequence[bytes | None]) -> list[Judged]:
-        """Judge the clicks that were newly applied.
+    def evaluate(self, sequences: Sequence[UserSequence], previous: Sequence[bytes | None]) -> list[EvaluatedClicks]:
+        """Evaluate the newly applied clicks.
 
         Args:
-            before: the value of each user's list before this batch was published, None where there was none.
+            previous: the value of each user's list before this batch was published; None if there was none.
         """
-        judged = []
-        for sequence, value in zip(sequences, before, strict=True):
-            if sequence.clicks:
-                judged += self._judge(sequence, value)
-        return judged
+        evaluated = [
+            self._evaluate(sequence, value)
+            for sequence, value in zip(sequences, previous, strict=True)
+            if sequence.clicks
+        ]
+        return [clicks for clicks in evaluated if clicks is not None]
 
-    def _judge(self, sequence: UserSequence, value: bytes | None) -> list[Judged]:
-        seen = sequence.before if self._filter_seen else b""
+    def _evaluate(self, sequence: UserSequence, previous: bytes | None) -> EvaluatedClicks | None:
         n = sequence.n - sequence.applied
-        if value:
+        if previous:
             try:
-                listed = parse_published(sequence.user_id, value)
-            except StreamrecError:  # somebody else wrote there; it has just been replaced
-                return []
-            if listed.n > n:
-                return []  # the answer to an earlier try was lost: this list knows the clicks already
+                listed = parse_published(sequence.user_id, previous)
+            except StreamrecError:  # another program wrote the value; the daemon has just replaced it
+                return None
+            if listed.n > n:  # the reply to an earlier attempt was lost: this list counts the clicks already
+                return None
             model, items = listed.model, listed.items[:K]
         else:
+            seen = sequence.before if self._filter_seen else NO_ITEMS
             model, items = POPULAR, self._lists.popular_for(seen, K).items
-        judged = Judged(sequence.user_id, n, sequence.clicks, items, self._lists.popular_hits(sequence.clicks, seen, K))
-        self._counts.count(model, judged.clicks, judged.items, judged.popular_hits)
-        return [judged]
+        popular_hits = self._lists.popular_hits(sequence, K, self._filter_seen)
+        self._counts.count(model, sequence.clicks, items, popular_hits)
+        return EvaluatedClicks(sequence.user_id, n, sequence.clicks, items, popular_hits)

@@ -1,4 +1,4 @@
-"""The model in force: where it is read from, and the engine that serves it under these settings."""
+"""The model to serve: read it from directory or registry, and make its engine."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class ServedModel:
 
     @classmethod
     def open(cls, settings: Settings) -> Self:
-        """Read the model in force and make its engine. Raises the errors of ``read_model`` and ``of``."""
+        """Read the configured model and make its engine. Raises the errors of ``read_model`` and ``of``."""
         return cls.of(read_model(settings), settings.inference, settings.sequences.max_len)
 
     @classmethod

@@ -1,7 +1,7 @@
-"""Online figures: how the clicks judged the lists of each model version, added up over daemons and restarts.
+"""Online figures: how often clicks hit the lists of each model version, over all daemons and restarts.
 
-They are counted in memory and written to Redis every ``lists_refresh_s``, so that the path of a click pays nothing: a
-crash can lose that long of counts, and an answer of Redis that was lost makes them count twice.
+The daemon counts in memory and flushes to Redis every ``lists_refresh_s``, so a click costs no round trip. A crash
+loses the counts since the last flush; a lost reply of Redis makes the flushed counts count twice.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ TTL_S = 90 * DAY_S
 class OnlineFigures:
     """The fields of a version's hash.
 
-    The last three are of clicks that judged the version while it was the shadow: its hits, and on the same clicks
-    the hits of what was published.
+    The last three count clicks while the version was the shadow: the shadow's hits, the clicks evaluated, and the
+    hits of the published lists on these clicks.
     """
 
     judged: float = 0.0
@@ -39,7 +39,7 @@ class OnlineFigures:
     champion_hits: float = 0.0
 
     def rates(self) -> dict[str, float]:
-        """What a person wants to know; only what was judged is there."""
+        """Return rates and counts by name; those without evaluated clicks are left out."""
         rates: dict[str, float] = {"judged": round(self.judged)}
         if self.judged:
             rates |= {
@@ -68,7 +68,7 @@ class OnlineCounts:
         self._flushing = asyncio.Lock()
 
     def count(self, version: str, clicks: Sequence[str], items: Sequence[str], popular_hits: int) -> None:
-        """Count clicks of a user who could see ``items``, listed by that version; so many hit the popular list."""
+        """Count clicks of a user who saw ``items``, listed by that version; ``popular_hits`` hit the popular list."""
         counted = {
             "judged": len(clicks),
             "hits": sum(click in items for click in clicks),
@@ -76,13 +76,17 @@ class OnlineCounts:
             "popularity_hits": popular_hits,
         }
         if version not in self._counters:  # a label is looked up once, not four times a click
-            self._counters[version] = {name: getattr(self._metrics, name).labels(version) for name in counted}
+            metrics = self._metrics
+            counters = (metrics.judged, metrics.hits, metrics.reciprocal_ranks, metrics.popularity_hits)
+            self._counters[version] = {
+                name: counter.labels(version) for name, counter in zip(counted, counters, strict=True)
+            }
         for name, counter in self._counters[version].items():
             counter.inc(counted[name])
         self._add(version, counted)
 
     def compare(self, shadow: str, clicks: Sequence[str], items: Sequence[str], published: Sequence[str]) -> None:
-        """Count clicks of a user for whom the shadow had ``items`` where he could see those ``published``."""
+        """Count clicks of a user who saw ``published``, and for whom the shadow had listed ``items``."""
         counted = {
             "shadow_hits": sum(click in items for click in clicks),
             "champion_judged": len(clicks),
@@ -91,12 +95,12 @@ class OnlineCounts:
         self._add(shadow, counted)
 
     async def flush(self) -> None:
-        """Add what was counted since the last flush to the figures in Redis.
+        """Add the counts since the last flush to the figures in Redis.
 
         Raises:
-            RedisUnavailable: Redis does not answer; what was not written is kept for the next time.
+            RedisUnavailable: Redis does not answer; the next flush includes these counts.
         """
-        async with self._flushing:  # the last flush, at shutdown, waits for one that is under way
+        async with self._flushing:  # the last flush, at shutdown, waits for the current one
             for version in list(self._pending):
                 counted = self._pending.pop(version)
                 args: list[str | int | float] = [TTL_S]
@@ -115,11 +119,11 @@ class OnlineCounts:
 
 
 async def read_figures(redis: RedisClient, versions: Sequence[str]) -> dict[str, OnlineFigures]:
-    """The figures of those versions of which there are any.
+    """Return the figures of those versions that have any.
 
     Raises:
         RedisUnavailable: Redis does not answer.
-        StreamrecError: a value is no number.
+        StreamrecError: a value is not a number.
     """
     names = {field.name for field in fields(OnlineFigures)}
     figures = {}

@@ -1,17 +1,17 @@
--- Add clicks to the time-decayed popularity (forward decay: Cormode et al., ICDE 2009) and return the top.
--- KEYS: the ZSET.  ARGV: half_life_ms, ttl_s, top, keep, only_if_missing (0 or 1), reference_ms; then item and weight
--- pairs, the weights as of reference_ms.
--- A member's score is its weight as of the landmark, itself the score of a member that no item id can equal.
--- Returns item, weight as of the newest reference_ms, item, weight, ... from the most popular on.
+-- Add clicks to the time-decayed popularity (forward decay: Cormode et al., ICDE 2009) and return the top items.
+-- KEYS: the ZSET.  ARGV: half_life_ms, ttl_s, top (items to return), max_items (items to store),
+-- only_if_missing (0 or 1), reference_ms; then pairs of item and weight, the weights as of reference_ms.
+-- Scores are weights as of the landmark. The landmark is the score of a member that no item id can equal.
+-- Returns item, weight, item, weight, ... as of the newest reference_ms, the most popular first.
 local key, landmark_member = KEYS[1], '\0landmark'
-local half_life_ms, top, keep = tonumber(ARGV[1]), tonumber(ARGV[3]), tonumber(ARGV[4])
+local half_life_ms, top, max_items = tonumber(ARGV[1]), tonumber(ARGV[3]), tonumber(ARGV[4])
 local reference = tonumber(ARGV[6])
 local exists = redis.call('EXISTS', key) == 1
 local landmark = tonumber(redis.call('ZSCORE', key, landmark_member) or reference)
 
 if #ARGV > 6 and not (exists and ARGV[5] == '1') then
   if (reference - landmark) / half_life_ms > 60 then
-    -- rescale before the exponents overflow
+    -- move the landmark before the exponents overflow
     redis.call('ZREM', key, landmark_member)
     redis.call('ZUNIONSTORE', key, 1, key, 'WEIGHTS', string.format('%.17g', 2 ^ ((landmark - reference) / half_life_ms)))
     landmark = reference
@@ -21,7 +21,7 @@ if #ARGV > 6 and not (exists and ARGV[5] == '1') then
     redis.call('ZINCRBY', key, string.format('%.17g', tonumber(ARGV[i + 1]) * factor), ARGV[i])
   end
   redis.call('ZREM', key, landmark_member)
-  redis.call('ZREMRANGEBYRANK', key, 0, -(keep + 1))
+  redis.call('ZREMRANGEBYRANK', key, 0, -(max_items + 1))
   redis.call('ZADD', key, string.format('%.17g', landmark), landmark_member)
   redis.call('EXPIRE', key, ARGV[2])
 end

@@ -1,8 +1,8 @@
 """[UserSequence] -> [Recommendation] on the live Engine.
 
-The model runs on the event loop, a part of a batch at a time, and heartbeats, probes and fetches have their turn in
-between. A thread of its own would have to win the interpreter lock back after each of its hundreds of operations,
-while the loop decodes what Kafka sends (measured: README, "Where the time went").
+The model runs on the event loop, at most ``MAX_USERS_PER_CALL`` users at a time; heartbeats, probes and fetches run in
+between. A thread would have to reacquire the interpreter lock after each of hundreds of operations while the loop
+decodes Kafka's records.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 
 from sasrec import Engine, Ranking
 from streamrec.metrics import Metrics
-from streamrec.schemas import Recommendation, UserSequence
+from streamrec.schemas import NO_ITEMS, Recommendation, UserSequence
 from streamrec.serving.lists import POPULAR, SharedLists
 from streamrec.serving.tokens import TokenCache
 from streamrec.setting_groups import ListSettings
 
-AT_ONCE = 256  # users whom the event loop waits for: where nothing is cached, tenths of a second
-WARM_UP_SEQUENCES = 64
+MAX_USERS_PER_CALL = 256  # blocks the event loop for tenths of a second if no user is cached
+MAX_WARM_UP_SEQUENCES = 64
 SCORE_DIGITS = 5
 
 
@@ -36,10 +36,10 @@ def rank(
     filter_seen: bool,
     lists: SharedLists,
 ) -> list[tuple[Ranking, str]]:
-    """What each user is to see, and whose list it is: the engine's, or the popular one where it knows no item.
+    """Return a list for each user and the version that made it; the popular list for users without a known item.
 
     Args:
-        histories: the items of each sequence, or their indices.
+        histories: the items of each sequence, or their vocabulary indices.
     """
     rankings = engine.recommend(
         histories,
@@ -50,7 +50,7 @@ def rank(
         blocked=lists.blocked,
     )
     return [
-        (lists.popular_for(sequence.stored if filter_seen else b"", k), POPULAR)
+        (lists.popular_for(sequence.stored if filter_seen else NO_ITEMS, k), POPULAR)
         if ranking is None
         else (ranking, engine.version)
         for sequence, ranking in zip(sequences, rankings, strict=True)
@@ -70,42 +70,42 @@ class Predictor:
         self._recent_limit = recent_users
         self._metrics = metrics
         metrics.model.labels(engine.version).set(1)
-        self._recent: OrderedDict[str, None] = OrderedDict()  # users who clicked, the latest last
-        self._latest: deque[UserSequence] = deque(maxlen=WARM_UP_SEQUENCES)
+        self._recent: OrderedDict[str, None] = OrderedDict()  # users, the latest click last
+        self._latest: deque[UserSequence] = deque(maxlen=MAX_WARM_UP_SEQUENCES)
 
     @property
     def engine(self) -> Engine:
-        """The engine that scores now; only the event loop may call it."""
+        """The live engine; only the event loop may call it."""
         return self._engine
 
     @property
     def version(self) -> str:
-        """The model version that scores now."""
+        """The model version of the live engine."""
         return self._engine.version
 
     def recent_users(self) -> list[str]:
-        """The users who clicked lately, the latest first."""
+        """Return recently active users, the latest click first."""
         return list(reversed(self._recent))
 
     def warm_up(self, engine: Engine) -> None:
-        """Run an engine once, so that the first click does not pay for what is done only once.
+        """Run an engine on a full window and the latest sequences, so that the first click need not wait for its start.
 
-        On the latest sequences, and on a full window. Another thread may do so with an engine that does not serve yet.
+        Another thread may call this with an engine that is not live yet.
         """
         full = [engine.vocab.ids[i % len(engine.vocab)] for i in range(engine.max_len)]
         engine.recommend([full, *(sequence.items for sequence in list(self._latest))], self._settings.top_k)
 
     def swap(self, engine: Engine) -> None:
-        """Put another engine in the place of the live one; a batch in flight keeps its own."""
+        """Make another engine the live one; a batch in flight keeps its engine."""
         self._engine = engine
         self._tokens = TokenCache(engine.vocab, self._recent_limit)
         self._metrics.model.clear()
         self._metrics.model.labels(engine.version).set(1)
 
     async def predict(self, sequences: list[UserSequence]) -> list[Recommendation]:
-        """A list for each sequence, in order."""
+        """Return a list for each sequence, in order."""
         for sequence in sequences:
-            if sequence.record_ts_ms:  # it clicked; it is not only scored again
+            if sequence.record_ts_ms:  # the user clicked: this is not a re-scoring after a swap
                 self._recent[sequence.user_id] = None
                 self._recent.move_to_end(sequence.user_id)
                 self._latest.append(sequence)
@@ -113,8 +113,8 @@ class Predictor:
             self._recent.popitem(last=False)
         engine, tokens = self._engine, self._tokens
         recommendations = []
-        for start in range(0, len(sequences), AT_ONCE):
-            recommendations += self._predict(engine, tokens, sequences[start : start + AT_ONCE])
+        for start in range(0, len(sequences), MAX_USERS_PER_CALL):
+            recommendations += self._predict(engine, tokens, sequences[start : start + MAX_USERS_PER_CALL])
             await asyncio.sleep(0)
         return recommendations
 

@@ -1,4 +1,4 @@
-"""[Recommendation] -> Redis, in a round trip to each node; lists from fewer events never overwrite those from more."""
+"""[Recommendation] -> Redis, in one round trip to each node. A list from fewer events never replaces one from more."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PUBLISH = Script(__package__, "publish", replicated=True)
 
 
 class Publisher:
-    """Writes what applications read."""
+    """Writes the lists that applications read."""
 
     def __init__(self, redis: RedisClient, ttl_s: int, metrics: Metrics) -> None:
         self._redis = redis
@@ -26,7 +26,7 @@ class Publisher:
         self._encoder = msgspec.json.Encoder()
 
     async def publish(self, recommendations: list[Recommendation]) -> list[bytes | None]:
-        """Publish lists, compare-and-set; returns the value of each before, None where there was none.
+        """Publish lists, compare-and-set; return the previous value of each, None if there was none.
 
         Raises:
             RedisUnavailable: try again; publishing twice is harmless.

@@ -1,4 +1,4 @@
-"""UserSequence -> indices of a vocabulary. A click adds one to what is known of its user; nothing is encoded twice."""
+"""UserSequence -> vocabulary indices. A click encodes one new item; the others come from a cache."""
 
 from __future__ import annotations
 
@@ -8,38 +8,37 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sasrec import ItemVocab
-from streamrec.schemas import UserSequence
+from streamrec.schemas import NO_ITEMS, StoredItems, UserSequence
 
 NO_TOKENS = np.zeros(0, np.int64)
 
 
 class TokenCache:
-    """The sequences of users who clicked lately, as indices, 0 for items outside the vocabulary.
+    """Vocabulary indices of the sequences of recently active users; 0 for items outside the vocabulary.
 
-    What was encoded of a user is continued where his stored bytes say that it can be: his sequence is the one before,
-    less what was cut off at its old end, and new items behind it. Else it is encoded whole.
+    If a sequence is the cached one without some oldest items and with new items behind it, only the new items are
+    encoded, else all.
 
     Args:
-        users: how many are kept, some kB each.
+        users: number of users to cache, some kB each; the least recently used are evicted.
     """
 
     def __init__(self, vocab: ItemVocab, users: int) -> None:
         self._vocab = vocab
         self._users = users
-        self._known: OrderedDict[str, tuple[bytes, NDArray[np.int64]]] = OrderedDict()  # least recently used first
+        self._cached: OrderedDict[str, tuple[StoredItems, NDArray[np.int64]]] = OrderedDict()  # least recent first
 
     def encode(self, sequence: UserSequence) -> NDArray[np.int64]:
-        """Indices of the items, oldest first; not to be written to."""
+        """Return the indices of the items, oldest first. The array is shared: do not write to it."""
         stored = sequence.stored
-        before, tokens = self._known.pop(sequence.user_id, (b"", NO_TOKENS))
+        before, tokens = self._cached.pop(sequence.user_id, (NO_ITEMS, NO_TOKENS))
         if stored != before:
-            cut = max(0, len(tokens) + sequence.applied - stored.count(b"\0"))
-            kept = before.split(b"\0", cut)[-1]
-            if not stored.startswith(kept):
-                cut, kept = len(tokens), b""
-            new = stored[len(kept) :].decode(errors="replace").split("\0")[:-1]
-            tokens = np.concatenate((tokens[cut:], np.array(self._vocab.encode(new), np.int64)))
-        self._known[sequence.user_id] = stored, tokens
-        if len(self._known) > self._users:
-            self._known.popitem(last=False)
+            dropped = max(0, len(tokens) + sequence.applied - len(stored))
+            new = stored.ids_after(before, dropped)
+            if new is None:
+                dropped, new = len(tokens), stored.ids()
+            tokens = np.concatenate((tokens[dropped:], np.array(self._vocab.encode(new), np.int64)))
+        self._cached[sequence.user_id] = stored, tokens
+        if len(self._cached) > self._users:
+            self._cached.popitem(last=False)
         return tokens

@@ -1,15 +1,15 @@
-"""The serving path, spelled out once, and what happens when a step fails.
+"""The serving path, step by step, and the retries when a step fails.
 
     batch            Kafka records      -> EventBatch
     append           EventBatch         -> [UserSequence]      Redis, atomic, replays skipped
     predict          [UserSequence]     -> [Recommendation]    the model, on this thread
     publish          [Recommendation]   -> Redis               compare-and-set; returns the previous lists
-    judge            the new clicks against the previous lists; counters only
+    evaluate         new clicks against the previous lists; counters only
     commit           last: at least once in, effectively once in state
-    shadow           after the commit: a shadow model scores when nothing else is to do
+    shadow           after the commit: a shadow model scores while the daemon is idle
 
-A step that fails because Redis or Kafka is unreachable is retried with growing pauses, while the consumer stays in
-its group; nothing is skipped. If the group rebalances meanwhile, the batch is abandoned.
+If Redis or Kafka is unreachable, the step is retried with growing pauses, and the consumer remains in its group;
+nothing is skipped. If the group rebalances meanwhile, the batch is abandoned.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ R = TypeVar("R")
 
 
 class Worker:
-    """The loop of one daemon."""
+    """Processes batches, one after another."""
 
     def __init__(self, consumer: ClickConsumer, parts: ServingParts, judge: OnlineJudge) -> None:
         self._consumer = consumer
         self._parts = parts
         self._judge = judge
         self._health = parts.health
-        self.handled = 0  # events
+        self.handled_events = 0
 
     @property
     def idle(self) -> bool:
@@ -53,7 +53,7 @@ class Worker:
             async for batch in batches:
                 try:
                     await self.handle(batch)
-                    self.handled += len(batch.events)
+                    self.handled_events += len(batch.events)
                 except BatchAbandoned:
                     log.warning("batch abandoned; its events will be redelivered")
 
@@ -64,9 +64,9 @@ class Worker:
         parts.lists.count(sequences)
         recommendations = await parts.predictor.predict(sequences)
         previous = await self._retried(batch, lambda: parts.publisher.publish(recommendations))
-        judged = self._judge.judge(sequences, previous)
+        evaluated = self._judge.evaluate(sequences, previous)
         await self._retried(batch, lambda: self._consumer.commit(batch))
-        parts.shadow.follow(sequences, judged)
+        parts.shadow.follow(sequences, evaluated)
 
     async def _retried(self, batch: EventBatch, step: Callable[[], Awaitable[R]]) -> R:
         """Run a step until it succeeds.

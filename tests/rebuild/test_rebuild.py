@@ -1,4 +1,4 @@
-"""`streamrec rebuild`: what Redis has lost comes back, whatever daemons do meanwhile and whoever is killed."""
+"""`streamrec rebuild`: lost data of Redis is restored while daemons run, and after any process was killed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from sasrec import Event, load_model
 from streamrec.archive.follow import Archiver
 from streamrec.archive.segments import EventArchive
 from streamrec.errors import KafkaUnavailable, StreamrecError
-from streamrec.kafka.reader import Stretch
+from streamrec.kafka.reader import OffsetRange
 from streamrec.kafka.topics import ensure_topics
 from streamrec.local.daemon import EMBEDDED, environment
 from streamrec.metrics import Metrics
@@ -42,7 +42,7 @@ from support.archives import CENTURY_S, archived
 from support.daemon_process import Daemon
 from support.kafka_client import feed, feeding, wait_caught_up
 from support.oracle import assert_delivered
-from support.redis_access import BASE_MS, batch, event, raw_redis
+from support.redis_access import BASE_MS, batch, event, raw_redis, under
 from support.sequences import against_redis, fresh, store_of
 from support.servers import own_servers
 from support.waiting import eventually
@@ -55,7 +55,7 @@ AGELESS = {"sequences_ttl_s": CENTURY_S, "lists_ttl_s": CENTURY_S}
 
 @pytest.fixture
 async def topic(make_settings: MakeSettings) -> None:
-    await ensure_topics(make_settings().kafka, (make_settings().kafka_topic,))
+    await ensure_topics(make_settings().kafka, (make_settings().kafka.topic,))
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ async def archive_topic(settings: Settings) -> None:
 
 
 async def values(settings: Settings, kinds: tuple[str, ...] = ("seq", "recs")) -> dict[bytes, bytes]:
-    """What is stored of all users, as it is stored."""
+    """Return the stored values of all users."""
     async with raw_redis(settings) as raw:
         keys = [key for kind in kinds for key in await raw.keys(f"{settings.redis.key_prefix}:{kind}:{{*")]
         return {key: await raw.get(key) for key in sorted(keys)}
@@ -128,10 +128,10 @@ async def test_a_flushed_redis_is_rebuilt_while_a_daemon_runs_and_clicks_flow(
             await daemon.wait_handled(1_000)  # the archive is behind the topic
             async with raw_redis(settings) as raw:
                 await raw.flushall()
-            await daemon.wait_handled(1_200)  # and the daemon goes on with what is left of its users
+            await daemon.wait_handled(1_200)  # and the daemon continues with the users that remain
             with rebuilding(settings) as first:
                 out, err = await first.ends()
-        assert "users rebuilt" in out and " 0 kept as only Redis knows" in out, (
+        assert "users rebuilt" in out and " 0 left alone because only Redis has" in out, (
             out
         )  # counts that the daemon had not flushed yet are not lost
         assert "archive read" in err and "topic read" in err
@@ -141,13 +141,13 @@ async def test_a_flushed_redis_is_rebuilt_while_a_daemon_runs_and_clicks_flow(
         before = await values(settings)
         with rebuilding(settings) as second:
             out, _ = await second.ends()
-        assert out.startswith(f"0 users rebuilt, {len(users)} kept as they were, 0 kept"), out
+        assert out.startswith(f"0 users rebuilt, {len(users)} unchanged, 0 left alone"), out
         assert ", 0 lists published;" in out
         assert await values(settings) == before
 
 
-@pytest.mark.parametrize("changes", [{}, {"sequences_session_gap_s": 25}, {"max_len": 3}], ids=str)
-async def test_what_comes_back_is_what_was_there_byte_for_byte(
+@pytest.mark.parametrize("changes", [{}, {"sequences_session_gap_s": 25}, {"sequences_max_len": 3}], ids=str)
+async def test_restored_values_equal_the_lost_ones_byte_for_byte(
     start_daemon: Callable[..., Daemon], ageless: MakeSettings, changes: dict[str, Any]
 ) -> None:
     settings = ageless(**changes)
@@ -172,7 +172,7 @@ async def format_of(settings: Settings) -> bytes | None:
 
 
 @pytest.mark.parametrize("ended_by", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
-async def test_a_rebuild_that_was_stopped_half_way_is_begun_again(
+async def test_a_rebuild_that_was_stopped_half_way_can_be_run_again(
     start_daemon: Callable[..., Daemon], ageless: MakeSettings, ended_by: signal.Signals
 ) -> None:
     settings = ageless()
@@ -214,18 +214,18 @@ async def test_imported_clicks_come_before_those_of_the_topic(ageless: MakeSetti
     assert (his_list.n, set(his_list.items) & set(ann.items)) == (6, set())
 
 
-async def test_a_dry_run_says_what_would_be_done_and_writes_nothing(ageless: MakeSettings) -> None:
+async def test_a_dry_run_reports_and_writes_nothing(ageless: MakeSettings) -> None:
     settings = ageless()
     await feed(settings, [Record(b"ann", click("ann", "i1", BASE_MS)), Record(b"bob", click("bob", "i2", BASE_MS))])
     await archive_topic(settings)
     with rebuilding(settings, "--dry-run") as dry:
         out, _ = await dry.ends()
-    assert out.startswith("would be: 2 users rebuilt, 0 kept as they were") and "2 lists published; " in out
+    assert out.startswith("would be: 2 users rebuilt, 0 unchanged") and "2 lists published; " in out
     async with raw_redis(settings) as raw:
         assert await raw.keys(f"{settings.redis.key_prefix}*") == []
 
 
-async def test_a_daemon_behind_the_rebuild_takes_its_clicks_for_replays_and_publishes(
+async def test_a_daemon_behind_the_rebuild_treats_its_clicks_as_replays_and_publishes(
     start_daemon: Callable[..., Daemon], ageless: MakeSettings
 ) -> None:
     settings = ageless()
@@ -240,8 +240,8 @@ async def test_a_daemon_behind_the_rebuild_takes_its_clicks_for_replays_and_publ
     assert "beside a rebuild" in daemon.output
 
 
-async def test_popularity_comes_back_once(start_daemon: Callable[..., Daemon], ageless: MakeSettings) -> None:
-    # of more clicks in a batch than are kept of a user the daemon counts those that are kept
+async def test_popularity_is_restored_once(start_daemon: Callable[..., Daemon], ageless: MakeSettings) -> None:
+    # the daemon counts only clicks whose items it stores: max_len must exceed the clicks of a user in a batch
     slow = {"lists_popular_half_life_s": CENTURY_S, "sequences_max_len": 500, **AGELESS}
     settings = ageless(**slow)
     await feed(settings, islice(workload(16), 500))
@@ -266,7 +266,7 @@ async def test_popularity_comes_back_once(start_daemon: Callable[..., Daemon], a
 
 
 @pytest.mark.usefixtures("topic")
-async def test_a_sequence_lives_as_long_as_it_would_have_and_what_is_too_old_stays_away(
+async def test_a_restored_sequence_has_its_old_ttl_and_expired_ones_are_not_restored(
     make_settings: MakeSettings, model_dir: Path, tmp_path: Path
 ) -> None:
     settings = make_settings(model_dir=model_dir, archive_dir=tmp_path / "archive")
@@ -278,7 +278,7 @@ async def test_a_sequence_lives_as_long_as_it_would_have_and_what_is_too_old_sta
         for k, item in enumerate(("i1", "i2"))
     ]
     archived(tmp_path / "archive", clicks)
-    async with RedisClient(settings.redis) as redis:  # a daemon has read his second click from an old file
+    async with RedisClient(settings.redis) as redis:  # a daemon has read the user's second click from an old file
         await store_of(redis, settings, 8).append(batch(clicks[-1]))
     report = await rebuild(settings)
     assert (report.rebuilt, report.too_old, report.lists) == (4, 1, 1)
@@ -293,7 +293,7 @@ async def test_a_sequence_lives_as_long_as_it_would_have_and_what_is_too_old_sta
 async def test_a_larger_max_len_is_filled_from_the_archive_even_from_a_pruned_one(
     redis: RedisClient, ageless: MakeSettings
 ) -> None:
-    settings = ageless(max_len=6)
+    settings = ageless(sequences_max_len=6)
     clicks = [event(user, f"i{n}", 2 * n + k, BASE_MS + n) for n in range(10) for k, user in enumerate(("ann", "bob"))]
     await store_of(redis, settings, 2).append(batch(*clicks))
     assert settings.archive.dir is not None
@@ -306,14 +306,12 @@ async def test_a_larger_max_len_is_filled_from_the_archive_even_from_a_pruned_on
     assert (ann.items, ann.n, ann.session_n) == ([f"i{n}" for n in range(4, 10)], 10, 10)
     assert (bob.items, bob.n, bob.session_n) == ([f"i{n}" for n in range(5, 10)], 10, 10)
     before = await values(settings)
-    assert (await rebuild(settings)) == Report(kept=2)
+    assert (await rebuild(settings)) == Report(unchanged=2)
     assert await values(settings) == before
 
 
 @pytest.mark.usefixtures("topic")
-async def test_a_list_that_a_kill_left_behind_its_sequence_is_published(
-    redis: RedisClient, ageless: MakeSettings
-) -> None:
+async def test_a_list_that_is_older_than_its_sequence_is_published(redis: RedisClient, ageless: MakeSettings) -> None:
     settings = ageless()
     assert settings.archive.dir is not None
     archived(settings.archive.dir, [event(user, "i1", n, BASE_MS) for n, user in enumerate(("ann", "bob", "cid"))])
@@ -322,13 +320,13 @@ async def test_a_list_that_a_kill_left_behind_its_sequence_is_published(
     async with raw_redis(settings) as raw:
         await raw.delete(keys.recommendation("ann"))
         await raw.set(keys.recommendation("bob"), (await raw.get(keys.recommendation("bob"))).replace(b":1}", b":0}"))
-    assert (await rebuild(settings)) == Report(kept=3, lists=2)
+    assert (await rebuild(settings)) == Report(unchanged=3, lists=2)
     async with raw_redis(settings) as raw:
         assert [(await raw.get(keys.recommendation(user)))[-6:] for user in ("ann", "bob")] == [b'"n":1}'] * 2
 
 
 @pytest.mark.usefixtures("topic")
-async def test_damaged_values_are_replaced_and_those_of_a_newer_version_end_it(
+async def test_damaged_values_are_replaced_and_a_value_of_a_newer_version_ends_the_rebuild(
     redis: RedisClient, ageless: MakeSettings
 ) -> None:
     settings = ageless()
@@ -341,21 +339,23 @@ async def test_damaged_values_are_replaced_and_those_of_a_newer_version_end_it(
         assert (await rebuild(settings)).rebuilt == 3
         assert [s.items for s in await store_of(redis, settings).read(["ann", "bob"])] == [["i1"], ["i1"]]
         await raw.set(keys.sequence("cid"), b"2 1 1 1 0 0 0:1\0newer")
-        with pytest.raises(StreamrecError, match="sequence format 2 of user 'cid' was written by a newer streamrec"):
+        with pytest.raises(
+            StreamrecError, match="sequence of user 'cid' cannot be read: format 2 was written by a newer streamrec"
+        ):
             await rebuild(settings)
         await raw.set(keys.sequence("cid"), b"1 1 1 1 0 7 0:1\0i1\0")
         with pytest.raises(
-            StreamrecError, match=r"'cid' is of topic epoch 7, and kafka_topic_epoch is 0: set STREAMREC_K"
+            StreamrecError, match=r"'cid' has topic epoch 7, but kafka_topic_epoch is 0: set STREAMREC_K"
         ):
             await rebuild(settings)
 
 
 @pytest.mark.usefixtures("topic")
-async def test_clicks_that_only_redis_knows_are_kept(
+async def test_clicks_that_only_redis_has_are_not_lost(
     redis: RedisClient, ageless: MakeSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of bob the archive missed a click; the one of ann has an offset that topic and archive have yet to reach."""
-    monkeypatch.setattr(streamrec.rebuild.rebuild, "AGAIN_S", 1.0)
+    monkeypatch.setattr(streamrec.rebuild.rebuild, "RETRY_TIMEOUT_S", 1.0)
     settings = ageless()
     assert settings.archive.dir is not None
     clicks = [event("bob", "i1", 0), event("ann", "i2", 1), event("bob", "i3", 2), event("cid", "i4", 3)]
@@ -366,7 +366,7 @@ async def test_clicks_that_only_redis_knows_are_kept(
     assert before.items() <= (await values(settings)).items()
 
 
-async def test_what_the_topic_no_longer_holds_is_told(
+async def test_clicks_that_the_topic_has_deleted_are_reported(
     ageless: MakeSettings, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = ageless(kafka_partitions=1)
@@ -390,7 +390,7 @@ def retention_up_to(offset: int) -> Callable[..., Any]:
     return beginning_offsets
 
 
-async def test_a_topic_created_again_is_rebuilt_with_what_was_before_it(
+async def test_a_topic_created_again_is_rebuilt_with_the_clicks_before_it(
     start_daemon: Callable[..., Daemon], ageless: MakeSettings
 ) -> None:
     settings = ageless()
@@ -415,7 +415,7 @@ async def test_a_topic_created_again_is_rebuilt_with_what_was_before_it(
 async def test_users_moved_by_new_partitions_keep_their_order_where_the_topic_was_drained_before(
     start_daemon: Callable[..., Daemon], ageless: MakeSettings
 ) -> None:
-    settings = ageless(kafka_partitions=2, max_len=100)
+    settings = ageless(kafka_partitions=2, sequences_max_len=100)
 
     async def clicks_are_applied(numbers: range) -> None:
         users = {n: f"u{n % 30}" for n in numbers}
@@ -466,7 +466,7 @@ async def test_without_kafka_or_an_archive_it_ends_in_one_line(ageless: MakeSett
     archived(tmp_path / "archive", [event("ann", "i1", 0)])
     with pytest.raises(KafkaUnavailable, match="cannot be reached"):
         await rebuild(ageless(kafka_bootstrap_servers="127.0.0.1:1"))
-    with pytest.raises(KafkaUnavailable, match=f"Kafka has no topic {ageless().kafka_topic}; is STREAMREC_KAFKA_TOPIC"):
+    with pytest.raises(KafkaUnavailable, match=f"Kafka has no topic {ageless().kafka.topic}; is STREAMREC_KAFKA_TOPIC"):
         await rebuild(ageless())
     with rebuilding(ageless(archive_dir=tmp_path / "none")) as failing:
         _, err = await failing.ends(status=1)
@@ -477,7 +477,7 @@ async def test_without_kafka_or_an_archive_it_ends_in_one_line(ageless: MakeSett
 
 
 class TopicAtHand:
-    """In the place of a TopicReader: hands out what a test has given it, each once."""
+    """Replaces a TopicReader: returns the events that a test puts in, each once."""
 
     def __init__(self, next_offsets: dict[int, int]) -> None:
         self.next_offsets = next_offsets
@@ -488,16 +488,16 @@ class TopicAtHand:
     async def drained(self) -> bool:
         return True
 
-    async def poll(self, timeout_ms: int | None = None) -> dict[int, Stretch]:
+    async def poll(self, timeout_ms: int | None = None) -> dict[int, OffsetRange]:
         events, self.waiting = self.waiting, []
         if events:
             self.next_offsets[0] = events[-1].offset + 1
-        return {0: Stretch(events[0].offset, events[-1].offset + 1, events)} if events else {}
+        return {0: OffsetRange(events[0].offset, events[-1].offset + 1, events)} if events else {}
 
 
 @pytest.fixture
 def scorer(redis: RedisClient, ageless: MakeSettings, model_dir: Path) -> Any:
-    saved, settings = load_model(model_dir), ageless(cache_bytes=0)
+    saved, settings = load_model(model_dir), ageless(inference_cache_bytes=0)
     lists = SharedLists(redis, settings.lists, settings.sequences.ttl_s, 8, saved.vocab)
     predictor = Predictor(
         ServedModel.of(saved, settings.inference, settings.sequences.max_len).engine,
@@ -511,7 +511,7 @@ def scorer(redis: RedisClient, ageless: MakeSettings, model_dir: Path) -> Any:
 
 @against_redis
 @given(st.integers(1, 14), st.data(), st.integers(1, 6), st.sampled_from([0, 0.010]))
-async def test_whatever_is_stored_and_archived_no_click_is_lost_or_doubled(
+async def test_no_click_is_lost_or_doubled_with_any_stored_and_archived_clicks(
     redis: RedisClient,
     ageless: MakeSettings,
     scorer: Any,
@@ -521,8 +521,9 @@ async def test_whatever_is_stored_and_archived_no_click_is_lost_or_doubled(
     max_len: int,
     gap_s: float,
 ) -> None:
-    """Redis was lost before click ``lost``; a daemon has applied those up to ``applied``, and goes on in the end."""
+    """Redis was lost before click ``lost``; a daemon has applied those up to ``applied``, and continues in the end."""
     settings = fresh(ageless, sequences_session_gap_s=gap_s)
+    redis = under(redis, settings)
     clicks = [event("ann", f"i{n}", n, BASE_MS + data.draw(st.integers(0, 9)) + 6 * n) for n in range(count)]
     lost = data.draw(st.integers(0, count), "lost")
     applied = data.draw(st.integers(lost, count), "applied")
@@ -531,20 +532,20 @@ async def test_whatever_is_stored_and_archived_no_click_is_lost_or_doubled(
     store = store_of(redis, settings, data.draw(st.integers(1, 6), "max_len of the daemon before"))
     if applied > lost:
         await store.append(batch(*clicks[lost:applied]))
-    before = await redis.get_many([Keys(settings.redis.key_prefix).sequence("ann")])
+    before = await redis.get_many([redis.keys.sequence("ann")])
     archive = archived(tmp_path_factory.mktemp("archive"), clicks[:in_archive])
     past, topic = PastClicks(archive, settings.sequences, max_len), TopicAtHand({0: in_archive})
     lists, predictor = scorer
     rebuilder = Rebuilder(settings, redis, past, topic, lists, predictor)  # type: ignore[arg-type]
     topic.waiting = clicks[in_archive:read]
-    await rebuilder._read_on()
+    await rebuilder._read_topic()
     again = await rebuilder._rebuild(["ann"])
-    after = await redis.get_many([Keys(settings.redis.key_prefix).sequence("ann")])
+    after = await redis.get_many([redis.keys.sequence("ann")])
     assert again == (["ann"] if applied > max(lost, read) else [])
     if again:
-        assert after == before, "what the archive does not know stays"
+        assert after == before, "clicks that the archive lacks remain"
         topic.waiting = clicks[read:]
-        await rebuilder._read_on()
+        await rebuilder._read_topic()
         assert await rebuilder._rebuild(again) == []
     (found,) = await store_of(redis, settings, max_len).read(["ann"])
     assert found.n == (max(read, applied) if not again else count)

@@ -26,10 +26,10 @@ REJECTIONS = "streamrec_guard_rejections_total"
 CRASHES = 4
 
 
-async def test_every_event_is_applied_once_though_the_daemon_is_killed_again_and_again(
+async def test_every_event_is_applied_once_by_a_daemon_that_is_killed_repeatedly(
     start_daemon: Callable[..., Daemon], make_settings: Callable[..., Settings], model_dir: Path, seed: int = 1
 ) -> None:
-    # small batches and a cache of few users: more places to die in
+    # small batches and a small cache: more places in which to be killed
     small = {"kafka_max_batch": 16, "inference_cache_bytes": 20_000}
     settings = make_settings(model_dir=model_dir, **small)
     rng = random.Random(seed)
@@ -66,7 +66,7 @@ async def test_daemons_join_leave_and_die_in_mid_stream(
     await assert_delivered(settings)
 
 
-async def test_sessions_end_at_the_same_gaps_whoever_handles_them(
+async def test_sessions_end_at_the_same_gaps_in_every_daemon(
     start_daemon: Callable[..., Daemon], make_settings: Callable[..., Settings], model_dir: Path
 ) -> None:
     sessions = {"sequences_session_gap_s": 25, "kafka_max_batch": 32}
@@ -83,7 +83,7 @@ async def test_sessions_end_at_the_same_gaps_whoever_handles_them(
     assert any(user.session_n < user.n for user in users.values()), "some user began a new session"
 
 
-async def test_a_crash_between_append_and_publish_still_gets_every_user_his_list(
+async def test_after_a_crash_between_append_and_publish_every_user_gets_a_list(
     start_daemon: Callable[..., Daemon], make_settings: Callable[..., Settings], model_dir: Path
 ) -> None:
     with own_servers() as own:
@@ -91,7 +91,7 @@ async def test_a_crash_between_append_and_publish_still_gets_every_user_his_list
         settings = make_settings(model_dir=model_dir, **where)
         daemon = start_daemon(**where)
         await daemon.wait_ready()
-        # Redis is away until the batch is in hand, Kafka from then on: applied, published, but never committed
+        # Redis is down until the batch waits for it, then Kafka: the batch is applied and published, never committed
         daemon.signal(signal.SIGSTOP)
         await feed(settings, [Record(f"u{n % 20}".encode(), click(f"u{n % 20}", f"i{n % 50}", n)) for n in range(200)])
         own.redis.pause()
@@ -118,7 +118,7 @@ async def remove_dead_members(settings: Settings) -> None:
 
 
 async def published_events(redis: RedisClient, settings: Settings) -> int:
-    """How many events are stored, once their users' lists are published; 0 before."""
+    """Return the number of stored events once all users have lists; 0 before."""
     sequences = {user: value.n async for user, value in stored(redis, None) if value}
     lists = {user: value.n async for user, value in published(redis, None) if value}
     return sum(sequences.values()) if sequences == lists else 0
@@ -138,7 +138,7 @@ async def test_a_topic_created_again_is_reported_and_a_raised_epoch_accepts_its_
     new = [Record(b"ann", click("ann", f"x{n}", 1_000 + n)) for n in range(20)]
     await feed(settings, new)
 
-    # the group's offsets went with the topic, or lie beyond its end: either way it is read from the beginning
+    # the group has no offsets any more, or offsets beyond the end: either way it reads from the beginning
     daemon = start_daemon()
     await daemon.wait_handled(20)
     assert await daemon.metric(REJECTIONS) == 20

@@ -16,7 +16,7 @@ from streamrec.serving.publisher import Publisher
 from streamrec.serving.sequences import SequenceStore
 from streamrec.settings import Settings
 
-from support.redis_access import BASE_MS, batch, clicks, event, raw_redis
+from support.redis_access import BASE_MS, batch, clicks, event, raw_redis, under
 
 MakeSettings = Callable[..., Settings]
 AWKWARD = [
@@ -49,6 +49,7 @@ AWKWARD = [
 
 
 async def write(redis: RedisClient, settings: Settings, users: list[str]) -> None:
+    redis = under(redis, settings)
     store = SequenceStore(redis, settings.sequences, settings.kafka.topic_epoch, 10, Metrics())
     await store.append(batch(*(event(user, f"item of {user}", k, BASE_MS + k) for k, user in enumerate(users))))
     lists = [Recommendation(user, [f"for {user}"], [1.0], "m", BASE_MS, 1) for user in users]
@@ -76,7 +77,7 @@ async def test_users_with_awkward_ids_are_found_by_name_and_by_scan(
     assert await items_published(redis, settings, asked) == {user: [f"for {user}"] for user in AWKWARD}
 
 
-async def test_users_come_in_the_order_asked_and_missing_ones_as_none(
+async def test_users_come_in_the_requested_order_and_missing_ones_as_none(
     redis: RedisClient, make_settings: MakeSettings
 ) -> None:
     settings = make_settings()
@@ -109,7 +110,7 @@ async def test_keys_that_belong_to_no_user_or_to_another_prefix_are_not_listed(
     assert await items_published(redis, settings, None) == {"ann": ["for ann"]}
 
 
-async def test_nobody_is_listed_where_nothing_is_stored(redis: RedisClient, make_settings: MakeSettings) -> None:
+async def test_no_user_is_listed_if_nothing_is_stored(redis: RedisClient, make_settings: MakeSettings) -> None:
     assert await items_stored(redis, make_settings(), None) == {}
     assert await items_stored(redis, make_settings(), []) == {}
 
@@ -140,7 +141,7 @@ async def test_a_value_that_cannot_be_read_names_its_user(
 
 
 class RedisWhoseKeysExpireAfterTheScan(RedisClient):
-    """Lists a key that is gone when its value is asked for."""
+    """Lists a key that has expired before its value is read."""
 
     async def scan(self, prefix: str) -> AsyncIterator[str]:
         yield f"{prefix}expired}}"
@@ -150,7 +151,7 @@ class RedisWhoseKeysExpireAfterTheScan(RedisClient):
 
 async def test_a_user_who_expires_during_the_listing_is_left_out(make_settings: MakeSettings) -> None:
     settings = make_settings()
-    async with RedisWhoseKeysExpireAfterTheScan(settings) as redis:
+    async with RedisWhoseKeysExpireAfterTheScan(settings.redis) as redis:
         await write(redis, settings, ["ann"])
         assert await items_stored(redis, settings, None) == {"ann": ["item of ann"]}
         assert await items_published(redis, settings, None) == {"ann": ["for ann"]}

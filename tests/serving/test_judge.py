@@ -22,7 +22,7 @@ from streamrec.serving.publisher import Publisher
 from streamrec.serving.sequences import SequenceStore
 from streamrec.settings import Settings
 
-from support.redis_access import BASE_MS, batch, event, raw_redis
+from support.redis_access import BASE_MS, batch, event, raw_redis, under
 
 MakeSettings = Callable[..., Settings]
 POPULAR = ItemVocab([f"p{n}" for n in range(30)], list(range(30, 0, -1)))
@@ -33,6 +33,7 @@ class Bench:
 
     def __init__(self, redis: RedisClient, settings: Settings) -> None:
         self.metrics = Metrics()
+        redis = under(redis, settings)
         self.store = SequenceStore(redis, settings.sequences, settings.kafka.topic_epoch, 50, self.metrics)
         self.publisher = Publisher(redis, settings.lists.ttl_s, self.metrics)
         counts = OnlineCounts(redis, self.metrics)
@@ -44,17 +45,17 @@ class Bench:
         self.offset = 0
 
     async def click(self, user: str, *items: str, then: list[str] | None = None, model: str = "m1") -> None:
-        """Clicks of one batch, and the list that is published after them."""
+        """Process a batch of clicks, and publish a list after it."""
         events = [event(user, item, self.offset + n, BASE_MS + self.offset + n) for n, item in enumerate(items)]
         self.offset += len(items)
         await self.handle(await self.store.append(batch(*events)), then or [], model)
 
     async def handle(self, sequences: list[UserSequence], then: list[str], model: str) -> None:
         lists = [Recommendation(s.user_id, then, [1.0] * len(then), model, s.last_event_ts_ms, s.n) for s in sequences]
-        self.judge.judge(sequences, await self.publisher.publish(lists))
+        self.judge.evaluate(sequences, await self.publisher.publish(lists))
 
     def counted(self, model: str) -> tuple[float, float, float, float]:
-        """Judged, hits, reciprocal ranks, popularity hits."""
+        """Return clicks evaluated, hits, reciprocal ranks, popularity hits."""
         names = ("judged_clicks", "hits", "reciprocal_ranks", "popularity_hits")
         values = [self.metrics.registry.get_sample_value(f"streamrec_{n}_total", {"model": model}) for n in names]
         judged, hits, ranks, popular = (value or 0.0 for value in values)
@@ -66,7 +67,7 @@ def bench(redis: RedisClient, make_settings: MakeSettings) -> Bench:
     return Bench(redis, make_settings())
 
 
-async def test_a_click_is_judged_against_the_list_published_before_it(bench: Bench) -> None:
+async def test_a_click_is_evaluated_against_the_list_published_before_it(bench: Bench) -> None:
     await bench.click("ann", "a", then=["b", "c", "d"], model="m1")
     await bench.click("ann", "c", then=["x"], model="m2")
     await bench.click("ann", "c", then=["c"], model="m2")
@@ -80,19 +81,19 @@ async def test_only_the_first_ten_places_count(bench: Bench) -> None:
     assert bench.counted("m1") == (2, 1, 0.1, 0)
 
 
-async def test_who_has_no_list_was_shown_the_popular_one(bench: Bench) -> None:
+async def test_clicks_of_users_without_a_list_are_evaluated_against_the_popular_list(bench: Bench) -> None:
     await bench.click("ann", "p1", then=["z"])
     await bench.click("bob", "nothing like it", then=["z"])
     assert bench.counted("popular") == (2, 1, 0.5, 1)
 
 
-async def test_beside_a_list_the_popular_one_is_judged_without_what_was_seen(
+async def test_the_popular_list_is_evaluated_too_without_the_items_seen(
     redis: RedisClient, make_settings: MakeSettings
 ) -> None:
     for filter_seen, hits in ((True, 2), (False, 1)):
         bench = Bench(redis, make_settings(lists_filter_seen=filter_seen, redis_key_prefix=f"judge-{filter_seen}"))
         await bench.click("ann", "p0", "p1", then=["z"])
-        await bench.click("ann", "p11", then=["z"])  # the tenth that is not seen
+        await bench.click("ann", "p11", then=["z"])  # the tenth popular item that is not seen
         await bench.click("ann", "p2", then=["z"])
         assert bench.counted("m1")[3] == hits
 
@@ -103,7 +104,7 @@ async def test_clicks_of_one_batch_saw_the_same_list(bench: Bench) -> None:
     assert bench.counted("m1") == (3, 2, 1.5, 0)
 
 
-async def test_a_replay_is_not_judged_again(bench: Bench) -> None:
+async def test_a_replay_is_not_evaluated_again(bench: Bench) -> None:
     await bench.click("ann", "a", then=["b"])
     await bench.click("ann", "b", then=["b"])
     bench.offset -= 1
@@ -111,17 +112,17 @@ async def test_a_replay_is_not_judged_again(bench: Bench) -> None:
     assert bench.counted("m1") == (1, 1, 1.0, 0)
 
 
-async def test_a_list_that_knows_the_click_already_is_not_judged(bench: Bench) -> None:
+async def test_a_list_that_already_counts_the_click_is_not_evaluated(bench: Bench) -> None:
     await bench.click("ann", "a", then=["b"])
     sequences = await bench.store.append(batch(event("ann", "c", 10, BASE_MS + 10)))
     lists = [Recommendation("ann", ["c"], [1.0], "m1", BASE_MS + 10, sequences[0].n)]
-    await bench.publisher.publish(lists)  # its answer is lost, so it is published again
-    bench.judge.judge(sequences, await bench.publisher.publish(lists))
+    await bench.publisher.publish(lists)  # the reply is lost, so the list is published again
+    bench.judge.evaluate(sequences, await bench.publisher.publish(lists))
     assert bench.counted("m1") == (0, 0, 0, 0)
 
 
 @pytest.mark.parametrize("value", ["garbage", "{}", json.dumps({"items": 5})])
-async def test_a_list_that_cannot_be_read_is_not_judged(
+async def test_a_list_that_cannot_be_read_is_not_evaluated(
     redis: RedisClient, make_settings: MakeSettings, value: str
 ) -> None:
     settings = make_settings()
@@ -133,7 +134,7 @@ async def test_a_list_that_cannot_be_read_is_not_judged(
     assert bench.counted("m1") == (1, 1, 1.0, 0)
 
 
-async def test_a_long_stream_is_counted_as_by_hand(bench: Bench) -> None:
+async def test_the_figures_of_a_long_stream_match_a_plain_count(bench: Bench) -> None:
     rng = random.Random(3)
     items = [f"i{n}" for n in range(12)]
     shown: dict[str, tuple[str, list[str]]] = {}

@@ -18,11 +18,11 @@ from sasrec import ItemVocab, Ranking
 from streamrec.errors import RedisUnavailable
 from streamrec.redis.client import RedisClient
 from streamrec.redis.keys import Keys
-from streamrec.schemas import UserSequence
-from streamrec.serving.lists import ADDED_AT_ONCE, KEPT_ITEMS, SharedLists
+from streamrec.schemas import NO_ITEMS, UserSequence
+from streamrec.serving.lists import MAX_COUNTED_ITEMS, MAX_ITEMS_PER_CALL, SharedLists
 from streamrec.settings import Settings
 
-from support.redis_access import BASE_MS, RedisThatFailsScripts, commands_about, raw_redis, stored
+from support.redis_access import BASE_MS, RedisThatFailsScripts, commands_about, raw_redis, stored, under
 
 MakeSettings = Callable[..., Settings]
 DAY_MS = 86_400_000
@@ -44,7 +44,7 @@ def lists_of(redis: RedisClient, settings: Settings, vocab: ItemVocab = NO_VOCAB
 
 def fresh(make_settings: MakeSettings, **changes: Any) -> Settings:
     settings = make_settings(**changes)
-    return settings.model_copy(update={"redis_key_prefix": f"{settings.redis.key_prefix}-{next(numbers)}"})
+    return settings.but(redis_key_prefix=f"{settings.redis.key_prefix}-{next(numbers)}")
 
 
 def refuse_constant(name: str) -> None:
@@ -59,7 +59,7 @@ async def published(redis: RedisClient, settings: Settings) -> dict[str, Any]:
 
 
 def scores(lists: SharedLists) -> dict[str, float]:
-    top = lists.popular_for(b"", 1_000)
+    top = lists.popular_for(NO_ITEMS, 1_000)
     assert top.scores == sorted(top.scores, reverse=True)
     return dict(zip(top.items, top.scores, strict=True))
 
@@ -91,7 +91,7 @@ def assert_close(found: dict[str, float], expected: dict[str, float]) -> None:
 
 @st.composite
 def rounds(draw: st.DrawFn, half_lives: float) -> list[list[UserSequence]]:
-    """Sequences between refreshes, of clicks spread over so many half-lives of a day, late ones among them."""
+    """Sequences between refreshes; their clicks spread over several half-lives of a day, and some come late."""
     latest = int(half_lives * DAY_MS)
     sequences = st.builds(
         lambda items, ts, applied: sequence(items, BASE_MS + ts, min(applied, len(items))),
@@ -108,7 +108,7 @@ async def test_decayed_counts_match_the_oracle_over_many_half_lives(
     redis: RedisClient, make_settings: MakeSettings, given_rounds: list[list[UserSequence]]
 ) -> None:
     settings, oracle = fresh(make_settings, lists_popular_half_life_s=86_400), Oracle(DAY_MS)
-    lists = lists_of(redis, settings)
+    lists = lists_of(under(redis, settings), settings)
     for sequences in given_rounds:
         lists.count(sequences)
         oracle.count(sequences)
@@ -123,7 +123,7 @@ async def test_two_daemons_count_into_one_list(
     redis: RedisClient, make_settings: MakeSettings, given_rounds: list[list[UserSequence]], daemons: list[int]
 ) -> None:
     settings, oracle = fresh(make_settings, lists_popular_half_life_s=86_400), Oracle(DAY_MS)
-    both = [lists_of(redis, settings), lists_of(redis, settings)]
+    both = [lists_of(under(redis, settings), settings), lists_of(under(redis, settings), settings)]
     for sequences, daemon in zip(given_rounds, daemons, strict=False):
         both[daemon].count(sequences)
         oracle.count(sequences)
@@ -132,7 +132,7 @@ async def test_two_daemons_count_into_one_list(
     if oracle.clicks:
         expected, found = oracle.scores(), scores(both[0])
         top = max(expected.values())
-        newest = max(found.values(), default=0.0)  # each daemon reads as of the newest click that it knows of
+        newest = max(found.values(), default=0.0)  # each daemon reads as of the newest click it has seen
         assert_close({i: s / newest for i, s in found.items()}, {i: s / top for i, s in expected.items()})
 
 
@@ -145,7 +145,7 @@ async def test_the_published_list_never_holds_infinity_or_nan(
     redis: RedisClient, make_settings: MakeSettings, half_life_s: float, clicks: list[tuple[str, int]]
 ) -> None:
     settings = fresh(make_settings, lists_popular_half_life_s=half_life_s)
-    lists = lists_of(redis, settings, ItemVocab(["a", "x"], [10**9, 1]))
+    lists = lists_of(under(redis, settings), settings, ItemVocab(["a", "x"], [10**9, 1]))
     for item, ts in clicks:
         lists.count([sequence([item] * 3, ts)])
         await lists.refresh()
@@ -206,30 +206,30 @@ async def test_replayed_events_are_not_counted(redis: RedisClient, make_settings
     assert scores(lists) == {"c": 1.0}
 
 
-async def test_the_most_popular_10_000_items_are_kept(redis: RedisClient, make_settings: MakeSettings) -> None:
+async def test_the_most_popular_10_000_items_are_stored(redis: RedisClient, make_settings: MakeSettings) -> None:
     settings = make_settings(lists_top_k=1_000)
     lists = lists_of(redis, settings)
-    for start in range(0, KEPT_ITEMS + 500, 2_100):
+    for start in range(0, MAX_COUNTED_ITEMS + 500, 2_100):
         lists.count([sequence([f"i{k}"] * (2 if k % 2 else 1)) for k in range(start, start + 2_100)])
         await lists.refresh()
     async with raw_redis(settings) as raw:
         members = dict(await raw.zrange(Keys(settings.redis.key_prefix).popularity, 0, -1, withscores=True))
     members.pop(b"\0landmark")
-    assert len(members) == KEPT_ITEMS
-    assert {f"i{k}".encode() for k in range(1, KEPT_ITEMS + 500, 2)} <= members.keys()
+    assert len(members) == MAX_COUNTED_ITEMS
+    assert {f"i{k}".encode() for k in range(1, MAX_COUNTED_ITEMS + 500, 2)} <= members.keys()
 
 
 async def test_a_catalogue_beyond_10_000_items_begins_with_its_most_popular(
     redis: RedisClient, make_settings: MakeSettings
 ) -> None:
     settings = make_settings(lists_top_k=3)
-    size = KEPT_ITEMS + 2_000
+    size = MAX_COUNTED_ITEMS + 2_000
     lists = lists_of(redis, settings, ItemVocab([f"i{k}" for k in range(size)], list(range(size))))
     lists.count([sequence(["i0"])])
     await lists.refresh()
-    assert lists.popular_for(b"", 3).items == [f"i{size - 1}", f"i{size - 2}", f"i{size - 3}"]
+    assert lists.popular_for(NO_ITEMS, 3).items == [f"i{size - 1}", f"i{size - 2}", f"i{size - 3}"]
     async with raw_redis(settings) as raw:
-        assert await raw.zcard(Keys(settings.redis.key_prefix).popularity) == KEPT_ITEMS + 1
+        assert await raw.zcard(Keys(settings.redis.key_prefix).popularity) == MAX_COUNTED_ITEMS + 1
 
 
 async def test_every_key_has_a_ttl(redis: RedisClient, make_settings: MakeSettings) -> None:
@@ -265,7 +265,7 @@ async def test_a_long_blocklist_leaves_enough_popular_items(redis: RedisClient, 
     assert lists.popular_for(stored([f"i{k}" for k in range(100, 110)]), 5).items == [f"i{k}" for k in range(110, 115)]
 
 
-async def test_seen_and_blocked_items_are_left_out_and_order_stays(
+async def test_seen_and_blocked_items_are_left_out_in_unchanged_order(
     redis: RedisClient, make_settings: MakeSettings
 ) -> None:
     settings = make_settings()
@@ -275,7 +275,7 @@ async def test_seen_and_blocked_items_are_left_out_and_order_stays(
     await lists.refresh()
     assert lists.popular_for(stored(["a", "zzz"]), 3) == Ranking(["b", "d", "e"], [5.0, 3.0, 2.0])
     assert lists.popular_for(stored(list("abcdef")), 3) == Ranking([], [])
-    assert lists.popular_for(b"", 0) == Ranking([], [])
+    assert lists.popular_for(NO_ITEMS, 0) == Ranking([], [])
 
 
 async def test_a_refresh_is_at_most_four_round_trips(redis: RedisClient, make_settings: MakeSettings) -> None:
@@ -289,7 +289,7 @@ async def test_a_refresh_is_at_most_four_round_trips(redis: RedisClient, make_se
     assert sent == ["SMEMBERS", "EVALSHA", "EVALSHA", "SET", "SMEMBERS", "EVALSHA", "SET"]
 
 
-async def test_a_refresh_that_fails_keeps_the_counts(make_settings: MakeSettings) -> None:
+async def test_the_counts_of_a_refresh_that_fails_are_flushed_later(make_settings: MakeSettings) -> None:
     settings, oracle = make_settings(lists_popular_half_life_s=86_400), Oracle(DAY_MS)
     early, late = [sequence(["a", "b"])], [sequence(["b", "c"], BASE_MS + 3 * DAY_MS)]
     async with RedisThatFailsScripts(settings.redis) as redis:
@@ -297,7 +297,7 @@ async def test_a_refresh_that_fails_keeps_the_counts(make_settings: MakeSettings
         lists.count(early)
         refresh = asyncio.create_task(lists.refresh())
         await redis.arrived.wait()
-        lists.count(late)  # clicks go on while Redis hangs
+        lists.count(late)  # clicks continue while Redis hangs
         redis.fail.set()
         with pytest.raises(RedisUnavailable):
             await refresh
@@ -309,18 +309,18 @@ async def test_a_refresh_that_fails_keeps_the_counts(make_settings: MakeSettings
     assert_close(scores(lists), oracle.scores())
 
 
-async def test_many_items_are_counted_a_few_at_a_time_and_once_where_that_fails_on_the_way(
+async def test_many_items_are_sent_in_parts_and_counted_once_if_a_part_fails(
     make_settings: MakeSettings,
 ) -> None:
     settings = make_settings(lists_top_k=1_000)
-    items = [f"i{k}" for k in range(3 * ADDED_AT_ONCE + 7)]
+    items = [f"i{k}" for k in range(3 * MAX_ITEMS_PER_CALL + 7)]
     async with RedisThatFailsScripts(settings.redis) as redis:
         redis.working = 2
         lists = lists_of(redis, settings)
         lists.count([sequence(items)])
         refresh = asyncio.create_task(lists.refresh())
         await redis.arrived.wait()
-        assert lists.popular_for(b"", 1_000).items == []
+        assert lists.popular_for(NO_ITEMS, 1_000).items == []
         lists.count([sequence(items[-2:])])
         redis.fail.set()
         with pytest.raises(RedisUnavailable):
@@ -338,7 +338,7 @@ async def test_a_failed_first_refresh_still_counts_the_training_data_later(make_
         lists.count([sequence(["a"])])
         with pytest.raises(RedisUnavailable):
             await lists.refresh()
-        assert lists.popular_for(b"", 5).items == ["a"]
+        assert lists.popular_for(NO_ITEMS, 5).items == ["a"]
         redis.broken = False
         await lists.refresh()
     assert scores(lists) == {"a": 6.0}

@@ -65,7 +65,7 @@ def clicks(first: int, last: int) -> list[tuple[str, str]]:
 # --- in Redis
 
 
-async def test_what_is_counted_is_added_to_what_is_there_and_kept_for_90_days(
+async def test_counts_are_added_to_the_stored_ones_and_expire_after_90_days(
     redis: RedisClient, make_settings: MakeSettings
 ) -> None:
     settings = make_settings()
@@ -90,14 +90,14 @@ async def test_what_is_counted_is_added_to_what_is_there_and_kept_for_90_days(
     }
 
 
-async def test_a_flush_that_fails_keeps_the_counts(make_settings: MakeSettings) -> None:
+async def test_the_counts_of_a_flush_that_fails_are_flushed_later(make_settings: MakeSettings) -> None:
     settings = make_settings()
     async with RedisThatFailsScripts(settings.redis) as redis:
         counts = OnlineCounts(redis, Metrics())
         counts.count("m1", ["a"], ["a"], 0)
         flush = asyncio.create_task(counts.flush())
         await redis.arrived.wait()
-        counts.count("m1", ["b"], ["a", "b"], 1)  # clicks go on while Redis hangs
+        counts.count("m1", ["b"], ["a", "b"], 1)  # clicks continue while Redis hangs
         redis.fail.set()
         with pytest.raises(RedisUnavailable):
             await flush
@@ -106,7 +106,7 @@ async def test_a_flush_that_fails_keeps_the_counts(make_settings: MakeSettings) 
     assert await stored(settings, "m1") == figures(2, 2, 1.5, 1)
 
 
-async def test_a_last_flush_waits_for_the_one_that_is_under_way(make_settings: MakeSettings) -> None:
+async def test_the_last_flush_waits_for_the_current_one(make_settings: MakeSettings) -> None:
     settings = make_settings()
     async with RedisThatFailsScripts(settings.redis) as redis:
         counts = OnlineCounts(redis, Metrics())
@@ -120,13 +120,13 @@ async def test_a_last_flush_waits_for_the_one_that_is_under_way(make_settings: M
     assert await stored(settings, "m1") == figures(1, 1, 1, 0)
 
 
-async def test_a_version_whose_key_is_taken_keeps_nobody_elses_figures_away(
+async def test_a_version_whose_key_has_another_type_does_not_affect_other_versions(
     redis: RedisClient, make_settings: MakeSettings
 ) -> None:
     settings = make_settings()
     counts = OnlineCounts(redis, Metrics())
     async with raw_redis(settings) as raw:
-        await raw.set(Keys(settings.redis.key_prefix).online("taken"), "by somebody")
+        await raw.set(Keys(settings.redis.key_prefix).online("taken"), "by another program")
     for version in ("taken", "m1"):
         counts.count(version, ["a"], ["a"], 0)
     for _ in range(2):
@@ -220,7 +220,7 @@ async def test_an_outage_of_redis_loses_no_figures(
 
     await eventually(flushed)
     both = [await stored(settings, model) for model in (version, "popular")]
-    assert [part["judged"] for part in both] == [100, 100], "of the first clicks nobody had a list"
+    assert [part["judged"] for part in both] == [100, 100], "at their first clicks users have no list"
 
 
 # --- in the list
@@ -245,7 +245,7 @@ def run(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> Callable[..., Any]:
-    """Runs `streamrec models ...` under the test's settings; gives status, lines of output, and stderr."""
+    """Run `streamrec models ...` under the test's settings; return status, lines of output, and stderr."""
     for name, value in environment(make_settings(registry_dir=registry.folder)).items():
         monkeypatch.setenv(name, value)
 
@@ -304,7 +304,7 @@ async def test_the_list_shows_offline_figures_and_online_ones(
     assert as_json[2]["report"]["challenger"]["hr@10"] == 0.5
 
 
-async def test_without_redis_the_list_is_shown_all_the_same(run: Callable[..., Any], registry: Registry) -> None:
+async def test_the_list_is_shown_without_redis_too(run: Callable[..., Any], registry: Registry) -> None:
     version = publish(registry, 1, validation={"hr@10": 0.25})
     for arguments in (["list"], ["list", "--json"]):
         url = f"redis://:s3cr3t@127.0.0.1:{free_port()}"
@@ -316,7 +316,7 @@ async def test_without_redis_the_list_is_shown_all_the_same(run: Callable[..., A
         assert "s3cr3t" not in err
 
 
-async def test_figures_that_cannot_be_read_are_told_and_the_list_is_shown(
+async def test_figures_that_cannot_be_read_are_reported_and_the_list_is_shown(
     run: Callable[..., Any], registry: Registry, make_settings: MakeSettings
 ) -> None:
     version, settings = publish(registry, 1), make_settings()

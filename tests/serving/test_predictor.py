@@ -15,7 +15,7 @@ from streamrec.redis.client import RedisClient
 from streamrec.redis.keys import Keys
 from streamrec.schemas import Recommendation, UserSequence
 from streamrec.serving.lists import SharedLists
-from streamrec.serving.predictor import AT_ONCE, Predictor
+from streamrec.serving.predictor import MAX_USERS_PER_CALL, Predictor
 from streamrec.settings import Settings
 
 from support.redis_access import BASE_MS, raw_redis, stored
@@ -39,7 +39,9 @@ class Bench:
         self.reference = Engine(saved.model, saved.vocab, cache_bytes=0)
         self.metrics = Metrics()
         self.lists = SharedLists(redis, settings.lists, settings.sequences.ttl_s, config.max_len, saved.vocab)
-        self.predictor = Predictor(self.engine, self.lists, settings, self.metrics)
+        self.predictor = Predictor(
+            self.engine, self.lists, settings.lists, settings.serving.rescore_users, self.metrics
+        )
 
     def metric(self, name: str) -> float:
         value = self.metrics.registry.get_sample_value(name)
@@ -73,7 +75,7 @@ async def test_no_sequences_need_no_model(make_bench: Callable[..., Bench]) -> N
     assert await make_bench().predictor.predict([]) == []
 
 
-async def test_a_batch_gives_what_each_alone_gives_in_order(make_bench: Callable[..., Bench]) -> None:
+async def test_a_batch_gives_the_lists_of_single_sequences_in_order(make_bench: Callable[..., Bench]) -> None:
     together = await make_bench().predictor.predict(VARIED)
     alone = make_bench()
     for sequence_, found in zip(VARIED, together, strict=True):
@@ -86,7 +88,7 @@ async def test_a_batch_gives_what_each_alone_gives_in_order(make_bench: Callable
 async def test_lists_are_the_engines_own_answer_for_the_whole_sequence(
     make_bench: Callable[..., Bench], filter_seen: bool
 ) -> None:
-    bench = make_bench(top_k=7, filter_seen=filter_seen)
+    bench = make_bench(lists_top_k=7, lists_filter_seen=filter_seen)
     found = await bench.predictor.predict(VARIED)
     expected = bench.reference.recommend([s.items for s in VARIED], 7, filter_seen=filter_seen)
     assert all(same(*pair) for pair in zip(found, expected, strict=True))
@@ -108,7 +110,7 @@ async def test_click_by_click_answers_equal_re_encoding_through_jumps_of_the_win
 
 async def test_the_window_follows_the_session_and_the_list_the_user(make_bench: Callable[..., Bench]) -> None:
     bench = make_bench()
-    # nine events in this session, of which eight are kept, after many sessions before
+    # nine events in this session, eight of them stored, after many earlier sessions
     items = [f"i{k}" for k in range(8)]
     (found,) = await bench.predictor.predict([sequence("ann", items, n=500, session_n=9)])
     by_session, by_user = bench.reference.recommend([items, items], 20, counts=[9, 500])
@@ -117,9 +119,7 @@ async def test_the_window_follows_the_session_and_the_list_the_user(make_bench: 
     assert found.n == 500
 
 
-async def test_what_came_with_the_sequence_goes_with_the_list(
-    make_bench: Callable[..., Bench], saved: SavedModel
-) -> None:
+async def test_a_list_carries_the_fields_of_its_sequence(make_bench: Callable[..., Bench], saved: SavedModel) -> None:
     given = UserSequence("ann", stored(["i1"]), 9, 9, 123, 2, (7, 8))
     (found,) = await make_bench().predictor.predict([given])
     assert (found.model, found.event_ts_ms, found.n, found.record_ts_ms) == (saved.version, 123, 9, (7, 8))
@@ -144,7 +144,7 @@ async def test_unknown_items_are_left_out_by_the_engine_and_counted(make_bench: 
 async def test_a_user_without_a_known_item_gets_the_popular_list(
     make_bench: Callable[..., Bench], filter_seen: bool
 ) -> None:
-    bench = make_bench(top_k=3, filter_seen=filter_seen)
+    bench = make_bench(lists_top_k=3, lists_filter_seen=filter_seen)
     bench.lists.count([UserSequence("x", stored(["fresh"] * 100), 100, 100, BASE_MS, 100)])
     await bench.lists.refresh()
     known, unknown = await bench.predictor.predict([sequence("ann", ["i1"]), sequence("bob", ["fresh", "?"])])
@@ -154,27 +154,27 @@ async def test_a_user_without_a_known_item_gets_the_popular_list(
     assert (unknown.n, unknown.event_ts_ms, unknown.record_ts_ms) == (2, BASE_MS + 2, (BASE_MS,))
 
 
-async def test_before_the_first_refresh_the_popular_list_is_the_training_datas(
+async def test_before_the_first_refresh_the_popular_list_comes_from_the_training_data(
     make_bench: Callable[..., Bench],
 ) -> None:
-    (found,) = await make_bench(top_k=2).predictor.predict([sequence("ann", ["?"])])
+    (found,) = await make_bench(lists_top_k=2).predictor.predict([sequence("ann", ["?"])])
     assert (found.items, found.scores, found.model) == (["i0", "i1"], [50.0, 49.0], "popular")
 
 
-async def test_blocked_items_are_recommended_to_nobody(
+async def test_blocked_items_are_never_recommended(
     make_bench: Callable[..., Bench], make_settings: MakeSettings
 ) -> None:
-    bench = make_bench(top_k=50, filter_seen=False)
+    bench = make_bench(lists_top_k=50, lists_filter_seen=False)
     blocked = {"i0", "i7", "not in the catalogue"}
     async with raw_redis(make_settings()) as raw:
-        await raw.sadd(Keys(make_settings().redis_key_prefix).blocklist, *blocked)  # type: ignore[misc]
+        await raw.sadd(Keys(make_settings().redis.key_prefix).blocklist, *blocked)  # type: ignore[misc]
     await bench.lists.refresh()
     for found in await bench.predictor.predict([*VARIED, sequence("bob", ["?"])]):
         assert len(found.items) == 48
         assert not blocked & set(found.items)
 
 
-async def test_a_user_who_has_seen_everything_gets_what_is_left(make_bench: Callable[..., Bench]) -> None:
+async def test_a_user_who_has_seen_most_items_gets_a_short_list(make_bench: Callable[..., Bench]) -> None:
     bench = make_bench()
     (found,) = await bench.predictor.predict([sequence("ann", [f"i{k}" for k in range(48)])])
     assert set(found.items) == {"i48", "i49"}
@@ -191,14 +191,14 @@ async def test_cache_and_inference_are_counted(make_bench: Callable[..., Bench])
     assert bench.metric("streamrec_inference_seconds_count") == 2
 
 
-async def test_the_model_version_is_seen_from_outside(make_bench: Callable[..., Bench]) -> None:
+async def test_the_model_version_is_a_metric(make_bench: Callable[..., Bench]) -> None:
     bench = make_bench()
     labels = {"version": bench.engine.version}
     assert bench.metrics.registry.get_sample_value("streamrec_model_info", labels) == 1
 
 
 @pytest.mark.parametrize("slots", [0, 64])
-async def test_warming_up_leaves_answers_and_cache_alone(make_bench: Callable[..., Bench], slots: int) -> None:
+async def test_warming_up_changes_neither_lists_nor_cache(make_bench: Callable[..., Bench], slots: int) -> None:
     bench = make_bench(slots=slots)
     bench.predictor.warm_up(bench.engine)
     assert bench.engine.cached_users == 0
@@ -208,18 +208,18 @@ async def test_warming_up_leaves_answers_and_cache_alone(make_bench: Callable[..
 
 
 class EngineThatCounts(Engine):
-    """Notes how many users it is asked for at once."""
+    """Records the number of users in each call."""
 
     def __init__(self, *args: Any, **more: Any) -> None:
         super().__init__(*args, **more)
-        self.asked: list[int] = []
+        self.calls: list[int] = []
 
     def recommend(self, sequences: Sequence[Any], *args: Any, **more: Any) -> list[Ranking | None]:
-        self.asked.append(len(sequences))
+        self.calls.append(len(sequences))
         return super().recommend(sequences, *args, **more)
 
 
-async def test_the_event_loop_has_its_turn_between_the_parts_of_a_batch(
+async def test_the_event_loop_runs_between_the_parts_of_a_batch(
     saved: SavedModel, redis: RedisClient, make_settings: MakeSettings
 ) -> None:
     settings, engine = make_settings(), EngineThatCounts(saved.model, saved.vocab, version="old")
@@ -230,15 +230,15 @@ async def test_the_event_loop_has_its_turn_between_the_parts_of_a_batch(
         settings.serving.rescore_users,
         Metrics(),
     )
-    users = [sequence(f"user{number}", ["i1"]) for number in range(2 * AT_ONCE + 1)]
+    users = [sequence(f"user{number}", ["i1"]) for number in range(2 * MAX_USERS_PER_CALL + 1)]
     prediction = asyncio.create_task(predictor.predict(users))
     turns = []
     while not prediction.done():
         await asyncio.sleep(0)
-        turns.append(len(engine.asked))
-        if len(engine.asked) == 1:
+        turns.append(len(engine.calls))
+        if len(engine.calls) == 1:
             predictor.swap(Engine(saved.model, saved.vocab, version="new"))
-    assert engine.asked == [AT_ONCE, AT_ONCE, 1]
+    assert engine.calls == [MAX_USERS_PER_CALL, MAX_USERS_PER_CALL, 1]
     assert {1, 2, 3} <= set(turns)
     found = await prediction
     assert [r.user_id for r in found] == [s.user_id for s in users]

@@ -21,7 +21,7 @@ from streamrec.serving.publisher import Publisher
 from streamrec.serving.sequences import SequenceStore
 from streamrec.settings import Settings
 
-from support.redis_access import BASE_MS, clicks, commands_about, raw_redis
+from support.redis_access import BASE_MS, clicks, commands_about, raw_redis, under
 
 MakeSettings = Callable[..., Settings]
 numbers = itertools.count()
@@ -33,11 +33,11 @@ def recommendation(user: str, n: int, items: list[str] | None = None, model: str
 
 
 def publisher_of(redis: RedisClient, settings: Settings, metrics: Metrics | None = None) -> Publisher:
-    return Publisher(redis, settings.lists.ttl_s, metrics or Metrics())
+    return Publisher(under(redis, settings), settings.lists.ttl_s, metrics or Metrics())
 
 
 async def append(redis: RedisClient, settings: Settings, user: str, count: int, first_offset: int = 0) -> None:
-    store = SequenceStore(redis, settings.sequences, settings.kafka.topic_epoch, 50, Metrics())
+    store = SequenceStore(under(redis, settings), settings.sequences, settings.kafka.topic_epoch, 50, Metrics())
     await store.append(clicks(user, [f"i{k}" for k in range(count)], first_offset))
 
 
@@ -94,13 +94,13 @@ async def test_a_list_from_fewer_events_never_overwrites_one_from_more(
     await publisher.publish([recommendation("ann", 3)])
     await publisher.publish([recommendation("ann", 2), recommendation("bob", 1)])
     assert (await stored(redis, settings, "ann"))["n"] == 3
-    assert (await stored(redis, settings, "bob"))["n"] == 1  # not held back by his neighbour
+    assert (await stored(redis, settings, "bob"))["n"] == 1  # the other user's list does not matter
     value = metrics.registry.get_sample_value
     assert value("streamrec_recommendations_total", {"outcome": "published"}) == 2
     assert value("streamrec_recommendations_total", {"outcome": "superseded"}) == 1
 
 
-async def test_a_list_from_as_many_events_overwrites(redis: RedisClient, make_settings: MakeSettings) -> None:
+async def test_a_list_from_an_equal_n_overwrites(redis: RedisClient, make_settings: MakeSettings) -> None:
     settings = make_settings()
     publisher = publisher_of(redis, settings)
     await append(redis, settings, "ann", 3)
@@ -120,7 +120,7 @@ async def test_counts_are_compared_as_numbers(redis: RedisClient, make_settings:
     assert (await stored(redis, settings, "ann"))["n"] == n + 1
 
 
-async def test_a_user_who_begins_anew_after_his_sequence_expired_is_published(
+async def test_a_user_who_begins_again_after_the_sequence_expired_is_published(
     redis: RedisClient, make_settings: MakeSettings
 ) -> None:
     settings = make_settings()
@@ -134,13 +134,13 @@ async def test_a_user_who_begins_anew_after_his_sequence_expired_is_published(
         await publisher.publish([recommendation("ann", n)])
         assert (await stored(redis, settings, "ann"))["n"] == n
     await publisher.publish([recommendation("ann", 1)])
-    assert (await stored(redis, settings, "ann"))["n"] == 2  # the rule holds again
+    assert (await stored(redis, settings, "ann"))["n"] == 2  # compare-and-set applies again
 
 
 @pytest.mark.parametrize(
     "value", [None, b"", b"garbage", b"{}", b'{"n":99', b'{"n":99,"items":[]}', b'{"n":1e99}', b"\xff" * 100], ids=repr
 )
-async def test_what_is_no_list_is_overwritten(
+async def test_a_value_that_is_not_a_list_is_overwritten(
     redis: RedisClient, make_settings: MakeSettings, value: bytes | None
 ) -> None:
     settings = make_settings()
@@ -182,7 +182,7 @@ publications = st.lists(
 async def test_any_order_of_publishing_ends_with_the_list_of_the_most_events(
     redis: RedisClient, make_settings: MakeSettings, batches: list[list[Recommendation]]
 ) -> None:
-    settings = make_settings().model_copy(update={"redis_key_prefix": f"publish-{id(numbers)}-{next(numbers)}"})
+    settings = make_settings(redis_key_prefix=f"publish-{id(numbers)}-{next(numbers)}")
     publisher = publisher_of(redis, settings)
     most = {r.user_id: max(s.n for b in batches for s in b if s.user_id == r.user_id) for b in batches for r in b}
     for user in most:

@@ -1,9 +1,10 @@
-"""SequenceStore and append.lua against an oracle in plain Python: each event once, whatever is delivered again."""
+"""SequenceStore and append.lua against an oracle in plain Python: every event is applied once, replays included."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,7 +18,7 @@ from streamrec.metrics import Metrics
 from streamrec.redis.client import RedisClient
 from streamrec.redis.keys import Keys
 from streamrec.schemas import ClickEvent, UserSequence
-from streamrec.serving.sequences import SequenceStore, parse_sequence
+from streamrec.serving.sequences import SequenceStore, StoredSequence, parse_sequence
 from streamrec.settings import Settings
 
 from support.redis_access import BASE_MS, batch, clicks, commands_about, event, raw_redis, stored
@@ -47,7 +48,7 @@ class Step:
 
 
 class Oracle:
-    """What SequenceStore promises, in the plainest words."""
+    """The contract of SequenceStore in plain Python."""
 
     def __init__(self) -> None:
         self.users: dict[str, OracleUser] = {}
@@ -109,9 +110,7 @@ def steps(**fixed: Any) -> st.SearchStrategy[list[Step]]:
 
 
 async def run_step(redis: RedisClient, settings: Settings, step: Step) -> list[UserSequence]:
-    settings = settings.model_copy(
-        update={"sequences_session_gap_s": step.gap_ms / 1000, "kafka_topic_epoch": step.epoch}
-    )
+    settings = settings.but(sequences_session_gap_s=step.gap_ms / 1000, kafka_topic_epoch=step.epoch)
     return await store_of(redis, settings, step.max_len).append(batch(*step.events))
 
 
@@ -128,7 +127,7 @@ async def test_random_batches_replays_and_settings_match_the_oracle(
             key = Keys(settings.redis.key_prefix).sequence(user)
             value = await raw.get(key)
             assert 0 < await raw.ttl(key) <= settings.sequences.ttl_s
-            # read here and not by parse_sequence, which forgives
+            # not read by parse_sequence, which repairs items
             assert [item.decode() for item in value.split(b"\0")[1:]] == [*oracle.users[user].items, ""]
 
 
@@ -179,7 +178,7 @@ async def test_at_least_once_delivery_becomes_each_event_exactly_once(
         assert (final[user].n, final[user].last_event_ts_ms) == (len(own), own[-1].timestamp_ms)
 
 
-async def test_an_empty_batch_asks_nothing_of_redis(redis: RedisClient, make_settings: MakeSettings) -> None:
+async def test_an_empty_batch_sends_redis_nothing(redis: RedisClient, make_settings: MakeSettings) -> None:
     settings = make_settings()
     async with commands_about(settings) as sent:
         assert await store_of(redis, settings).append(batch()) == []
@@ -196,7 +195,7 @@ async def test_a_batch_of_many_users_is_one_round_trip(redis: RedisClient, make_
     assert sent == ["EVALSHA"]
 
 
-async def test_a_server_that_forgot_the_script_is_told_again(redis: RedisClient, make_settings: MakeSettings) -> None:
+async def test_a_script_that_the_server_lost_is_loaded_again(redis: RedisClient, make_settings: MakeSettings) -> None:
     settings = make_settings()
     store = store_of(redis, settings)
     await store.append(clicks("ann", ["a"]))
@@ -226,7 +225,7 @@ async def test_concurrent_appends_of_the_same_events_apply_once(make_settings: M
 
 
 @pytest.mark.parametrize("start", [2**31 - 2, 2**32 - 2, 2**53 - 4])
-async def test_offsets_beyond_32_bits_are_told_apart(
+async def test_offsets_beyond_32_bits_are_distinguished(
     redis: RedisClient, make_settings: MakeSettings, start: int
 ) -> None:
     store = store_of(redis, make_settings(), max_len=10)
@@ -245,7 +244,7 @@ async def test_partitions_are_guarded_apart(redis: RedisClient, make_settings: M
     assert (final.items, final.applied) == ([f"p{partition}" for partition in range(12)], 0)
 
 
-async def test_a_replayed_user_comes_back_so_that_he_is_published_again(
+async def test_a_replayed_user_is_returned_and_so_published_again(
     redis: RedisClient, make_settings: MakeSettings
 ) -> None:
     store, again = store_of(redis, make_settings()), clicks("ann", ["a", "b"])
@@ -346,7 +345,7 @@ async def get_stored(settings: Settings, user: str) -> bytes:
     ],
     ids=lambda value: repr(value)[:40],
 )
-async def test_an_unreadable_value_is_begun_anew_with_a_warning(
+async def test_a_damaged_value_is_begun_anew_with_a_warning(
     redis: RedisClient, make_settings: MakeSettings, caplog: pytest.LogCaptureFixture, value: bytes | None
 ) -> None:
     settings = make_settings()
@@ -357,11 +356,11 @@ async def test_an_unreadable_value_is_begun_anew_with_a_warning(
         found = await store.append(batch(event("ann", "a2", 3), event("bob", "b2", 4), event("eve", "e2", 5)))
     assert [sequence.items for sequence in found] == [["a", "a2"], ["b2"], ["e", "e2"]]
     assert [sequence.n for sequence in found] == [2, 1, 2]
-    warned = [r for r in caplog.records if "could not be read" in r.getMessage()]
+    warned = [r for r in caplog.records if "a damaged sequence was discarded" in r.getMessage()]
     assert [r.__dict__["user_id"] for r in warned] == ["bob"]
 
 
-async def test_a_header_that_claims_more_items_than_there_are_costs_only_those(
+async def test_a_header_that_claims_too_many_items_loses_only_those(
     redis: RedisClient, make_settings: MakeSettings
 ) -> None:
     settings = make_settings()
@@ -375,7 +374,7 @@ async def test_a_header_that_claims_more_items_than_there_are_costs_only_those(
 
 @against_redis
 @given(st.integers(0, 40), st.integers(0, 40), st.binary(max_size=4))
-async def test_a_value_damaged_anywhere_hurts_nobody_else(
+async def test_a_damaged_value_affects_no_other_user(
     redis: RedisClient, make_settings: MakeSettings, start: int, end: int, junk: bytes
 ) -> None:
     settings = fresh(make_settings)
@@ -420,7 +419,7 @@ async def test_outcomes_are_counted(redis: RedisClient, make_settings: MakeSetti
     assert value("streamrec_guard_rejections_total") == 2
 
 
-async def test_mass_rejection_is_said_once_and_so_is_its_end(
+async def test_mass_rejection_and_its_end_are_logged_once(
     redis: RedisClient, make_settings: MakeSettings, caplog: pytest.LogCaptureFixture
 ) -> None:
     store, old = store_of(redis, make_settings()), clicks("ann", list("abcd"))
@@ -443,9 +442,9 @@ class RedisThatLosesTheAnswer(RedisClient):
         raise RedisUnavailable("connection reset")
 
 
-async def test_trying_again_after_a_lost_answer_applies_nothing_twice(make_settings: MakeSettings) -> None:
+async def test_a_retry_after_a_lost_reply_applies_no_event_twice(make_settings: MakeSettings) -> None:
     settings, events = make_settings(), clicks("ann", ["a", "b"])
-    async with RedisThatLosesTheAnswer(settings) as faulty, RedisClient(settings.redis) as healthy:
+    async with RedisThatLosesTheAnswer(settings.redis) as faulty, RedisClient(settings.redis) as healthy:
         with pytest.raises(RedisUnavailable):
             await store_of(faulty, settings).append(events)
         (found,) = await store_of(healthy, settings).append(events)
@@ -453,6 +452,33 @@ async def test_trying_again_after_a_lost_answer_applies_nothing_twice(make_setti
 
 
 @pytest.mark.parametrize("value", [b"", b"1 2", b"2 1 1 1 0 0 \0", b"1 x 1 1 0 0 \0a\0", b"nothing at all"], ids=repr)
-def test_reading_what_is_no_sequence_says_whose_it_is(value: bytes) -> None:
+def test_an_error_about_a_damaged_sequence_names_the_user(value: bytes) -> None:
     with pytest.raises(StreamrecError, match="the stored sequence of user 'ann' cannot be read"):
         parse_sequence("ann", value)
+
+
+@against_redis
+@given(st.integers(0, 40), st.integers(0, 40), st.binary(max_size=4))
+async def test_all_readers_agree_on_what_is_damaged(
+    redis: RedisClient, make_settings: MakeSettings, start: int, end: int, junk: bytes
+) -> None:
+    settings = fresh(make_settings)
+    value = b"1 9 5 2 1700000000000 0 0:7,3:8\0first\0second\0"
+    value = value[:start] + junk + value[end:]
+    await set_stored(settings, "ann", value)
+    try:
+        decoded = StoredSequence.decode("ann", value)
+    except StreamrecError as error:
+        with pytest.raises(StreamrecError, match=re.escape(str(error))):
+            parse_sequence("ann", value)
+        with pytest.raises(StreamrecError, match="newer streamrec"):
+            await store_of(redis, settings).append(clicks("ann", ["a"], 10**9))
+        return
+    (appended,) = await store_of(redis, settings, max_len=50).append(clicks("ann", ["a"], 10**9))
+    if decoded is None:
+        with pytest.raises(StreamrecError, match="the stored sequence of user 'ann' cannot be read: it is damaged"):
+            parse_sequence("ann", value)
+        assert (appended.items, appended.n) == (["a"], 1)
+    else:
+        assert parse_sequence("ann", value) == decoded.for_user("ann")
+        assert appended.n in (decoded.n, decoded.n + 1)  # the value may have a later topic epoch or offset

@@ -1,4 +1,4 @@
-"""The shadow: judged on the same clicks as the champion, and never in the way of what is served."""
+"""The shadow: evaluated on the same clicks as the champion, without delaying the clicks served."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ from streamrec.registry import Registry
 from streamrec.schemas import UserSequence
 from streamrec.serving import shadow as shadow_module
 from streamrec.serving.inspection import published
-from streamrec.serving.judge import Judged, OnlineJudge
+from streamrec.serving.judge import EvaluatedClicks, OnlineJudge
 from streamrec.serving.lists import SharedLists
 from streamrec.serving.online import OnlineCounts, OnlineFigures, read_figures
 from streamrec.serving.predictor import Predictor
 from streamrec.serving.publisher import Publisher
 from streamrec.serving.sequences import SequenceStore
-from streamrec.serving.shadow import AT_ONCE, WAITING_USERS, Shadow
+from streamrec.serving.shadow import MAX_QUEUED_USERS, MAX_USERS_PER_CALL, Shadow
 from streamrec.settings import Settings
 
 from support.daemon_process import Daemon, models, serves, versions_published
@@ -123,7 +123,7 @@ def sampled(user: str, settings: Settings) -> bool:
 # --- of daemons
 
 
-async def test_a_shadow_is_judged_on_the_clicks_that_judge_the_champion(
+async def test_a_shadow_is_evaluated_on_the_same_clicks_as_the_champion(
     start_daemon: StartDaemon, make_settings: MakeSettings, registry: Registry, ring_model: SASRec
 ) -> None:
     guesses = registry.publish(guessing_model(1), ItemVocab(RING))
@@ -168,7 +168,7 @@ async def test_a_shadow_is_judged_on_the_clicks_that_judge_the_champion(
     assert daemon.lines("ERROR", "WARNING") == []
 
 
-async def test_a_damaged_shadow_is_refused_a_good_one_begins_and_ends_by_command_and_serving_goes_on(
+async def test_a_damaged_shadow_is_refused_and_a_good_one_begins_and_ends_while_serving_continues(
     start_daemon: StartDaemon, make_settings: MakeSettings, registry: Registry
 ) -> None:
     champion, broken, good = (registry.publish(guessing_model(seed), ItemVocab(RING)) for seed in (1, 2, 3))
@@ -183,7 +183,7 @@ async def test_a_damaged_shadow_is_refused_a_good_one_begins_and_ends_by_command
     await click_in_turn(daemon, settings, 0)
     assert set((await versions_published(settings)).values()) == {champion}
     assert await daemon.metric(SHADOWED) == 0
-    begun = models(settings, "shadow", good)  # the message alone tells the daemon
+    begun = models(settings, "shadow", good)  # only the message notifies the daemon
     assert (begun.returncode, begun.stdout, begun.stderr) == (0, f"shadow: {good}\n", "")
     await logged(daemon, f"a shadow begins model={good}")
     await click_in_turn(daemon, settings, 1)
@@ -201,7 +201,7 @@ async def test_a_damaged_shadow_is_refused_a_good_one_begins_and_ends_by_command
     assert len(daemon.lines("ERROR")) == 1
 
 
-async def test_a_shadow_that_becomes_champion_is_none_any_longer(
+async def test_a_shadow_that_becomes_champion_ends(
     start_daemon: StartDaemon, make_settings: MakeSettings, registry: Registry
 ) -> None:
     old, new = (registry.publish(guessing_model(seed), ItemVocab(RING)) for seed in (1, 2))
@@ -209,10 +209,10 @@ async def test_a_shadow_that_becomes_champion_is_none_any_longer(
     where = of(registry, serving_shadow_share=1, registry_poll_s=0.1)
     settings, daemon = make_settings(**where), start_daemon(**where)
     await daemon.wait_ready()
-    registry.set_shadow(new)  # no message: the daemon looks
+    registry.set_shadow(new)  # no message: the daemon polls
     await logged(daemon, f"a shadow begins model={new}")
     (registry.folder / "shadow.json").write_text("{")
-    await logged(daemon, "the shadow stays as it is: ")
+    await logged(daemon, "the current shadow continues: ")
     await click_in_turn(daemon, settings, 0)
     registry.set_shadow(new)  # which mends it
     registry.promote(new, "better")
@@ -252,20 +252,22 @@ class Turn:
 
 
 class Bench:
-    """A shadow with its parts at hand, on real Redis; it samples everybody."""
+    """A shadow that samples all users, with its parts, on real Redis."""
 
     def __init__(self, saved: SavedModel, redis: RedisClient, settings: Settings) -> None:
         self.settings = settings
         self.metrics = Metrics()
         self.lists = SharedLists(redis, settings.lists, settings.sequences.ttl_s, 8, saved.vocab)
         self.counts = OnlineCounts(redis, self.metrics)
-        self.predictor = Predictor(self.engine(saved), self.lists, settings, self.metrics)
-        self.shadow = Shadow(settings, self.lists, self.counts, self.metrics)
+        self.predictor = Predictor(
+            self.engine(saved), self.lists, settings.lists, settings.serving.rescore_users, self.metrics
+        )
+        self.shadow = Shadow(settings.serving.shadow_share, settings.lists, self.lists, self.counts, self.metrics)
         self.turn = Turn()
         self.store = SequenceStore(redis, settings.sequences, settings.kafka.topic_epoch, 8, self.metrics)
         self.publisher = Publisher(redis, settings.lists.ttl_s, self.metrics)
         self.judge = OnlineJudge(self.lists, self.counts, settings.lists.filter_seen)
-        self.asked = 0
+        self.enqueued = 0
 
     @staticmethod
     def engine(saved: SavedModel, kind: type[Engine] = Engine, version: str = "shadow") -> Engine:
@@ -285,7 +287,7 @@ class Bench:
         await eventually(enough, every_s=0.001)
 
     async def compared(self) -> tuple[float, float, float]:
-        """Hits of the shadow, clicks on which both were judged, hits of what was published."""
+        """Return the shadow's hits, the clicks on which both were evaluated, and the hits of the published lists."""
         await self.counts.flush()
         found = await figures(self.settings, "shadow")
         return found.shadow_hits, found.champion_judged, found.champion_hits
@@ -305,8 +307,8 @@ def sequence(user: str, items: list[str], n: int | None = None) -> UserSequence:
     return UserSequence(user, stored(items), count, count, BASE_MS, 1, (BASE_MS,))
 
 
-def clicked(user: str, n: int, *clicks: str) -> Judged:
-    return Judged(user, n, list(clicks), ["published"], clicks.count("popular"))
+def clicked(user: str, n: int, *clicks: str) -> EvaluatedClicks:
+    return EvaluatedClicks(user, n, list(clicks), ["published"], clicks.count("popular"))
 
 
 async def test_a_twin_of_the_champion_hits_what_the_champion_hits(
@@ -331,43 +333,43 @@ async def test_a_twin_of_the_champion_hits_what_the_champion_hits(
         had_a_list |= set(users)
         sequences = await bench.store.append(batch(*events))
         before = await bench.publisher.publish(await bench.predictor.predict(sequences))
-        bench.asked += len(sequences)
-        bench.shadow.follow(sequences, bench.judge.judge(sequences, before))
-        await bench.scored(bench.asked)
+        bench.enqueued += len(sequences)
+        bench.shadow.follow(sequences, bench.judge.evaluate(sequences, before))
+        await bench.scored(bench.enqueued)
     shadow_hits, both_judged, champion_hits = await bench.compared()
     assert shadow_hits == champion_hits > 10
     assert both_judged == judged
 
 
-async def test_it_scores_nobody_while_a_batch_is_in_hand_and_only_a_few_at_once(
+async def test_it_scores_no_user_while_a_batch_is_processed_and_only_a_few_per_call(
     bench: Bench, saved: SavedModel
 ) -> None:
     bench.shadow.begin(bench.engine(saved))
     bench.shadow.follow([sequence(user, ["i1"]) for user in USERS], [])
-    for _ in range(3):  # what is served finds the thread free
+    for _ in range(3):  # serving is not delayed
         await bench.predictor.predict([sequence("ann", ["i1"])])
     assert bench.outcomes() == (0, 0)
     bench.turn.once()
     await bench.scored(1)
     await bench.predictor.predict([sequence("ann", ["i1"])])
-    assert bench.outcomes() == (AT_ONCE, 0)
+    assert bench.outcomes() == (MAX_USERS_PER_CALL, 0)
     bench.turn.always()
     await bench.scored(len(USERS))
 
 
-async def test_where_it_cannot_keep_up_it_leaves_the_longest_waiting_out(bench: Bench, saved: SavedModel) -> None:
+async def test_a_shadow_that_cannot_keep_up_skips_the_users_who_waited_longest(bench: Bench, saved: SavedModel) -> None:
     bench.shadow.begin(bench.engine(saved))
-    users = [f"u{n}" for n in range(WAITING_USERS + 10)]
+    users = [f"u{n}" for n in range(MAX_QUEUED_USERS + 10)]
     bench.shadow.follow([sequence(user, ["i1"]) for user in users], [])
     bench.shadow.follow([sequence("u11", ["i1", "i2"])], [])
     assert bench.outcomes() == (0, 11)
     bench.turn.always()
-    await bench.scored(WAITING_USERS)
+    await bench.scored(MAX_QUEUED_USERS)
     bench.shadow.follow([], [clicked(user, 1, "i3") for user in users[:20]])
     assert (await bench.compared())[1] == 9, "of the first 20 ten were left out, and one has clicked twice"
 
 
-async def test_a_list_that_does_not_know_all_earlier_clicks_is_not_judged(bench: Bench, saved: SavedModel) -> None:
+async def test_a_list_without_all_earlier_clicks_is_not_evaluated(bench: Bench, saved: SavedModel) -> None:
     bench.shadow.begin(bench.engine(saved))
     bench.turn.once()
     bench.shadow.follow([sequence("ann", ["i1"])], [])
@@ -379,13 +381,13 @@ async def test_a_list_that_does_not_know_all_earlier_clicks_is_not_judged(bench:
     bench.shadow.follow([sequence("ann", ["i1", "i2", "i3", "i4", "i5"])], [clicked("ann", 3, "i4", "i5")])
     assert (await bench.compared())[1] == 2
     bench.shadow.follow([], [clicked("ann", 3, "i4", "i5")])
-    assert (await bench.compared())[1] == 2, "a list is judged once"
+    assert (await bench.compared())[1] == 2, "a list is evaluated once"
 
 
-async def test_only_so_many_users_are_remembered(
+async def test_the_number_of_stored_lists_is_limited(
     bench: Bench, saved: SavedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shadow_module, "REMEMBERED_USERS", 5)
+    monkeypatch.setattr(shadow_module, "MAX_STORED_LISTS", 5)
     bench.shadow.begin(bench.engine(saved))
     bench.turn.always()
     for user in USERS:
@@ -395,7 +397,7 @@ async def test_only_so_many_users_are_remembered(
     assert (await bench.compared())[1] == 5
 
 
-async def test_who_has_no_item_that_it_knows_would_see_the_popular_list(bench: Bench, saved: SavedModel) -> None:
+async def test_a_user_without_a_known_item_would_see_the_popular_list(bench: Bench, saved: SavedModel) -> None:
     bench.shadow.begin(bench.engine(saved))
     bench.turn.always()
     bench.shadow.follow([sequence("ann", ["unknown"])], [])
@@ -410,7 +412,7 @@ class EngineThatFails(Engine):
         raise RuntimeError("out of memory")
 
 
-async def test_a_shadow_that_fails_ends_with_one_line_and_nothing_else_does(
+async def test_a_shadow_that_fails_ends_with_one_line_and_serving_continues(
     bench: Bench, saved: SavedModel, caplog: pytest.LogCaptureFixture
 ) -> None:
     bench.shadow.begin(bench.engine(saved, EngineThatFails))
@@ -430,7 +432,7 @@ async def test_a_shadow_that_fails_ends_with_one_line_and_nothing_else_does(
     await bench.scored(1)
 
 
-async def test_a_batch_that_it_cannot_judge_goes_on(
+async def test_a_batch_that_the_shadow_cannot_evaluate_is_served(
     bench: Bench, saved: SavedModel, caplog: pytest.LogCaptureFixture
 ) -> None:
     bench.shadow.begin(bench.engine(saved))
@@ -438,7 +440,7 @@ async def test_a_batch_that_it_cannot_judge_goes_on(
     assert "the shadow has failed" in caplog.text
 
 
-async def test_a_shadow_is_not_judged_by_the_lists_of_the_one_before(bench: Bench, saved: SavedModel) -> None:
+async def test_a_shadow_is_not_evaluated_on_the_lists_of_the_previous_one(bench: Bench, saved: SavedModel) -> None:
     bench.turn.always()
     bench.shadow.begin(bench.engine(saved, version="before"))
     bench.shadow.follow([sequence("ann", ["i1"])], [])

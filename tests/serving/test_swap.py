@@ -1,4 +1,4 @@
-"""A new champion takes over while clicks go on: nothing lost, recent users re-scored, bad versions refused."""
+"""A new champion takes over while clicks continue: nothing lost, recent users re-scored, bad versions refused."""
 
 from __future__ import annotations
 
@@ -40,16 +40,16 @@ async def test_a_new_champion_takes_over_in_mid_stream_and_recent_users_get_its_
     async with feeding(settings, seed=4, per_s=300, at_least=1_200):
         await daemon.wait_handled(300)
         assert await serves(daemon, old)
-        promoted = models(settings, "promote", new)  # the message alone tells the daemon
+        promoted = models(settings, "promote", new)  # only the message notifies the daemon
         assert (promoted.returncode, promoted.stderr) == (0, "")
         await eventually(lambda: serves(daemon, new))
         assert not await serves(daemon, old)
     await wait_caught_up(settings)
 
-    async def everybody_has_the_new_list() -> bool:
+    async def all_users_have_the_new_list() -> bool:
         return set((await versions_published(settings)).values()) <= {new, "popular"}
 
-    await eventually(everybody_has_the_new_list)
+    await eventually(all_users_have_the_new_list)
     await assert_delivered(make_settings(model_dir=registry.folder / "versions" / new, sequences_max_len=12))
     assert await daemon.metric("streamrec_model_swaps_total", outcome="swapped") == 1
     assert daemon.lines("ERROR") == []
@@ -68,7 +68,7 @@ async def test_users_who_do_not_click_again_are_re_scored(
     await daemon.wait_handled(40)
     await wait_caught_up(settings)
     assert set((await versions_published(settings)).values()) == {old}
-    registry.promote(new, "better")  # no message: the daemon looks
+    registry.promote(new, "better")  # no message: the daemon polls
 
     async def thirty_have_new_lists() -> bool:
         return sorted((await versions_published(settings)).values()).count(new) == 30
@@ -104,7 +104,7 @@ async def test_a_damaged_version_is_refused_and_a_good_one_taken_later(
     await daemon.wait_handled(1)
     assert await serves(daemon, old)
     (line,) = daemon.lines("ERROR")
-    assert f"the new champion is refused, {old} stays" in line
+    assert f"the new champion is refused, {old} continues" in line
     assert "model.safetensors is damaged" in line
     assert models(settings, "promote", good).returncode == 0
     await eventually(lambda: serves(daemon, good))
@@ -116,14 +116,14 @@ async def test_a_damaged_version_is_refused_and_a_good_one_taken_later(
     assert (await versions_published(settings))["ann"] == good
 
 
-def test_without_redis_a_promotion_says_that_daemons_take_their_time(
+def test_without_redis_a_promotion_reports_that_daemons_load_it_later(
     make_settings: MakeSettings, registry: Registry
 ) -> None:
     version = publish(registry, seed=1)
     settings = make_settings(registry_dir=registry.folder, redis_url="redis://127.0.0.1:1/0")
     promoted = models(settings, "promote", version)
     assert promoted.returncode == 0
-    assert "the daemons will see it within 5 s" in promoted.stderr
+    assert "the daemons will load it within 5 s" in promoted.stderr
     champion = registry.champion()
     assert champion is not None
     assert champion.version == version

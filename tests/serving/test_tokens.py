@@ -1,4 +1,4 @@
-"""Sequences as indices: whatever was kept, the answer is that of encoding all of it."""
+"""Sequences as indices: with any cached part, the result is that of encoding the whole sequence."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def sequence(user: str, items: list[str], applied: int) -> UserSequence:
 
 
 class Counting(ItemVocab):
-    """A vocabulary that tells how many items it was asked to encode."""
+    """A vocabulary that counts the items it encodes."""
 
     encoded = 0
 
@@ -66,15 +66,15 @@ def test_a_click_of_a_full_sequence_encodes_what_is_new(new: int) -> None:
     assert vocab.encoded == 6 + 3 * new
 
 
-def test_no_more_users_are_kept_than_asked() -> None:
+def test_the_number_of_cached_users_is_limited() -> None:
     vocab = Counting(VOCAB.ids)
     cache = TokenCache(vocab, 2)
     for user in ("ann", "bob", "cem", "bob", "ann"):
         assert np.array_equal(cache.encode(sequence(user, ["a"], 1)), [1])
-    assert vocab.encoded == 4  # ann had to go for cem, and came back
+    assert vocab.encoded == 4  # ann was evicted for cem, and encoded again
 
 
-def test_what_somebody_left_unfinished_in_redis_is_no_beginning_of_the_next_item() -> None:
+def test_an_unterminated_item_in_redis_is_not_the_beginning_of_the_next() -> None:
     cache, kept = TokenCache(VOCAB, 10), list[str]()
     for value, applied in ((b"1 1 1 1 0 0 0:1\0a\0b", 1), (b"1 2 2 2 0 0 0:2\0a\0bb\0", 1)):
         read = parse_sequence("ann", value, applied)

@@ -23,7 +23,7 @@ from streamrec.bench.catalogue import measure_catalogue, synthetic_catalogue
 from streamrec.errors import SettingsError
 from streamrec.metrics import Metrics
 from streamrec.redis.client import RedisClient
-from streamrec.schemas import UserSequence
+from streamrec.schemas import StoredItems, UserSequence
 from streamrec.serving.lists import SharedLists
 from streamrec.serving.model import ServedModel
 from streamrec.serving.predictor import Predictor
@@ -321,7 +321,7 @@ async def test_a_swap_brings_the_index_of_the_new_model() -> None:
     )  # it is not connected
     lists.blocked = frozenset({"4"})
     predictor = Predictor(old, lists, options.lists, options.serving.rescore_users, metrics)
-    sequence = UserSequence("ann", b"3\x005\0", n=2, session_n=2, last_event_ts_ms=1)
+    sequence = UserSequence("ann", StoredItems.of(["3", "5"]), n=2, session_n=2, last_event_ts_ms=1)
     for engine, reference in ((old, exact[0]), (new, exact[1])):
         predictor.warm_up(engine)
         predictor.swap(engine)
