@@ -13,6 +13,7 @@ from streamrec.commands import main as command_line
 from streamrec.errors import StreamrecError
 from streamrec.kafka.members import member_prefix, remove_members
 from streamrec.local.embedded_kafka import adapt, has_died
+from streamrec.logs import configure_logging
 from streamrec.settings_sources import load_settings
 
 
@@ -20,6 +21,7 @@ def main() -> int:
     """Run the command of this process; return the exit status."""
     arguments = sys.argv[1:]
     adapt()
+    configure_logging("CRITICAL", "text")  # the command reports what is wrong
     if arguments[:1] == ["serve"]:
         try:
             kafka = load_settings().kafka

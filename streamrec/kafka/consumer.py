@@ -276,7 +276,7 @@ class ClickConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
                     await self._fetch_lag()
                 self._lag.publish()
                 if not self._health.kafka_answers:
-                    log.info("Kafka is back")
+                    log.info("Kafka is reachable again")
                     self._health.tick()  # the loop needs a moment before it polls and commits again
                     self._health.progressed()
                 self._health.kafka_answers = True

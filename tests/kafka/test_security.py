@@ -196,7 +196,7 @@ async def test_a_password_that_changes_at_the_broker_is_logged_while_the_daemon_
         front.hang_up()
         await eventually(lambda: daemon.has_logged(f"it refuses user {USER} or the password"))
         front.users = {USER: PASSWORD}
-        await eventually(lambda: daemon.has_logged("Kafka is back"), timeout_s=60)
+        await eventually(lambda: daemon.has_logged("Kafka is reachable again"), timeout_s=60)
         await daemon.wait_ready()
         assert "s3cr3t" not in daemon.output
 

@@ -16,7 +16,7 @@ from streamrec.errors import RedisUnavailable
 from streamrec.redis.client import RedisClient
 from streamrec.redis.keys import Keys
 from streamrec.redis.script import Script
-from streamrec.schemas import ClickEvent, EventBatch
+from streamrec.schemas import ClickEvent, EventBatch, StoredItems
 from streamrec.settings import Settings
 
 BASE_MS = 1_700_000_000_000
@@ -38,9 +38,9 @@ def clicks(user: str, items: list[str], first_offset: int = 0, partition: int = 
     )
 
 
-def stored(items: Iterable[str]) -> bytes:
+def stored(items: Iterable[str]) -> StoredItems:
     """Return item ids in the form that Redis stores."""
-    return b"".join(item.encode() + b"\0" for item in items)
+    return StoredItems.of(items)
 
 
 def under(redis: RedisClient, settings: Settings) -> RedisClient:
