@@ -46,7 +46,7 @@ class _MetricSet:
 
 
 class Metrics(_MetricSet):
-    """All metrics of a daemon, in one long list of declarations: the constructor does nothing else."""
+    """All metrics of a daemon. Over 40 lines: the constructor is one list of declarations."""
 
     def __init__(self) -> None:
         super().__init__()

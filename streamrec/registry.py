@@ -17,23 +17,15 @@ import fcntl
 import shutil
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 import msgspec
 
-from sasrec import (
-    ItemVocab,
-    ModelDirectoryError,
-    ModelMetadata,
-    SASRec,
-    SavedModel,
-    load_model,
-    read_metadata,
-    save_model,
-)
+from sasrec import ItemVocab, SASRec
+from sasrec.checkpoint import ModelDirectoryError, ModelMetadata, SavedModel, load_model, read_metadata, save_model
 from streamrec.durable import atomic_file
 from streamrec.errors import RegistryError
 from streamrec.formats import check_folder, claim_folder
@@ -148,7 +140,7 @@ class Registry:
         """
         self.load(version)
         with self._locked():
-            now = self._champion_or_none()
+            now = _readable(self.champion)
             before = () if now is None else (*now.before, now.version)[-REMEMBERED_CHAMPIONS:]
             if now is not None and now.version == version:
                 return now
@@ -178,7 +170,7 @@ class Registry:
         """
         self.load(version)
         with self._locked():
-            now = self._champion_or_none()
+            now = _readable(self.champion)
             if now is not None and now.version == version:
                 raise RegistryError(f"{version} is the champion: the shadow must be another version")
             return self._write_alias(SHADOW, ShadowAlias(version, int(time.time() * 1000)))
@@ -205,9 +197,9 @@ class Registry:
             raise ValueError(f"keep={keep}: must be at least 1")
         with self._locked():
             self._remove_abandoned()
-            now = self._champion_or_none()
+            now = _readable(self.champion)
             protected = set() if now is None else {now.version, *now.before[-1:]}
-            protected |= {shadow.version for shadow in [self._shadow_or_none()] if shadow}
+            protected |= {shadow.version for shadow in [_readable(self.shadow)] if shadow}
             doomed = [v.version for v in self.versions()[:-keep] if v.version not in protected]
             try:
                 for version in doomed:
@@ -240,18 +232,6 @@ class Registry:
             raise RegistryError(f"{self.folder} has no version {version!r}; see: streamrec models list")
         return self.folder / VERSIONS / version
 
-    def _champion_or_none(self) -> Champion | None:
-        try:
-            return self.champion()
-        except RegistryError:
-            return None  # the caller replaces it
-
-    def _shadow_or_none(self) -> ShadowAlias | None:
-        try:
-            return self.shadow()
-        except RegistryError:
-            return None
-
     def _read_alias(self, name: str, kind: type[Alias], remedy: str) -> Alias | None:
         self._check_format()
         path = self.folder / name
@@ -264,7 +244,7 @@ class Registry:
 
     def _set_champion(self, champion: Champion) -> Champion:
         self._write_alias(CHAMPION, champion)
-        shadow = self._shadow_or_none()
+        shadow = _readable(self.shadow)
         if shadow is not None and shadow.version == champion.version:
             self._remove_shadow()
         return champion
@@ -297,6 +277,14 @@ class Registry:
         with lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
+
+
+def _readable(read: Callable[[], Alias | None]) -> Alias | None:
+    """Return the alias; None if it is unreadable, since the caller replaces it."""
+    try:
+        return read()
+    except RegistryError:
+        return None
 
 
 def _is_whole(path: Path) -> bool:

@@ -352,7 +352,7 @@ async def test_without_the_right_to_listen_the_registry_is_polled(
     settings = settings_of("streamrec-serve", registry_poll_s=0.2)
     await give_rights(own, "streamrec-serve", "&streamrec:models")
     async with daemon_of(settings) as daemon:
-        await eventually(lambda: daemon.has_logged("a new champion is seen 0.2 s late"))
+        await eventually(lambda: daemon.has_logged("a new champion is noticed up to 0.2 s late"))
         newer = registry.versions()[1].version
         registry.promote(newer, "by hand")
         await eventually(lambda: serves(daemon, newer))

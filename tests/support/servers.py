@@ -73,7 +73,8 @@ async def written_down(servers: EmbeddedServers) -> None:
     await admin.close()
 
     async def written() -> bool:
-        return marker in (servers.folder / "kafka" / "kafka.json").read_text()
+        snapshot = servers.folder / "kafka" / "kafka.json"
+        return snapshot.exists() and marker in snapshot.read_text()
 
     await eventually(written)
 

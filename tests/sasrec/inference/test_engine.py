@@ -104,7 +104,7 @@ def test_fewer_events_in_all_than_tokens_are_refused() -> None:
         ({"max_len": 0}, "max_len=0: must lie between 1 and the model's 6"),
         ({"max_len": 7}, "max_len=7"),
         ({"max_len": 3, "slack": 4}, "slack=4: must lie between 1 and max_len=3"),
-        ({"inference_cache_bytes": -1}, "cache_bytes=-1: must be at least 0"),
+        ({"cache_bytes": -1}, "cache_bytes=-1: must be at least 0"),
     ],
 )
 def test_options_out_of_range_are_refused(options: dict[str, Any], message: str) -> None:
