@@ -19,7 +19,7 @@ from typing import NamedTuple
 import pytest
 
 ROOT = Path(__file__).parents[2]
-LIMIT_PER_1000_LINES = 3.0
+LIMIT_PER_1000_LINES = 1.0
 PAGES = [ROOT / "README.md", ROOT / "deploy", ROOT / "sasrec", ROOT / "streamrec"]
 GROUPS = {
     "pages": [page for root in PAGES for page in ([root] if root.is_file() else sorted(root.glob("*.md")))],
