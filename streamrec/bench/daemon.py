@@ -6,6 +6,7 @@ Feeder, servers and daemon are processes on this machine. Every user has a full 
 from __future__ import annotations
 
 import asyncio
+import json
 import statistics
 import tempfile
 from collections.abc import Callable
@@ -60,6 +61,8 @@ def measure_daemon(
     with tempfile.TemporaryDirectory(prefix="streamrec-") as folder, EmbeddedServers() as servers:
         model_dir = Path(folder) / "model"
         save_model(model_dir, subject.model, subject.vocab)
+        items = Path(folder) / "items.json"
+        items.write_text(json.dumps(subject.vocab.ids), "utf-8")
         flags = {
             "kafka_bootstrap_servers": servers.kafka_bootstrap_servers,
             "redis_url": servers.redis_url,
@@ -67,7 +70,7 @@ def measure_daemon(
             "log_level": "WARNING",
             "inference_cache_bytes": cache_bytes,
         }
-        return asyncio.run(_DaemonBench(subject, load, flags, progress).run())
+        return asyncio.run(_DaemonBench(subject, load, flags, items, progress).run())
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,7 @@ class _DaemonBench:
     subject: Subject
     load: Load
     flags: dict[str, Any]
+    items: Path
     progress: Callable[[str], None]
 
     async def run(self) -> dict[str, Any]:
@@ -116,7 +120,7 @@ class _DaemonBench:
     async def _one_daemon(self, settings: Settings) -> dict[str, Any]:
         """Measure cold users, the highest throughput, and latencies below it."""
         load = self.load
-        async with metered([settings], load.users) as meter:
+        async with metered([settings], load.users, self.items) as meter:
             self.progress("daemon: cold users")
             cold = await meter.throughput(load.users)
             self.progress("daemon: as fast as possible")
@@ -137,7 +141,7 @@ class _DaemonBench:
 
     async def _median_rate(self, name: str, daemons: list[Settings], events: int, warm_up_events: int) -> float:
         """Return the median throughput of daemons that share the topic."""
-        async with metered(daemons, self.load.users) as meter:
+        async with metered(daemons, self.load.users, self.items) as meter:
             self.progress(f"daemon: {name}")
             await meter.throughput(warm_up_events)
             return statistics.median([await meter.throughput(events) for _ in range(self.load.repeats)])

@@ -1,17 +1,20 @@
-"""The process that sends the clicks of a benchmark: `python -m streamrec.bench.feeder RATE EVENTS USERS`.
+"""The process that sends the clicks of a benchmark: `python -m streamrec.bench.feeder RATE EVENTS USERS ITEMS`.
 
-It sends clicks of all users in turn; rate 0 is as fast as possible. Settings come from the environment.
+It sends clicks of all users in turn; rate 0 is as fast as possible. ITEMS is a JSON file with item ids: reading
+them from the model would import PyTorch. Settings come from the environment.
 """
 
 from __future__ import annotations
 
 import asyncio
 import gc
+import json
 import random
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
-from sasrec import Event, load_model
+from sasrec import Event
 from streamrec.kafka.replay import Pacer, click_producer
 from streamrec.settings_sources import load_settings
 
@@ -19,10 +22,9 @@ from streamrec.settings_sources import load_settings
 def main(arguments: Sequence[str]) -> None:
     """Send the clicks."""
     rate_per_s, events, users = float(arguments[0]), int(arguments[1]), int(arguments[2])
+    ids = json.loads(Path(arguments[3]).read_text("utf-8"))
     settings = load_settings()
-    assert settings.model.dir is not None
-    ids = load_model(settings.model.dir).vocab.ids
-    gc.freeze()  # a full collection of PyTorch's objects would delay clicks that are already stamped
+    gc.freeze()  # a full collection would delay clicks that are already stamped
 
     async def run() -> None:
         async with click_producer(settings.kafka, settings.events) as producer:

@@ -7,6 +7,7 @@ import contextlib
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
 
 import aiohttp
 
@@ -23,23 +24,33 @@ FEEDER = ("-m", "streamrec.bench.feeder")
 
 
 @contextlib.asynccontextmanager
-async def metered(daemons: Sequence[Settings], users: int) -> AsyncIterator[Meter]:
-    """Run a daemon for each of the settings, all on one topic, and yield their meter."""
+async def metered(daemons: Sequence[Settings], users: int, items: Path) -> AsyncIterator[Meter]:
+    """Run a daemon for each of the settings, all on one topic, and yield their meter.
+
+    Args:
+        users: number of users who click.
+        items: JSON file with the ids of the items that they click.
+    """
     with contextlib.ExitStack() as stack:
         running = [stack.enter_context(running_daemon(settings)) for settings in daemons]
         async with aiohttp.ClientSession() as http:
             for daemon in running:
                 await daemon.wait_ready(http)
-            yield Meter(daemons[0], running, http, users)
+            yield Meter(daemons[0], running, http, (str(users), str(items)))
 
 
 class Meter:
     """Measures daemons that share one topic."""
 
     def __init__(
-        self, settings: Settings, daemons: Sequence[DaemonProcess], http: aiohttp.ClientSession, users: int
+        self,
+        settings: Settings,
+        daemons: Sequence[DaemonProcess],
+        http: aiohttp.ClientSession,
+        users_and_items: tuple[str, str],
     ) -> None:
-        self._settings, self._daemons, self._http, self._users = settings, daemons, http, users
+        self._settings, self._daemons, self._http = settings, daemons, http
+        self._users_and_items = users_and_items
 
     async def throughput(self, events: int) -> float:
         """Send events as fast as possible; return clicks per second from the first published list to the last."""
@@ -72,7 +83,7 @@ class Meter:
 
     @contextlib.asynccontextmanager
     async def _feeding(self, rate_per_s: float, events: int) -> AsyncIterator[asyncio.subprocess.Process]:
-        arguments = map(str, (rate_per_s, events, self._users))
+        arguments = (str(rate_per_s), str(events), *self._users_and_items)
         feeder = await asyncio.create_subprocess_exec(
             sys.executable, *FEEDER, *arguments, env=environment(self._settings), stdin=subprocess.DEVNULL
         )
