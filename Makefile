@@ -9,7 +9,7 @@ demo: $(VENV)/.demo-installed
 	$(BIN)/streamrec demo $(ARGS)
 
 test: $(VENV)/.test-installed
-	$(BIN)/python -m pytest -m "not long" -n 2 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -m "not long" -n 3 --dist loadfile $(ARGS)
 
 test-long: $(VENV)/.test-installed
 	$(BIN)/python -m pytest -m long $(ARGS)

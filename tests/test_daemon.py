@@ -3,8 +3,6 @@
 import gzip
 import json
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,6 @@ from typing import Any
 import pytest
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
-from streamrec.local.daemon import environment
 from streamrec.redis.client import RedisClient
 from streamrec.redis.keys import Keys
 from streamrec.schemas import PublishedList
@@ -22,6 +19,7 @@ from streamrec.settings import Settings
 from support.daemon_process import EVENTS, Daemon
 from support.kafka_client import feed, raw_producer, read_topic
 from support.oracle import assert_delivered
+from support.preloaded import run_command
 from support.servers import own_servers
 from support.waiting import eventually
 from support.workload import NO_EVENTS, Record, click
@@ -153,13 +151,7 @@ def test_a_daemon_that_cannot_start_reports_why_in_one_line(
     if change.get("model_dir") == "broken":
         change = {"model_dir": str(broken_model(tmp_path, model_dir))}
     changes: dict[str, Any] = {"model_dir": model_dir, "log_level": "WARNING"} | change
-    ended = subprocess.run(
-        [sys.executable, "-m", "streamrec", "serve"],
-        env=environment(make_settings(**changes)),
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    ended = run_command(make_settings(**changes), "serve")
     assert ended.returncode == 1
     assert words in ended.stderr
     assert len(ended.stderr.splitlines()) == 1, ended.stderr

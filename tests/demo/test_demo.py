@@ -22,10 +22,12 @@ from streamrec.demo.watch import Latencies
 from streamrec.local.daemon import environment
 from streamrec.local.movielens import CLICKS, TITLES, FetchError, fetch_movielens
 from streamrec.local.simulator import simulate_clicks
+from streamrec.settings import Settings
 from streamrec.settings_sources import load_settings
 from streamrec.web.titles import read_titles
 
 from support.daemon_process import get
+from support.preloaded import run_command
 from support.waiting import eventually
 
 
@@ -222,8 +224,7 @@ def test_the_demo_runs_with_own_clicks_and_swaps_in_a_new_model(own_clicks: Path
     ],
 )
 def test_unreadable_titles_are_an_error_before_training(arguments: list[str], message: str) -> None:
-    demo = [sys.executable, "-m", "streamrec", "demo", *arguments]
-    done = subprocess.run(demo, capture_output=True, text=True, timeout=60, check=False)
+    done = run_command(Settings.of(), "demo", *arguments)
     assert (done.returncode, done.stderr) == (1, f"streamrec: {message}\n")
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from itertools import islice
@@ -25,7 +23,6 @@ from streamrec.archive.segments import EventArchive
 from streamrec.errors import KafkaUnavailable, StreamrecError
 from streamrec.kafka.reader import OffsetRange
 from streamrec.kafka.topics import ensure_topics
-from streamrec.local.daemon import EMBEDDED, environment
 from streamrec.metrics import Metrics
 from streamrec.rebuild.past_clicks import PastClicks
 from streamrec.rebuild.rebuild import Rebuilder, Report, rebuild
@@ -42,6 +39,7 @@ from support.archives import CENTURY_S, archived
 from support.daemon_process import Daemon
 from support.kafka_client import feed, feeding, wait_caught_up
 from support.oracle import assert_delivered
+from support.preloaded import Command
 from support.redis_access import BASE_MS, batch, event, raw_redis, under
 from support.sequences import against_redis, fresh, store_of
 from support.servers import own_servers
@@ -90,17 +88,12 @@ class RebuildProcess:
     """A `streamrec rebuild` process."""
 
     def __init__(self, settings: Settings, *arguments: str) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", *EMBEDDED, "rebuild", *arguments],
-            env=environment(settings),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        self.command = Command(settings, "rebuild", *arguments)
+        self.process = self.command.process
 
     async def ends(self, status: int = 0) -> tuple[str, str]:
-        out, err = await asyncio.to_thread(self.process.communicate, None, 100)
-        assert self.process.returncode == status, err
+        found, out, err = await asyncio.to_thread(self.command.ends, 100)
+        assert found == status, err
         assert "Traceback" not in err
         return out, err
 
@@ -111,8 +104,7 @@ def rebuilding(settings: Settings, *arguments: str) -> Iterator[RebuildProcess]:
     try:
         yield running
     finally:
-        running.process.kill()
-        running.process.communicate()
+        running.command.kill()
 
 
 async def test_a_flushed_redis_is_rebuilt_while_a_daemon_runs_and_clicks_flow(

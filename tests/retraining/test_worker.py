@@ -363,7 +363,7 @@ async def test_promotion_refusal_damage_rollback_and_kills_while_the_daemon_serv
     await daemon.wait_ready()
     old_clicks = len(ring(steps=20))
 
-    async with clicking(settings, start_step=20, per_s=60):
+    async with clicking(settings, start_step=20, per_s=30):
         await daemon.wait_handled(old_clicks + 4 * USERS)  # clicks that a round can train on
         # promoted while clicks arrive: the daemon learns of it by the message alone
         await start("--once").ends()
