@@ -4,13 +4,12 @@ import asyncio
 import contextlib
 import signal
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pytest
-from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener
 
 from streamrec.daemon import _stop_in_time
 from streamrec.errors import KafkaUnavailable
@@ -19,7 +18,7 @@ from streamrec.redis.client import RedisClient
 from streamrec.settings import Settings
 
 from support.daemon_process import EVENTS, Daemon
-from support.kafka_client import feed, feeding, wait_caught_up
+from support.kafka_client import feed, feeding, member, wait_caught_up
 from support.oracle import assert_delivered
 from support.servers import own_servers, written_down
 from support.waiting import eventually
@@ -155,29 +154,6 @@ async def test_a_daemon_that_gets_sigterm_while_kafka_is_down_ends_in_time(
         assert "Traceback" not in daemon.output
     assert await start_daemon("--burst", **where).wait_exit() == 0
     await assert_delivered(settings)
-
-
-@contextlib.asynccontextmanager
-async def member(settings: Settings, listener: ConsumerRebalanceListener | None = None) -> AsyncIterator[None]:
-    """Another member of the group, with partitions of its own while the block runs; it commits nothing."""
-    consumer = AIOKafkaConsumer(
-        bootstrap_servers=settings.kafka.bootstrap_servers,
-        group_id=settings.kafka.group,
-        enable_auto_commit=False,
-        heartbeat_interval_ms=200,
-    )
-    await consumer.start()
-    try:
-        consumer.subscribe([settings.kafka.topic], listener=listener)
-        await eventually(lambda: has_partitions(consumer))
-        yield
-    finally:
-        await consumer.stop()
-
-
-async def has_partitions(consumer: AIOKafkaConsumer) -> bool:
-    await consumer.getmany(timeout_ms=10)
-    return bool(consumer.assignment())
 
 
 async def test_a_batch_that_waits_for_redis_does_not_delay_a_rebalance(
