@@ -49,18 +49,6 @@ QUICK: dict[str, Any] = {
     "registry_poll_s": 3600,
 }
 # Sends SIGKILL to its own process just before it flushes a file for the n-th time.
-KILLED_AT_FLUSH = """
-import os, signal, sys
-from streamrec.commands.main import main
-flush, left = os.fsync, [{flush}]
-def fsync(file):
-    left[0] -= 1
-    if not left[0]:
-        os.kill(os.getpid(), signal.SIGKILL)
-    flush(file)
-os.fsync = fsync
-main(sys.argv[1:])
-"""
 
 
 def ring(steps: int, start: int = 0) -> list[Event]:
@@ -90,8 +78,8 @@ def start(settings: Settings) -> Iterator[Callable[..., Retrain]]:
     """Start `streamrec retrain` processes; kill those that still run when the test ends."""
     started: list[Retrain] = []
 
-    def run(*arguments: str, code: str | None = None, **changes: Any) -> Retrain:
-        started.append(Retrain(settings.but(**changes), *arguments, code=code))
+    def run(*arguments: str, killed_at_flush: int | None = None, **changes: Any) -> Retrain:
+        started.append(Retrain(settings.but(**changes), *arguments, killed_at_flush=killed_at_flush))
         return started[-1]
 
     yield run
@@ -403,8 +391,8 @@ async def test_promotion_refusal_damage_rollback_and_kills_while_the_daemon_serv
 
         # killed while publishing and while promoting: every version is whole, and the next round works
         for flush in (1, 5, 8):
-            dying = start("--once", "--no-follow", retrain_mode="full", code=KILLED_AT_FLUSH.format(flush=flush))
-            assert await asyncio.to_thread(dying.process.wait, 60) == -signal.SIGKILL, dying.output
+            dying = start("--once", "--no-follow", retrain_mode="full", killed_at_flush=flush)
+            assert await asyncio.to_thread(dying.process.wait, 100) == -signal.SIGKILL, dying.output
             assert all(version.problem is None for version in registry.versions())
             assert champion_of(settings) == second
             await release_lock_of_dead_worker(settings)

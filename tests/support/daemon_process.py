@@ -7,7 +7,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import tempfile
 import urllib.error
 import urllib.request
@@ -106,18 +105,16 @@ class Retrain:
     """A `streamrec retrain` process.
 
     Args:
-        code: Python code to run instead of the command, with its arguments.
+        killed_at_flush: it kills itself when it flushes a file to disk for this time.
     """
 
-    def __init__(self, settings: Settings, *arguments: str, code: str | None = None) -> None:
+    def __init__(self, settings: Settings, *arguments: str, killed_at_flush: int | None = None) -> None:
+        module, command = EMBEDDED[0], ("retrain", *arguments)
+        if killed_at_flush is not None:
+            module, command = "support.killed_at_flush", (str(killed_at_flush), *command)
         with tempfile.NamedTemporaryFile(prefix="retrain-", suffix=".log", delete=False) as log:
             self._log = Path(log.name)
-            command, env, output = ("retrain", *arguments), environment(settings), log.fileno()
-            self.process = (
-                fork_server().start(EMBEDDED[0], command, env, output, output)
-                if code is None
-                else subprocess.Popen([sys.executable, "-c", code, *command], stdout=log, stderr=log, env=env)
-            )
+            self.process = fork_server().start(module, command, environment(settings), log.fileno(), log.fileno())
 
     @property
     def output(self) -> str:
