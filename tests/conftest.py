@@ -16,8 +16,7 @@ import torch
 
 from sasrec import Interactions, ItemVocab, SASRec, SASRecConfig, save_model
 from sasrec.data.readers import Event
-from streamrec.local.daemon import EMBEDDED
-from streamrec.local.servers import EmbeddedServers
+from streamrec.local.servers import LocalServers
 from streamrec.redis.client import RedisClient
 from streamrec.settings import ENV_PREFIX, Settings
 from streamrec.settings_sources import load_settings
@@ -132,8 +131,8 @@ def start_daemon(model_dir: Path, make_settings: Callable[..., Settings]) -> Ite
     """Start `streamrec serve` processes; the test's end kills those that still run."""
     daemons: list[Daemon] = []
 
-    def start(*arguments: str, program: tuple[str, ...] = (*EMBEDDED, "serve"), **changes: Any) -> Daemon:
-        daemons.append(Daemon(make_settings(**({"model_dir": model_dir} | changes)), arguments, program))
+    def start(*arguments: str, command: tuple[str, ...] | None = None, **changes: Any) -> Daemon:
+        daemons.append(Daemon(make_settings(**({"model_dir": model_dir} | changes)), arguments, command))
         return daemons[-1]
 
     yield start
@@ -150,7 +149,7 @@ def interactions() -> Interactions:
 
 
 @pytest.fixture(scope="module")
-def own() -> Iterator[EmbeddedServers]:
+def own() -> Iterator[LocalServers]:
     """Servers for one module."""
     with own_servers() as servers:
         yield servers

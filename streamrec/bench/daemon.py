@@ -20,7 +20,8 @@ from streamrec.bench.meter import Meter, metered
 from streamrec.bench.users import fill_windows
 from streamrec.kafka.topics import ensure_topics
 from streamrec.local.cluster import EmbeddedCluster
-from streamrec.local.servers import EmbeddedServers, free_port
+from streamrec.local.process import free_port
+from streamrec.local.servers import LocalServers
 from streamrec.redis.client import RedisClient
 from streamrec.settings import Settings
 from streamrec.settings_sources import load_settings
@@ -58,7 +59,7 @@ def measure_daemon(
         ``latency_ms``: for 25, 50 and 80 % of ``events_per_s``, from the record's timestamp to the list in Redis:
         p50, p95, p99, p999, interpolated in a histogram; ``events_per_s``; ``lag``: waiting clicks at the end.
     """
-    with tempfile.TemporaryDirectory(prefix="streamrec-") as folder, EmbeddedServers() as servers:
+    with tempfile.TemporaryDirectory(prefix="streamrec-") as folder, LocalServers() as servers:
         model_dir = Path(folder) / "model"
         save_model(model_dir, subject.model, subject.vocab)
         items = Path(folder) / "items.json"

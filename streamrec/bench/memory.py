@@ -16,7 +16,7 @@ from sasrec import Engine, SASRecConfig
 from streamrec.bench.engine import Subject, random_model
 from streamrec.bench.users import fill_windows
 from streamrec.errors import StreamrecError
-from streamrec.local.servers import EmbeddedServers
+from streamrec.local.servers import LocalServers
 from streamrec.metrics import Metrics
 from streamrec.redis.client import RedisClient
 from streamrec.schemas import Recommendation
@@ -82,7 +82,7 @@ def measure_redis(subject: Subject, users: int = 2_000) -> dict[str, int]:
     Returns:
         ``max_len``; ``sequence_bytes``: a full window; ``list_bytes``: a published list of the default length.
     """
-    servers = EmbeddedServers()
+    servers = LocalServers()
     servers.redis.start()
     try:
         settings = load_settings(flags={"redis_url": servers.redis_url})

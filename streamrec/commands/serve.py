@@ -10,7 +10,7 @@ from streamrec.commands.options import KAFKA, REDIS, Subparsers, add_command
 from streamrec.settings import Settings, own_settings
 
 if TYPE_CHECKING:
-    from streamrec.local.servers import EmbeddedServers
+    from streamrec.local.servers import LocalServers
 
 FLAGS = (
     *KAFKA,
@@ -59,18 +59,18 @@ def run(settings: Settings, options: argparse.Namespace) -> int:
     if not options.embedded:
         return asyncio.run(serve(settings, options.burst))
     from streamrec.local.embedded_kafka import adapt
-    from streamrec.local.servers import EmbeddedServers
+    from streamrec.local.servers import LocalServers
     from streamrec.serving.model import read_model
 
     read_model(settings)  # fail before anything is started
     adapt()
-    with EmbeddedServers() as servers:
+    with LocalServers() as servers:
         print(f"export STREAMREC_KAFKA_BOOTSTRAP_SERVERS={servers.kafka_bootstrap_servers}")
         print(f"export STREAMREC_REDIS_URL={servers.redis_url}", flush=True)
         return asyncio.run(serve(_embedded(settings, servers), options.burst))
 
 
-def _embedded(settings: Settings, servers: EmbeddedServers) -> Settings:
+def _embedded(settings: Settings, servers: LocalServers) -> Settings:
     """Return the settings with the addresses of the embedded servers, which use neither TLS nor passwords."""
     security = [
         name

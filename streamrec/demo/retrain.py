@@ -19,7 +19,7 @@ from typing import Self
 from sasrec import Event, Interactions, load_model
 from streamrec.archive.segments import EventArchive
 from streamrec.local.daemon import EMBEDDED, environment
-from streamrec.local.servers import die_with_parent
+from streamrec.local.process import die_with_parent
 from streamrec.registry import Registry
 from streamrec.settings import Settings
 

@@ -30,7 +30,8 @@ from streamrec.demo.summary import print_summary, summary, write_json
 from streamrec.demo.training import BATCH_SIZE, SHAPE, train_model
 from streamrec.errors import StreamrecError
 from streamrec.local.daemon import DaemonProcess, forget_environment, running_daemon
-from streamrec.local.servers import EmbeddedServers, free_port
+from streamrec.local.process import free_port
+from streamrec.local.servers import LocalServers
 from streamrec.settings import Settings
 from streamrec.settings_sources import load_settings
 from streamrec.stop_signals import stop_signals
@@ -72,7 +73,7 @@ def run_demo(options: DemoOptions) -> int:
     except (DataFileError, TrainingError) as error:
         raise StreamrecError(str(error)) from error
     console.print("starting Redis, Kafka and the daemon", highlight=False)
-    with tempfile.TemporaryDirectory(prefix="streamrec-") as folder, EmbeddedServers() as servers:
+    with tempfile.TemporaryDirectory(prefix="streamrec-") as folder, LocalServers() as servers:
         settings = load_settings(flags=_settings(data, servers, Path(folder)))
         prepare(settings, model_dir, data.past)
         with running_daemon(settings, DAEMON) as daemon:
@@ -105,7 +106,7 @@ async def _stay(text: str, console: Console) -> None:
         await stop.wait()
 
 
-def _settings(data: DemoData, servers: EmbeddedServers, folder: Path) -> dict[str, object]:
+def _settings(data: DemoData, servers: LocalServers, folder: Path) -> dict[str, object]:
     """Return the settings of daemon and retraining by name."""
     items = folder / "items.csv"
     with items.open("w", encoding="utf-8", newline="") as file:

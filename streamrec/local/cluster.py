@@ -13,7 +13,8 @@ from types import TracebackType
 from typing import Self
 
 from streamrec.errors import EmbeddedError
-from streamrec.local.servers import START_TIMEOUT_S, EmbeddedServer, answers_ping, free_port, redis_command
+from streamrec.local.process import START_TIMEOUT_S, ServerProcess, free_port
+from streamrec.local.servers import answers_ping, redis_command
 
 SLOTS = 16_384
 BUS_PORT = 10_000  # added to the port of a node: nodes talk to each other there
@@ -45,7 +46,7 @@ class EmbeddedCluster:
         """Return the id of a node within the cluster."""
         return f"{number + 1:040x}"
 
-    def replicas_of(self, primary: int) -> list[EmbeddedServer]:
+    def replicas_of(self, primary: int) -> list[ServerProcess]:
         """Return the nodes that started as replicas of a primary."""
         return self.nodes[len(self.slots) + primary :: len(self.slots)]
 
@@ -85,7 +86,7 @@ class EmbeddedCluster:
     ) -> None:
         self.stop()
 
-    def _node(self, number: int) -> EmbeddedServer:
+    def _node(self, number: int) -> ServerProcess:
         def command(port: int) -> list[str]:
             return [
                 *redis_command(port, self._folder / str(port)),
@@ -97,7 +98,7 @@ class EmbeddedCluster:
                 "0",
             ]
 
-        node = EmbeddedServer("Redis", self._folder / f"node-{number}.log", command, answers_ping, _free_port())
+        node = ServerProcess("Redis", self._folder / f"node-{number}.log", command, answers_ping, _free_port())
         (self._folder / str(node.port)).mkdir()
         return node
 
@@ -116,7 +117,7 @@ class EmbeddedCluster:
         return "".join(lines) + f"vars currentEpoch {len(self.slots)} lastVoteEpoch 0\n"
 
 
-def _is_in_cluster(node: EmbeddedServer) -> bool:
+def _is_in_cluster(node: ServerProcess) -> bool:
     with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", node.port), 1.0) as connection:
         connection.sendall(b"CLUSTER INFO\r\nINFO replication\r\nQUIT\r\n")
         answer = b"".join(iter(lambda: connection.recv(65_536), b""))

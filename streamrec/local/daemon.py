@@ -17,7 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from pydantic import SecretStr
 
 from streamrec.errors import StreamrecError
-from streamrec.local.servers import die_with_parent
+from streamrec.local.process import die_with_parent
 from streamrec.settings import ENV_PREFIX, Settings
 
 READY_TIMEOUT_S, STOP_TIMEOUT_S = 60.0, 20.0

@@ -24,10 +24,15 @@ EMPTY_FETCH_PAUSE_S = 0.002
 
 def adapt() -> None:
     """Let the aiokafka clients of this process pause after empty fetches and keep their member id."""
-    if not hasattr(Fetcher._proc_fetch_request, "__wrapped__"):
+    if not adapted():
         Fetcher._proc_fetch_request = _patient(Fetcher._proc_fetch_request)
         GroupCoordinator._on_join_complete = _remembering(GroupCoordinator._on_join_complete)
         GroupCoordinator._on_join_prepare = _restoring(GroupCoordinator._on_join_prepare)
+
+
+def adapted() -> bool:
+    """Return whether the aiokafka of this process is adapted."""
+    return hasattr(Fetcher._proc_fetch_request, "__wrapped__")
 
 
 def has_died(client_id: str, prefix: str) -> bool:

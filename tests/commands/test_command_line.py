@@ -15,7 +15,7 @@ import streamrec.daemon
 from streamrec.commands.main import _parser
 from streamrec.commands.options import KAFKA, REDIS
 from streamrec.commands.serve import FLAGS as SERVE_FLAGS
-from streamrec.local.servers import free_port
+from streamrec.local.process import free_port
 from streamrec.redis.client import RedisClient
 from streamrec.redis_urls import MASK
 from streamrec.settings import Settings, all_settings

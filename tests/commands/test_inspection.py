@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from streamrec.local.servers import free_port
+from streamrec.local.process import free_port
 from streamrec.metrics import Metrics
 from streamrec.redis.client import RedisClient
 from streamrec.redis.keys import Keys

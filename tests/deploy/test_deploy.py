@@ -25,7 +25,7 @@ from streamrec.errors import SettingsError
 from streamrec.health import Health
 from streamrec.kafka.consumer import ClickConsumer
 from streamrec.kafka.producer import Producer
-from streamrec.local.servers import free_port
+from streamrec.local.process import free_port
 from streamrec.metrics import Metrics, unix_s
 from streamrec.redis.client import RedisClient
 from streamrec.registry import Registry

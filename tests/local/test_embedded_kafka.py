@@ -67,7 +67,13 @@ async def test_a_member_id_that_the_client_forgot_is_restored_once() -> None:
     assert await restore(coordinator, None) == "", "the server has refused the member id"
 
 
-def test_this_aiokafka_has_the_methods_that_are_adapted() -> None:
+def test_this_aiokafka_has_the_methods_that_are_adapted(monkeypatch: pytest.MonkeyPatch) -> None:
+    for kind, name in (
+        (Fetcher, "_proc_fetch_request"),
+        (GroupCoordinator, "_on_join_complete"),
+        (GroupCoordinator, "_on_join_prepare"),
+    ):
+        monkeypatch.setattr(kind, name, getattr(kind, name))  # the tests after this one have the aiokafka of before
     adapt()
     adapt()  # a second time changes nothing
     for method in (

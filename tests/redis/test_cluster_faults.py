@@ -13,7 +13,8 @@ import pytest
 
 from streamrec.errors import EmbeddedError, RedisUnavailable
 from streamrec.local.cluster import EmbeddedCluster
-from streamrec.local.servers import EmbeddedServer, answers_ping, redis_command
+from streamrec.local.process import ServerProcess
+from streamrec.local.servers import answers_ping, redis_command
 from streamrec.metrics import Metrics
 from streamrec.redis.client import RedisClient
 from streamrec.redis.keys import Keys
@@ -160,7 +161,7 @@ async def logs_more_often(daemon: Daemon, text: str, count: int) -> bool:
     return daemon.output.count(text) > count
 
 
-async def is_primary(server: EmbeddedServer) -> bool:
+async def is_primary(server: ServerProcess) -> bool:
     async with node(server) as client:
         return (await client.info("replication"))["role"] == "master"
 
@@ -171,14 +172,14 @@ async def is_ready(daemon: Daemon) -> bool:
 
 
 @pytest.fixture
-def pair(tmp_path: Path) -> Iterator[tuple[EmbeddedServer, EmbeddedServer]]:
+def pair(tmp_path: Path) -> Iterator[tuple[ServerProcess, ServerProcess]]:
     """A single server and its replica."""
     servers = []
     with contextlib.ExitStack() as stack:
         for name in ("primary", "replica"):
             folder = tmp_path / name
             folder.mkdir()
-            server = EmbeddedServer(
+            server = ServerProcess(
                 "Redis", tmp_path / f"{name}.log", lambda port, folder=folder: redis_command(port, folder), answers_ping
             )
             try:
@@ -191,7 +192,7 @@ def pair(tmp_path: Path) -> Iterator[tuple[EmbeddedServer, EmbeddedServer]]:
 
 
 @contextlib.asynccontextmanager
-async def replicating(primary: EmbeddedServer, replica: EmbeddedServer) -> AsyncIterator[None]:
+async def replicating(primary: ServerProcess, replica: ServerProcess) -> AsyncIterator[None]:
     async with node(replica) as client:
         await client.execute_command("REPLICAOF", "127.0.0.1", primary.port)
 
@@ -203,7 +204,7 @@ async def replicating(primary: EmbeddedServer, replica: EmbeddedServer) -> Async
 
 
 async def test_appends_and_lists_wait_for_replicas_also_in_a_retry(
-    make_settings: MakeSettings, pair: tuple[EmbeddedServer, EmbeddedServer]
+    make_settings: MakeSettings, pair: tuple[ServerProcess, ServerProcess]
 ) -> None:
     primary, replica = pair
     settings = make_settings(redis_url=f"redis://127.0.0.1:{primary.port}", redis_wait_replicas=1)
@@ -232,7 +233,7 @@ async def test_appends_and_lists_wait_for_replicas_also_in_a_retry(
 
 
 async def test_a_retry_over_a_new_connection_waits_for_replicas_too(
-    make_settings: MakeSettings, pair: tuple[EmbeddedServer, EmbeddedServer]
+    make_settings: MakeSettings, pair: tuple[ServerProcess, ServerProcess]
 ) -> None:
     primary, replica = pair
     settings = make_settings(redis_url=f"redis://127.0.0.1:{primary.port}", redis_wait_replicas=1)
@@ -253,7 +254,7 @@ async def test_a_retry_over_a_new_connection_waits_for_replicas_too(
 
 
 async def test_a_server_without_the_required_replicas_is_not_ready(
-    make_settings: MakeSettings, pair: tuple[EmbeddedServer, EmbeddedServer]
+    make_settings: MakeSettings, pair: tuple[ServerProcess, ServerProcess]
 ) -> None:
     settings: Any = make_settings(redis_url=f"redis://127.0.0.1:{pair[0].port}", redis_wait_replicas=1)
     async with RedisClient(settings.redis) as redis, asyncio.timeout(3):

@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives import serialization
 from sasrec import load_model
 from streamrec.errors import RedisRefused, RedisUnavailable, SettingsError
 from streamrec.local.daemon import environment
-from streamrec.local.servers import EmbeddedServers
+from streamrec.local.servers import LocalServers
 from streamrec.metrics import Metrics
 from streamrec.redis.client import RedisClient
 from streamrec.redis.keys import Keys
@@ -56,7 +56,7 @@ async def refusal_of(settings: Settings) -> str:
 
 
 async def test_commands_run_over_tls_under_the_name_in_the_certificate(
-    own: EmbeddedServers, certificates: Certificates
+    own: LocalServers, certificates: Certificates
 ) -> None:
     async with (
         tls_front(own.redis.port, certificates.server()) as port,
@@ -76,7 +76,7 @@ async def test_commands_run_over_tls_under_the_name_in_the_certificate(
     ids=["another CA", "expired", "another name"],
 )
 async def test_a_server_with_a_wrong_certificate_is_refused(
-    own: EmbeddedServers,
+    own: LocalServers,
     certificates: Certificates,
     other_certificates: Certificates,
     names: tuple[str, ...],
@@ -90,7 +90,7 @@ async def test_a_server_with_a_wrong_certificate_is_refused(
 
 
 async def test_a_client_certificate_is_sent_if_the_server_requires_one(
-    own: EmbeddedServers, certificates: Certificates, other_certificates: Certificates
+    own: LocalServers, certificates: Certificates, other_certificates: Certificates
 ) -> None:
     async with tls_front(own.redis.port, certificates.server(requires_client=True)) as port:
 
@@ -105,7 +105,7 @@ async def test_a_client_certificate_is_sent_if_the_server_requires_one(
         assert "does it require another client certificate?" in await refusal_of(stranger)
 
 
-async def test_a_mix_up_of_tls_and_plain_ports_is_explained(own: EmbeddedServers, certificates: Certificates) -> None:
+async def test_a_mix_up_of_tls_and_plain_ports_is_explained(own: LocalServers, certificates: Certificates) -> None:
     async with tls_front(own.redis.port, certificates.server()) as port:
         assert "does it require TLS on this port?" in await refusal_of(redis_settings(port, "redis"))
     to_plain = redis_settings(own.redis.port, redis_tls_ca_file=certificates.ca_file, redis_timeout_s=0.2)
@@ -148,19 +148,19 @@ def test_an_unusable_tls_file_is_named(
 # --- users
 
 
-async def give_rights(own: EmbeddedServers, user: str, without: str = "") -> None:
+async def give_rights(own: LocalServers, user: str, without: str = "") -> None:
     """Grant rights as an operator does, with the line of the page."""
     rights = shlex.split(RIGHTS[user].replace(">PASSWORD", shlex.quote(f">{PASSWORD}")))
     assert not without or without in rights
     await admin(own, "ACL", "SETUSER", user, *(right for right in rights if right != without))
 
 
-async def admin(own: EmbeddedServers, *command: str) -> Any:
+async def admin(own: LocalServers, *command: str) -> Any:
     async with raw_redis(redis_settings(own.redis.port, "redis")) as raw:
         return await raw.execute_command(*command)  # type: ignore[no-untyped-call]
 
 
-async def refused(own: EmbeddedServers) -> list[str]:
+async def refused(own: LocalServers) -> list[str]:
     """Return the commands refused since the last call."""
     found = await admin(own, "ACL", "LOG")
     await admin(own, "ACL", "LOG", "RESET")
@@ -184,7 +184,7 @@ def registry(model_dir: Path, tmp_path: Path) -> Registry:
 
 
 @pytest.fixture
-def settings_of(own: EmbeddedServers, registry: Registry, tmp_path: Path) -> Callable[..., Settings]:
+def settings_of(own: LocalServers, registry: Registry, tmp_path: Path) -> Callable[..., Settings]:
     """Make settings of a Redis user of the page."""
 
     def make(user: str, **more: Any) -> Settings:
@@ -238,7 +238,7 @@ async def command(settings: Settings, *arguments: str) -> str:
 
 
 async def test_every_part_works_with_the_rights_of_the_page(
-    own: EmbeddedServers, registry: Registry, settings_of: Callable[..., Settings]
+    own: LocalServers, registry: Registry, settings_of: Callable[..., Settings]
 ) -> None:
     await asyncio.gather(*(give_rights(own, user) for user in RIGHTS))
     await refused(own)
@@ -287,7 +287,7 @@ EACH = [(u, right) for u in DONE_BY for right in RIGHTS[u].split() if right not 
 
 @pytest.mark.parametrize(("user", "right"), [*((user, "") for user in DONE_BY), *EACH])
 async def test_all_rights_together_are_enough_and_each_is_needed(
-    own: EmbeddedServers, settings_of: Callable[..., Settings], model_dir: Path, user: str, right: str
+    own: LocalServers, settings_of: Callable[..., Settings], model_dir: Path, user: str, right: str
 ) -> None:
     await admin(own, "FLUSHALL")
     await admin(own, "SCRIPT", "FLUSH")
@@ -298,7 +298,7 @@ async def test_all_rights_together_are_enough_and_each_is_needed(
 
 
 async def test_an_unreadable_sequence_or_list_is_not_overwritten_as_damaged(
-    own: EmbeddedServers, settings_of: Callable[..., Settings]
+    own: LocalServers, settings_of: Callable[..., Settings]
 ) -> None:
     settings, keys = settings_of("streamrec-serve"), Keys()
     await give_rights(own, "streamrec-serve")
@@ -323,9 +323,7 @@ async def test_an_unreadable_sequence_or_list_is_not_overwritten_as_damaged(
     assert (after[0] or b"").startswith(b"1 3 3 3 ")
 
 
-async def test_a_batch_waits_while_a_right_is_missing(
-    own: EmbeddedServers, settings_of: Callable[..., Settings]
-) -> None:
+async def test_a_batch_waits_while_a_right_is_missing(own: LocalServers, settings_of: Callable[..., Settings]) -> None:
     settings = settings_of("streamrec-serve")
     await give_rights(own, "streamrec-serve")
     async with daemon_of(settings) as daemon:
@@ -347,7 +345,7 @@ async def test_a_batch_waits_while_a_right_is_missing(
 
 
 async def test_without_the_right_to_listen_the_registry_is_polled(
-    own: EmbeddedServers, registry: Registry, settings_of: Callable[..., Settings]
+    own: LocalServers, registry: Registry, settings_of: Callable[..., Settings]
 ) -> None:
     settings = settings_of("streamrec-serve", registry_poll_s=0.2)
     await give_rights(own, "streamrec-serve", "&streamrec:models")
@@ -361,7 +359,7 @@ async def test_without_the_right_to_listen_the_registry_is_polled(
 
 @pytest.mark.parametrize("user", ["streamrec-serve", "nobody"])
 async def test_a_wrong_password_ends_the_start_with_one_line_without_the_password(
-    own: EmbeddedServers, settings_of: Callable[..., Settings], user: str
+    own: LocalServers, settings_of: Callable[..., Settings], user: str
 ) -> None:
     await give_rights(own, "streamrec-serve")
     settings = settings_of(user, redis_password="s3cr3t-but-wrong", log_level="DEBUG")
@@ -376,7 +374,7 @@ async def test_a_wrong_password_ends_the_start_with_one_line_without_the_passwor
 
 
 async def test_the_daemon_waits_while_its_password_is_wrong(
-    own: EmbeddedServers, settings_of: Callable[..., Settings]
+    own: LocalServers, settings_of: Callable[..., Settings]
 ) -> None:
     settings = settings_of("streamrec-serve")
     await give_rights(own, "streamrec-serve")

@@ -13,7 +13,8 @@ import pytest
 
 from streamrec.daemon import _stop_in_time
 from streamrec.errors import KafkaUnavailable
-from streamrec.local.servers import EmbeddedServer, EmbeddedServers
+from streamrec.local.process import ServerProcess
+from streamrec.local.servers import LocalServers
 from streamrec.redis.client import RedisClient
 from streamrec.settings import Settings
 
@@ -32,13 +33,13 @@ MakeSettings = Callable[..., Settings]
 
 
 @pytest.fixture
-def own() -> Iterator[EmbeddedServers]:
+def own() -> Iterator[LocalServers]:
     with own_servers() as servers:
         yield servers
 
 
 @pytest.fixture
-def where(own: EmbeddedServers, model_dir: Path) -> dict[str, Any]:
+def where(own: LocalServers, model_dir: Path) -> dict[str, Any]:
     """Return settings of a daemon on servers that the test may stop."""
     return {
         "model_dir": model_dir,
@@ -49,7 +50,7 @@ def where(own: EmbeddedServers, model_dir: Path) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def away(server: EmbeddedServer, how: str) -> Iterator[None]:
+def away(server: ServerProcess, how: str) -> Iterator[None]:
     """Stop, kill or pause the server while the block runs."""
     {"stopped": server.stop, "killed": server.kill, "paused": server.pause}[how]()
     try:
@@ -85,7 +86,7 @@ def assert_logged_once(daemon: Daemon, server: str) -> None:
 async def test_an_outage_of_redis_loses_nothing(
     how: str,
     seconds: float,
-    own: EmbeddedServers,
+    own: LocalServers,
     where: dict[str, Any],
     start_daemon: StartDaemon,
     make_settings: MakeSettings,
@@ -111,7 +112,7 @@ async def test_an_outage_of_redis_loses_nothing(
 
 @pytest.mark.parametrize("how", ["stopped", "killed", "paused"])
 async def test_an_outage_of_kafka_loses_nothing(
-    how: str, own: EmbeddedServers, where: dict[str, Any], start_daemon: StartDaemon, make_settings: MakeSettings
+    how: str, own: LocalServers, where: dict[str, Any], start_daemon: StartDaemon, make_settings: MakeSettings
 ) -> None:
     where |= {
         "serving_liveness_timeout_s": 8,
@@ -137,7 +138,7 @@ async def test_an_outage_of_kafka_loses_nothing(
 
 @pytest.mark.parametrize("how", ["stopped", "paused"])
 async def test_a_daemon_that_gets_sigterm_while_kafka_is_down_ends_in_time(
-    how: str, own: EmbeddedServers, where: dict[str, Any], start_daemon: StartDaemon, make_settings: MakeSettings
+    how: str, own: LocalServers, where: dict[str, Any], start_daemon: StartDaemon, make_settings: MakeSettings
 ) -> None:
     where |= {"kafka_max_batch": 16, "serving_shutdown_timeout_s": 2}
     settings = make_settings(**where)
@@ -157,7 +158,7 @@ async def test_a_daemon_that_gets_sigterm_while_kafka_is_down_ends_in_time(
 
 
 async def test_a_batch_that_waits_for_redis_does_not_delay_a_rebalance(
-    own: EmbeddedServers, where: dict[str, Any], start_daemon: StartDaemon, make_settings: MakeSettings
+    own: LocalServers, where: dict[str, Any], start_daemon: StartDaemon, make_settings: MakeSettings
 ) -> None:
     settings = make_settings(**where)
     daemon = start_daemon(**where)

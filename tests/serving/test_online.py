@@ -16,7 +16,8 @@ from sasrec import ItemVocab, SASRec, SASRecConfig
 from streamrec.commands.main import main
 from streamrec.errors import RedisUnavailable
 from streamrec.local.daemon import environment
-from streamrec.local.servers import EmbeddedServers, free_port
+from streamrec.local.process import free_port
+from streamrec.local.servers import LocalServers
 from streamrec.metrics import Metrics
 from streamrec.redis.client import RedisClient
 from streamrec.redis.keys import Keys
@@ -180,13 +181,13 @@ def settings_version(daemon: Daemon) -> str:
 
 
 @pytest.fixture
-def own() -> Iterator[EmbeddedServers]:
+def own() -> Iterator[LocalServers]:
     with own_servers() as servers:
         yield servers
 
 
 async def test_an_outage_of_redis_loses_no_figures(
-    own: EmbeddedServers, start_daemon: StartDaemon, make_settings: MakeSettings
+    own: LocalServers, start_daemon: StartDaemon, make_settings: MakeSettings
 ) -> None:
     where = {
         "kafka_bootstrap_servers": own.kafka_bootstrap_servers,

@@ -22,7 +22,8 @@ from streamrec.bench.engine import SHAPES, random_model
 from streamrec.bench.meter import metered
 from streamrec.bench.users import fill_windows
 from streamrec.kafka.topics import ensure_topics
-from streamrec.local.servers import EmbeddedServers, free_port
+from streamrec.local.process import free_port
+from streamrec.local.servers import LocalServers
 from streamrec.redis.client import RedisClient
 from streamrec.settings_sources import load_settings
 
@@ -65,7 +66,7 @@ async def test_an_open_page_costs_less_than_a_tenth_of_the_throughput(tmp_path: 
     subject, load = random_model(SHAPES[1]), Load()
     save_model(tmp_path / "model", subject.model, subject.vocab)
     rates: dict[int, list[float]] = {pages: [] for pages in PAGES}
-    with EmbeddedServers() as servers:
+    with LocalServers() as servers:
         settings = load_settings(
             flags={
                 "kafka_bootstrap_servers": servers.kafka_bootstrap_servers,

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from typing import NamedTuple
 
-from streamrec.local.daemon import EMBEDDED, environment
+from streamrec.local.daemon import environment
 from streamrec.metrics import Metrics
 from streamrec.redis.client import RedisClient
 from streamrec.schemas import Recommendation
@@ -14,6 +14,7 @@ from streamrec.serving.publisher import Publisher
 from streamrec.serving.sequences import SequenceStore
 from streamrec.settings import Settings
 
+from support.preloaded import program
 from support.redis_access import BASE_MS, clicks
 
 
@@ -40,7 +41,7 @@ async def write_users(settings: Settings, users: dict[str, list[str]]) -> None:
 def start_command(settings: Settings, *arguments: str) -> subprocess.Popen[str]:
     """Start a command as a child process."""
     return subprocess.Popen(
-        [sys.executable, "-m", *EMBEDDED, *arguments],
+        [sys.executable, "-m", program(), *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

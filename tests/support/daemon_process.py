@@ -12,12 +12,12 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from streamrec.local.daemon import EMBEDDED, environment
+from streamrec.local.daemon import environment
 from streamrec.redis.client import RedisClient
 from streamrec.serving.inspection import published
 from streamrec.settings import Settings
 
-from support.preloaded import fork_server, run_command
+from support.preloaded import fork_server, program, run_command
 from support.waiting import eventually
 
 EVENTS = "streamrec_events_total"
@@ -27,11 +27,11 @@ class Daemon:
     """A `streamrec serve` process under given settings."""
 
     def __init__(
-        self, settings: Settings, arguments: tuple[str, ...] = (), program: tuple[str, ...] = (*EMBEDDED, "serve")
+        self, settings: Settings, arguments: tuple[str, ...] = (), command: tuple[str, ...] | None = None
     ) -> None:
         self.settings = settings
         self._log = tempfile.NamedTemporaryFile(prefix="daemon-", suffix=".log", delete=False)  # noqa: SIM115
-        module, *rest = *program, *arguments
+        module, *rest = *(command or (program(), "serve")), *arguments
         log = self._log.fileno()
         self.process = fork_server().start(module, rest, environment(settings), log, log)
         self._log.close()
@@ -109,7 +109,7 @@ class Retrain:
     """
 
     def __init__(self, settings: Settings, *arguments: str, killed_at_flush: int | None = None) -> None:
-        module, command = EMBEDDED[0], ("retrain", *arguments)
+        module, command = program(), ("retrain", *arguments)
         if killed_at_flush is not None:
             module, command = "support.killed_at_flush", (str(killed_at_flush), *command)
         with tempfile.NamedTemporaryFile(prefix="retrain-", suffix=".log", delete=False) as log:

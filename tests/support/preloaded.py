@@ -23,11 +23,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from streamrec.local.daemon import EMBEDDED, environment
+from streamrec.local.embedded_kafka import adapted
 from streamrec.settings import Settings
 
 CODE = "from support.preloaded import serve; serve()"
 PRELOADED = (
     *EMBEDDED,
+    "streamrec.__main__",
     "streamrec.archive.follow",
     "streamrec.daemon",
     "streamrec.demo.daemon",
@@ -119,13 +121,18 @@ def fork_server() -> ForkServer:
     return ForkServer()
 
 
+def program() -> str:
+    """Return the module of the command line, the adapted one if this process uses the embedded Kafka server."""
+    return EMBEDDED[0] if adapted() else "streamrec.__main__"
+
+
 class Command:
     """A running `streamrec` command whose output is read when it has ended."""
 
     def __init__(self, settings: Settings, *arguments: str) -> None:
         self._output, self._errors = tempfile.TemporaryFile(), tempfile.TemporaryFile()  # noqa: SIM115
         self.process = fork_server().start(
-            EMBEDDED[0], arguments, environment(settings), self._output.fileno(), self._errors.fileno()
+            program(), arguments, environment(settings), self._output.fileno(), self._errors.fileno()
         )
 
     def ends(self, timeout_s: float = 100.0) -> tuple[int, str, str]:

@@ -12,7 +12,7 @@ from redis.crc import key_slot
 
 from streamrec.errors import EmbeddedError
 from streamrec.local.cluster import EmbeddedCluster
-from streamrec.local.servers import EmbeddedServer
+from streamrec.local.process import ServerProcess
 
 
 @contextlib.contextmanager
@@ -32,7 +32,7 @@ def cluster_settings(cluster: EmbeddedCluster) -> dict[str, Any]:
 
 
 @contextlib.asynccontextmanager
-async def node(server: EmbeddedServer) -> AsyncIterator[redis.Redis]:
+async def node(server: ServerProcess) -> AsyncIterator[redis.Redis]:
     client = redis.Redis(port=server.port)
     try:
         yield client

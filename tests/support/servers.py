@@ -14,7 +14,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from streamrec.errors import EmbeddedError
 from streamrec.local.embedded_kafka import adapt
-from streamrec.local.servers import EmbeddedServers
+from streamrec.local.servers import LocalServers
 
 from support.waiting import eventually
 
@@ -34,38 +34,53 @@ def find_servers(environ: Mapping[str, str]) -> Iterator[Servers]:
     if redis_url and kafka:
         yield Servers("given in the environment", redis_url, kafka)
         return
-    if docker_answers():
+    if kafka_home(environ) is None and docker_answers():
         with container_servers() as found:
             yield found
         return
     try:
-        embedded = EmbeddedServers().start()
+        local = LocalServers(kafka_home(environ)).start()
     except EmbeddedError as error:
         pytest.exit(f"no servers to test against: none given, no Docker engine, and {error}", returncode=3)
     with contextlib.ExitStack() as stack:
-        stack.callback(embedded.stop)
-        adapt()
-        yield Servers("embedded", embedded.redis_url, embedded.kafka_bootstrap_servers)
+        stack.callback(local.stop)
+        adapt_to(local)
+        origin = "embedded" if local.embedded_kafka else f"Apache Kafka of {kafka_home(environ)}"
+        yield Servers(origin, local.redis_url, local.kafka_bootstrap_servers)
 
 
 @contextlib.contextmanager
-def own_servers() -> Iterator[EmbeddedServers]:
+def own_servers() -> Iterator[LocalServers]:
     """Start servers that one test may stop, kill and pause; skip it if they are not installed."""
     try:
-        servers = EmbeddedServers().start()
+        servers = LocalServers(kafka_home(os.environ)).start()
     except EmbeddedError as error:
         pytest.skip(f"needs its own servers to stop and kill: {error}")
     with contextlib.closing(contextlib.ExitStack()) as stack:
         stack.callback(servers.stop)
-        adapt()
+        adapt_to(servers)
         yield servers
 
 
-async def written_down(servers: EmbeddedServers) -> None:
-    """Wait until the broker has written all acknowledged records to disk.
+def kafka_home(environ: Mapping[str, str]) -> Path | None:
+    """Return the folder of Apache Kafka that the environment names."""
+    return Path(environ["KAFKA_HOME"]) if environ.get("KAFKA_HOME") else None
 
-    The embedded one writes a snapshot every second. It loses later records, even if it is stopped in an orderly way.
+
+def adapt_to(servers: LocalServers) -> None:
+    """Adapt the clients of this process, and its children, to the embedded Kafka server."""
+    if servers.embedded_kafka:
+        adapt()
+
+
+async def written_down(servers: LocalServers) -> None:
+    """Wait until a broker that is killed now would lose no acknowledged record.
+
+    Apache Kafka loses none. The embedded one writes a snapshot every second, and loses later records even if it is
+    stopped in an orderly way.
     """
+    if not servers.embedded_kafka:
+        return
     marker = f"marker-{time.monotonic_ns()}"
     admin = AIOKafkaAdminClient(bootstrap_servers=servers.kafka_bootstrap_servers)
     await admin.start()

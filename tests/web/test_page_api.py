@@ -145,7 +145,7 @@ async def test_in_the_demo_a_visitor_clicks_as_a_new_user_only(
 ) -> None:
     items = tmp_path / "items.csv"
     items.write_text("item_id,title\ni7,Brazil\ni8,Alien\n")
-    daemon = start_daemon(program=DEMO, http_titles=items)
+    daemon = start_daemon(command=DEMO, http_titles=items)
     await daemon.wait_ready()
     click, own = f"{daemon.http}/api/click", {"user_id": "visitor-abcd", "item_id": "i7"}
     assert await status(http, click, "POST", json=own) == 503, "the replay has not begun"

@@ -187,7 +187,7 @@ async def test_in_the_demo_a_click_changes_the_visitors_list(
 ) -> None:
     items = tmp_path / "items.csv"
     items.write_text("item_id,title\n" + "".join(f"i{n},Film no. {n}\n" for n in range(50)))
-    daemon = start_daemon(program=DEMO, http_titles=items, lists_top_k=5)
+    daemon = start_daemon(command=DEMO, http_titles=items, lists_top_k=5)
     await daemon.wait_ready()
     await produce_clicks(daemon.settings, [("ann", "i3")])
     await daemon.wait_handled(1)
@@ -238,7 +238,7 @@ async def test_markup_in_events_and_catalogue_is_shown_as_text(
 ) -> None:
     items = tmp_path / "items.csv"
     items.write_text(f'item_id,title\ni1,"{HOSTILE}"\n' + "".join(f'i{n},"{HOSTILE} {n}"\n' for n in range(2, 50)))
-    daemon = start_daemon(program=DEMO, http_titles=items, lists_top_k=5)
+    daemon = start_daemon(command=DEMO, http_titles=items, lists_top_k=5)
     await daemon.wait_ready()
     await produce_clicks(daemon.settings, [(HOSTILE, "i1"), (HOSTILE, HOSTILE)])
     await feed(daemon.settings, [Record(b"k", click("ann", "i1", HOSTILE), bad=True)])  # type: ignore[arg-type]
