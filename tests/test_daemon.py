@@ -1,9 +1,10 @@
 """`streamrec serve` from outside: bad records, shutdown, start errors, endpoints, filters."""
 
+import contextlib
 import gzip
 import json
 import signal
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -87,11 +88,13 @@ async def all_applied(first: Daemon, second: Daemon, third: Daemon, settings: Se
     return sum(handled) + await third.metric(EVENTS, outcome="applied") == events
 
 
-async def test_a_second_signal_ends_a_daemon_with_a_waiting_batch_at_once(
-    start_daemon: StartDaemon, make_settings: MakeSettings, model_dir: Path
-) -> None:
+@contextlib.asynccontextmanager
+async def waiting_for_redis(
+    start_daemon: StartDaemon, make_settings: MakeSettings, model_dir: Path, shutdown_timeout_s: float
+) -> AsyncIterator[Daemon]:
+    """Run a daemon whose batch waits for Redis; after the block the next daemon delivers the batch."""
     with own_servers() as own:
-        where = {"redis_url": own.redis_url, "serving_shutdown_timeout_s": 60}
+        where = {"redis_url": own.redis_url, "serving_shutdown_timeout_s": shutdown_timeout_s}
         settings = make_settings(model_dir=model_dir, **where)
         daemon = start_daemon(**where)
         await daemon.wait_ready()
@@ -99,31 +102,27 @@ async def test_a_second_signal_ends_a_daemon_with_a_waiting_batch_at_once(
         await feed(settings, [Record(b"ann", click("ann", "i1", 1))])
         await eventually(lambda: daemon.has_logged("the batch waits"))
         daemon.signal(signal.SIGTERM)
-        await eventually(lambda: daemon.has_logged("stopping"))
-        daemon.signal(signal.SIGTERM)
-        assert await daemon.wait_exit(5) != 0
+        yield daemon
         own.redis.start()
         assert await start_daemon("--burst", **where).wait_exit() == 0
         await assert_delivered(settings)
+
+
+async def test_a_second_signal_ends_a_daemon_with_a_waiting_batch_at_once(
+    start_daemon: StartDaemon, make_settings: MakeSettings, model_dir: Path
+) -> None:
+    async with waiting_for_redis(start_daemon, make_settings, model_dir, shutdown_timeout_s=60) as daemon:
+        await eventually(lambda: daemon.has_logged("stopping"))
+        daemon.signal(signal.SIGTERM)
+        assert await daemon.wait_exit(5) != 0
 
 
 async def test_a_batch_that_cannot_be_finished_in_time_is_not_committed(
     start_daemon: StartDaemon, make_settings: MakeSettings, model_dir: Path
 ) -> None:
-    with own_servers() as own:
-        where = {"redis_url": own.redis_url, "serving_shutdown_timeout_s": 1}
-        settings = make_settings(model_dir=model_dir, **where)
-        daemon = start_daemon(**where)
-        await daemon.wait_ready()
-        own.redis.stop()
-        await feed(settings, [Record(b"ann", click("ann", "i1", 1))])
-        await eventually(lambda: daemon.has_logged("the batch waits"))
-        daemon.signal(signal.SIGTERM)
+    async with waiting_for_redis(start_daemon, make_settings, model_dir, shutdown_timeout_s=1) as daemon:
         assert await daemon.wait_exit(15) == 1
         assert "not committed and will be redelivered" in daemon.output
-        own.redis.start()
-        assert await start_daemon("--burst", **where).wait_exit() == 0
-        await assert_delivered(settings)
 
 
 def broken_model(tmp_path: Path, model_dir: Path) -> Path:

@@ -23,7 +23,7 @@ JAVA_OPTIONS = (
     "-Xms128m",
     "-Xmx512m",
     "-XX:+UseSerialGC",
-    "-XX:TieredStopAtLevel=1",
+    "-XX:TieredStopAtLevel=1",  # less compilation: the node starts faster
     "-Djava.net.preferIPv4Stack=true",
 )
 # Metadata request, version 8: size, key, version, correlation id, no client id, no topics, three flags
@@ -50,7 +50,7 @@ def apache_kafka(home: Path, folder: Path, properties: Mapping[str, str] | None 
 
     Args:
         home: an unpacked Apache Kafka.
-        properties: of the broker, over those that are set here.
+        properties: settings of the node, which override ours.
     """
     folder.mkdir(parents=True, exist_ok=True)
     controller_port = free_port()
@@ -116,8 +116,8 @@ def _java(home: Path) -> list[str]:
     """Return the beginning of a command line that runs Java."""
     if not any(home.glob("libs/kafka-clients-*.jar")):
         raise EmbeddedError(f"KAFKA_HOME={home}: no Apache Kafka there (libs/kafka-clients-*.jar is missing)")
-    in_home = Path(os.environ.get("JAVA_HOME", ""), "bin", "java")
-    java = str(in_home) if "JAVA_HOME" in os.environ else shutil.which("java")
-    if java is None or not os.access(java, os.X_OK):
+    java_home = os.environ.get("JAVA_HOME")
+    java = shutil.which("java", path=Path(java_home, "bin") if java_home else None)
+    if java is None:
         raise EmbeddedError(f"KAFKA_HOME={home}: Apache Kafka needs Java 17: no java on PATH nor in JAVA_HOME")
     return [java, *JAVA_OPTIONS]
