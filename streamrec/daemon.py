@@ -24,7 +24,7 @@ from streamrec.kafka.consumer import REBALANCE_MARGIN_S, ClickConsumer
 from streamrec.kafka.producer import Producer
 from streamrec.kafka.topics import ensure_topics
 from streamrec.logs import LogOnce
-from streamrec.metrics import Metrics, unix_s
+from streamrec.metrics import Metrics
 from streamrec.redis.client import RedisClient
 from streamrec.registry import Registry
 from streamrec.schemas import DeadLetter
@@ -146,7 +146,7 @@ async def _start_serving(settings: Settings, clients: contextlib.AsyncExitStack)
     folder = settings.registry.dir or settings.model.dir
     log.info("model loaded", extra={"model": served.version, "items": len(served.vocab), "dir": folder})
     metrics = Metrics()
-    metrics.model_created.set(unix_s(str(served.metadata.get("created_at"))))
+    metrics.model_created.set(served.created_s)
     health = Health(settings.serving.liveness_timeout_s, settings.kafka.rebalance_timeout_s + REBALANCE_MARGIN_S)
     redis = await clients.enter_async_context(RedisClient(settings.redis, metrics))
     await redis.ping()

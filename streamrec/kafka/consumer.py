@@ -258,7 +258,7 @@ class ClickConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
     async def _drained(self) -> bool:
         """Return whether the group is joined and every assigned partition read to its end."""
         assigned = list(self._consumer.assignment())
-        if not self._health.joined or self._health.rebalancing_since_s is not None:
+        if not self._health.joined or self.rebalancing:
             return False
         try:
             async with asyncio.timeout(BROKER_TIMEOUT_S):

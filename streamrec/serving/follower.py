@@ -18,7 +18,6 @@ import time
 
 from streamrec.errors import RedisRefused, RedisUnavailable, RegistryError, StreamrecError
 from streamrec.logs import LogOnce
-from streamrec.metrics import unix_s
 from streamrec.registry import Champion, Registry, ShadowAlias
 from streamrec.serving.model import ServedModel
 from streamrec.serving.parts import ServingParts
@@ -102,7 +101,7 @@ class ChampionFollower:
         self._refused_version = ""
         self._log_refused.reset()
         self._metrics.swaps.labels("swapped").inc()
-        self._metrics.model_created.set(unix_s(str(served.metadata.get("created_at"))))
+        self._metrics.model_created.set(served.created_s)
         log.info(
             "model swapped",
             extra={

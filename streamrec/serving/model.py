@@ -7,6 +7,7 @@ from typing import Self
 
 from sasrec import Engine, ItemVocab, ModelDirectoryError, ModelMetadata, SavedModel, load_model
 from streamrec.errors import SettingsError
+from streamrec.metrics import unix_s
 from streamrec.registry import Registry
 from streamrec.setting_groups import InferenceSettings
 from streamrec.settings import Settings
@@ -87,6 +88,11 @@ class ServedModel:
     def version(self) -> str:
         """The version of the model."""
         return self.engine.version
+
+    @property
+    def created_s(self) -> float:
+        """The Unix time at which the model was made; 0 if its metadata do not say."""
+        return unix_s(str(self.metadata.get("created_at")))
 
     @property
     def vocab(self) -> ItemVocab:

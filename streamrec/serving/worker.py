@@ -5,7 +5,7 @@
     predict          [UserSequence]     -> [Recommendation]    the model, on this thread
     publish          [Recommendation]   -> Redis               compare-and-set; returns the previous lists
     evaluate         new clicks against the previous lists; counters only
-    commit           last: at least once in, effectively once in state
+    commit           offsets -> Kafka; last, so that Kafka redelivers the batch after a crash
     shadow           after the commit: a shadow model scores while the daemon is idle
 
 If Redis or Kafka is unreachable, the step is retried with growing pauses, and the consumer remains in its group;
