@@ -23,7 +23,7 @@ from streamrec.settings_sources import load_settings
 
 from support.daemon_process import Daemon
 from support.fronts import Certificates
-from support.servers import Servers, find_servers, own_servers
+from support.servers import OwnRedis, Servers, find_servers, own_redis_server, own_servers
 
 # the environment of the test run, for example with addresses of servers; tests do not see it
 GIVEN = dict(os.environ)
@@ -150,9 +150,16 @@ def interactions() -> Interactions:
 
 @pytest.fixture(scope="module")
 def own() -> Iterator[LocalServers]:
-    """Servers for one module."""
+    """Redis and Apache Kafka for one module."""
     with own_servers() as servers:
         yield servers
+
+
+@pytest.fixture(scope="module")
+def own_redis() -> Iterator[OwnRedis]:
+    """A Redis server for one module."""
+    with own_redis_server() as server:
+        yield server
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from support.daemon_process import EVENTS, Daemon
 from support.kafka_client import feed, raw_producer, read_topic
 from support.oracle import assert_delivered
 from support.preloaded import run_command
-from support.servers import own_servers
+from support.servers import own_redis_server
 from support.waiting import eventually
 from support.workload import NO_EVENTS, Record, click
 
@@ -93,7 +93,7 @@ async def waiting_for_redis(
     start_daemon: StartDaemon, make_settings: MakeSettings, model_dir: Path, shutdown_timeout_s: float
 ) -> AsyncIterator[Daemon]:
     """Run a daemon whose batch waits for Redis; after the block the next daemon delivers the batch."""
-    with own_servers() as own:
+    with own_redis_server() as own:
         where = {"redis_url": own.redis_url, "serving_shutdown_timeout_s": shutdown_timeout_s}
         settings = make_settings(model_dir=model_dir, **where)
         daemon = start_daemon(**where)

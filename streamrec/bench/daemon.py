@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import statistics
 import tempfile
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from streamrec.bench.engine import Subject
 from streamrec.bench.meter import Meter, metered
 from streamrec.bench.users import fill_windows
 from streamrec.kafka.topics import ensure_topics
+from streamrec.local.apache_kafka import kafka_home
 from streamrec.local.cluster import EmbeddedCluster
 from streamrec.local.process import free_port
 from streamrec.local.servers import LocalServers
@@ -49,7 +51,10 @@ def measure_daemon(
 ) -> dict[str, Any]:
     """Measure throughput and latency of the daemon, with and without a cache.
 
+    Kafka is the Apache Kafka that KAFKA_HOME names, else the embedded server.
+
     Returns:
+        ``broker``: name and version of the Kafka server.
         ``hidden``, ``blocks``, ``max_len``, ``items``: the model. ``users``. Rates are clicks per second, medians:
         ``events_per_s``: cached users, sent as fast as possible; ``spread``: (max - min) / median of these rates.
         ``cold_events_per_s``: the first click of each user, so that no window is cached.
@@ -59,7 +64,7 @@ def measure_daemon(
         ``latency_ms``: for 25, 50 and 80 % of ``events_per_s``, from the record's timestamp to the list in Redis:
         p50, p95, p99, p999, interpolated in a histogram; ``events_per_s``; ``lag``: waiting clicks at the end.
     """
-    with tempfile.TemporaryDirectory(prefix="streamrec-") as folder, LocalServers() as servers:
+    with tempfile.TemporaryDirectory(prefix="streamrec-") as folder, LocalServers(kafka_home(os.environ)) as servers:
         model_dir = Path(folder) / "model"
         save_model(model_dir, subject.model, subject.vocab)
         items = Path(folder) / "items.json"
@@ -71,7 +76,7 @@ def measure_daemon(
             "log_level": "WARNING",
             "inference_cache_bytes": cache_bytes,
         }
-        return asyncio.run(_DaemonBench(subject, load, flags, items, progress).run())
+        return asyncio.run(_DaemonBench(subject, load, flags, servers, items, progress).run())
 
 
 @dataclass(frozen=True)
@@ -81,16 +86,19 @@ class _DaemonBench:
     subject: Subject
     load: Load
     flags: dict[str, Any]
+    servers: LocalServers
     items: Path
     progress: Callable[[str], None]
 
     async def run(self) -> dict[str, Any]:
         """Return all figures."""
         config, load, one = self.subject.model.config, self.load, self._settings()
-        self.progress(f"daemon: filling Redis with the windows of {load.users:,} users")
+        broker = self.servers.kafka_name
+        self.progress(f"daemon: on {broker}; filling Redis with the windows of {load.users:,} users")
         await ensure_topics(one.kafka, (one.kafka.topic,))
         await self._fill(one)
         report: dict[str, Any] = {
+            "broker": broker,
             "hidden": config.hidden_units,
             "blocks": config.num_blocks,
             "max_len": config.max_len,
@@ -121,7 +129,7 @@ class _DaemonBench:
     async def _one_daemon(self, settings: Settings) -> dict[str, Any]:
         """Measure cold users, the highest throughput, and latencies below it."""
         load = self.load
-        async with metered([settings], load.users, self.items) as meter:
+        async with metered([settings], self.servers.program, load.users, self.items) as meter:
             self.progress("daemon: cold users")
             cold = await meter.throughput(load.users)
             self.progress("daemon: as fast as possible")
@@ -142,7 +150,7 @@ class _DaemonBench:
 
     async def _median_rate(self, name: str, daemons: list[Settings], events: int, warm_up_events: int) -> float:
         """Return the median throughput of daemons that share the topic."""
-        async with metered(daemons, self.load.users, self.items) as meter:
+        async with metered(daemons, self.servers.program, self.load.users, self.items) as meter:
             self.progress(f"daemon: {name}")
             await meter.throughput(warm_up_events)
             return statistics.median([await meter.throughput(events) for _ in range(self.load.repeats)])

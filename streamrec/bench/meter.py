@@ -24,15 +24,16 @@ FEEDER = ("-m", "streamrec.bench.feeder")
 
 
 @contextlib.asynccontextmanager
-async def metered(daemons: Sequence[Settings], users: int, items: Path) -> AsyncIterator[Meter]:
+async def metered(daemons: Sequence[Settings], program: str, users: int, items: Path) -> AsyncIterator[Meter]:
     """Run a daemon for each of the settings, all on one topic, and yield their meter.
 
     Args:
+        program: the module of the command line.
         users: number of users who click.
         items: JSON file with the ids of the items that they click.
     """
     with contextlib.ExitStack() as stack:
-        running = [stack.enter_context(running_daemon(settings)) for settings in daemons]
+        running = [stack.enter_context(running_daemon(settings, (program, "serve"))) for settings in daemons]
         async with aiohttp.ClientSession() as http:
             for daemon in running:
                 await daemon.wait_ready(http)

@@ -51,7 +51,7 @@ def _daemon(report: Mapping[str, Any]) -> Iterator[Section]:
         names += " two_daemons_per_s cluster_events_per_s"
     names += " naive_events_per_s ratio"
     ratio = row["events_per_s"] / row["naive_events_per_s"]
-    title = "Daemon: clicks per second between a real Kafka and a real Redis"
+    title = f"Daemon: clicks per second from {row['broker']} to Redis"
     yield Section(title, names, [row | {"ratio": ratio}])
     rows = [{"share": f"{share} %"} | latencies for share, latencies in row["latency_ms"].items()]
     names = "share events_per_s p50 p95 p99 p999 lag"

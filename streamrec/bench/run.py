@@ -30,6 +30,7 @@ from streamrec.bench.engine import (
 from streamrec.bench.memory import USERS, measure_redis, measure_resident
 from streamrec.bench.peers import check_peers, measure_peers
 from streamrec.errors import StreamrecError
+from streamrec.local.apache_kafka import java_command, kafka_home
 from streamrec.local.daemon import forget_environment
 from streamrec.local.movielens import fetch_movielens
 from streamrec.local.servers import kafka_command, redis_command
@@ -141,7 +142,9 @@ def _check_installed(parts: Sequence[str]) -> None:
         StreamrecError: one is not installed; says how to install it.
     """
     if "daemon" in parts:
-        redis_command(0, Path()), kafka_command(0, Path())
+        redis_command(0, Path())
+        home = kafka_home(os.environ)
+        kafka_command(0, Path()) if home is None else java_command(home)
     if PEERS in parts:
         check_peers()
     if "memory" in parts:

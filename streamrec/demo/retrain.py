@@ -18,8 +18,9 @@ from typing import Self
 
 from sasrec import Event, Interactions, load_model
 from streamrec.archive.segments import EventArchive
-from streamrec.local.daemon import EMBEDDED, environment
+from streamrec.local.daemon import environment
 from streamrec.local.process import die_with_parent
+from streamrec.local.servers import EMBEDDED_PROGRAM
 from streamrec.registry import Registry
 from streamrec.settings import Settings
 
@@ -78,7 +79,7 @@ class Retraining:
         """Start the round."""
         with self._output.open("wb") as output, self._log.open("wb") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", *EMBEDDED, "retrain", "--once", "--json"],
+                [sys.executable, "-m", EMBEDDED_PROGRAM, "retrain", "--once", "--json"],
                 env=environment(self._settings) | {"OMP_NUM_THREADS": "1"},
                 stdin=subprocess.DEVNULL,
                 stdout=output,

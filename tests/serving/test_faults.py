@@ -21,21 +21,12 @@ from streamrec.settings import Settings
 from support.daemon_process import EVENTS, Daemon
 from support.kafka_client import feed, feeding, member, wait_caught_up
 from support.oracle import assert_delivered
-from support.servers import own_servers, written_down
+from support.servers import SHORTEST_SESSION_S
 from support.waiting import eventually
 from support.workload import workload
 
-# Kafka's brokers accept none below unless configured to.
-SHORTEST_SESSION_S = 6
-
 StartDaemon = Callable[..., Daemon]
 MakeSettings = Callable[..., Settings]
-
-
-@pytest.fixture
-def own() -> Iterator[LocalServers]:
-    with own_servers() as servers:
-        yield servers
 
 
 @pytest.fixture
@@ -124,7 +115,6 @@ async def test_an_outage_of_kafka_loses_nothing(
     daemon = start_daemon(**where)
     await daemon.wait_handled(100)
     daemon.signal(signal.SIGSTOP)
-    await written_down(own)
     with away(own.kafka, how):
         daemon.signal(signal.SIGCONT)
         await eventually(lambda: has_status(daemon, "/readyz", 503))
@@ -146,7 +136,6 @@ async def test_a_daemon_that_gets_sigterm_while_kafka_is_down_ends_in_time(
     daemon = start_daemon(**where)
     await daemon.wait_handled(100)
     daemon.signal(signal.SIGSTOP)
-    await written_down(own)
     with away(own.kafka, how):
         daemon.signal(signal.SIGCONT)
         await eventually(lambda: has_status(daemon, "/readyz", 503))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,6 @@ from streamrec.commands.main import main
 from streamrec.errors import RedisUnavailable
 from streamrec.local.daemon import environment
 from streamrec.local.process import free_port
-from streamrec.local.servers import LocalServers
 from streamrec.metrics import Metrics
 from streamrec.redis.client import RedisClient
 from streamrec.redis.keys import Keys
@@ -28,7 +27,7 @@ from streamrec.settings import Settings
 from support.daemon_process import Daemon
 from support.kafka_client import produce_clicks, wait_caught_up
 from support.redis_access import RedisThatFailsScripts, raw_redis
-from support.servers import own_servers
+from support.servers import OwnRedis
 from support.waiting import eventually
 
 StartDaemon = Callable[..., Daemon]
@@ -180,18 +179,11 @@ def settings_version(daemon: Daemon) -> str:
     return daemon.output.split("model=")[1].split()[0]
 
 
-@pytest.fixture
-def own() -> Iterator[LocalServers]:
-    with own_servers() as servers:
-        yield servers
-
-
 async def test_an_outage_of_redis_loses_no_figures(
-    own: LocalServers, start_daemon: StartDaemon, make_settings: MakeSettings
+    own_redis: OwnRedis, start_daemon: StartDaemon, make_settings: MakeSettings
 ) -> None:
     where = {
-        "kafka_bootstrap_servers": own.kafka_bootstrap_servers,
-        "redis_url": own.redis_url,
+        "redis_url": own_redis.redis_url,
         "lists_refresh_s": 0.1,
         "kafka_session_timeout_s": 6,
     }
@@ -204,13 +196,13 @@ async def test_an_outage_of_redis_loses_no_figures(
         await produce_clicks(settings, clicks(0, 100))
         await wait_caught_up(settings)
         counts.count("m1", ["a"], ["a"], 0)
-        own.redis.stop()
+        own_redis.redis.stop()
         with pytest.raises(RedisUnavailable):
             await counts.flush()
         counts.count("m1", ["a"], ["b", "a"], 0)
         await produce_clicks(settings, clicks(100, 200))
         await eventually(lambda: daemon.has_logged("the batch waits"))
-        own.redis.start()
+        own_redis.redis.start()
         await counts.flush()
     assert await stored(settings, "m1") == figures(2, 2, 1.5, 0)
     await wait_caught_up(settings)

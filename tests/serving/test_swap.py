@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from streamrec.durable import atomic_file
 from streamrec.registry import Registry
 from streamrec.settings import Settings
 
@@ -94,7 +95,8 @@ async def test_a_damaged_version_is_refused_and_a_good_one_taken_later(
     daemon = start_daemon(**where)
     await daemon.wait_ready()
     alias = json.loads((registry.folder / "champion.json").read_text())
-    (registry.folder / "champion.json").write_text(json.dumps(alias | {"version": broken}))
+    with atomic_file(registry.folder / "champion.json") as file:  # the daemon may read it at any moment
+        file.write(json.dumps(alias | {"version": broken}).encode())
 
     async def refused() -> bool:
         return await daemon.metric("streamrec_model_swaps_total", outcome="refused") == 1

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
+import os
 import statistics
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -22,6 +24,7 @@ from streamrec.bench.engine import SHAPES, random_model
 from streamrec.bench.meter import metered
 from streamrec.bench.users import fill_windows
 from streamrec.kafka.topics import ensure_topics
+from streamrec.local.apache_kafka import kafka_home
 from streamrec.local.process import free_port
 from streamrec.local.servers import LocalServers
 from streamrec.redis.client import RedisClient
@@ -66,7 +69,9 @@ async def test_an_open_page_costs_less_than_a_tenth_of_the_throughput(tmp_path: 
     subject, load = random_model(SHAPES[1]), Load()
     save_model(tmp_path / "model", subject.model, subject.vocab)
     rates: dict[int, list[float]] = {pages: [] for pages in PAGES}
-    with LocalServers() as servers:
+    items = tmp_path / "items.json"
+    items.write_text(json.dumps(subject.vocab.ids))
+    with LocalServers(kafka_home(os.environ)) as servers:
         settings = load_settings(
             flags={
                 "kafka_bootstrap_servers": servers.kafka_bootstrap_servers,
@@ -79,7 +84,7 @@ async def test_an_open_page_costs_less_than_a_tenth_of_the_throughput(tmp_path: 
         await ensure_topics(settings.kafka, (settings.kafka.topic,))
         async with RedisClient(settings.redis) as redis:
             await fill_windows(redis, settings, subject, load.users)
-        async with metered([settings], load.users) as meter:
+        async with metered([settings], servers.program, load.users, items) as meter:
             await meter.throughput(EVENTS)  # to warm up
             for _ in range(ROUNDS):
                 for pages in PAGES:

@@ -55,8 +55,14 @@ async def feed(settings: Settings, records: Iterable[Record]) -> None:
 
 
 @contextlib.asynccontextmanager
-async def feeding(settings: Settings, seed: int, per_s: float, at_least: int = 0) -> AsyncIterator[None]:
-    """Produce the workload of a seed while the block runs, and at least ``at_least`` records."""
+async def feeding(
+    settings: Settings, seed: int, per_s: float, at_least: int = 0, **options: Any
+) -> AsyncIterator[None]:
+    """Produce the workload of a seed while the block runs, and at least ``at_least`` records.
+
+    Args:
+        options: of the producer.
+    """
     await ensure_topics(settings.kafka, (settings.kafka.topic, settings.kafka.dead_letters))
     left = asyncio.Event()
 
@@ -71,7 +77,7 @@ async def feeding(settings: Settings, seed: int, per_s: float, at_least: int = 0
         for acknowledgement in sent:
             await acknowledgement
 
-    async with raw_producer(settings) as producer, asyncio.TaskGroup() as group:
+    async with raw_producer(settings, **options) as producer, asyncio.TaskGroup() as group:
         group.create_task(stream(producer))
         yield
         left.set()

@@ -22,13 +22,14 @@ import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from streamrec.local.daemon import EMBEDDED, environment
+from streamrec.local.daemon import environment
 from streamrec.local.embedded_kafka import adapted
+from streamrec.local.servers import EMBEDDED_PROGRAM
 from streamrec.settings import Settings
 
 CODE = "from support.preloaded import serve; serve()"
 PRELOADED = (
-    *EMBEDDED,
+    EMBEDDED_PROGRAM,
     "streamrec.__main__",
     "streamrec.archive.follow",
     "streamrec.daemon",
@@ -123,7 +124,7 @@ def fork_server() -> ForkServer:
 
 def program() -> str:
     """Return the module of the command line, the adapted one if this process uses the embedded Kafka server."""
-    return EMBEDDED[0] if adapted() else "streamrec.__main__"
+    return EMBEDDED_PROGRAM if adapted() else "streamrec.__main__"
 
 
 class Command:

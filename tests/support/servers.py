@@ -1,22 +1,24 @@
-"""Find the servers that the tests run against, and start servers that one test may stop."""
+"""Find the servers that the tests run against, and start servers that a test may stop."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import time
+import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from streamrec.errors import EmbeddedError
+from streamrec.local.apache_kafka import kafka_home
 from streamrec.local.embedded_kafka import adapt
-from streamrec.local.servers import LocalServers
+from streamrec.local.process import ServerProcess
+from streamrec.local.servers import LocalServers, redis_server, redis_url
 
-from support.waiting import eventually
+# Kafka's brokers accept no shorter session unless configured to.
+SHORTEST_SESSION_S = 6
 
 
 @dataclass(frozen=True)
@@ -44,54 +46,53 @@ def find_servers(environ: Mapping[str, str]) -> Iterator[Servers]:
         pytest.exit(f"no servers to test against: none given, no Docker engine, and {error}", returncode=3)
     with contextlib.ExitStack() as stack:
         stack.callback(local.stop)
-        adapt_to(local)
-        origin = "embedded" if local.embedded_kafka else f"Apache Kafka of {kafka_home(environ)}"
-        yield Servers(origin, local.redis_url, local.kafka_bootstrap_servers)
+        if local.embedded_kafka:  # the clients of this process and its children
+            adapt()
+        yield Servers(local.kafka_name, local.redis_url, local.kafka_bootstrap_servers)
+
+
+@dataclass(frozen=True)
+class OwnRedis:
+    """A Redis server that tests may stop, kill and pause."""
+
+    redis: ServerProcess
+
+    @property
+    def redis_url(self) -> str:
+        return redis_url(self.redis)
+
+
+@contextlib.contextmanager
+def own_redis_server() -> Iterator[OwnRedis]:
+    """Start a Redis server for tests; skip them if none is installed."""
+    with tempfile.TemporaryDirectory(prefix="streamrec-") as folder:
+        server = redis_server(Path(folder))
+        try:
+            server.start()
+        except EmbeddedError as error:
+            pytest.skip(f"needs a Redis server of its own: {error}")
+        try:
+            yield OwnRedis(server)
+        finally:
+            server.stop()
 
 
 @contextlib.contextmanager
 def own_servers() -> Iterator[LocalServers]:
-    """Start servers that one test may stop, kill and pause; skip it if they are not installed."""
-    try:
-        servers = LocalServers(kafka_home(os.environ)).start()
-    except EmbeddedError as error:
-        pytest.skip(f"needs its own servers to stop and kill: {error}")
-    with contextlib.closing(contextlib.ExitStack()) as stack:
-        stack.callback(servers.stop)
-        adapt_to(servers)
+    """Start Redis and a node of Apache Kafka for tests that stop, kill or pause the broker; skip them without one.
+
+    The embedded Kafka server does not do: it loses acknowledged records, and never removes a dead group member.
+    """
+    with LocalServers(apache_kafka_home()) as servers:
         yield servers
 
 
-def kafka_home(environ: Mapping[str, str]) -> Path | None:
-    """Return the folder of Apache Kafka that the environment names."""
-    return Path(environ["KAFKA_HOME"]) if environ.get("KAFKA_HOME") else None
-
-
-def adapt_to(servers: LocalServers) -> None:
-    """Adapt the clients of this process, and its children, to the embedded Kafka server."""
-    if servers.embedded_kafka:
-        adapt()
-
-
-async def written_down(servers: LocalServers) -> None:
-    """Wait until a broker that is killed now would lose no acknowledged record.
-
-    Apache Kafka loses none. The embedded one writes a snapshot every second, and loses later records even if it is
-    stopped in an orderly way.
-    """
-    if not servers.embedded_kafka:
-        return
-    marker = f"marker-{time.monotonic_ns()}"
-    admin = AIOKafkaAdminClient(bootstrap_servers=servers.kafka_bootstrap_servers)
-    await admin.start()
-    await admin.create_topics([NewTopic(marker, 1, 1)])
-    await admin.close()
-
-    async def written() -> bool:
-        snapshot = servers.folder / "kafka" / "kafka.json"
-        return snapshot.exists() and marker in snapshot.read_text()
-
-    await eventually(written)
+def apache_kafka_home() -> Path:
+    """Return the folder of Apache Kafka; skip the test if there is none."""
+    home = kafka_home(os.environ)
+    if home is None:
+        pytest.skip("needs Apache Kafka: set KAFKA_HOME to an unpacked one")
+    return home
 
 
 def docker_answers() -> bool:
