@@ -1,15 +1,20 @@
-# make demo | test | test-long | drift | viewers | bench | reference | lint | clean    Needs Python 3.11+ and pip; all else is installed into .venv
+# make demo | test | test-kafka-3.9 | test-long | drift | viewers | bench | reference | lint | clean    Needs Python 3.11+ and pip; all else is installed into .venv
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-long drift viewers bench reference lint clean
+.PHONY: demo test test-kafka-3.9 test-long drift viewers bench reference lint clean
 
 demo: $(VENV)/.demo-installed
 	$(BIN)/streamrec demo $(ARGS)
 
 test: $(VENV)/.test-installed
 	$(BIN)/python -m pytest -m "not long" -n 3 --dist loadfile $(ARGS)
+
+# KAFKA_3_9 names an unpacked Apache Kafka 3.9
+KAFKA_3_9 ?= ../shared/kafka/3.9
+test-kafka-3.9:
+	KAFKA_HOME=$(abspath $(KAFKA_3_9)) $(MAKE) test
 
 test-long: $(VENV)/.test-installed
 	$(BIN)/python -m pytest -m long $(ARGS)

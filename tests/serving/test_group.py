@@ -65,7 +65,7 @@ async def test_a_daemon_under_load_remains_in_its_group(
     torch.manual_seed(0)
     model = SASRec(SASRecConfig(50, max_len=200, hidden_units=512, num_heads=8, num_blocks=2))
     save_model(tmp_path / "wide", model, ItemVocab([f"i{n}" for n in range(50)]))
-    where |= {"model_dir": tmp_path / "wide", "inference_cache_bytes": 0, "kafka_max_batch": 20_000}
+    where |= {"model_dir": tmp_path / "wide", "inference_cache_bytes": 0, "kafka_max_batch": 10_000}
     settings = make_settings(**where)
     users, clicks = 1_000, 20
     numbers = [(f"u{n % users}", f"i{n % 50}", n) for n in range(users * clicks)]
