@@ -108,6 +108,8 @@ def _properties(port: int, controller_port: int, folder: Path) -> dict[str, str]
         "transaction.state.log.num.partitions": "4",
         # the first member of a group does not wait for others
         "group.initial.rebalance.delay.ms": "0",
+        # sessions of members may end within seconds
+        "group.min.session.timeout.ms": "1000",
     }
 
 

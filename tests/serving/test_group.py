@@ -66,8 +66,9 @@ async def test_a_daemon_under_load_remains_in_its_group(
     model = SASRec(SASRecConfig(50, max_len=200, hidden_units=512, num_heads=8, num_blocks=2))
     save_model(tmp_path / "wide", model, ItemVocab([f"i{n}" for n in range(50)]))
     where |= {"model_dir": tmp_path / "wide", "inference_cache_bytes": 0, "kafka_max_batch": 10_000}
+    where |= {"kafka_session_timeout_s": 3}
     settings = make_settings(**where)
-    users, clicks = 1_000, 20
+    users, clicks = 1_000, 30
     numbers = [(f"u{n % users}", f"i{n % 50}", n) for n in range(users * clicks)]
     await feed(settings, [Record(user.encode(), click(user, item, n)) for user, item, n in numbers])
     daemon = start_daemon(**where)
