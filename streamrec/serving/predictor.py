@@ -1,8 +1,8 @@
 """[UserSequence] -> [Recommendation] on the live Engine.
 
-The model runs on the event loop, at most ``MAX_USERS_PER_CALL`` users at a time; heartbeats, probes and fetches run in
-between. A thread would have to reacquire the interpreter lock after each of hundreds of operations while the loop
-decodes Kafka's records.
+The model runs on the event loop, a few users at a time; heartbeats, probes and fetches run in between. Calls grow to
+``MAX_USERS_PER_CALL`` users while they take less than ``MAX_CALL_S``, so a slow model delays no heartbeat. A thread
+would have to reacquire the interpreter lock after each of hundreds of operations while the loop decodes records.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from streamrec.serving.lists import POPULAR, SharedLists
 from streamrec.serving.tokens import TokenCache
 from streamrec.setting_groups import ListSettings
 
-MAX_USERS_PER_CALL = 256  # blocks the event loop for tenths of a second if no user is cached
+MIN_USERS_PER_CALL, MAX_USERS_PER_CALL = 16, 256
+MAX_CALL_S = 0.2  # the event loop waits for a call
 MAX_WARM_UP_SEQUENCES = 64
 SCORE_DIGITS = 5
 
@@ -70,6 +71,7 @@ class Predictor:
         self._recent_limit = recent_users
         self._metrics = metrics
         metrics.model.labels(engine.version).set(1)
+        self._users_per_call = MIN_USERS_PER_CALL
         self._recent: OrderedDict[str, None] = OrderedDict()  # users, the latest click last
         self._latest: deque[UserSequence] = deque(maxlen=MAX_WARM_UP_SEQUENCES)
 
@@ -112,9 +114,10 @@ class Predictor:
         while len(self._recent) > self._recent_limit:
             self._recent.popitem(last=False)
         engine, tokens = self._engine, self._tokens
-        recommendations = []
-        for start in range(0, len(sequences), MAX_USERS_PER_CALL):
-            recommendations += self._predict(engine, tokens, sequences[start : start + MAX_USERS_PER_CALL])
+        recommendations: list[Recommendation] = []
+        while len(recommendations) < len(sequences):
+            begin = len(recommendations)
+            recommendations += self._predict(engine, tokens, sequences[begin : begin + self._users_per_call])
             await asyncio.sleep(0)
         return recommendations
 
@@ -135,9 +138,17 @@ class Predictor:
             )
             for sequence, (ranking, model) in zip(sequences, ranked, strict=True)
         ]
-        self._metrics.inference_seconds.observe(time.perf_counter() - started)
+        took_s = time.perf_counter() - started
+        self._metrics.inference_seconds.observe(took_s)
+        self._adapt_calls(len(sequences), took_s)
         self._count(engine, sequences)
         return recommendations
+
+    def _adapt_calls(self, users: int, took_s: float) -> None:
+        if took_s > MAX_CALL_S:
+            self._users_per_call = max(MIN_USERS_PER_CALL, users // 2)
+        elif users == self._users_per_call and took_s < MAX_CALL_S / 2:
+            self._users_per_call = min(MAX_USERS_PER_CALL, 2 * users)
 
     def _count(self, engine: Engine, sequences: list[UserSequence]) -> None:
         new = (item for sequence in sequences for item in sequence.clicks)

@@ -61,7 +61,7 @@ async def test_a_daemon_that_was_frozen_past_its_session_commits_nothing_of_the_
 async def test_a_daemon_under_load_remains_in_its_group(
     where: dict[str, Any], start_daemon: StartDaemon, make_settings: MakeSettings, tmp_path: Path
 ) -> None:
-    """Heartbeats share the event loop with batches that take long: a wide model, no cache, many users."""
+    """Heartbeats share the event loop with a slow model: it is wide, and nothing is cached."""
     torch.manual_seed(0)
     model = SASRec(SASRecConfig(50, max_len=200, hidden_units=512, num_heads=8, num_blocks=2))
     save_model(tmp_path / "wide", model, ItemVocab([f"i{n}" for n in range(50)]))

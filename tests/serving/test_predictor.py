@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from streamrec.redis.client import RedisClient
 from streamrec.redis.keys import Keys
 from streamrec.schemas import Recommendation, UserSequence
 from streamrec.serving.lists import SharedLists
-from streamrec.serving.predictor import MAX_USERS_PER_CALL, Predictor
+from streamrec.serving.predictor import MAX_CALL_S, MAX_USERS_PER_CALL, MIN_USERS_PER_CALL, Predictor
 from streamrec.settings import Settings
 
 from support.redis_access import BASE_MS, raw_redis, stored
@@ -208,29 +209,30 @@ async def test_warming_up_changes_neither_lists_nor_cache(make_bench: Callable[.
 
 
 class EngineThatCounts(Engine):
-    """Records the number of users in each call."""
+    """Records the number of users in each call, which takes some time for each of them."""
 
-    def __init__(self, *args: Any, **more: Any) -> None:
+    def __init__(self, *args: Any, seconds_per_user: float = 0, **more: Any) -> None:
         super().__init__(*args, **more)
         self.calls: list[int] = []
+        self.seconds_per_user = seconds_per_user
 
     def recommend(self, sequences: Sequence[Any], *args: Any, **more: Any) -> list[Ranking | None]:
         self.calls.append(len(sequences))
+        time.sleep(self.seconds_per_user * len(sequences))
         return super().recommend(sequences, *args, **more)
+
+
+def predictor_of(engine: Engine, redis: RedisClient, settings: Settings) -> Predictor:
+    lists = SharedLists(redis, settings.lists, settings.sequences.ttl_s, 8, engine.vocab)
+    return Predictor(engine, lists, settings.lists, settings.serving.rescore_users, Metrics())
 
 
 async def test_the_event_loop_runs_between_the_parts_of_a_batch(
     saved: SavedModel, redis: RedisClient, make_settings: MakeSettings
 ) -> None:
-    settings, engine = make_settings(), EngineThatCounts(saved.model, saved.vocab, version="old")
-    predictor = Predictor(
-        engine,
-        SharedLists(redis, settings.lists, settings.sequences.ttl_s, 8, saved.vocab),
-        settings.lists,
-        settings.serving.rescore_users,
-        Metrics(),
-    )
-    users = [sequence(f"user{number}", ["i1"]) for number in range(2 * MAX_USERS_PER_CALL + 1)]
+    engine = EngineThatCounts(saved.model, saved.vocab, version="old")
+    predictor = predictor_of(engine, redis, make_settings())
+    users = [sequence(f"user{number}", ["i1"]) for number in range(3 * MIN_USERS_PER_CALL + 1)]
     prediction = asyncio.create_task(predictor.predict(users))
     turns = []
     while not prediction.done():
@@ -238,12 +240,27 @@ async def test_the_event_loop_runs_between_the_parts_of_a_batch(
         turns.append(len(engine.calls))
         if len(engine.calls) == 1:
             predictor.swap(Engine(saved.model, saved.vocab, version="new"))
-    assert engine.calls == [MAX_USERS_PER_CALL, MAX_USERS_PER_CALL, 1]
+    assert engine.calls == [MIN_USERS_PER_CALL, 2 * MIN_USERS_PER_CALL, 1]
     assert {1, 2, 3} <= set(turns)
     found = await prediction
     assert [r.user_id for r in found] == [s.user_id for s in users]
     assert {r.model for r in found} == {"old"}, "a batch in flight keeps the engine that it began with"
     assert [r.model for r in await predictor.predict(users[:1])] == ["new"]
+
+
+async def test_a_call_has_many_users_of_a_fast_model_and_few_of_a_slow_one(
+    saved: SavedModel, redis: RedisClient, make_settings: MakeSettings
+) -> None:
+    engine = EngineThatCounts(saved.model, saved.vocab, version="old")
+    predictor = predictor_of(engine, redis, make_settings())
+    users = [sequence(f"user{number}", ["i1"]) for number in range(5 * MAX_USERS_PER_CALL)]
+    await predictor.predict(users)
+    assert max(engine.calls) == MAX_USERS_PER_CALL
+    engine.seconds_per_user = MAX_CALL_S / (2 * MIN_USERS_PER_CALL)  # 32 users would take too long
+    await predictor.predict(users[: 8 * MIN_USERS_PER_CALL])  # one call, which is too long
+    engine.calls.clear()
+    await predictor.predict(users[: 2 * MAX_USERS_PER_CALL])
+    assert engine.calls[-1] == MIN_USERS_PER_CALL
 
 
 class EngineThatFails(Engine):
@@ -256,14 +273,6 @@ class EngineThatFails(Engine):
 async def test_an_error_in_the_model_reaches_the_caller(
     saved: SavedModel, redis: RedisClient, make_settings: MakeSettings
 ) -> None:
-    settings = make_settings()
-    engine = EngineThatFails(saved.model, saved.vocab)
-    predictor = Predictor(
-        engine,
-        SharedLists(redis, settings.lists, settings.sequences.ttl_s, 8, saved.vocab),
-        settings.lists,
-        settings.serving.rescore_users,
-        Metrics(),
-    )
+    predictor = predictor_of(EngineThatFails(saved.model, saved.vocab), redis, make_settings())
     with pytest.raises(RuntimeError, match="out of memory"):
         await predictor.predict([sequence("ann", ["i1"])])
