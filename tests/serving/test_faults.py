@@ -18,7 +18,7 @@ from streamrec.local.servers import LocalServers
 from streamrec.redis.client import RedisClient
 from streamrec.settings import Settings
 
-from support.daemon_process import EVENTS, Daemon
+from support.daemon_process import Daemon
 from support.kafka_client import feed, feeding, member, wait_caught_up
 from support.oracle import assert_delivered
 from support.servers import SHORTEST_SESSION_S
@@ -94,7 +94,7 @@ async def test_an_outage_of_redis_loses_nothing(
             await eventually(lambda: has_status(daemon, "/readyz", 503))
             await assert_alive_but_not_ready(daemon, seconds)
         await eventually(lambda: has_status(daemon, "/readyz", 200))
-        await daemon.wait_handled(int(await daemon.metric(EVENTS, outcome="applied")) + 200)
+        await daemon.wait_more(200)
     await wait_caught_up(settings)
     await assert_delivered(settings)
     assert await daemon.metric("streamrec_rebalances_total") == 1, "it remained in its group during the whole outage"

@@ -47,11 +47,11 @@ async def test_a_daemon_that_was_frozen_past_its_session_commits_nothing_of_the_
         await other.wait_handled(100)
         frozen.signal(signal.SIGSTOP)
         await eventually(lambda: other.has_logged(ALL))  # its session has expired
-        await other.wait_handled(int(await other.metric(EVENTS, outcome="applied")) + 300)
+        await other.wait_more(300)
         frozen.signal(signal.SIGCONT)
         # its batch belongs to an earlier generation of the group; then it joins again
         await eventually(lambda: frozen.has_logged("commit refused") or frozen.has_logged("commit dropped"))
-        await frozen.wait_handled(int(await frozen.metric(EVENTS, outcome="applied")) + 100)
+        await frozen.wait_more(100)
     await wait_caught_up(settings)
     await assert_delivered(settings)
     for daemon in (frozen, other):

@@ -79,7 +79,7 @@ async def test_daemon_and_broker_are_killed_again_and_again(
             if crash % 4 == 3:
                 own.kafka.kill()
                 await restart(own.kafka)
-                await daemon.wait_handled(int(await daemon.metric(EVENTS, outcome="applied")) + 200)
+                await daemon.wait_more(200)
             daemon.kill()
         start_daemon(**where)
 
@@ -96,7 +96,7 @@ async def test_a_daemon_is_frozen_for_35_s_while_another_takes_over(
         await asyncio.sleep(35)  # longer than session and rebalance time-outs
         assert await other.has_logged("partitions=[0, 1, 2, 3]")
         frozen.signal(signal.SIGCONT)
-        await frozen.wait_handled(int(await frozen.metric(EVENTS, outcome="applied")) + 100)
+        await frozen.wait_more(100)
 
 
 async def test_the_broker_is_frozen_for_70_s(
@@ -112,7 +112,7 @@ async def test_the_broker_is_frozen_for_70_s(
         assert (await daemon.get("/readyz"))[0] == 503
         own.kafka.resume()
         await daemon.wait_ready()
-        await daemon.wait_handled(int(await daemon.metric(EVENTS, outcome="applied")) + 100)
+        await daemon.wait_more(100)
 
 
 async def test_partitions_are_added_in_mid_stream(
@@ -130,7 +130,7 @@ async def test_partitions_are_added_in_mid_stream(
     await admin.close()
     await eventually(lambda: daemon.has_logged("partitions=[0, 1, 2, 3, 4, 5, 6, 7]"))
     async with feeding(settings, seed=35, per_s=200, metadata_max_age_ms=1_000):
-        await daemon.wait_handled(int(await daemon.metric(EVENTS, outcome="applied")) + 300)
+        await daemon.wait_more(300)
     await wait_caught_up(settings)
     records = await read_topic(settings, settings.kafka.topic)
     assert len({record.partition for record in records}) == 8
@@ -170,12 +170,13 @@ async def test_brokers_of_a_cluster_are_killed_one_after_another(
         settings = make_settings(**where)
         daemon = start_daemon(**where)
         async with stream(settings, seed=37, per_s=200):
+            await daemon.wait_ready()
             for node in nodes:
                 await in_sync(settings, len(nodes))
-                await daemon.wait_handled(int(await daemon.metric(EVENTS, outcome="applied")) + 300)
+                await daemon.wait_more(300)
                 node.kill()
                 begin = time.monotonic()
-                await daemon.wait_handled(int(await daemon.metric(EVENTS, outcome="applied")) + 100)
+                await daemon.wait_more(100)
                 log.info("broker killed: clicks are applied again after %.1f s", time.monotonic() - begin)
                 await restart(node)
         assert "Traceback" not in daemon.output

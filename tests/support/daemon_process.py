@@ -78,6 +78,10 @@ class Daemon:
 
         await eventually(enough, timeout_s, every_s=0.02)
 
+    async def wait_more(self, events: int) -> None:
+        """Wait until a number of further events were applied."""
+        await self.wait_handled(int(await self.metric(EVENTS, outcome="applied")) + events)
+
     async def has_logged(self, text: str) -> bool:
         assert self.process.poll() is None, f"exit {self.process.returncode}: {self.output}"
         return text in self.output
