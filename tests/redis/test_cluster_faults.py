@@ -23,7 +23,7 @@ from streamrec.serving.publisher import Publisher
 from streamrec.serving.sequences import SequenceStore
 from streamrec.settings import Settings
 
-from support.daemon_process import EVENTS, Daemon
+from support.daemon_process import Daemon
 from support.kafka_client import feeding, wait_caught_up
 from support.oracle import assert_delivered
 from support.redis_access import batch, event
@@ -33,10 +33,6 @@ from support.waiting import eventually
 StartDaemon = Callable[..., Daemon]
 MakeSettings = Callable[..., Settings]
 REBALANCES = "streamrec_rebalances_total"
-
-
-async def continues(daemon: Daemon, events: int) -> None:
-    await daemon.wait_handled(int(await daemon.metric(EVENTS, outcome="applied")) + events)
 
 
 async def test_slots_that_move_in_mid_stream_lose_nothing(
@@ -57,7 +53,7 @@ async def test_slots_that_move_in_mid_stream_lose_nothing(
                 await asyncio.sleep(0.02)  # some clicks while it is half moved
                 await move.move_keys(at_once=1 + number % 2)
                 await move.end()
-            await continues(daemon, 100)
+            await daemon.wait_more(100)
         await wait_caught_up(settings)
         await assert_delivered(settings)
         assert await daemon.metric(REBALANCES) == 1
@@ -78,7 +74,7 @@ async def test_slots_that_move_all_at_once_lose_nothing(
             low, high = cluster.slots[0][0], cluster.slots[0][-1]
             await first.execute_command("CLUSTER MIGRATESLOTS", "SLOTSRANGE", low, high, "NODE", cluster.node_id(1))
             await eventually(lambda: has_slot(cluster, low, 1))
-            await continues(daemon, 100)
+            await daemon.wait_more(100)
         await wait_caught_up(settings)
         await assert_delivered(settings)
 
@@ -115,7 +111,7 @@ async def test_a_primary_that_is_killed_loses_nothing_though_its_replica_lagged(
                 await eventually(lambda replica=replica: is_primary(replica))
                 cluster.nodes[primary].start()  # it returns as the replica to wait for
                 await eventually(lambda: is_ready(daemon))
-                await continues(daemon, 100)
+                await daemon.wait_more(100)
         await wait_caught_up(settings)
         await assert_delivered(settings)
         assert await daemon.metric(REBALANCES) == 1, "it remained in its group"

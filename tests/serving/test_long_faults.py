@@ -47,8 +47,7 @@ def where(own: LocalServers, model_dir: Path) -> dict[str, Any]:
 @contextlib.asynccontextmanager
 async def stream(settings: Settings, seed: int, per_s: float, at_least: int = 0) -> AsyncIterator[None]:
     """Produce while the block runs; when it has ended, report how soon Redis equals the topic."""
-    options = {"enable_idempotence": True, "request_timeout_ms": PATIENT_MS}
-    async with feeding(settings, seed, per_s, at_least, **options):
+    async with feeding(settings, seed, per_s, at_least, request_timeout_ms=PATIENT_MS):
         yield
     ended = time.monotonic()
     await wait_caught_up(settings, timeout_s=120)

@@ -19,9 +19,11 @@ from support.workload import Record, click, workload
 
 @contextlib.asynccontextmanager
 async def raw_producer(settings: Settings, **options: Any) -> AsyncIterator[AIOKafkaProducer]:
-    # not idempotent: an idempotent one fails after the restart of a broker that forgets producers
     producer = AIOKafkaProducer(
-        bootstrap_servers=settings.kafka.bootstrap_servers, acks="all", max_request_size=20_000_000, **options
+        bootstrap_servers=settings.kafka.bootstrap_servers,
+        enable_idempotence=True,
+        max_request_size=20_000_000,
+        **options,
     )
     await producer.start()
     try:
