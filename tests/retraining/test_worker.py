@@ -332,7 +332,7 @@ async def clicking(settings: Settings, start_step: int, per_s: float) -> Any:
         ended.set()
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 async def test_promotion_refusal_damage_rollback_and_kills_while_the_daemon_serves(
     settings: Settings, start: StartRetrain, start_daemon: StartDaemon, make_settings: MakeSettings, tmp_path: Path
 ) -> None:
