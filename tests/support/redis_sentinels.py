@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import redis.asyncio as redis
 
 from streamrec.errors import EmbeddedError
 from streamrec.local.process import ServerProcess
-from streamrec.local.servers import answers_ping, redis_command, redis_program
+from streamrec.local.servers import redis_command, redis_program
 
 from support.redis_cluster import node
 from support.waiting import eventually
@@ -112,7 +112,7 @@ class WatchedServers:
             role = ["--replicaof", "127.0.0.1", str(self.servers[0].port)] if number else []
             return [*redis_command(port, folder), "--repl-diskless-sync-delay", "0", *role, *self._server_options]
 
-        return ServerProcess("Redis", self._folder / f"server-{number}.log", command, answers_ping)
+        return ServerProcess("Redis", self._folder / f"server-{number}.log", command, _answers)
 
     def _sentinel(self, number: int) -> ServerProcess:
         folder = self._folder / f"sentinel-{number}"
@@ -137,13 +137,13 @@ class WatchedServers:
 
 
 def _answers(connection: Any) -> bool:
-    """Return whether a sentinel answers, perhaps that it requires a password."""
+    """Return whether a server or sentinel answers, perhaps that it requires a password."""
     connection.sendall(b"PING\r\n")
     return bool(connection.recv(16).startswith((b"+PONG", b"-NOAUTH")))
 
 
 @contextlib.asynccontextmanager
-async def watched(replicas: int = 1, **options: Any) -> Any:
+async def watched(replicas: int = 1, **options: Any) -> AsyncIterator[WatchedServers]:
     """Run the servers and sentinels while the block runs; skip the test if they are not installed."""
     servers = WatchedServers(replicas, **options)
     try:
