@@ -68,8 +68,13 @@ async def test_a_primary_that_is_killed_under_a_stream_of_clicks_loses_nothing(
         async with feeding(settings, seed=41, per_s=200):
             daemon = start_daemon(**options)
             await daemon.wait_handled(200)
-            former = servers.servers[0]
+            former, replica = servers.servers
+            replica.pause()  # from here on the primary has writes that its replica never gets
+            async with node(former) as client:
+                await client.execute_command("CLIENT KILL", "TYPE", "replica")
+            await eventually(lambda: daemon.has_logged("of redis_wait_replicas=1 have the writes"))
             former.kill()
+            replica.resume()
             primary = await servers.wait_failed_over(former)
             former.start()  # with its data, and as a primary
             await make_replica(former, primary)
