@@ -31,6 +31,7 @@ def _explained(settings: RedisSettings, error: Exception) -> tuple[type[RedisUna
     if problem:
         return RedisUnavailable, problem
     if isinstance(error, NoPrimary):
+        detail += closed_connection_hint(error, REDIS, settings.uses_tls, settings.tls)
         return RedisRefused if isinstance(error, SentinelRefused) else RedisUnavailable, detail
     if "unknown command" in detail.lower() and "'exists'" in detail.lower():
         return RedisUnavailable, f"it is a sentinel, no server; write {SENTINEL_FORM}"

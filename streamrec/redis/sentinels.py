@@ -1,8 +1,8 @@
 """Send commands to the primary that Redis Sentinel names.
 
-redis-py's own pool for Sentinel is not used, for three reasons. It asks the sentinels only when it connects, so a
-connection to a former primary that was cut off from them remains. It raises when all connections are busy. And its
-error does not say whether the sentinels are away, have another name for the primary, or wait for a failover.
+redis-py's own pool for Sentinel is not used, for three reasons. It queries the sentinels only when it connects, so it
+continues to use a former primary that still answers. It raises when all connections are busy. And its error does not
+say whether no sentinel answers, the name is unknown, or a failover is due.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Sentinels:
         Raises:
             NoPrimary: no sentinel answers, knows the name, or sees the primary up.
         """
-        views, errors = await self._ask()
+        views, errors = await self._query()
         states = [view[self._name] for view in views if self._name in view]
         if not views:
             raise _none_answers(errors)
@@ -82,21 +82,21 @@ class Sentinels:
         for client in self._clients.values():
             await client.aclose()
 
-    async def _ask(self) -> tuple[list[View], dict[str, BaseException]]:
+    async def _query(self) -> tuple[list[View], dict[str, BaseException]]:
         """Return what the sentinels see, and the errors of the others; once most have answered, wait for no other."""
-        asked = {asyncio.ensure_future(client.sentinel_masters()): a for a, client in self._clients.items()}
-        waiting = set(asked)
+        queried = {asyncio.ensure_future(client.sentinel_masters()): a for a, client in self._clients.items()}
+        waiting = set(queried)
         views: list[Any] = []
         errors: dict[str, BaseException] = {}
         try:
-            while waiting and len(views) <= len(asked) // 2:
+            while waiting and len(views) <= len(queried) // 2:
                 done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
                 for task in done:
                     error = task.exception()
                     if error is None:
                         views.append(task.result())
                     else:
-                        errors[asked[task]] = error
+                        errors[queried[task]] = error
         finally:
             for task in waiting:
                 task.cancel()
@@ -123,7 +123,7 @@ def _none_answers(errors: Mapping[str, BaseException]) -> NoPrimary:
 
 
 class WatchedServer(OneServer):
-    """The primary that sentinels name; they are asked again after any error.
+    """The primary that sentinels name; they are queried again after any error.
 
     Args:
         options: of redis-py's connection pool; host and port are replaced by those of the primary.
@@ -136,7 +136,7 @@ class WatchedServer(OneServer):
         self._address: Address | None = None
         self._former: list[redis.Redis] = []  # their busy connections end by themselves
         self._stale = True
-        self._asking = asyncio.Lock()
+        self._querying = asyncio.Lock()
 
     async def client_of(self, key: str) -> redis.Redis:
         """Return the client of the primary.
@@ -145,17 +145,17 @@ class WatchedServer(OneServer):
             NoPrimary: the sentinels name none.
         """
         if self._stale:
-            async with self._asking:
+            async with self._querying:
                 if self._stale:
-                    await self._ask()
+                    await self._query()
         return self._client
 
     async def follow(self) -> None:
-        """Ask the sentinels, though no error came: a former primary that is cut off from them still answers."""
+        """Query the sentinels though no error came: a former primary that they cannot reach may still answer here."""
         if not self._stale:
             with contextlib.suppress(NoPrimary):
-                async with self._asking:
-                    await self._ask()
+                async with self._querying:
+                    await self._query()
 
     async def aclose(self) -> None:
         """Close all connections."""
@@ -163,8 +163,8 @@ class WatchedServer(OneServer):
             await client.aclose()
         await self._sentinels.aclose()
 
-    async def _ask(self) -> None:
-        """Ask the sentinels; close idle connections to former primaries, and after an error to the current one."""
+    async def _query(self) -> None:
+        """Query the sentinels; close idle connections to former primaries, and after an error to the current one."""
         address = await self._sentinels.primary()
         if address != self._address:
             self._former.append(self._client)

@@ -240,7 +240,7 @@ async def command(settings: Settings, *arguments: str) -> str:
 async def test_every_part_works_with_the_rights_of_the_page(
     own: LocalServers, registry: Registry, settings_of: Callable[..., Settings]
 ) -> None:
-    await asyncio.gather(*(give_rights(own, user) for user in RIGHTS))
+    await asyncio.gather(*(give_rights(own, user) for user in (*DONE_BY, "pages")))
     await refused(own)
     settings, commands = settings_of("streamrec-serve"), settings_of("streamrec-commands")
     async with daemon_of(settings) as daemon:

@@ -14,6 +14,7 @@ from streamrec.redis.client import RedisClient
 from streamrec.settings import Settings
 
 from support.redis_cluster import node
+from support.redis_rights import RIGHTS
 from support.redis_sentinels import NAME, WatchedServers
 from support.waiting import eventually
 
@@ -137,7 +138,7 @@ async def test_password_and_user_of_server_and_sentinels_are_separate(make_setti
         sentinel_lines=(
             f"sentinel auth-pass {NAME} 0f-the-server",
             f"user default on >{PASSWORD} ~* &* +@all",
-            f"user streamrec on >{PASSWORD} resetchannels -@all +sentinel|masters",
+            f"user streamrec {RIGHTS['streamrec'].replace('PASSWORD', PASSWORD)}",
         ),
     )
     with contextlib.ExitStack() as stack:
