@@ -168,7 +168,7 @@ async def stale_s(daemon: Daemon, primary: ServerProcess) -> float:
 
 
 async def published(daemon: Daemon) -> float:
-    return await daemon.metric("streamrec_published_total", outcome="published")
+    return await daemon.metric("streamrec_recommendations_total", outcome="published")
 
 
 @pytest.mark.parametrize("how", ["ordered", "frozen"])
