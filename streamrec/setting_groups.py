@@ -13,7 +13,15 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, SecretStr, field_validator, model_validator
 
-from streamrec.redis_urls import check_url, fits_cluster, has_credentials, masked
+from streamrec.redis_urls import (
+    SENTINEL_FORM,
+    SentinelUrl,
+    check_url,
+    fits_cluster,
+    has_credentials,
+    masked,
+    sentinel_url,
+)
 
 DAY_S = 86_400
 LONGEST_S = 100 * 365 * DAY_S  # longer times overflow in Redis
@@ -126,10 +134,13 @@ class RedisSettings(Group):
     """The Redis server or cluster."""
 
     url: SecretStr = Field(
-        SecretStr("redis://localhost:6379/0"), description="redis[s]://[USER:PASSWORD@]HOST:PORT/DB, or unix://PATH"
+        SecretStr("redis://localhost:6379/0"),
+        description=f"redis[s]://[USER:PASSWORD@]HOST:PORT/DB, unix://PATH, or {SENTINEL_FORM}",
     )
     username: str | None = Field(None, description="Redis user, if the URL names none")
     password: SecretStr | None = Field(None, description="Redis password as it is; in a URL it is percent-encoded")
+    sentinel_username: str | None = Field(None, description="user at the sentinels, if they have users")
+    sentinel_password: SecretStr | None = Field(None, description="password of the sentinels, if they have one")
     cluster: bool = Field(False, description="the server is a Redis Cluster; the URL names any of its nodes")
     wait_replicas: int = Field(
         0, ge=0, description="replicas that must have a batch's writes before its offsets are committed"
@@ -157,18 +168,32 @@ class RedisSettings(Group):
     def _fit_together(self) -> Self:
         url = self.url.get_secret_value()
         if self.cluster and not fits_cluster(url):
-            raise ValueError("redis_cluster needs a redis_url with host and port, and no database but 0")
+            raise ValueError("redis_cluster needs a redis_url with host and port, no sentinels, and no database but 0")
         if (self.username or self.password) and has_credentials(url):
             raise ValueError(
                 "redis_url names a user or password, and redis_username or redis_password too: name them once"
             )
-        self.tls.check("redis_tls", self.uses_tls, "a redis_url that begins with rediss://")
+        if (self.sentinel_username or self.sentinel_password) and sentinel_url(url) is None:
+            raise ValueError(
+                "redis_sentinel_username and redis_sentinel_password need a redis_url that names sentinels"
+            )
+        self.tls.check("redis_tls", self.uses_tls, "a redis_url that begins with rediss:// or rediss+sentinel://")
         return self
+
+    @property
+    def sentinels(self) -> SentinelUrl | None:
+        """The sentinels that the URL names."""
+        return sentinel_url(self.url.get_secret_value())
+
+    @property
+    def server_url(self) -> str:
+        """The URL as for one server; with sentinels the host is that of the first one."""
+        return self.sentinels.server_url if self.sentinels else self.url.get_secret_value()
 
     @property
     def uses_tls(self) -> bool:
         """Whether the connection is encrypted."""
-        return self.url.get_secret_value().lower().startswith("rediss:")
+        return self.url.get_secret_value().lower().startswith(("rediss:", "rediss+"))
 
     @property
     def address(self) -> str:

@@ -47,6 +47,8 @@ VALUES: dict[str, tuple[Any, Any]] = {
     "redis_url": ("rediss://u:p@h:1/2", "unix:///run/redis.sock"),
     "redis_username": ("ann", "bob"),
     "redis_password": ("s3cr3t", "0ther@/%"),
+    "redis_sentinel_username": ("ann", "bob"),
+    "redis_sentinel_password": ("s3cr3t", "0ther@/%"),
     "redis_tls_ca_file": ("/redis.pem", "/redis2.pem"),
     "redis_tls_cert_file": ("/redis-cert.pem", "/redis-cert2.pem"),
     "redis_tls_key_file": ("/redis-key.pem", "/redis-key2.pem"),
@@ -133,6 +135,8 @@ COMPANIONS = {
     "kafka_tls_cert_file": {"kafka_security_protocol": "SSL", "kafka_tls_key_file": "/key.pem"},
     "kafka_tls_key_file": {"kafka_security_protocol": "SSL"},
     "redis_tls_ca_file": {"redis_url": "rediss://h:1"},
+    "redis_sentinel_username": {"redis_url": "redis+sentinel://h:1/m"},
+    "redis_sentinel_password": {"redis_url": "redis+sentinel://h:1/m"},
     "redis_cluster": {"redis_url": "redis://h:1/0"},
     "redis_tls_key_file": {"redis_url": "rediss://h:1"},
     "redis_tls_cert_file": {"redis_url": "rediss://h:1", "redis_tls_key_file": "/key.pem"},
@@ -345,6 +349,12 @@ def test_every_wrong_value_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -> 
             {"redis_tls_cert_file": "c.pem", "redis_url": "rediss://h"},
             "redis_tls_cert_file needs redis_tls_key_file",
         ),
+        (
+            {"redis_sentinel_password": "pw"},
+            "redis_sentinel_username and redis_sentinel_password need a redis_url that",
+        ),
+        ({"redis_url": "redis+sentinel://h:1/m", "redis_cluster": True}, "redis_cluster needs a redis_url with"),
+        ({"redis_url": "redis+sentinel://h:1/m", "redis_tls_ca_file": "ca.pem"}, "redis_tls_ca_file needs a redis_url"),
         ({"redis_url": "redis://:pw@h", "redis_password": "pw"}, "redis_url names a user or password, and redis_"),
         ({"redis_url": "redis://ann@h", "redis_username": "ann"}, "redis_url names a user or password, and redis_"),
         ({"redis_url": "redis://h?password=pw", "redis_password": "pw"}, "redis_url names a user or password"),
@@ -428,6 +438,21 @@ def test_variables_that_are_no_near_miss_are_ignored() -> None:
         "redis://u:a/b@h",
         "redis://u:12?b@h",
         "redis://u:12#b@h/0",
+        "redis+sentinel://",
+        "redis+sentinel://h:1",
+        "redis+sentinel://h:1/",
+        "redis+sentinel://h:1/0/m",
+        "redis+sentinel://h/m/0",
+        "redis+sentinel://h:1,h/m",
+        "redis+sentinel://h:1,/m",
+        "redis+sentinel://h:0/m",
+        "redis+sentinel://h:1,[::1]:2/m",
+        "redis+sentinel:/h:1/m",
+        "redis+sentinel://u:a/b@h:1/m",
+        "redis+sentinel://u:1/b?@h:1/m",
+        "redis+sentinel://u:1/b/#@h:1/m",
+        "redis+sentinel://u:a@b@h:1/m",
+        "unix+sentinel://h:1/m",
     ],
 )
 def test_a_wrong_redis_url_is_refused_without_repeating_it(url: str) -> None:
@@ -459,6 +484,9 @@ def test_an_unknown_option_of_a_redis_url_is_refused(option: str) -> None:
         ("redis://u:%40s3cr3t%2F@h", f"redis://u:{MASK}@h"),
         ("redis://u:a@s3cr3t@h", f"redis://u:{MASK}@h"),
         ("redis://u:s3cr3t:s3cr3t@h:1", f"redis://u:{MASK}@h:1"),
+        ("redis+sentinel://h:1,g:2/m", "redis+sentinel://h:1,g:2/m"),
+        ("redis+sentinel://u:s3cr3t@h:1,g:2/m/3?db=4", f"redis+sentinel://u:{MASK}@h:1,g:2/m/3?db=4"),
+        ("rediss+sentinel://h:1/m/0?password=s3cr3t", f"rediss+sentinel://h:1/m/0?password={MASK}"),
     ],
 )
 def test_a_redis_address_is_shown_without_its_password(url: str, shown: str) -> None:
@@ -498,6 +526,12 @@ URLS = [
     "redis://u:1?{}@h",
     "redis://u:1#{}@h",
     "redis://u:1/{}@h",
+    "redis+sentinel://u:{}@h:1,g:2/m/0",
+    "redis+sentinel://{}@h:1,g:2/m",
+    "redis+sentinel://:{}@h:1,g:2",
+    "redis+sentinel://h:1/m?password={}",
+    "redis+sentinel://u:1/{}@h:1/m",
+    "redis+sentinel://u:1/m?{}@h:1/m",
     "redis://h",
     "http://h",
 ]
@@ -506,7 +540,7 @@ URLS = [
 @under_any_load
 @given(secrets, st.sampled_from(URLS), st.booleans(), st.booleans())
 def test_secrets_are_never_shown(secret: str, url: str, encoded: bool, wrong: bool) -> None:
-    assume(encoded or url != "redis://{}@h" or ":" not in secret)  # there the text before a colon is the user
+    assume(encoded or "//{}@" not in url or ":" not in secret)  # there the text before a colon is the user
     flags = {
         "redis_url": url.format(quote(secret, safe="") if encoded else secret),
         "kafka_sasl_password": secret,
@@ -531,6 +565,8 @@ def test_a_secret_may_come_from_a_file(
 ) -> None:
     name = secret_variables()[variable]
     secret, other = VALUES[name]
+    for companion, value in COMPANIONS.get(name, {}).items():
+        monkeypatch.setenv(f"STREAMREC_{companion.upper()}", value)
     monkeypatch.setenv(f"{variable}_FILE", put(tmp_path, f"{secret}{end}".encode()))
     setting = all_settings()[name]
     (tmp_path / "streamrec.toml").write_text(f"[{setting.group}]\n{setting.key} = {as_toml(other)}\n")
@@ -545,7 +581,13 @@ def test_a_secret_may_come_from_a_file(
 
 
 def test_only_secrets_may_come_from_files() -> None:
-    assert set(secret_variables().values()) == {"kafka_sasl_password", "redis_url", "redis_password", "http_token"}
+    assert set(secret_variables().values()) == {
+        "kafka_sasl_password",
+        "redis_url",
+        "redis_password",
+        "redis_sentinel_password",
+        "http_token",
+    }
 
 
 @pytest.mark.parametrize(

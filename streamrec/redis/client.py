@@ -21,6 +21,7 @@ from streamrec.redis.errors import redis_error
 from streamrec.redis.keys import Keys
 from streamrec.redis.nodes import Cluster, Command, NotReplicated, OneServer, RedisArg, Wait
 from streamrec.redis.script import Script
+from streamrec.redis.sentinels import Sentinels, WatchedServer
 from streamrec.setting_groups import RedisSettings
 from streamrec.tls import REDIS, tls_context
 
@@ -52,9 +53,9 @@ class RedisClient:
                 "socket_connect_timeout": settings.timeout_s,
                 "retry": Retry(ExponentialBackoff(cap=0.2, base=0.02), RETRIES),
                 **identity,
-                **parse_url(settings.url.get_secret_value()),
+                **parse_url(settings.server_url),
             }
-            self._nodes = Cluster(options) if settings.cluster else OneServer(options)
+            self._nodes = _nodes(settings, options)
         except (ValueError, TypeError, RedisError) as error:
             raise SettingsError(f"redis_url: an option after the ? is unknown or wrong: {error}") from None
         self._settings = settings
@@ -114,6 +115,9 @@ class RedisClient:
 
     async def ping(self) -> None:
         """Raise RedisUnavailable unless each primary answers and has its replicas."""
+        if isinstance(self._nodes, WatchedServer):
+            with _cancellation_preserved():
+                await self._nodes.follow()
         if self._wait is not None:
             fewest = min(await self._on_primaries("WAIT", *self._wait))
             if fewest < self._wait.replicas:
@@ -184,10 +188,11 @@ class RedisClient:
             node = await self._nodes.client_of(channel)  # any node would do: they forward messages
             async with node.pubsub(ignore_subscribe_messages=True) as subscription:
                 await subscription.subscribe(channel)
-                while True:
+                while await self._nodes.client_of(channel) is node:
                     message = await subscription.get_message(timeout=LISTEN_TIMEOUT_S)
                     if message is not None:
                         yield message["data"].decode(errors="replace")
+            raise RedisError("another server is the primary now")
         except (RedisError, OSError) as error:
             raise self._unavailable(error) from error
 
@@ -238,6 +243,16 @@ class RedisClient:
     def _unavailable(self, error: Exception) -> RedisUnavailable:
         self._nodes.mark_stale()
         return redis_error(self._settings, error)
+
+
+def _nodes(settings: RedisSettings, options: dict[str, Any]) -> OneServer | Cluster | WatchedServer:
+    """Return the server or servers that the settings name."""
+    sentinels = settings.sentinels
+    if sentinels is None:
+        return Cluster(options) if settings.cluster else OneServer(options)
+    password = settings.sentinel_password
+    login = {"username": settings.sentinel_username, "password": password.get_secret_value() if password else None}
+    return WatchedServer(options, Sentinels(sentinels.sentinels, sentinels.name, options, login))
 
 
 def _identity(settings: RedisSettings) -> dict[str, Any]:

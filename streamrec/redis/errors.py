@@ -7,6 +7,8 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from streamrec.errors import RIGHTS_ARE_LISTED, RedisRefused, RedisUnavailable
+from streamrec.redis.sentinels import NoPrimary, SentinelRefused
+from streamrec.redis_urls import SENTINEL_FORM
 from streamrec.setting_groups import RedisSettings
 from streamrec.tls import REDIS, closed_connection_hint, tls_problem
 
@@ -28,6 +30,11 @@ def _explained(settings: RedisSettings, error: Exception) -> tuple[type[RedisUna
     problem = tls_problem(error, REDIS)
     if problem:
         return RedisUnavailable, problem
+    if isinstance(error, NoPrimary):
+        detail += closed_connection_hint(error, REDIS, settings.uses_tls, settings.tls)
+        return RedisRefused if isinstance(error, SentinelRefused) else RedisUnavailable, detail
+    if "unknown command" in detail.lower() and "'exists'" in detail.lower():
+        return RedisUnavailable, f"it is a sentinel, no server; write {SENTINEL_FORM}"
     if isinstance(error, AuthenticationError):
         return (
             RedisRefused,
@@ -36,8 +43,9 @@ def _explained(settings: RedisSettings, error: Exception) -> tuple[type[RedisUna
     if isinstance(error, NoPermissionError) or "ACL failure" in detail or "The user executing the script" in detail:
         return RedisRefused, f"{detail}; {RIGHTS_ARE_LISTED}"
     if isinstance(error, (RedisConnectionError, RedisTimeoutError, OSError)):
-        detail += (
-            closed_connection_hint(error, REDIS, settings.uses_tls, settings.tls)
-            or "; is STREAMREC_REDIS_URL right, and the server up?"
-        )
+        if settings.sentinels:
+            question = "; is this server, which the sentinels name, up and reachable from here?"
+        else:
+            question = "; is STREAMREC_REDIS_URL right, and the server up?"
+        detail += closed_connection_hint(error, REDIS, settings.uses_tls, settings.tls) or question
     return RedisUnavailable, detail

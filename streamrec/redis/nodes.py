@@ -1,4 +1,4 @@
-"""Send commands to one server, or on a cluster to the owner of each key.
+"""Send commands to one server, or on a cluster to the owner of each key. sentinels.py finds a server by sentinels.
 
 redis-py's own cluster client is not used, for three reasons. It may send ASKING and its command over two connections,
 so that keys of a moving slot are not found. It cuts all connections, busy ones too, when the cluster is down for a
@@ -51,12 +51,15 @@ class NotReplicated(RedisError):
 class OneServer:
     """One server.
 
+    An error closes idle connections: redis-py keeps one that answered READONLY, though the name may lead elsewhere now.
+
     Args:
         options: of redis-py's connection pool.
     """
 
     def __init__(self, options: Mapping[str, Any]) -> None:
-        self._client = _client(options)
+        self._client = new_client(options)
+        self._stale = False
 
     async def send(
         self, commands: Sequence[Command], script: Script | None = None, wait: Wait | None = None
@@ -67,18 +70,22 @@ class OneServer:
             script: the script that EVALSHA in the commands runs; it is loaded if the server does not have it.
             wait: replicas to wait for after the commands.
         """
-        return await _pipelined(self._client, commands, script, wait)
+        return await _pipelined(await self.client_of(""), commands, script, wait)
 
     async def client_of(self, key: str) -> redis.Redis:
         """Return the client of the owner of a key."""
+        if self._stale:
+            self._stale = False
+            await self._client.connection_pool.disconnect(inuse_connections=False)
         return self._client
 
     async def primaries(self) -> list[redis.Redis]:
         """Return the clients of all primaries."""
-        return [self._client]
+        return [await self.client_of("")]
 
     def mark_stale(self) -> None:
-        """Do nothing: one server owns all slots."""
+        """Close idle connections before the next command."""
+        self._stale = True
 
     async def aclose(self) -> None:
         """Close all connections."""
@@ -97,7 +104,7 @@ class Cluster:
     def __init__(self, options: Mapping[str, Any]) -> None:
         self._options = dict(options)
         self._seed: Address = (options.get("host", "localhost"), options.get("port", 6379))
-        self._clients: dict[Address, redis.Redis] = {self._seed: _client(options)}
+        self._clients: dict[Address, redis.Redis] = {self._seed: new_client(options)}
         self._removed: list[redis.Redis] = []  # of nodes that left; their busy connections end by themselves
         self._owners: list[Address | None] = [None] * REDIS_CLUSTER_HASH_SLOTS
         self._stale = True
@@ -231,7 +238,7 @@ class Cluster:
 
     def _client(self, address: Address) -> redis.Redis:
         if address not in self._clients:
-            self._clients[address] = _client(self._options | {"host": address[0], "port": address[1]})
+            self._clients[address] = new_client(self._options | {"host": address[0], "port": address[1]})
         return self._clients[address]
 
 
@@ -276,7 +283,8 @@ async def _answers(client: redis.Redis, sent: Iterable[Sequence[RedisArg]]) -> l
     return await pipeline.execute(raise_on_error=False)
 
 
-def _client(options: Mapping[str, Any]) -> redis.Redis:
+def new_client(options: Mapping[str, Any]) -> redis.Redis:
+    """Return a client with a pool of its own; it does not connect yet."""
     pool = redis.BlockingConnectionPool(**options)
     # makes a connection object without connecting: a wrong option raises here
     pool.make_connection()  # type: ignore[no-untyped-call]

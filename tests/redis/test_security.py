@@ -243,7 +243,7 @@ async def command(settings: Settings, *arguments: str) -> str:
 async def test_every_part_works_with_the_rights_of_the_page(
     own_redis: OwnRedis, registry: Registry, settings_of: Callable[..., Settings]
 ) -> None:
-    await asyncio.gather(*(give_rights(own_redis, user) for user in RIGHTS))
+    await asyncio.gather(*(give_rights(own_redis, user) for user in (*DONE_BY, "pages")))
     await refused(own_redis)
     settings, commands = settings_of("streamrec-serve"), settings_of("streamrec-commands")
     async with daemon_of(settings) as daemon:

@@ -36,7 +36,7 @@ def find_servers(environ: Mapping[str, str]) -> Iterator[Servers]:
     if redis_url and kafka:
         yield Servers("given in the environment", redis_url, kafka)
         return
-    if kafka_home(environ) is None and docker_answers():
+    if kafka_home(environ) is None and not environ.get("REDIS_SERVER") and docker_answers():
         with container_servers() as found:
             yield found
         return
