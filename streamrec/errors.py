@@ -3,8 +3,11 @@
 StreamrecError
 ├── SettingsError      a setting is wrong, or two settings conflict
 ├── KafkaUnavailable   Kafka is unreachable or refuses access
+│   └── KafkaRefused   Kafka refuses the login, the connection or a right; only an operator can fix this
 ├── RedisUnavailable   Redis is unreachable or refuses a command
-│   └── RedisRefused   Redis refuses the password or a right; only an operator can fix this
+│   └── RedisRefused   Redis refuses the login, the connection or a right; only an operator can fix this
+├── NoChampion         the registry has no champion yet
+├── Stopped            a signal came while the process waited
 ├── EmbeddedError      an embedded server cannot be started
 ├── ArchiveError       the event archive cannot be read or written
 ├── RegistryError      a model version is missing or damaged, or cannot be published or promoted
@@ -27,15 +30,27 @@ class SettingsError(StreamrecError):
 
 
 class KafkaUnavailable(StreamrecError):
-    """Kafka is unreachable or refuses access; waiting may help, except at start."""
+    """Kafka is unreachable or refuses access; waiting may help."""
+
+
+class KafkaRefused(KafkaUnavailable):
+    """Kafka refuses the login, the connection or a right: an error at start; a running daemon waits for an operator."""
 
 
 class RedisUnavailable(StreamrecError):
-    """Redis is unreachable or refuses a command; waiting may help, except at start."""
+    """Redis is unreachable or refuses a command; waiting may help."""
 
 
 class RedisRefused(RedisUnavailable):
-    """Redis refuses the password or a right; the daemon waits until an operator has fixed this."""
+    """Redis refuses the login, the connection or a right: an error at start; a running daemon waits for an operator."""
+
+
+class NoChampion(StreamrecError):
+    """The registry has no champion yet; the message says how to make one."""
+
+
+class Stopped(StreamrecError):
+    """A signal came while the process waited for what it needs to start."""
 
 
 class EmbeddedError(StreamrecError):

@@ -1,7 +1,8 @@
 """Liveness and readiness of the daemon.
 
 The daemon is alive if its loop ticks and, while records wait, commits advance. During a rebalance, or while Kafka or
-Redis is unreachable, it is alive too: a restart would not help, and would cause another rebalance.
+Redis is unreachable, it is alive too: a restart would not help, and would cause another rebalance. So it is while it
+starts, and waits for what it needs.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ class Health:
     now_s: Callable[[], float] = time.monotonic
     joined: bool = False
     model_warm: bool = False
+    waits_for: str = ""
     stopping: bool = False
     kafka_answers: bool = True
     redis_answers: bool = True
@@ -40,8 +42,16 @@ class Health:
         """Record that offsets were committed, or that there was nothing to commit."""
         self.last_progress_s = self.now_s()
 
+    def wait_for(self, name: str) -> None:
+        """Record what the daemon waits for to start; an empty text: it has come."""
+        self.waits_for = name
+        self.tick()
+        self.progressed()
+
     def not_alive(self) -> str | None:
         """Return why a restart would help; None if the daemon is alive."""
+        if self.waits_for or not self.model_warm:  # no loop polls yet
+            return None
         now = self.now_s()
         if self.rebalancing_since_s is not None and now - self.rebalancing_since_s < self.rebalance_grace_s:
             return None
@@ -57,6 +67,8 @@ class Health:
         """Return why the daemon cannot publish new lists now; None if it is ready."""
         if self.stopping:
             return "shutting down"
+        if self.waits_for:
+            return f"waiting for {self.waits_for}; the log says why"
         if not self.model_warm:
             return "the model is not warm yet"
         if not self.joined:

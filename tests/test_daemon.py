@@ -135,22 +135,31 @@ def broken_model(tmp_path: Path, model_dir: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "words", "options"),
     [
-        ({"kafka_bootstrap_servers": "127.0.0.1:1"}, "Kafka at 127.0.0.1:1 cannot be reached"),
-        ({"redis_url": "redis://someone:hunter2@127.0.0.1:1/0"}, "Redis at redis://someone:********@127.0.0.1:1/0"),
-        ({"model_dir": "/no/such/model"}, "no model directory at /no/such/model"),
-        ({"model_dir": "broken"}, "model.safetensors is damaged"),
+        ({"kafka_bootstrap_servers": "127.0.0.1:1"}, "Kafka at 127.0.0.1:1 cannot be reached", ["--burst"]),
+        (
+            {"redis_url": "redis://ann:hunter2@127.0.0.1:1/0"},
+            "Redis at redis://ann:********@127.0.0.1:1/0",
+            ["--burst"],
+        ),
+        ({"model_dir": "/no/such/model"}, "no model directory at /no/such/model", []),
+        ({"model_dir": "broken"}, "model.safetensors is damaged", []),
     ],
     ids=["Kafka", "Redis", "model missing", "model damaged"],
 )
 def test_a_daemon_that_cannot_start_reports_why_in_one_line(
-    change: dict[str, str], words: str, make_settings: MakeSettings, model_dir: Path, tmp_path: Path
+    change: dict[str, str],
+    words: str,
+    options: list[str],
+    make_settings: MakeSettings,
+    model_dir: Path,
+    tmp_path: Path,
 ) -> None:
     if change.get("model_dir") == "broken":
         change = {"model_dir": str(broken_model(tmp_path, model_dir))}
     changes: dict[str, Any] = {"model_dir": model_dir, "log_level": "WARNING"} | change
-    ended = run_command(make_settings(**changes), "serve")
+    ended = run_command(make_settings(**changes), "serve", *options)
     assert ended.returncode == 1
     assert words in ended.stderr
     assert len(ended.stderr.splitlines()) == 1, ended.stderr

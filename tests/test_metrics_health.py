@@ -214,6 +214,22 @@ def test_during_an_outage_the_daemon_is_alive_but_not_ready(watched: Watched, aw
     assert watched.health.not_ready() == said
 
 
+def test_a_daemon_that_waits_to_start_or_loads_its_model_is_alive_but_not_ready() -> None:
+    starting = Watched()
+    starting.pass_s(10_000, ticking=False)
+    assert starting.health.not_alive() is None, "it loads its model"
+    starting.health.model_warm = starting.health.joined = True
+    assert starting.health.not_alive() is not None
+    starting.health.wait_for("Redis")
+    starting.pass_s(10_000, ticking=False)
+    assert starting.health.not_alive() is None
+    assert starting.health.not_ready() == "waiting for Redis; the log says why"
+    starting.health.wait_for("")
+    starting.pass_s(60, ticking=False)
+    assert starting.health.not_alive() is None, "the loop gets time to poll"
+    assert starting.health.not_ready() is None
+
+
 def test_a_loop_that_hangs_while_redis_is_down_is_not_alive(watched: Watched) -> None:
     watched.health.redis_answers = False
     watched.pass_s(61, ticking=False)

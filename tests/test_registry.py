@@ -15,7 +15,7 @@ import torch
 
 from sasrec import ItemVocab, SASRec, SASRecConfig, save_model
 from streamrec.commands.main import main
-from streamrec.errors import RegistryError, SettingsError, StreamrecError
+from streamrec.errors import NoChampion, RegistryError, StreamrecError
 from streamrec.registry import Registry
 from streamrec.serving.model import read_model
 from streamrec.settings import Settings
@@ -222,7 +222,7 @@ def test_a_damaged_shadow_alias_is_reported_and_blocks_no_other_change(tmp_path:
 def test_the_champion_is_served(tmp_path: Path, make_settings: MakeSettings) -> None:
     registry, (a, b) = filled(tmp_path, 2)
     settings = make_settings(registry_dir=registry.folder)
-    with pytest.raises(SettingsError, match="has no champion; make one with: streamrec models publish DIR --promote"):
+    with pytest.raises(NoChampion, match="has no champion; make one with: streamrec models publish DIR --promote"):
         read_model(settings)
     registry.promote(b, "better")
     assert read_model(settings).version == b

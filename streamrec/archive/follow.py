@@ -11,14 +11,17 @@ offsets are committed only to make the lag visible in Kafka.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 
 from streamrec.archive.segments import EventArchive
-from streamrec.errors import KafkaUnavailable
+from streamrec.errors import KafkaUnavailable, Stopped
 from streamrec.kafka.reader import OffsetRange, TopicReader
 from streamrec.kafka.topics import ensure_topics
+from streamrec.logs import LogOnce
 from streamrec.setting_groups import EventSettings, KafkaSettings
+from streamrec.waiting import until_there
 
 log = logging.getLogger(__name__)
 
@@ -41,34 +44,48 @@ class Archiver:
     async def run(self, stop: asyncio.Event, burst: bool = False) -> None:
         """Copy until ``stop`` is set or, with ``burst``, until the end that the topic had at the start.
 
+        Without ``burst`` it waits for a Kafka that is not there at the start.
+
         Raises:
-            KafkaUnavailable: no broker answers at the start, or a broker refuses access.
+            KafkaUnavailable: a broker refuses access or, with ``burst``, none answers.
             ArchiveError: the archive cannot be written, or another process writes to it.
         """
-        with self._archive.following():
-            await self._follow(stop, burst)
+        with self._archive.following(), contextlib.suppress(Stopped):
+            async with contextlib.AsyncExitStack() as clients:
+                if burst:
+                    reader = await self._connect(clients)
+                else:
+                    reader = await until_there("Kafka", lambda: self._connect(clients), stop)
+                await self._follow(reader, stop, burst)
 
-    async def _follow(self, stop: asyncio.Event, burst: bool) -> None:
+    async def _connect(self, clients: contextlib.AsyncExitStack) -> TopicReader:
+        """Create the topic if it is missing, and connect a reader."""
         for topic in await ensure_topics(self._kafka, (self._kafka.topic,)):
             log.info("topic created", extra={"topic": topic, "partitions": self._kafka.partitions})
         start = await asyncio.to_thread(self._archive.next_offsets)
-        async with TopicReader(self._kafka, self._events, start, f"{self._kafka.group}-archive") as reader:
-            log.info("archiving", extra={"topic": self._kafka.topic, "archive": self._archive.folder})
-            while not stop.is_set():
-                try:
-                    await reader.find_partitions()
-                except KafkaUnavailable as error:
-                    log.warning("Kafka is unreachable, waiting for it: %s", error)
-                    await asyncio.sleep(RETRY_PAUSE_S)
-                    continue
-                for partition, found in (await reader.poll()).items():
-                    self._add(partition, found)
-                drained = burst and await reader.drained()
-                if drained or self._is_due():
-                    await self._flush(reader)
-                if drained:
-                    return
-            await self._flush(reader)
+        return await clients.enter_async_context(
+            TopicReader(self._kafka, self._events, start, f"{self._kafka.group}-archive")
+        )
+
+    async def _follow(self, reader: TopicReader, stop: asyncio.Event, burst: bool) -> None:
+        log.info("archiving", extra={"topic": self._kafka.topic, "archive": self._archive.folder})
+        warning = LogOnce(log)
+        while not stop.is_set():
+            try:
+                await reader.find_partitions()
+            except KafkaUnavailable as error:
+                warning("Kafka is unreachable, waiting for it: %s", error)
+                await asyncio.sleep(RETRY_PAUSE_S)
+                continue
+            warning.reset()
+            for partition, found in (await reader.poll()).items():
+                self._add(partition, found)
+            drained = burst and await reader.drained()
+            if drained or self._is_due():
+                await self._flush(reader)
+            if drained:
+                return
+        await self._flush(reader)
 
     def _add(self, partition: int, found: OffsetRange) -> None:
         pending = self._pending.setdefault(partition, OffsetRange(found.first, found.first))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 from typing import TYPE_CHECKING
 
 from streamrec.commands.options import KAFKA, REDIS, Subparsers, add_command
@@ -41,9 +42,10 @@ def add_to(commands: Subparsers) -> None:
         FLAGS,
         "run the daemon: read clicks, publish lists",
         "Read clicks from Kafka, store every user's last items in Redis, and publish a fresh list after every click. "
+        "If Kafka, Redis or the registry's first champion is missing, the daemon waits for it. "
         "SIGTERM or Ctrl-C finishes the current batch, commits and leaves the group; a second signal exits at once.",
     )
-    command.add_argument("--burst", action="store_true", help="read the topic to its end, then exit")
+    command.add_argument("--burst", action="store_true", help="read the topic to its end, then exit; wait for nothing")
     command.add_argument(
         "--embedded",
         action="store_true",
@@ -55,6 +57,7 @@ def add_to(commands: Subparsers) -> None:
 def run(settings: Settings, options: argparse.Namespace) -> int:
     """Serve until a signal comes."""
     from streamrec.daemon import serve
+    from streamrec.errors import NoChampion
 
     if not options.embedded:
         return asyncio.run(serve(settings, options.burst))
@@ -62,7 +65,8 @@ def run(settings: Settings, options: argparse.Namespace) -> int:
     from streamrec.local.servers import LocalServers
     from streamrec.serving.model import read_model
 
-    read_model(settings)  # fail before anything is started
+    with contextlib.suppress(NoChampion):  # the daemon waits for it
+        read_model(settings)  # fail before anything is started
     adapt()
     with LocalServers() as servers:
         print(f"export STREAMREC_KAFKA_BOOTSTRAP_SERVERS={servers.kafka_bootstrap_servers}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any, Protocol
 
+from aiokafka import AIOKafkaProducer
 from aiokafka.conn import collect_hosts, create_conn
 from aiokafka.errors import (
     ClusterAuthorizationFailedError,
@@ -18,7 +19,7 @@ from aiokafka.errors import (
 )
 from aiokafka.protocol.metadata import MetadataRequest
 
-from streamrec.errors import RIGHTS_ARE_LISTED, KafkaUnavailable
+from streamrec.errors import RIGHTS_ARE_LISTED, KafkaRefused, KafkaUnavailable
 from streamrec.setting_groups import KafkaSettings
 from streamrec.tls import KAFKA, closed_connection_hint, tls_context, tls_problem
 
@@ -71,11 +72,19 @@ async def start_client(kafka: KafkaSettings, client: Client) -> None:
     """
     try:
         await client.start()
+        check_brokers(kafka, client)
     except BaseException as error:  # a cancellation too, or its connections would stay open
         await client.stop()
         if isinstance(error, (KafkaError, OSError)):
             raise kafka_error(kafka, error) from error
         raise
+
+
+def check_brokers(kafka: KafkaSettings, client: Any) -> None:
+    """Raise KafkaUnavailable if a started client knows no broker: without this connection it would never find one."""
+    known = client.client if isinstance(client, AIOKafkaProducer) else client._client
+    if not known.cluster.brokers():
+        raise KafkaUnavailable(f"Kafka at {kafka.bootstrap_servers} is still starting: it names no broker")
 
 
 def kafka_error(kafka: KafkaSettings, error: Exception) -> KafkaUnavailable:
@@ -89,7 +98,7 @@ def kafka_error(kafka: KafkaSettings, error: Exception) -> KafkaUnavailable:
         return KafkaUnavailable(f"Kafka at {servers} does not answer")
     detail = str(error) or type(error).__name__
     if isinstance(error, NO_RIGHT):
-        detail += f" ({RIGHTS_ARE_LISTED})"
+        return KafkaRefused(f"Kafka at {servers}: {detail} ({RIGHTS_ARE_LISTED})")
     return KafkaUnavailable(f"Kafka at {servers}: {detail}")
 
 
@@ -107,14 +116,18 @@ async def diagnose(kafka: KafkaSettings, error: Exception) -> KafkaUnavailable:
             finally:
                 connection.close()
         except (KafkaError, OSError, ValueError) as refusal:
+            address = f"Kafka at {host}:{port}"
             reason = _reason(kafka, refusal)
             if reason:
-                return KafkaUnavailable(f"Kafka at {host}:{port}: {reason}")
+                return KafkaRefused(f"{address}: {reason}")
+            hint = _closed_hint(kafka, refusal)
+            if hint:
+                return KafkaUnavailable(f"{address}: {hint}")
     return kafka_error(kafka, error)
 
 
 def _reason(kafka: KafkaSettings, error: Exception) -> str | None:
-    """Return why a broker refuses the connection, and what to do; None if it is only unreachable."""
+    """Return why a broker refuses the connection, and what to do; None if it does not say that it refuses."""
     problem = tls_problem(error, KAFKA)
     if problem:
         return problem + ("; see STREAMREC_KAFKA_SECURITY_PROTOCOL" if "speaks no TLS" in problem else "")
@@ -128,6 +141,11 @@ def _reason(kafka: KafkaSettings, error: Exception) -> str | None:
         )
     if isinstance(error, IllegalSaslStateError):
         return "it uses no SASL on this port: set STREAMREC_KAFKA_SECURITY_PROTOCOL to PLAINTEXT or SSL"
+    return None
+
+
+def _closed_hint(kafka: KafkaSettings, error: Exception) -> str | None:
+    """Return the likely cause if a broker closed the connection, which one that starts or stops does too."""
     hint = "" if isinstance(error, TimeoutError) else closed_connection_hint(error, KAFKA, kafka.uses_tls, kafka.tls)
     if hint and not kafka.security_protocol.startswith("SASL"):
         hint = hint.replace("?", ", or SASL?")

@@ -6,20 +6,21 @@ import contextlib
 from collections.abc import AsyncIterator, Iterable
 
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
-from aiokafka.errors import KafkaError
+from aiokafka.errors import KafkaError, for_code
 
-from streamrec.errors import RIGHTS_ARE_LISTED, KafkaUnavailable
-from streamrec.kafka.connection import connection_options, diagnose
+from streamrec.errors import RIGHTS_ARE_LISTED, KafkaRefused, KafkaUnavailable
+from streamrec.kafka.connection import check_brokers, connection_options, diagnose
 from streamrec.setting_groups import KafkaSettings
 
 TOPIC_ALREADY_EXISTS, TOPIC_AUTHORIZATION_FAILED, CLUSTER_AUTHORIZATION_FAILED = 36, 29, 31
+INVALID_REPLICATION_FACTOR = 38  # more replicas than brokers, perhaps because the others still start
 
 
 async def ensure_topics(kafka: KafkaSettings, topics: Iterable[str]) -> list[str]:
     """Create the topics that do not exist; return their names.
 
     Raises:
-        KafkaUnavailable: the brokers cannot be reached, or refuse.
+        KafkaUnavailable: the brokers cannot be reached; KafkaRefused: they refuse.
     """
     async with _admin(kafka) as admin:
         existing = set(await admin.list_topics())
@@ -31,12 +32,14 @@ async def ensure_topics(kafka: KafkaSettings, topics: Iterable[str]) -> list[str
         )
         for topic, code, message in response.topic_errors:
             if code in (TOPIC_AUTHORIZATION_FAILED, CLUSTER_AUTHORIZATION_FAILED):
-                raise KafkaUnavailable(
+                raise KafkaRefused(
                     f"topic {topic} does not exist or may not be seen, and may not be created: create it, and allow "
                     f"Describe on it ({RIGHTS_ARE_LISTED})"
                 )
             if code not in (0, TOPIC_ALREADY_EXISTS):
-                raise KafkaUnavailable(f"Kafka refuses to create topic {topic}: {message} (error {code})")
+                passes = code == INVALID_REPLICATION_FACTOR or for_code(code).retriable
+                kind = KafkaUnavailable if passes else KafkaRefused
+                raise kind(f"Kafka refuses to create topic {topic}: {message} (error {code})")
         return missing
 
 
@@ -60,6 +63,7 @@ async def _admin(kafka: KafkaSettings) -> AsyncIterator[AIOKafkaAdminClient]:
     admin = AIOKafkaAdminClient(**connection_options(kafka))
     try:
         await admin.start()
+        check_brokers(kafka, admin)
         yield admin
     except (KafkaError, OSError) as error:
         raise await diagnose(kafka, error) from error

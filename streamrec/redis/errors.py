@@ -22,24 +22,26 @@ def redis_error(settings: RedisSettings, error: Exception) -> RedisUnavailable:
 def _explained(settings: RedisSettings, error: Exception) -> tuple[type[RedisUnavailable], str]:
     detail = (str(error) or type(error).__name__).rstrip(".")
     if not settings.cluster and isinstance(error, (AskError, ClusterCrossSlotError)):
-        return RedisUnavailable, "it is a node of a Redis Cluster; set STREAMREC_REDIS_CLUSTER=true"
+        return RedisRefused, "it is a node of a Redis Cluster; set STREAMREC_REDIS_CLUSTER=true"
     if isinstance(error, AskError):
         return RedisUnavailable, f"its nodes do not agree on the owner of slot {error.slot_id}"
     if settings.cluster and "cluster support disabled" in detail:
-        return RedisUnavailable, "it is a single server, no Redis Cluster; set STREAMREC_REDIS_CLUSTER=false"
+        return RedisRefused, "it is a single server, no Redis Cluster; set STREAMREC_REDIS_CLUSTER=false"
     problem = tls_problem(error, REDIS)
     if problem:
-        return RedisUnavailable, problem
+        return RedisRefused, problem
     if isinstance(error, NoPrimary):
         detail += closed_connection_hint(error, REDIS, settings.uses_tls, settings.tls)
         return RedisRefused if isinstance(error, SentinelRefused) else RedisUnavailable, detail
     if "unknown command" in detail.lower() and "'exists'" in detail.lower():
-        return RedisUnavailable, f"it is a sentinel, no server; write {SENTINEL_FORM}"
+        return RedisRefused, f"it is a sentinel, no server; write {SENTINEL_FORM}"
     if isinstance(error, AuthenticationError):
         return (
             RedisRefused,
             f"{detail}; set STREAMREC_REDIS_USERNAME and STREAMREC_REDIS_PASSWORD, or ..._PASSWORD_FILE",
         )
+    if "DB index is out of range" in detail:
+        return RedisRefused, f"{detail}; the number at the end of STREAMREC_REDIS_URL is too large"
     if isinstance(error, NoPermissionError) or "ACL failure" in detail or "The user executing the script" in detail:
         return RedisRefused, f"{detail}; {RIGHTS_ARE_LISTED}"
     if isinstance(error, (RedisConnectionError, RedisTimeoutError, OSError)):

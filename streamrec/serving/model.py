@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Self
 
 from sasrec import Engine, ItemVocab, ModelDirectoryError, ModelMetadata, SavedModel, load_model
-from streamrec.errors import SettingsError
+from streamrec.errors import NoChampion, SettingsError
 from streamrec.metrics import unix_s
-from streamrec.registry import Registry
+from streamrec.registry import Champion, Registry
 from streamrec.setting_groups import InferenceSettings
 from streamrec.settings import Settings
 
@@ -17,18 +17,13 @@ def read_model(settings: Settings) -> SavedModel:
     """Read the configured model directory, or the champion of the registry.
 
     Raises:
-        SettingsError: neither is set, the directory cannot be used, or there is no champion.
+        SettingsError: neither is set, or the directory cannot be used.
+        NoChampion: the registry has none yet.
         RegistryError: the registry cannot be read, or its champion is damaged.
     """
     if settings.registry.dir is not None:
         registry = Registry(settings.registry.dir)
-        champion = registry.champion()
-        if champion is None:
-            raise SettingsError(
-                f"the registry {settings.registry.dir} has no champion; "
-                "make one with: streamrec models publish DIR --promote"
-            )
-        return registry.load(champion.version)
+        return registry.load(first_champion(registry).version)
     if settings.model.dir is None:
         raise SettingsError(
             "no model: set STREAMREC_MODEL_DIR or --model-dir to a directory made by: sasrec train FILE --out DIR"
@@ -37,6 +32,21 @@ def read_model(settings: Settings) -> SavedModel:
         return load_model(settings.model.dir)
     except ModelDirectoryError as error:
         raise SettingsError(str(error)) from None
+
+
+def first_champion(registry: Registry) -> Champion:
+    """Return the champion.
+
+    Raises:
+        NoChampion: there is none yet.
+        RegistryError: the registry cannot be read.
+    """
+    champion = registry.champion()
+    if champion is None:
+        raise NoChampion(
+            f"the registry {registry.folder} has no champion; make one with: streamrec models publish DIR --promote"
+        )
+    return champion
 
 
 @dataclass(frozen=True)

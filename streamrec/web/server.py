@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import logging
 from typing import Protocol
@@ -39,7 +40,6 @@ class WebServer:
 
     Args:
         health: decides /livez and /readyz; None: both answer "ok".
-        routes: further routes; they show data of users.
         chosen: whether the port was set by hand; a default port that is taken is replaced by a free one.
         variable: name of the environment variable that sets the port.
     """
@@ -49,7 +49,6 @@ class WebServer:
         settings: HttpSettings,
         metrics: Exposed,
         health: Health | None,
-        routes: Routes | None = None,
         chosen: bool = True,
         variable: str = "STREAMREC_HTTP_PORT",
     ) -> None:
@@ -58,15 +57,8 @@ class WebServer:
         self._variable = variable
         self._metrics = metrics
         self._health = health
-        app = web.Application(client_max_size=MAX_BODY_BYTES)
-        Access(settings).register(app)
-        app.router.add_get("/metrics", self._get_metrics)
-        app.router.add_get("/livez", self._get_livez)
-        app.router.add_get("/readyz", self._get_readyz)
-        self._shows_users = routes is not None
-        if routes is not None:
-            routes.register(app)
-        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=CLOSE_TIMEOUT_S)
+        self._runner = self._runner_of(None)
+        self._server: asyncio.Server | None = None
 
     async def start(self) -> str:
         """Listen, and return the address.
@@ -87,20 +79,48 @@ class WebServer:
                 raise SettingsError(f"cannot listen on {host}:{port}: {error.strerror}; {remedy}") from None
             log.info("port is taken, using a free one; set %s to choose", self._variable, extra={"port": port})
             await self._listen(host, 0)
-        if self._shows_users and not self._settings.token and not is_loopback(host):
+        assert self._server is not None
+        host, port = self._server.sockets[0].getsockname()[:2]
+        return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+    async def show(self, routes: Routes) -> None:
+        """Serve further routes too, which show data of users."""
+        host, port = self._settings.host, self._settings.port
+        if not self._settings.token and not is_loopback(host):
             log.warning(
                 "everyone who can reach this port can read what users click: set STREAMREC_HTTP_TOKEN",
                 extra={"host": host, "port": port},
             )
-        host, port = self._runner.addresses[0][:2]
-        return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        runner = self._runner_of(routes)
+        await runner.setup()
+        before, self._runner = self._runner, runner
+        await before.cleanup()
 
     async def stop(self) -> None:
         """Stop listening."""
+        if self._server is not None:
+            self._server.close()
         await self._runner.cleanup()
 
+    def _runner_of(self, routes: Routes | None) -> web.AppRunner:
+        """Return the runner of a new application: the routes of a running one cannot change."""
+        app = web.Application(client_max_size=MAX_BODY_BYTES)
+        Access(self._settings).register(app)
+        app.router.add_get("/metrics", self._get_metrics)
+        app.router.add_get("/livez", self._get_livez)
+        app.router.add_get("/readyz", self._get_readyz)
+        if routes is not None:
+            routes.register(app)
+        elif self._health is not None:
+            app.router.add_get("/", self._get_readyz)  # why there is no page yet
+        return web.AppRunner(app, access_log=None, shutdown_timeout=CLOSE_TIMEOUT_S)
+
     async def _listen(self, host: str, port: int) -> None:
-        await web.TCPSite(self._runner, host, port).start()
+        def connected() -> asyncio.BaseProtocol:
+            assert self._runner.server is not None
+            return self._runner.server()
+
+        self._server = await asyncio.get_running_loop().create_server(connected, host, port, reuse_address=True)
 
     async def _get_metrics(self, _: web.Request) -> web.Response:
         return web.Response(body=self._metrics.exposition(), headers={"Content-Type": CONTENT_TYPE_LATEST})

@@ -155,8 +155,6 @@ def test_a_mistake_is_reported_in_one_clear_line(
     run: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert run("import", str(tmp_path / "none.csv"))[2].startswith("streamrec: cannot read ")
-    status, out, err = run("follow", "--kafka-bootstrap-servers", "127.0.0.1:1")
-    assert (status, out) == (1, "")
-    assert err.splitlines()[-1].startswith("streamrec: Kafka at 127.0.0.1:1 cannot be reached")
+    assert run("follow", "--kafka-bootstrap-servers", "kafka:0")[2].endswith("'kafka:0' is not host:port\n")
     monkeypatch.delenv("STREAMREC_ARCHIVE_DIR")
     assert run("stats") == (1, "", "streamrec: no archive: set STREAMREC_ARCHIVE_DIR or --archive-dir\n")

@@ -73,6 +73,7 @@ class KafkaFront:
         users: passwords by name; a client must log in as one of them.
         may_create: False: refuse to create topics, as without an ACL.
         may_join: False: refuse to find the group coordinator, as without an ACL.
+        starting: name no broker in the metadata, as a broker before it is part of its cluster.
     """
 
     behind: int
@@ -81,6 +82,7 @@ class KafkaFront:
     users: Mapping[str, str] = field(default_factory=dict)
     may_create: bool = True
     may_join: bool = True
+    starting: bool = False
     port: int = 0
     requested: set[int] = field(default_factory=set)  # API keys of requests that reached the broker
     _writers: list[asyncio.StreamWriter] = field(default_factory=list)
@@ -122,6 +124,8 @@ class KafkaFront:
                 body = self._no_topic(frame)
             elif key == FIND_COORDINATOR and not self.may_join:
                 body = NO_GROUP if frame[3] == 0 else bytes(4) + NO_GROUP[:2] + b"\xff\xff" + NO_GROUP[2:]
+            elif key == METADATA and self.starting:
+                body = _no_brokers(frame[3])
             else:
                 self.requested.add(key)
                 broker.write(len(frame).to_bytes(4) + frame)
@@ -150,7 +154,7 @@ class KafkaFront:
             await writer.drain()
 
 
-FIND_COORDINATOR = 10
+METADATA, FIND_COORDINATOR = 3, 10
 API_VERSIONS, SASL_HANDSHAKE, SASL_AUTHENTICATE, CREATE_TOPICS = 18, 17, 36, 19
 TOPIC_AUTHORIZATION_FAILED, UNSUPPORTED_MECHANISM, ILLEGAL_STATE, AUTHENTICATION_FAILED = 29, 33, 34, 58
 SESSION_LASTS = bytes(8)  # milliseconds; 0: without end
@@ -213,6 +217,12 @@ REFUSED = (AUTHENTICATION_FAILED, "Authentication failed during authentication d
 
 async def _frame(reader: asyncio.StreamReader) -> bytes:
     return await reader.readexactly(int.from_bytes(await reader.readexactly(4)))
+
+
+def _no_brokers(version: int) -> bytes:
+    """Return metadata without brokers, cluster id, controller and topics."""
+    throttled, cluster_id, controller = bytes(4), b"\xff" * 2, b"\xff" * 4
+    return throttled * (version >= 3) + bytes(4) + cluster_id * (version >= 2) + controller * (version >= 1) + bytes(4)
 
 
 def _header_end(frame: bytes) -> int:

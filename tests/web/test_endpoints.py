@@ -55,7 +55,7 @@ async def served(settings: Settings, caplog: pytest.LogCaptureFixture) -> AsyncI
 async def test_a_stuck_consumer_is_not_alive_and_a_waiting_one_is(
     make_settings: MakeSettings, model_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("streamrec.daemon.Predictor", StuckPredictor)
+    monkeypatch.setattr("streamrec.startup.Predictor", StuckPredictor)
     settings = make_settings(model_dir=model_dir, serving_liveness_timeout_s=1)
     async with served(settings, caplog) as http:
         await eventually(lambda: has_status(http, "/readyz", 200))

@@ -74,7 +74,7 @@ async def test_probes_follow_the_health(make_settings: MakeSettings) -> None:
 
 async def test_other_paths_are_not_found(make_settings: MakeSettings) -> None:
     async with serving(make_settings()) as address:
-        assert (await get(f"{address}/"))[0] == 404
+        assert (await get(f"{address}/page"))[0] == 404
 
 
 async def test_port_0_is_any_free_port_so_that_two_daemons_run_side_by_side(make_settings: MakeSettings) -> None:
