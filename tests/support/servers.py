@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import tempfile
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import yaml
 
 from streamrec.errors import EmbeddedError
-from streamrec.local.apache_kafka import kafka_home
+from streamrec.local.apache_kafka import kafka_home, names_a_broker
 from streamrec.local.embedded_kafka import adapt
-from streamrec.local.process import ServerProcess
-from streamrec.local.servers import LocalServers, redis_server, redis_url
+from streamrec.local.process import ServerProcess, free_port
+from streamrec.local.servers import LocalServers, answers_ping, redis_server, redis_url
 
 # Kafka's brokers accept no shorter session unless configured to.
 SHORTEST_SESSION_S = 6
+
+COMPOSE = Path(__file__).parents[2] / "deploy" / "compose.yaml"
 
 
 @dataclass(frozen=True)
@@ -110,9 +115,35 @@ def docker_answers() -> bool:
 
 @contextlib.contextmanager
 def container_servers() -> Iterator[Servers]:
-    from testcontainers.kafka import KafkaContainer
-    from testcontainers.redis import RedisContainer
+    """Run the images that compose.yaml names for Redis and Kafka, and Kafka with its settings."""
+    from testcontainers.core.config import testcontainers_config
+    from testcontainers.core.container import DockerContainer
 
-    with RedisContainer("valkey/valkey:8") as redis, KafkaContainer().with_kraft() as kafka:
-        url = f"redis://{redis.get_container_host_ip()}:{redis.get_exposed_port(6379)}/0"
-        yield Servers("containers", url, kafka.get_bootstrap_server())
+    # it would remove the containers of a killed run, but is one more image to pull
+    testcontainers_config.ryuk_disabled = True
+    services = yaml.safe_load(COMPOSE.read_text("utf-8"))["services"]
+    redis = DockerContainer(services["redis"]["image"], command="valkey-server --protected-mode no", ports=[6379])
+    kafka = DockerContainer(services["kafka"]["image"], hostname="kafka")
+    host, port = kafka.get_docker_client().host(), free_port()
+    changes = {
+        # Kafka sends clients this address, so the port of this machine is chosen before the container starts
+        "KAFKA_ADVERTISED_LISTENERS": f"INSIDE://kafka:9092,OUTSIDE://{host}:{port}",
+        "KAFKA_GROUP_INITIAL_REBALANCE_DELAY_MS": "0",
+    }
+    kafka.with_bind_ports(29092, port).with_envs(**services["kafka"]["environment"] | changes)
+    with redis, kafka:
+        redis_port = redis.get_exposed_port(6379)
+        wait_until(answers_ping, host, redis_port)
+        wait_until(names_a_broker, host, port)
+        yield Servers("containers", f"redis://{host}:{redis_port}/0", f"{host}:{port}")
+
+
+def wait_until(ready: Callable[[socket.socket], bool], host: str, port: int, timeout_s: float = 60.0) -> None:
+    """Wait until a server that is starting answers as it should."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        with contextlib.suppress(OSError), socket.create_connection((host, port), timeout=5) as connection:
+            if ready(connection):
+                return
+        assert time.monotonic() < deadline, f"the server at {host}:{port} is not ready after {timeout_s} s"
+        time.sleep(0.1)
