@@ -5,8 +5,9 @@ StreamrecError
 ├── KafkaUnavailable   Kafka is unreachable or refuses access
 ├── RedisUnavailable   Redis is unreachable or refuses a command
 │   └── RedisRefused   Redis refuses the password or a right; only an operator can fix this
+├── StoreUnavailable   a folder or object store of models or clicks cannot be read or written
 ├── EmbeddedError      an embedded server cannot be started
-├── ArchiveError       the event archive cannot be read or written
+├── ArchiveError       the event archive is damaged, or another process writes to it
 ├── RegistryError      a model version is missing or damaged, or cannot be published or promoted
 ├── RetrainError       training failed, or there are too few clicks to train or to compare models on
 ├── RetrainStopped     a round of retraining was stopped before it had a model
@@ -36,6 +37,10 @@ class RedisUnavailable(StreamrecError):
 
 class RedisRefused(RedisUnavailable):
     """Redis refuses the password or a right; the daemon waits until an operator has fixed this."""
+
+
+class StoreUnavailable(StreamrecError):
+    """A folder or object store is unreachable or refuses access; waiting may help, except at start."""
 
 
 class EmbeddedError(StreamrecError):

@@ -11,13 +11,15 @@ offsets are committed only to make the lag visible in Kafka.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 
 from streamrec.archive.segments import EventArchive
-from streamrec.errors import KafkaUnavailable
+from streamrec.errors import KafkaUnavailable, StoreUnavailable
 from streamrec.kafka.reader import OffsetRange, TopicReader
 from streamrec.kafka.topics import ensure_topics
+from streamrec.logs import LogOnce
 from streamrec.setting_groups import EventSettings, KafkaSettings
 
 log = logging.getLogger(__name__)
@@ -34,6 +36,7 @@ class Archiver:
         self._events = events
         self._flush_s = flush_s
         self._archive = archive
+        self._log_unavailable = LogOnce(log)
         self._pending: dict[int, OffsetRange] = {}  # by partition: read, not yet archived
         self._flushed_s = time.monotonic()
         self.archived = 0  # events
@@ -43,7 +46,8 @@ class Archiver:
 
         Raises:
             KafkaUnavailable: no broker answers at the start, or a broker refuses access.
-            ArchiveError: the archive cannot be written, or another process writes to it.
+            ArchiveError: another process writes to the archive.
+            StoreUnavailable: the archive cannot be written at the start, or when ``stop`` is set.
         """
         with self._archive.following():
             await self._follow(stop, burst)
@@ -53,7 +57,7 @@ class Archiver:
             log.info("topic created", extra={"topic": topic, "partitions": self._kafka.partitions})
         start = await asyncio.to_thread(self._archive.next_offsets)
         async with TopicReader(self._kafka, self._events, start, f"{self._kafka.group}-archive") as reader:
-            log.info("archiving", extra={"topic": self._kafka.topic, "archive": self._archive.folder})
+            log.info("archiving", extra={"topic": self._kafka.topic, "archive": str(self._archive.store)})
             while not stop.is_set():
                 try:
                     await reader.find_partitions()
@@ -65,10 +69,10 @@ class Archiver:
                     self._add(partition, found)
                 drained = burst and await reader.drained()
                 if drained or self._is_due():
-                    await self._flush(reader)
+                    await self._flush(reader, stop)
                 if drained:
                     return
-            await self._flush(reader)
+            await self._flush(reader, stop)
 
     def _add(self, partition: int, found: OffsetRange) -> None:
         pending = self._pending.setdefault(partition, OffsetRange(found.first, found.first))
@@ -80,17 +84,38 @@ class Archiver:
         waiting = sum(len(pending.events) for pending in self._pending.values())
         return waiting >= SEGMENT_EVENTS or time.monotonic() - self._flushed_s >= self._flush_s
 
-    async def _flush(self, reader: TopicReader) -> None:
+    async def _flush(self, reader: TopicReader, stop: asyncio.Event) -> None:
         self._flushed_s = time.monotonic()
         offsets = {}
         for partition, pending in sorted(self._pending.items()):
-            await asyncio.to_thread(
-                self._archive.append, partition, pending.first, pending.next, pending.events, pending.dead_letters
-            )
-            await asyncio.to_thread(self._archive.merge, partition)
+            await self._write(partition, pending, stop)
             del self._pending[partition]
             self.archived += len(pending.events)
             offsets[partition] = pending.next
         if offsets:
             await reader.commit(offsets)
             log.info("segments written", extra={"partitions": len(offsets), "events": self.archived})
+
+    async def _write(self, partition: int, pending: OffsetRange, stop: asyncio.Event) -> None:
+        """Write a segment. While the archive is unavailable, wait and read no further."""
+        again = False
+        while True:
+            try:
+                await asyncio.to_thread(self._append, partition, pending, again)
+            except StoreUnavailable as error:
+                if stop.is_set():
+                    raise
+                self._log_unavailable("the archive is unavailable, waiting for it: %s", error)
+            else:
+                self._log_unavailable.reset()
+                return
+            again = True
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(RETRY_PAUSE_S):
+                    await stop.wait()
+
+    def _append(self, partition: int, pending: OffsetRange, again: bool) -> None:
+        # a write whose answer was lost has succeeded
+        if not (again and self._archive.next_offsets().get(partition, 0) >= pending.next):
+            self._archive.append(partition, pending.first, pending.next, pending.events, pending.dead_letters)
+        self._archive.merge(partition)

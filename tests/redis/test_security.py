@@ -193,7 +193,7 @@ def settings_of(own: LocalServers, registry: Registry, tmp_path: Path) -> Callab
             "redis_url": own.redis_url,
             "redis_username": user,
             "redis_password": PASSWORD,
-            "registry_dir": registry.folder,
+            "registry_dir": registry.place,
             "archive_dir": tmp_path / "archive",
             "http_port": 0,
             "lists_refresh_s": 0.2,

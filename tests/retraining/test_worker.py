@@ -402,7 +402,7 @@ async def test_promotion_refusal_damage_rollback_and_kills_while_the_daemon_serv
         third = champion_of(settings)
         assert third not in (first, second)
         await eventually(lambda: serves(daemon, str(third)))
-        weights = registry.folder / "versions" / str(second) / "model.safetensors"
+        weights = registry.place / "versions" / str(second) / "model.safetensors"
         whole = weights.read_bytes()
         weights.write_bytes(whole[:-4] + b"rust")
         damaged = await asyncio.to_thread(models, settings, "promote", str(second))
@@ -417,7 +417,7 @@ async def test_promotion_refusal_damage_rollback_and_kills_while_the_daemon_serv
         return set((await versions_published(settings)).values()) <= {second, "popular"}
 
     await eventually(every_list_is_of_the_champion)
-    await assert_delivered(make_settings(model_dir=registry.folder / "versions" / str(second), lists_filter_seen=False))
+    await assert_delivered(make_settings(model_dir=registry.place / "versions" / str(second), lists_filter_seen=False))
     assert daemon.lines("ERROR") == []
     await start("--once").ends()
     await assert_archive_is_the_topic(settings)
