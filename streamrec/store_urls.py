@@ -24,13 +24,15 @@ def is_url(place: object) -> bool:
 
 
 def check_place(place: object) -> object:
-    """Return a folder as a path, and a URL as it is; other types are left to the caller.
+    """Return a folder as a path, and a URL as it is.
 
     Raises:
-        ValueError: the URL is wrong; the message does not repeat it, since it may contain a password.
+        ValueError: it is neither, or the URL is wrong; the message does not repeat it, since it may contain a password.
     """
-    if not isinstance(place, str):
+    if place is None or isinstance(place, Path):
         return place
+    if not isinstance(place, str):
+        raise ValueError("write a folder or a URL")
     if not is_url(place):
         return Path(place)
     check_url(place)

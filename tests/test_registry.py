@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import multiprocessing
 import os
+import tempfile
 import time
 import uuid
 from collections.abc import Callable
@@ -23,6 +25,9 @@ from streamrec.settings import Settings
 from streamrec.settings_sources import load_settings
 from streamrec.storage import Place
 
+from support.killed_at_step import killed_at_each_step
+from support.places import below
+
 MakeSettings = Callable[..., Settings]
 VOCAB = ItemVocab([f"i{n}" for n in range(10)])
 
@@ -30,6 +35,11 @@ VOCAB = ItemVocab([f"i{n}" for n in range(10)])
 def model(seed: int) -> SASRec:
     torch.manual_seed(seed)
     return SASRec(SASRecConfig(num_items=10, max_len=4, hidden_units=8, num_blocks=1))
+
+
+def version_of(model: SASRec) -> str:
+    with tempfile.TemporaryDirectory() as folder:
+        return save_model(Path(folder) / "model", model, VOCAB)
 
 
 def filled(place: Place, count: int) -> tuple[Registry, list[str]]:
@@ -245,6 +255,41 @@ def test_a_damaged_shadow_alias_is_reported_and_blocks_no_other_change(place: Pl
     registry.promote(b, "better")
     assert registry.prune(keep=5) == []
     assert registry.set_shadow(a) == registry.shadow()
+
+
+@pytest.mark.parametrize("damaged", [False, True], ids=["new", "repaired"])
+def test_a_publisher_that_is_killed_at_any_step_leaves_whole_versions_and_one_champion(
+    place: Place, request: pytest.FixtureRequest, tmp_path: Path, damaged: bool
+) -> None:
+    numbers, old, new = itertools.count(), version_of(model(0)), save_model(tmp_path / "model", model(1), VOCAB)
+
+    def new_place() -> Place:
+        registry, names = filled(below(place, str(next(numbers))), 1 + damaged)
+        registry.promote(names[0], "first")
+        if damaged:
+            damage(registry, names[1])
+        return registry.place
+
+    def arguments(place: Place) -> list[str]:
+        where = ["--registry-dir", str(place), "--redis-url", "redis://127.0.0.1:1/0"]
+        return ["models", "publish", str(tmp_path / "model"), "--promote", *where]
+
+    server = request.getfixturevalue("s3") if isinstance(place, str) else None
+    outcomes = set()
+    for at, killed in killed_at_each_step(new_place, server, "streamrec.__main__", arguments, os.environ):
+        registry = Registry(at)
+        champion = registry.champion()
+        assert champion is not None
+        promoted = len(champion.before)
+        assert champion.version == (new if promoted else old)
+        assert registry.load(champion.version).version == champion.version
+        known = {version.version: version.problem for version in registry.versions()}
+        assert set(known.values()) == {None}, "damaged weights do not show in the metadata"
+        if promoted:
+            assert known.keys() == {old, new}
+        assert registry.promote(registry.publish(model(1), VOCAB), "by another one").version == new
+        outcomes.add((killed, promoted, new in known))
+    assert outcomes >= {(True, 0, damaged), (True, 0, True), (True, 1, True), (False, 1, True)}
 
 
 # --- serving and commands

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 import random
 import signal
 import subprocess
@@ -20,6 +22,8 @@ from streamrec.schemas import ClickEvent
 from streamrec.storage import Place
 
 from support.archives import click
+from support.killed_at_step import killed_at_each_step
+from support.places import below
 
 BASE_MS = 1_700_000_000_000
 
@@ -246,3 +250,28 @@ def test_a_writer_killed_at_random_moments_loses_and_duplicates_no_event(place: 
         assert rows(archive) == expected(*(click(p, n) for p in sorted(ends) for n in range(ends[p])))
         assert sum(ends.values()) > reached
         reached = sum(ends.values())
+
+
+def test_a_writer_killed_at_any_step_loses_and_duplicates_no_event(
+    place: Place, request: pytest.FixtureRequest
+) -> None:
+    numbers, events = itertools.count(), 10
+    server = request.getfixturevalue("s3") if isinstance(place, str) else None
+    ends = set()
+    for at, killed in killed_at_each_step(
+        lambda: below(place, str(next(numbers))),
+        server,
+        "support.archive_writer",
+        lambda place: [str(place), str(events)],
+        os.environ,
+    ):
+        archive = EventArchive(at)
+        end = archive.next_offsets().get(0, 0)
+        assert rows(archive) == expected(*(click(0, n) for n in range(end)))
+        ends.add(end)
+        with archive.following():  # the next archiver continues there
+            archive.append(0, end, events + 1, [click(0, n) for n in range(end, events + 1)])
+            archive.merge(0)
+        assert rows(archive) == expected(*(click(0, n) for n in range(events + 1)))
+        assert killed or end == events
+    assert ends == set(range(0, events + 1, 2))
