@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
+
+UNFINISHED = re.compile(r"\..+\.[0-9a-f]{32}")
 
 
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     """Write a file that becomes ``path`` when the block ends without an error: flushed to disk, then renamed.
 
-    Until then its name begins with a dot. An error removes the file; a killed process leaves it behind.
+    Until then its name matches UNFINISHED. An error removes the file; a killed process leaves it behind.
 
     Raises:
         OSError: the file cannot be written or renamed.
@@ -29,8 +32,25 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    folder = os.open(path.parent, os.O_RDONLY)
+    _flush(path.parent)  # or a power failure may undo the rename
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and the folders above it; flush their names to disk, as ``atomic_file`` does.
+
+    Raises:
+        OSError: a folder cannot be made.
+    """
+    if path.is_dir():
+        return
+    make_folder(path.parent)
+    path.mkdir(exist_ok=True)
+    _flush(path.parent)
+
+
+def _flush(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(folder)  # or a power failure may undo the rename
+        os.fsync(descriptor)
     finally:
-        os.close(folder)
+        os.close(descriptor)

@@ -6,10 +6,12 @@ StreamrecError
 │   └── KafkaRefused   Kafka refuses the login, the connection or a right; only an operator can fix this
 ├── RedisUnavailable   Redis is unreachable or refuses a command
 │   └── RedisRefused   Redis refuses the login, the connection or a right; only an operator can fix this
+├── StoreUnavailable   a folder or object store of models or clicks cannot be read or written
+│   └── StoreUnreachable   the object store does not answer
 ├── NoChampion         the registry has no champion yet
 ├── Stopped            a signal came while the process waited
 ├── EmbeddedError      an embedded server cannot be started
-├── ArchiveError       the event archive cannot be read or written
+├── ArchiveError       the event archive is damaged, or another process writes to it
 ├── RegistryError      a model version is missing or damaged, or cannot be published or promoted
 ├── RetrainError       training failed, or there are too few clicks to train or to compare models on
 ├── RetrainStopped     a round of retraining was stopped before it had a model
@@ -51,6 +53,14 @@ class NoChampion(StreamrecError):
 
 class Stopped(StreamrecError):
     """A signal came while the process waited for what it needs to start."""
+
+
+class StoreUnavailable(StreamrecError):
+    """A folder or object store cannot be read or written: it is unreachable, refuses access, or is full."""
+
+
+class StoreUnreachable(StoreUnavailable):
+    """An object store does not answer; waiting may help."""
 
 
 class EmbeddedError(StreamrecError):

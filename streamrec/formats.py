@@ -1,4 +1,4 @@
-"""The version of stored data: a key in Redis, the file ``format`` in a folder.
+"""The version of stored data: a key in Redis, the file ``format`` in a folder or bucket.
 
 Data of an unknown version are refused before anything is read or written, since their names may have another meaning.
 A change that an older streamrec would misread increases FORMAT.
@@ -6,10 +6,10 @@ A change that an older streamrec would misread increases FORMAT.
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Callable
 
-from streamrec.durable import atomic_file
 from streamrec.errors import StreamrecError
+from streamrec.storage import Store
 
 FORMAT = "1"
 FILE = "format"
@@ -24,39 +24,36 @@ def refusal(where: str, found: str, otherwise: str) -> str:
     )
 
 
-def check_folder(folder: Path, contents: str, otherwise: str, error: type[StreamrecError]) -> None:
-    """Refuse a folder of another format.
+def check_format(store: Store, contents: Callable[[str], bool], otherwise: str, error: type[StreamrecError]) -> None:
+    """Refuse a folder or URL of another format.
 
     Args:
-        contents: pattern of files that are never in a folder without a format.
+        contents: whether a file of this name is never stored without a format.
         otherwise: what to do instead of an upgrade.
         error: type of the error that is raised.
 
     Raises:
-        StreamrecError: the format is unknown, missing, or cannot be read.
+        StreamrecError: the format is unknown or missing.
+        StoreUnavailable: it cannot be read.
     """
-    try:
-        found = (folder / FILE).read_text(errors="replace").strip()
-    except FileNotFoundError:
-        if not any(folder.glob(contents)):
+    content = store.read(FILE)
+    if content is None:
+        if not any(contents(file.name) for file in store.files()):
             return
         raise error(
-            f"{folder / FILE} is missing, so the format of the files beside it is unknown: restore that file; if this "
+            f"{store.at(FILE)} is missing, so the format of the files beside it is unknown: restore that file; if this "
             f"version wrote them all, its content is {FORMAT!r}"
-        ) from None
-    except OSError as problem:
-        raise error(f"cannot read {folder / FILE}: {problem.strerror}") from problem
+        )
+    found = content.decode(errors="replace").strip()
     if found != FORMAT:
-        raise error(refusal(str(folder / FILE), found, otherwise))
+        raise error(refusal(store.at(FILE), found, otherwise))
 
 
-def claim_folder(folder: Path) -> None:
-    """Write the format into a folder that has none; call this before anything else is written.
+def claim_format(store: Store) -> None:
+    """Write the format into a folder or URL that has none; call this before anything else is written.
 
     Raises:
-        OSError: the file cannot be written.
+        StoreUnavailable: the file cannot be written.
     """
-    if not (folder / FILE).exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        with atomic_file(folder / FILE) as file:
-            file.write(f"{FORMAT}\n".encode())
+    if store.read(FILE) is None:
+        store.write(FILE, f"{FORMAT}\n".encode())

@@ -134,8 +134,8 @@ class RetrainMetrics(_MetricSet):
         )
         self.failures = self._counter(
             "streamrec_retrain_failures",
-            "Rounds without a model, by reason: training, archive, registry, redis, stopped, unexpected",
-            reason=("training", "archive", "registry", "redis", "stopped", "unexpected"),
+            "Rounds without a model, by reason: training, archive, registry, store, redis, stopped, unexpected",
+            reason=("training", "archive", "registry", "store", "redis", "stopped", "unexpected"),
         )
         self.last_round = self._gauge(
             "streamrec_retrain_last_round_timestamp_seconds",

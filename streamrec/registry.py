@@ -1,57 +1,44 @@
-"""Model versions on disk. One version is the champion, another one may be its shadow.
+"""Model versions in a folder or object store. One version is the champion, another one may be its shadow.
 
     REGISTRY/
-      format               the format version of the folder (formats.py); models have their own
-      versions/VERSION/    model directories (sasrec.checkpoint), renamed into place
+      format               the format version of the registry (formats.py); models have their own
+      versions/VERSION/    model directories (sasrec.checkpoint); the manifest, written last, makes one a version
       champion.json        alias of the served version: since when, why, and the champions before it
       shadow.json          alias of the version that scores beside the champion without being published; optional
 
-Each change is one rename, so a reader sees the state before or after it, even in a crash. Writers of the aliases hold
-a lock on the folder; readers need none.
+Each change ends with the write of one file, so a reader sees the state before or after it, even in a crash. An alias is
+replaced by compare-and-set: a writer whom another one overtook begins again with the new state.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import shutil
+import tempfile
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
-
-import msgspec
 
 from sasrec import ItemVocab, SASRec
-from sasrec.checkpoint import ModelDirectoryError, ModelMetadata, SavedModel, load_model, read_metadata, save_model
-from streamrec.durable import atomic_file
+from sasrec.checkpoint import (
+    FILES,
+    MANIFEST,
+    METADATA,
+    ModelDirectoryError,
+    ModelMetadata,
+    SavedModel,
+    load_model,
+    read_metadata,
+    save_model,
+)
+from streamrec.aliases import Alias, Champion, DecodeError, ShadowAlias, change_alias, read_alias
 from streamrec.errors import RegistryError
-from streamrec.formats import check_folder, claim_folder
+from streamrec.formats import FILE, check_format, claim_format
+from streamrec.storage import ABANDONED_AFTER_S, Place, open_store
 
-CHAMPION, SHADOW, VERSIONS, LOCK = "champion.json", "shadow.json", "versions", "lock"
+CHAMPION, SHADOW, VERSIONS = "champion.json", "shadow.json", "versions"
 REMEMBERED_CHAMPIONS = 50
-ABANDONED_AFTER_S = 3600.0
-
-
-class Champion(msgspec.Struct, frozen=True):
-    """The alias of the served version. ``before``: earlier champions, newest last."""
-
-    version: str
-    since_ts_ms: int
-    reason: str
-    before: tuple[str, ...] = ()
-
-
-class ShadowAlias(msgspec.Struct, frozen=True):
-    """The alias of the shadow."""
-
-    version: str
-    since_ts_ms: int
-
-
-Alias = TypeVar("Alias", Champion, ShadowAlias)
+PUBLISH_ATTEMPTS = 3  # while another process publishes a version of the same name
 
 
 @dataclass(frozen=True)
@@ -69,10 +56,14 @@ class Version:
 
 
 class Registry:
-    """A folder of model versions. The first ``publish`` makes the folder."""
+    """Model versions in a folder or below a URL. The first ``publish`` makes the registry.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    Every method raises StoreUnavailable if the folder or object store cannot be read or written.
+    """
+
+    def __init__(self, place: Place) -> None:
+        self.place = place
+        self.store = open_store(place)
 
     def champion(self) -> Champion | None:
         """Return the champion; None if no version was promoted yet.
@@ -93,11 +84,12 @@ class Registry:
     def versions(self) -> list[Version]:
         """Return all versions, oldest first."""
         found = []
-        for path in self._folders():
+        for name in self._names():
             try:
-                found.append(Version(path.name, read_metadata(path)))
+                with self._directory(name, (MANIFEST, METADATA)) as path:
+                    found.append(Version(name, read_metadata(path)))
             except ModelDirectoryError as error:
-                found.append(Version(path.name, {}, str(error)))
+                found.append(Version(name, {}, str(error)))
         return sorted(found, key=lambda version: (version.created_at, version.version))
 
     def publish(self, model: SASRec, vocab: ItemVocab, metadata: ModelMetadata | None = None) -> str:
@@ -107,19 +99,17 @@ class Registry:
             RegistryError: the version cannot be written.
         """
         self._check_format()
-        incoming = self.folder / VERSIONS / f".{uuid.uuid4().hex}"
-        try:
-            claim_folder(self.folder)
-            version = save_model(incoming, model, vocab, metadata)
-            target = self.folder / VERSIONS / version
-            if not _is_whole(target):  # a whole version of this name has equal weights
-                shutil.rmtree(target, ignore_errors=True)
-                incoming.rename(target)
-        except (ModelDirectoryError, OSError) as error:
-            raise RegistryError(f"cannot publish to {self.folder}: {error}") from error
-        finally:
-            shutil.rmtree(incoming, ignore_errors=True)
-        return version
+        claim_format(self.store)
+        with tempfile.TemporaryDirectory(prefix="streamrec-") as made:
+            try:
+                version = save_model(Path(made) / "model", model, vocab, metadata)
+            except (ModelDirectoryError, OSError) as error:
+                raise RegistryError(f"cannot publish to {self.store}: {error}") from error
+            for _ in range(PUBLISH_ATTEMPTS):
+                if self._is_whole(version):  # or a whole version of this name, which has equal weights
+                    return version
+                self._upload(Path(made) / "model", version)
+        raise RegistryError(f"{self.store}: version {version} is damaged again and again; do others publish it too?")
 
     def load(self, version: str) -> SavedModel:
         """Read and verify a version.
@@ -127,8 +117,11 @@ class Registry:
         Raises:
             RegistryError: there is no version of this name, or it is damaged.
         """
+        if version not in self._names():
+            raise RegistryError(f"{self.store} has no version {version!r}; see: streamrec models list")
         try:
-            return load_model(self._path(version))
+            with self._directory(version) as path:
+                return load_model(path)
         except ModelDirectoryError as error:
             raise RegistryError(str(error)) from None
 
@@ -136,15 +129,17 @@ class Registry:
         """Verify a version, and make it the champion.
 
         Raises:
-            RegistryError: there is no version of this name, it is damaged, or the alias cannot be written.
+            RegistryError: there is no version of this name, it is damaged, or others change the champion all the time.
         """
         self.load(version)
-        with self._locked():
-            now = _readable(self.champion)
-            before = () if now is None else (*now.before, now.version)[-REMEMBERED_CHAMPIONS:]
+
+        def after(now: Champion | None) -> Champion:
             if now is not None and now.version == version:
                 return now
-            return self._set_champion(Champion(version, int(time.time() * 1000), reason, before))
+            before = () if now is None else (*now.before, now.version)[-REMEMBERED_CHAMPIONS:]
+            return Champion(version, _now_ms(), reason, before)
+
+        return self._set_champion(after)
 
     def rollback(self, reason: str) -> Champion:
         """Make the previous champion champion again; forget the current one as a champion.
@@ -152,37 +147,39 @@ class Registry:
         Raises:
             RegistryError: there is no earlier champion, or it is damaged.
         """
-        with self._locked():
-            now = self.champion()
-            existing = {path.name for path in self._folders()}
+
+        def after(now: Champion | None) -> Champion:
+            existing = self._names()
             earlier = [version for version in (now.before if now else ()) if version in existing]
             if not earlier:
-                raise RegistryError(f"{self.folder}: there is no earlier champion to return to")
+                raise RegistryError(f"{self.store}: there is no earlier champion to return to")
             self.load(earlier[-1])
-            return self._set_champion(Champion(earlier[-1], int(time.time() * 1000), reason, tuple(earlier[:-1])))
+            return Champion(earlier[-1], _now_ms(), reason, tuple(earlier[:-1]))
+
+        self.champion()  # an alias that cannot be read is an error here: it names the earlier champions
+        return self._set_champion(after)
 
     def set_shadow(self, version: str) -> ShadowAlias:
         """Verify a version, and make it the shadow.
 
         Raises:
-            RegistryError: there is no version of this name, it is damaged or the champion, or the alias cannot be
-                written.
+            RegistryError: there is no version of this name, or it is damaged or the champion.
         """
         self.load(version)
-        with self._locked():
-            now = _readable(self.champion)
-            if now is not None and now.version == version:
-                raise RegistryError(f"{version} is the champion: the shadow must be another version")
-            return self._write_alias(SHADOW, ShadowAlias(version, int(time.time() * 1000)))
+        now = _readable(self.champion)
+        if now is not None and now.version == version:
+            raise RegistryError(f"{version} is the champion: the shadow must be another version")
+        shadow = ShadowAlias(version, _now_ms())
+        self._change(SHADOW, ShadowAlias, lambda _: shadow)
+        return shadow
 
     def end_shadow(self) -> None:
         """Remove the shadow, if there is one.
 
         Raises:
-            RegistryError: there is no registry, or the alias cannot be removed.
+            RegistryError: there is no registry.
         """
-        with self._locked():
-            self._remove_shadow()
+        self._change(SHADOW, ShadowAlias, lambda _: None)
 
     def prune(self, keep: int) -> list[str]:
         """Remove old versions, and what crashed processes left behind; return the names of the removed versions.
@@ -190,93 +187,92 @@ class Registry:
         The newest ``keep`` versions, the champion, the previous champion and the shadow are not removed.
 
         Raises:
-            RegistryError: there is no registry, or a version cannot be removed.
+            RegistryError: there is no registry.
             ValueError: keep is smaller than 1.
         """
         if keep < 1:
             raise ValueError(f"keep={keep}: must be at least 1")
-        with self._locked():
-            self._remove_abandoned()
-            now = _readable(self.champion)
-            protected = set() if now is None else {now.version, *now.before[-1:]}
-            protected |= {shadow.version for shadow in [_readable(self.shadow)] if shadow}
-            doomed = [v.version for v in self.versions()[:-keep] if v.version not in protected]
-            try:
-                for version in doomed:
-                    shutil.rmtree(self._path(version))
-            except OSError as error:
-                raise RegistryError(f"cannot remove {error.filename}: {error.strerror}") from error
+        self._check_exists()
+        self._remove_abandoned()
+        now = _readable(self.champion)
+        protected = set() if now is None else {now.version, *now.before[-1:]}
+        protected |= {shadow.version for shadow in [_readable(self.shadow)] if shadow}
+        doomed = [v.version for v in self.versions()[:-keep] if v.version not in protected]
+        for version in doomed:
+            self.store.remove(f"{VERSIONS}/{version}", first=MANIFEST)
         return doomed
 
     def _remove_abandoned(self) -> None:
         """Remove unfinished versions of processes that crashed."""
-        for path in (self.folder / VERSIONS).glob(".*"):
-            with contextlib.suppress(OSError):  # its publisher may rename it now
-                if time.time() - path.stat().st_mtime > ABANDONED_AFTER_S:
-                    shutil.rmtree(path)
+        self.store.sweep(ABANDONED_AFTER_S)
+        newest: dict[str, float] = {}
+        for file in self.store.files(VERSIONS):
+            version = file.name.split("/")[1]
+            newest[version] = max(file.modified_s, newest.get(version, 0.0))
+        for version in newest.keys() - self._names():
+            if time.time() - newest[version] > ABANDONED_AFTER_S:
+                self.store.remove(f"{VERSIONS}/{version}", first=MANIFEST)
 
     def _check_format(self) -> None:
-        check_folder(self.folder, f"{VERSIONS}/[!.]*", "set another STREAMREC_REGISTRY_DIR", RegistryError)
+        check_format(
+            self.store,
+            lambda name: name.startswith(f"{VERSIONS}/"),
+            "set another STREAMREC_REGISTRY_DIR",
+            RegistryError,
+        )
 
-    def _folders(self) -> list[Path]:
+    def _check_exists(self) -> None:
         self._check_format()
-        try:
-            return [path for path in (self.folder / VERSIONS).iterdir() if path.is_dir() and path.name[0] != "."]
-        except FileNotFoundError:
-            return []
-        except OSError as error:
-            raise RegistryError(f"cannot read {self.folder}: {error.strerror}") from error
+        if self.store.read(FILE) is None:
+            raise RegistryError(f"there is no registry at {self.store}; publish a model to create one")
 
-    def _path(self, version: str) -> Path:
-        if version not in {path.name for path in self._folders()}:
-            raise RegistryError(f"{self.folder} has no version {version!r}; see: streamrec models list")
-        return self.folder / VERSIONS / version
+    def _names(self) -> set[str]:
+        """Return the names of the versions, damaged or not."""
+        self._check_format()
+        found = (file.name.split("/") for file in self.store.files(VERSIONS))
+        return {name[1] for name in found if name[2:] == [MANIFEST]}
+
+    @contextlib.contextmanager
+    def _directory(self, version: str, files: tuple[str, ...] = (*FILES, MANIFEST)) -> Iterator[Path]:
+        """Yield a folder of this machine with files of a version; errors name its place in the registry."""
+        name = f"{VERSIONS}/{version}"
+        with self.store.local(name, files) as path:
+            try:
+                yield path
+            except ModelDirectoryError as error:
+                raise ModelDirectoryError(str(error).replace(str(path), self.store.at(name))) from None
+
+    def _is_whole(self, version: str) -> bool:
+        try:
+            self.load(version)
+        except RegistryError:
+            return False
+        return True
+
+    def _upload(self, directory: Path, version: str) -> None:
+        """Write the files of a version, the manifest last; of a damaged one it goes first."""
+        self.store.delete(f"{VERSIONS}/{version}/{MANIFEST}")
+        for name in (*FILES, MANIFEST):
+            self.store.write(f"{VERSIONS}/{version}/{name}", (directory / name).read_bytes())
 
     def _read_alias(self, name: str, kind: type[Alias], remedy: str) -> Alias | None:
         self._check_format()
-        path = self.folder / name
         try:
-            return msgspec.json.decode(path.read_bytes(), type=kind)
-        except FileNotFoundError:
-            return None
-        except (OSError, msgspec.MsgspecError) as error:
-            raise RegistryError(f"{path} cannot be read: {error}; {remedy} to replace it") from error
+            return read_alias(self.store, name, kind)
+        except DecodeError as error:
+            raise RegistryError(f"{self.store.at(name)} cannot be read: {error}; {remedy} to replace it") from error
 
-    def _set_champion(self, champion: Champion) -> Champion:
-        self._write_alias(CHAMPION, champion)
+    def _set_champion(self, after: Callable[[Champion | None], Champion]) -> Champion:
+        champion = self._change(CHAMPION, Champion, after)
+        assert champion is not None
         shadow = _readable(self.shadow)
         if shadow is not None and shadow.version == champion.version:
-            self._remove_shadow()
+            self._change(SHADOW, ShadowAlias, lambda now: None if now == shadow else now)
         return champion
 
-    def _write_alias(self, name: str, alias: Alias) -> Alias:
-        try:
-            with atomic_file(self.folder / name) as file:
-                file.write(msgspec.json.encode(alias))
-        except OSError as error:
-            raise RegistryError(f"cannot write {self.folder / name}: {error.strerror}") from error
-        return alias
-
-    def _remove_shadow(self) -> None:
-        try:
-            (self.folder / SHADOW).unlink(missing_ok=True)
-        except OSError as error:
-            raise RegistryError(f"cannot remove {self.folder / SHADOW}: {error.strerror}") from error
-
-    @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
-        """Lock the aliases for one writer."""
-        self._check_format()
-        try:
-            lock = (self.folder / LOCK).open("w")
-        except OSError as error:
-            raise RegistryError(
-                f"there is no registry at {self.folder} that can be written ({error.strerror}); publish a model to "
-                "create one"
-            ) from error
-        with lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
+    def _change(self, name: str, kind: type[Alias], after: Callable[[Alias | None], Alias | None]) -> Alias | None:
+        self._check_exists()
+        return change_alias(self.store, name, kind, after)
 
 
 def _readable(read: Callable[[], Alias | None]) -> Alias | None:
@@ -287,9 +283,5 @@ def _readable(read: Callable[[], Alias | None]) -> Alias | None:
         return None
 
 
-def _is_whole(path: Path) -> bool:
-    try:
-        load_model(path)
-    except ModelDirectoryError:
-        return False
-    return True
+def _now_ms() -> int:
+    return int(time.time() * 1000)

@@ -22,6 +22,7 @@ from streamrec.redis_urls import (
     masked,
     sentinel_url,
 )
+from streamrec.store_urls import check_place
 
 DAY_S = 86_400
 LONGEST_S = 100 * 365 * DAY_S  # longer times overflow in Redis
@@ -296,20 +297,28 @@ class ModelSettings(Group):
 
 
 class RegistrySettings(Group):
-    """The folder of model versions."""
+    """The model versions."""
 
-    dir: Path | None = Field(None, description="folder of model versions; its champion is served")
+    dir: Path | str | None = Field(
+        None, description="folder of model versions, or its s3://, gs:// or abfs:// URL; its champion is served"
+    )
     poll_s: float = Field(
         5, gt=0, description="how often the registry is checked for a new champion", json_schema_extra=ADVANCED
     )
     keep_versions: int = Field(5, ge=1, description="newest versions that pruning leaves, besides champion and shadow")
 
+    _dir = field_validator("dir", mode="before")(check_place)
+
 
 class ArchiveSettings(Group):
-    """The folder of the event archive."""
+    """The event archive."""
 
-    dir: Path | None = Field(None, description="folder of the event archive, from which models are trained")
+    dir: Path | str | None = Field(
+        None, description="folder of the event archive, or its s3://, gs:// or abfs:// URL; models are trained from it"
+    )
     flush_s: float = Field(10, gt=0, description="longest time between two segments", json_schema_extra=ADVANCED)
+
+    _dir = field_validator("dir", mode="before")(check_place)
 
 
 class RetrainSettings(Group):

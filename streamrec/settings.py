@@ -33,6 +33,7 @@ from streamrec.setting_groups import (
     SequenceSettings,
     ServingSettings,
 )
+from streamrec.store_urls import is_url
 
 if TYPE_CHECKING:  # importing the library imports torch, which takes seconds
     from sasrec import SASRecConfig, TrainConfig
@@ -264,4 +265,5 @@ def _explain(group: str, error: ValidationError) -> Iterator[str]:
         if setting is None:  # of several values; the library names its own fields
             yield f"{group}_{message}" if group in ("model", "train") else message
         else:
-            yield f"{name}{'' if setting.secret else '=' + repr(detail['input'])}: {message}"
+            hidden = setting.secret or is_url(detail["input"])  # a URL may contain a password
+            yield f"{name}{'' if hidden else '=' + repr(detail['input'])}: {message}"

@@ -22,7 +22,7 @@ from typing import TypeVar
 
 import torch
 
-from streamrec.errors import NoChampion
+from streamrec.errors import NoChampion, StoreUnreachable
 from streamrec.health import Health
 from streamrec.kafka.connection import connection_options, ignore_abandoned_requests
 from streamrec.kafka.consumer import REBALANCE_MARGIN_S, ClickConsumer
@@ -133,10 +133,10 @@ class Startup:
             return await until_there(name, attempt, self._stop, self._health.wait_for)
 
     async def _there_already(self) -> ServedModel | None:
-        """Return the model, None if the registry has no champion yet."""
+        """Return the model, None if the registry has no champion or is away."""
         try:
             return await self._load()
-        except NoChampion:
+        except (NoChampion, StoreUnreachable):
             if self._patient:
                 return None
             raise
@@ -145,7 +145,7 @@ class Startup:
         assert self._settings.registry.dir is not None
         registry = Registry(self._settings.registry.dir)
         await self._until(CHAMPION, lambda: asyncio.to_thread(first_champion, registry))
-        return await self._load()
+        return await self._until(CHAMPION, self._load)
 
     async def _load(self) -> ServedModel:
         """Read the model and make its engine, in a thread: probes are answered meanwhile."""

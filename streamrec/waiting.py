@@ -11,7 +11,15 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-from streamrec.errors import KafkaRefused, KafkaUnavailable, NoChampion, RedisRefused, RedisUnavailable, Stopped
+from streamrec.errors import (
+    KafkaRefused,
+    KafkaUnavailable,
+    NoChampion,
+    RedisRefused,
+    RedisUnavailable,
+    Stopped,
+    StoreUnreachable,
+)
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +55,7 @@ async def until_there(
             result = await _unless_stopped(attempt(), stop)
         except (KafkaRefused, RedisRefused):
             raise
-        except (KafkaUnavailable, RedisUnavailable, NoChampion) as error:
+        except (KafkaUnavailable, RedisUnavailable, StoreUnreachable, NoChampion) as error:
             if str(error) not in reasons:
                 reasons.add(str(error))
                 log.warning("waiting for %s: %s", name, error)

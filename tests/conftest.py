@@ -20,9 +20,12 @@ from streamrec.local.servers import LocalServers
 from streamrec.redis.client import RedisClient
 from streamrec.settings import ENV_PREFIX, Settings
 from streamrec.settings_sources import load_settings
+from streamrec.storage import Place
 
 from support.daemon_process import Daemon
 from support.fronts import Certificates
+from support.places import use
+from support.s3_server import S3Server, s3_server
 from support.servers import OwnRedis, Servers, find_servers, own_redis_server, own_servers
 
 # the environment of the test run, for example with addresses of servers; tests do not see it
@@ -171,3 +174,25 @@ def certificates() -> Iterator[Certificates]:
 @pytest.fixture
 def other_certificates(tmp_path: Path) -> Certificates:
     return Certificates(tmp_path / "other")
+
+
+@pytest.fixture(scope="session")
+def s3_of_session() -> Iterator[S3Server]:
+    with s3_server() as server:
+        yield server
+
+
+@pytest.fixture
+def s3(s3_of_session: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
+    """An S3 server that this process and its children use."""
+    use(s3_of_session, monkeypatch)
+    return s3_of_session
+
+
+@pytest.fixture(params=["folder", "s3"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
+    """An empty place for models or clicks: a folder, then a prefix of a bucket."""
+    if request.param == "folder":
+        return tmp_path / "place"
+    server: S3Server = request.getfixturevalue("s3")
+    return server.new_bucket()

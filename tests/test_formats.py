@@ -53,12 +53,12 @@ async def test_commands_refuse_a_redis_of_another_format_in_one_line(
 ) -> None:
     archive = EventArchive(tmp_path / "archive")
     archive.append(0, 0, 1, [CLICK])
-    settings = make_settings(model_dir=model_dir, archive_dir=archive.folder)
+    settings = make_settings(model_dir=model_dir, archive_dir=archive.place)
     async with raw_redis(settings) as raw:
         await raw.set(Keys(settings.redis.key_prefix).format, "2")
         arguments = {"retrain": ["--once", "--no-follow", "--registry-dir", str(tmp_path / "registry")]}.get(name, [])
         if name == "retrain":
-            settings = make_settings(archive_dir=archive.folder)
+            settings = make_settings(archive_dir=archive.place)
         status, out, err = command(settings, name, *arguments)
         assert await raw.keys(f"{settings.redis.key_prefix}*") == [Keys(settings.redis.key_prefix).format.encode()]
     assert status == 1
@@ -106,11 +106,11 @@ def test_an_archive_of_another_format_is_neither_read_nor_written(
     archive = EventArchive(tmp_path / "archive")
     archive.append(0, 0, 10, [CLICK])
     archive.import_events([Event("ann", "a", 5)])
-    assert (archive.folder / "format").read_text() == "1\n"
-    (archive.folder / "format").unlink()
+    assert (archive.place / "format").read_text() == "1\n"
+    (archive.place / "format").unlink()
     if content is not None:
-        (archive.folder / "format").write_text(content)
-    before = sorted(archive.folder.rglob("*"))
+        (archive.place / "format").write_text(content)
+    before = sorted(archive.place.rglob("*"))
     uses: list[Callable[[], object]] = [
         archive.read,
         archive.stats,
@@ -123,7 +123,7 @@ def test_an_archive_of_another_format_is_neither_read_nor_written(
     for use in uses:
         with pytest.raises(ArchiveError, match=message):
             use()
-    assert sorted(archive.folder.rglob("*")) == before
+    assert sorted(archive.place.rglob("*")) == before
 
 
 async def test_following_the_topic_into_a_new_folder_writes_the_format_first(
@@ -156,11 +156,11 @@ def test_a_registry_of_another_format_is_neither_read_nor_written(
     assert (registry.champion(), registry.versions()) == (None, [])
     version = registry.publish(saved.model, saved.vocab)
     registry.promote(version, "test")
-    assert (registry.folder / "format").read_text() == "1\n"
-    (registry.folder / "format").unlink()
+    assert (registry.place / "format").read_text() == "1\n"
+    (registry.place / "format").unlink()
     if content is not None:
-        (registry.folder / "format").write_text(content)
-    before = sorted(registry.folder.rglob("*"))
+        (registry.place / "format").write_text(content)
+    before = sorted(registry.place.rglob("*"))
     uses: list[Callable[[], object]] = [
         registry.champion,
         registry.shadow,
@@ -176,7 +176,7 @@ def test_a_registry_of_another_format_is_neither_read_nor_written(
     for use in uses:
         with pytest.raises(RegistryError, match=message):
             use()
-    assert sorted(registry.folder.rglob("*")) == before
+    assert sorted(registry.place.rglob("*")) == before
 
 
 def test_a_daemon_refuses_a_registry_of_another_format_in_one_line(make_settings: MakeSettings, tmp_path: Path) -> None:

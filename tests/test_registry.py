@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import multiprocessing
 import os
+import tempfile
 import time
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +23,10 @@ from streamrec.registry import Registry
 from streamrec.serving.model import read_model
 from streamrec.settings import Settings
 from streamrec.settings_sources import load_settings
+from streamrec.storage import Place
+
+from support.killed_at_step import killed_at_each_step
+from support.places import below
 
 MakeSettings = Callable[..., Settings]
 VOCAB = ItemVocab([f"i{n}" for n in range(10)])
@@ -30,9 +37,14 @@ def model(seed: int) -> SASRec:
     return SASRec(SASRecConfig(num_items=10, max_len=4, hidden_units=8, num_blocks=1))
 
 
-def filled(folder: Path, count: int) -> tuple[Registry, list[str]]:
+def version_of(model: SASRec) -> str:
+    with tempfile.TemporaryDirectory() as folder:
+        return save_model(Path(folder) / "model", model, VOCAB)
+
+
+def filled(place: Place, count: int) -> tuple[Registry, list[str]]:
     """Return a registry with this number of versions, made a second apart, and their names."""
-    registry = Registry(folder / "registry")
+    registry = Registry(place)
     names = [
         registry.publish(
             model(n), VOCAB, {"created_at": f"2026-01-01T00:00:{n:02}+00:00", "validation": {"hr@10": n / 10}}
@@ -42,16 +54,23 @@ def filled(folder: Path, count: int) -> tuple[Registry, list[str]]:
     return registry, names
 
 
-def test_an_empty_registry_has_no_versions_and_no_champion(tmp_path: Path) -> None:
-    registry = Registry(tmp_path / "registry")
+def damage(registry: Registry, version: str) -> None:
+    name = f"versions/{version}/model.safetensors"
+    weights = registry.store.read(name)
+    assert weights is not None
+    registry.store.write(name, weights[:-1] + b"x")
+
+
+def test_an_empty_registry_has_no_versions_and_no_champion(place: Place) -> None:
+    registry = Registry(place)
     assert registry.versions() == []
     assert registry.champion() is None
     with pytest.raises(RegistryError, match=r"there is no registry at .*; publish a model to create one"):
         registry.rollback("why not")
 
 
-def test_a_published_version_is_listed_and_loaded_and_not_promoted(tmp_path: Path) -> None:
-    registry, names = filled(tmp_path, 3)
+def test_a_published_version_is_listed_and_loaded_and_not_promoted(place: Place) -> None:
+    registry, names = filled(place, 3)
     assert [version.version for version in registry.versions()] == names
     assert [version.metadata["validation"]["hr@10"] for version in registry.versions()] == [0.0, 0.1, 0.2]
     assert registry.champion() is None
@@ -64,8 +83,8 @@ def test_a_published_version_is_listed_and_loaded_and_not_promoted(tmp_path: Pat
         registry.load("nothing")
 
 
-def test_promoting_and_rolling_back_move_the_alias(tmp_path: Path) -> None:
-    registry, (a, b, c) = filled(tmp_path, 3)
+def test_promoting_and_rolling_back_move_the_alias(place: Place) -> None:
+    registry, (a, b, c) = filled(place, 3)
     for version in (a, b, c):
         assert registry.promote(version, f"{version} is better").version == version
     champion = registry.champion()
@@ -82,31 +101,30 @@ def test_promoting_and_rolling_back_move_the_alias(tmp_path: Path) -> None:
     assert champion.version == a
 
 
-def test_a_damaged_version_is_listed_with_its_problem_and_never_promoted(tmp_path: Path) -> None:
-    registry, (a, b) = filled(tmp_path, 2)
+def test_a_damaged_version_is_listed_with_its_problem_and_never_promoted(place: Place) -> None:
+    registry, (a, b) = filled(place, 2)
     registry.promote(a, "first")
-    weights = registry.folder / "versions" / b / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    damage(registry, b)
     with pytest.raises(RegistryError, match=r"model\.safetensors is damaged"):
         registry.promote(b, "looks good")
-    (registry.folder / "versions" / b / "metadata.json").write_text("{}")
+    registry.store.write(f"versions/{b}/metadata.json", b"{}")
     assert "metadata.json is damaged" in str({v.version: v.problem for v in registry.versions()}[b])
     champion = registry.champion()
     assert champion is not None
     assert champion.version == a
 
 
-def test_publishing_equal_weights_repairs_a_damaged_version(tmp_path: Path) -> None:
-    registry, (a,) = filled(tmp_path, 1)
-    (registry.folder / "versions" / a / "model.safetensors").write_bytes(b"rust")
+def test_publishing_equal_weights_repairs_a_damaged_version(place: Place) -> None:
+    registry, (a,) = filled(place, 1)
+    registry.store.write(f"versions/{a}/model.safetensors", b"rust")
     assert registry.publish(model(0), VOCAB) == a
     assert registry.load(a).version == a
 
 
-def test_a_damaged_alias_is_reported_and_repaired_by_promoting(tmp_path: Path) -> None:
-    registry, (a,) = filled(tmp_path, 1)
+def test_a_damaged_alias_is_reported_and_repaired_by_promoting(place: Place) -> None:
+    registry, (a,) = filled(place, 1)
     registry.promote(a, "first")
-    (registry.folder / "champion.json").write_text("{")
+    registry.store.write("champion.json", b"{")
     with pytest.raises(RegistryError, match=r"champion\.json cannot be read: .*; promote a version again"):
         registry.champion()
     registry.promote(a, "repaired")
@@ -115,8 +133,8 @@ def test_a_damaged_alias_is_reported_and_repaired_by_promoting(tmp_path: Path) -
     assert (champion.version, champion.before) == (a, ())
 
 
-def test_pruning_keeps_the_newest_versions_the_champion_and_the_previous_one(tmp_path: Path) -> None:
-    registry, names = filled(tmp_path, 8)
+def test_pruning_keeps_the_newest_versions_the_champion_and_the_previous_one(place: Place) -> None:
+    registry, names = filled(place, 8)
     for version in (names[0], names[1], names[2]):
         registry.promote(version, "in turn")
     assert registry.prune(keep=2) == [names[0], *names[3:6]]
@@ -127,29 +145,53 @@ def test_pruning_keeps_the_newest_versions_the_champion_and_the_previous_one(tmp
         registry.prune(keep=0)
 
 
-def test_leftovers_of_a_crashed_publisher_are_not_listed_and_are_removed_later(tmp_path: Path) -> None:
-    registry, (a,) = filled(tmp_path, 1)
-    fresh, old = registry.folder / "versions" / ".fresh", registry.folder / "versions" / ".old"
-    for left in (fresh, old):
-        left.mkdir()
-        (left / "model.safetensors").write_bytes(b"half")
-    os.utime(old, (0, 0))
+def test_leftovers_of_a_crashed_publisher_are_not_listed_and_are_removed_later(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry, (a,) = filled(place, 1)
+    for name in ("model.safetensors", "config.json"):
+        registry.store.write(f"versions/half/{name}", b"half")
+    before = {file.name for file in registry.store.files()}
     assert [version.version for version in registry.versions()] == [a]
+    with pytest.raises(RegistryError, match="has no version 'half'"):
+        registry.load("half")
     registry.prune(keep=1)
-    assert fresh.exists(), "a publisher may be writing it"
-    assert not old.exists()
+    assert {file.name for file in registry.store.files()} == before, "a publisher may be writing it"
+    monkeypatch.setattr("streamrec.registry.ABANDONED_AFTER_S", -5.0)
+    assert registry.prune(keep=1) == []
+    assert {file.name for file in registry.store.files() if "half" in file.name} == set()
+    assert registry.load(a).version == a
 
 
-def _promote_in_turn(folder: Path, names: list[str], times: int) -> None:
+def test_a_file_that_a_killed_process_left_unfinished_is_removed_later(tmp_path: Path) -> None:
+    registry, (a,) = filled(tmp_path, 1)
+    unfinished = [
+        tmp_path / name / f".model.safetensors.{uuid.uuid4().hex}" for name in ("versions/fresh", "versions/old", "")
+    ]
+    for path in unfinished:
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"half")
+    mine = tmp_path / ".gitignore"
+    mine.touch()
+    for path in (*unfinished[1:], unfinished[1].parent, mine):
+        os.utime(path, (0, 0))
+    registry.prune(keep=1)
+    assert [path.exists() for path in unfinished] == [True, False, False]
+    assert not (tmp_path / "versions" / "old").exists()
+    assert mine.exists()
+    assert [version.version for version in registry.versions()] == [a]
+
+
+def _promote_in_turn(place: Place, names: list[str], times: int) -> None:
     for n in range(times):
-        Registry(folder).promote(names[n % len(names)], "racing")
+        Registry(place).promote(names[n % len(names)], "racing")
 
 
-def test_writers_in_several_processes_lose_no_promotion_of_each_other(tmp_path: Path) -> None:
-    registry, names = filled(tmp_path, 4)
+def test_writers_in_several_processes_lose_no_promotion_of_each_other(place: Place) -> None:
+    registry, names = filled(place, 4)
     context = multiprocessing.get_context("spawn")
     workers = [
-        context.Process(target=_promote_in_turn, args=(registry.folder, names[2 * n : 2 * n + 2], 10)) for n in range(2)
+        context.Process(target=_promote_in_turn, args=(registry.place, names[2 * n : 2 * n + 2], 10)) for n in range(2)
     ]
     for worker in workers:
         worker.start()
@@ -167,16 +209,15 @@ def test_writers_in_several_processes_lose_no_promotion_of_each_other(tmp_path: 
     assert seen - {None} <= set(names)
 
 
-def test_a_shadow_is_verified_stored_and_removed(tmp_path: Path) -> None:
-    registry, names = filled(tmp_path, 5)
+def test_a_shadow_is_verified_stored_and_removed(place: Place) -> None:
+    registry, names = filled(place, 5)
     assert registry.shadow() is None
     registry.promote(names[4], "first")
     with pytest.raises(RegistryError, match=f"{names[4]} is the champion: the shadow must be another version"):
         registry.set_shadow(names[4])
     with pytest.raises(RegistryError, match="has no version 'nothing'"):
         registry.set_shadow("nothing")
-    damaged = registry.folder / "versions" / names[1] / "model.safetensors"
-    damaged.write_bytes(damaged.read_bytes()[:-1] + b"x")
+    damage(registry, names[1])
     with pytest.raises(RegistryError, match=r"model\.safetensors is damaged"):
         registry.set_shadow(names[1])
     assert registry.shadow() is None
@@ -193,8 +234,8 @@ def test_a_shadow_is_verified_stored_and_removed(tmp_path: Path) -> None:
     assert registry.prune(keep=1) == [names[0]]
 
 
-def test_a_shadow_that_becomes_champion_is_no_longer_the_shadow(tmp_path: Path) -> None:
-    registry, (a, b, c) = filled(tmp_path, 3)
+def test_a_shadow_that_becomes_champion_is_no_longer_the_shadow(place: Place) -> None:
+    registry, (a, b, c) = filled(place, 3)
     for version in (a, b):
         registry.promote(version, "in turn")
     registry.set_shadow(a)
@@ -205,10 +246,10 @@ def test_a_shadow_that_becomes_champion_is_no_longer_the_shadow(tmp_path: Path) 
     assert registry.shadow() is None
 
 
-def test_a_damaged_shadow_alias_is_reported_and_blocks_no_other_change(tmp_path: Path) -> None:
-    registry, (a, b) = filled(tmp_path, 2)
+def test_a_damaged_shadow_alias_is_reported_and_blocks_no_other_change(place: Place) -> None:
+    registry, (a, b) = filled(place, 2)
     registry.promote(a, "first")
-    (registry.folder / "shadow.json").write_text("{")
+    registry.store.write("shadow.json", b"{")
     with pytest.raises(RegistryError, match=r"shadow\.json cannot be read: .*; set a shadow again to replace it"):
         registry.shadow()
     registry.promote(b, "better")
@@ -216,12 +257,47 @@ def test_a_damaged_shadow_alias_is_reported_and_blocks_no_other_change(tmp_path:
     assert registry.set_shadow(a) == registry.shadow()
 
 
+@pytest.mark.parametrize("damaged", [False, True], ids=["new", "repaired"])
+def test_a_publisher_that_is_killed_at_any_step_leaves_whole_versions_and_one_champion(
+    place: Place, request: pytest.FixtureRequest, tmp_path: Path, damaged: bool
+) -> None:
+    numbers, old, new = itertools.count(), version_of(model(0)), save_model(tmp_path / "model", model(1), VOCAB)
+
+    def new_place() -> Place:
+        registry, names = filled(below(place, str(next(numbers))), 1 + damaged)
+        registry.promote(names[0], "first")
+        if damaged:
+            damage(registry, names[1])
+        return registry.place
+
+    def arguments(place: Place) -> list[str]:
+        where = ["--registry-dir", str(place), "--redis-url", "redis://127.0.0.1:1/0"]
+        return ["models", "publish", str(tmp_path / "model"), "--promote", *where]
+
+    server = request.getfixturevalue("s3") if isinstance(place, str) else None
+    outcomes = set()
+    for at, killed in killed_at_each_step(new_place, server, "streamrec.__main__", arguments, os.environ):
+        registry = Registry(at)
+        champion = registry.champion()
+        assert champion is not None
+        promoted = len(champion.before)
+        assert champion.version == (new if promoted else old)
+        assert registry.load(champion.version).version == champion.version
+        known = {version.version: version.problem for version in registry.versions()}
+        assert set(known.values()) == {None}, "damaged weights do not show in the metadata"
+        if promoted:
+            assert known.keys() == {old, new}
+        assert registry.promote(registry.publish(model(1), VOCAB), "by another one").version == new
+        outcomes.add((killed, promoted, new in known))
+    assert outcomes >= {(True, 0, damaged), (True, 0, True), (True, 1, True), (False, 1, True)}
+
+
 # --- serving and commands
 
 
-def test_the_champion_is_served(tmp_path: Path, make_settings: MakeSettings) -> None:
-    registry, (a, b) = filled(tmp_path, 2)
-    settings = make_settings(registry_dir=registry.folder)
+def test_the_champion_is_served(place: Place, tmp_path: Path, make_settings: MakeSettings) -> None:
+    registry, (a, b) = filled(place, 2)
+    settings = make_settings(registry_dir=registry.place)
     with pytest.raises(NoChampion, match="has no champion; make one with: streamrec models publish DIR --promote"):
         read_model(settings)
     registry.promote(b, "better")
@@ -233,9 +309,9 @@ def test_the_champion_is_served(tmp_path: Path, make_settings: MakeSettings) -> 
 
 
 @pytest.fixture
-def run(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+def run(place: Place, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """Run `streamrec models ...`; return status, lines of stdout, and stderr."""
-    monkeypatch.setenv("STREAMREC_REGISTRY_DIR", str(tmp_path / "registry"))
+    monkeypatch.setenv("STREAMREC_REGISTRY_DIR", str(place))
 
     def run_command(*arguments: str) -> tuple[int, list[str], str]:
         status = main(["models", *arguments])

@@ -1,1 +1,1 @@
-"""The click topic on disk, for training and for restoring Redis."""
+"""The click topic as Parquet files, for training and for restoring Redis."""

@@ -16,7 +16,7 @@ import logging
 import time
 
 from streamrec.archive.segments import EventArchive
-from streamrec.errors import KafkaUnavailable, Stopped
+from streamrec.errors import KafkaUnavailable, Stopped, StoreUnavailable
 from streamrec.kafka.reader import OffsetRange, TopicReader
 from streamrec.kafka.topics import ensure_topics
 from streamrec.logs import LogOnce
@@ -37,6 +37,7 @@ class Archiver:
         self._events = events
         self._flush_s = flush_s
         self._archive = archive
+        self._log_unavailable = LogOnce(log)
         self._pending: dict[int, OffsetRange] = {}  # by partition: read, not yet archived
         self._flushed_s = time.monotonic()
         self.archived = 0  # events
@@ -48,7 +49,8 @@ class Archiver:
 
         Raises:
             KafkaUnavailable: a broker refuses access or, with ``burst``, none answers.
-            ArchiveError: the archive cannot be written, or another process writes to it.
+            ArchiveError: another process writes to the archive.
+            StoreUnavailable: the archive cannot be read at the start, or not be written when ``stop`` is set.
         """
         with self._archive.following(), contextlib.suppress(Stopped):
             async with contextlib.AsyncExitStack() as clients:
@@ -68,7 +70,7 @@ class Archiver:
         )
 
     async def _follow(self, reader: TopicReader, stop: asyncio.Event, burst: bool) -> None:
-        log.info("archiving", extra={"topic": self._kafka.topic, "archive": self._archive.folder})
+        log.info("archiving", extra={"topic": self._kafka.topic, "archive": str(self._archive.store)})
         warning = LogOnce(log)
         while not stop.is_set():
             try:
@@ -82,10 +84,10 @@ class Archiver:
                 self._add(partition, found)
             drained = burst and await reader.drained()
             if drained or self._is_due():
-                await self._flush(reader)
+                await self._flush(reader, stop)
             if drained:
                 return
-        await self._flush(reader)
+        await self._flush(reader, stop)
 
     def _add(self, partition: int, found: OffsetRange) -> None:
         pending = self._pending.setdefault(partition, OffsetRange(found.first, found.first))
@@ -97,17 +99,38 @@ class Archiver:
         waiting = sum(len(pending.events) for pending in self._pending.values())
         return waiting >= SEGMENT_EVENTS or time.monotonic() - self._flushed_s >= self._flush_s
 
-    async def _flush(self, reader: TopicReader) -> None:
+    async def _flush(self, reader: TopicReader, stop: asyncio.Event) -> None:
         self._flushed_s = time.monotonic()
         offsets = {}
         for partition, pending in sorted(self._pending.items()):
-            await asyncio.to_thread(
-                self._archive.append, partition, pending.first, pending.next, pending.events, pending.dead_letters
-            )
-            await asyncio.to_thread(self._archive.merge, partition)
+            await self._write(partition, pending, stop)
             del self._pending[partition]
             self.archived += len(pending.events)
             offsets[partition] = pending.next
         if offsets:
             await reader.commit(offsets)
             log.info("segments written", extra={"partitions": len(offsets), "events": self.archived})
+
+    async def _write(self, partition: int, pending: OffsetRange, stop: asyncio.Event) -> None:
+        """Write a segment. While the archive is unavailable, wait and read no further."""
+        again = False
+        while True:
+            try:
+                await asyncio.to_thread(self._append, partition, pending, again)
+            except StoreUnavailable as error:
+                if stop.is_set():
+                    raise
+                self._log_unavailable("the archive is unavailable, waiting for it: %s", error)
+            else:
+                self._log_unavailable.reset()
+                return
+            again = True
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(RETRY_PAUSE_S):
+                    await stop.wait()
+
+    def _append(self, partition: int, pending: OffsetRange, again: bool) -> None:
+        # a write whose answer was lost has succeeded
+        if not (again and self._archive.next_offsets().get(partition, 0) >= pending.next):
+            self._archive.append(partition, pending.first, pending.next, pending.events, pending.dead_letters)
+        self._archive.merge(partition)

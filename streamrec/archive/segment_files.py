@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as compute
 import pyarrow.parquet as parquet
 
 from sasrec import Interactions
-from streamrec.durable import atomic_file
 from streamrec.errors import ArchiveError
+from streamrec.storage import Store
 
 SCHEMA = pa.schema(
     [("user_id", pa.string()), ("item_id", pa.string()), ("timestamp_ms", pa.int64()), ("offset", pa.int64())]
@@ -22,43 +22,51 @@ DEAD_LETTERS = b"streamrec.dead_letters"  # number of dead letters, in the metad
 
 @dataclass(frozen=True)
 class Segment:
-    """A file of events. ``partition`` is None, and the offsets are 0, if the events were imported."""
+    """A file of events. ``partition`` is None, and the offsets are 0, if the events were imported.
 
-    path: Path
+    Events before ``first`` are ignored: the segment before has them.
+    """
+
+    name: str  # of the file, in the archive
     partition: int | None = None
     first: int = 0
     next: int = 0
 
 
-def write_table(table: pa.Table, path: Path, dead_letters: int | None = None) -> None:
+def write_table(store: Store, name: str, table: pa.Table, dead_letters: int | None = None) -> None:
     """Write a segment, whole or not at all.
 
     Raises:
-        OSError, pa.ArrowException: the file cannot be written.
+        StoreUnavailable: the file cannot be written.
     """
     if dead_letters is not None:
         table = table.replace_schema_metadata({DEAD_LETTERS: str(dead_letters).encode()})
-    with atomic_file(path) as file:
-        parquet.write_table(table, file, compression="zstd")
+    content = pa.BufferOutputStream()
+    parquet.write_table(table, content, compression="zstd")
+    store.write(name, content.getvalue().to_pybytes())
 
 
-def read_table(path: Path) -> pa.Table:
+def read_table(store: Store, segment: Segment) -> pa.Table:
     """Read a segment.
 
     Raises:
-        FileNotFoundError: there is no file at this path.
+        FileNotFoundError: there is no such file.
         ArchiveError: the file is damaged, or is not a segment.
+        StoreUnavailable: the file cannot be read.
     """
+    content, where = store.read(segment.name), store.at(segment.name)
+    if content is None:
+        raise FileNotFoundError(where)
     try:
-        with parquet.ParquetFile(path) as file:
+        with parquet.ParquetFile(pa.BufferReader(content)) as file:
             table = file.read()
-    except FileNotFoundError:
-        raise
     except (OSError, pa.ArrowException) as error:
-        raise ArchiveError(f"{path} cannot be read: {error}; restore it from a copy, or remove it") from error
+        raise ArchiveError(f"{where} cannot be read: {error}; restore it from a copy, or remove it") from error
     if not table.schema.equals(SCHEMA):
-        raise ArchiveError(f"{path} is not a segment of an archive: its columns are {', '.join(table.column_names)}")
-    return table
+        raise ArchiveError(f"{where} is not a segment of an archive: its columns are {', '.join(table.column_names)}")
+    if segment.partition is None:
+        return table
+    return table.filter(compute.greater_equal(table["offset"], segment.first))  # keeps the metadata
 
 
 def concatenate(tables: Sequence[pa.Table]) -> pa.Table:

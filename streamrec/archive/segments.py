@@ -1,13 +1,15 @@
-"""The click topic on local disk, so that training does not depend on Kafka's retention.
+"""The click topic in a folder or object store, so that training does not depend on Kafka's retention.
 
     ARCHIVE/
-      format                                    the format version of the folder (formats.py)
+      format                                    the format version of the archive (formats.py)
       epoch-E/partition-P/FIRST-NEXT.parquet    events at offsets FIRST to NEXT - 1 of a partition
       imported/SHA256.parquet                   events of an imported file; the name is a hash of these events
 
-A segment is written under a temporary name, flushed to disk and renamed. The next offset of a partition follows from
-the file names alone. So a crash neither loses nor duplicates an event: an unfinished segment is read from Kafka again,
-a finished one never. One process writes at a time.
+A segment appears whole or not at all. The next offset of a partition follows from the file names alone. So a crash
+neither loses nor duplicates an event: an unfinished segment is read from Kafka again, a finished one never.
+
+One process writes at a time. A folder is locked; an object store has no locks, and two archivers may write segments
+that overlap there until one notices. An offset always has the same event, so readers take it from the first segment.
 
 Small segments of a partition are merged once there are MIN_SEGMENTS_TO_MERGE. The merged file is in place before they
 are removed; until then segments within the offsets of another one are ignored.
@@ -16,13 +18,12 @@ are removed; until then segments within the offsets of another one are ignored.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import itertools
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -38,15 +39,17 @@ from streamrec.archive.segment_files import (
     write_table,
 )
 from streamrec.errors import ArchiveError
-from streamrec.formats import check_folder, claim_folder
+from streamrec.formats import check_format, claim_format
 from streamrec.schemas import ClickEvent
+from streamrec.storage import ABANDONED_AFTER_S, Place, open_store
 
 SEGMENT = re.compile(r"(\d+)-(\d+)\.parquet")
+PARTITION = re.compile(r"epoch-\d+/partition-([^/]*)/([^/]+)")
 IMPORTED = "imported"
 MIN_SEGMENTS_TO_MERGE = 64
 SMALL_BYTES = 2**20  # segments below this size are merged
 READ_ATTEMPTS = 5  # while another process merges or prunes
-LOCK = "lock"
+PARALLEL_READS = 8  # an object store answers each after some 10 ms
 
 
 @dataclass(frozen=True)
@@ -64,34 +67,35 @@ class ArchiveStats:
 
 
 class EventArchive:
-    """Imported events, and the events of a topic under one topic epoch."""
+    """Imported events, and the events of a topic under one topic epoch.
 
-    def __init__(self, folder: Path, topic_epoch: int = 0) -> None:
-        self.folder = folder
+    Every method raises StoreUnavailable if the folder or object store cannot be read or written.
+    """
+
+    def __init__(self, place: Place, topic_epoch: int = 0) -> None:
+        self.place = place
         self.topic_epoch = topic_epoch
-        self._epoch = folder / f"epoch-{topic_epoch}"
+        self.store = open_store(place)
+        self._epoch = f"epoch-{topic_epoch}"
 
     @contextlib.contextmanager
     def following(self) -> Iterator[None]:
-        """Lock the archive for the process that copies the topic into it.
+        """Lock the archive for the process that copies the topic into it; an object store has no lock.
 
         Raises:
-            ArchiveError: another process holds the lock, or the folder cannot be written.
+            ArchiveError: another process holds the lock.
         """
-        try:
-            self._check_format()
-            claim_folder(self.folder)
-            lock = (self.folder / LOCK).open("w")
-        except OSError as error:
-            raise ArchiveError(f"cannot write to {self.folder}: {error.strerror}") from error
-        with lock:
+        self._check_format()
+        claim_format(self.store)
+        with contextlib.ExitStack() as lock:
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+                lock.enter_context(self.store.locked(wait=False))
+            except BlockingIOError:
                 raise ArchiveError(
-                    f"another process writes the topic into {self.folder} (streamrec retrain, or archive follow): "
+                    f"another process writes the topic into {self.store} (streamrec retrain, or archive follow): "
                     "stop it, or set another folder"
                 ) from None
+            self.store.sweep(ABANDONED_AFTER_S)
             yield
 
     def next_offsets(self) -> dict[int, int]:
@@ -104,24 +108,25 @@ class EventArchive:
         Raises:
             ArchiveError: a folder of segments has another file, or the archive's format is unknown.
         """
-        imported = [Segment(path) for path in sorted(self.folder.glob(f"{IMPORTED}/[!.]*.parquet"))]
-        return imported + self._segments_of("*")
+        names = sorted(file.name for file in self.store.files(IMPORTED) if file.name.endswith(".parquet"))
+        return [Segment(name) for name in names] + self._segments_of()
 
-    def _segments_of(self, partition: int | str) -> list[Segment]:
-        """List the segments of a partition, or of all ("*"), by partition and offset."""
+    def _segments_of(self, partition: int | None = None) -> list[Segment]:
+        """List the segments of a partition, or of all, by partition and offset."""
         self._check_format()
-        found = []
-        for path in self._epoch.glob(f"partition-{partition}/[!.]*"):
-            name = SEGMENT.fullmatch(path.name)
-            number = path.parent.name.removeprefix("partition-")
-            if name is None or not number.isdecimal():
-                raise ArchiveError(f"{path} does not belong in an archive; move it elsewhere")
-            found.append(Segment(path, int(number), int(name[1]), int(name[2])))
-        listed: list[Segment] = []
-        for segment in sorted(found, key=lambda segment: (segment.partition, segment.first, -segment.next)):
-            if not listed or listed[-1].partition != segment.partition or listed[-1].next < segment.next:
-                listed.append(segment)
-        return listed
+        return _without_overlap(self._parse(name) for name in self._files_of(partition))
+
+    def _files_of(self, partition: int | None) -> dict[str, int]:
+        """Return the size of each file of a partition, or of all, by name."""
+        files = self.store.files(self._epoch if partition is None else f"{self._epoch}/partition-{partition}")
+        return {file.name: file.bytes for file in files if PARTITION.fullmatch(file.name)}
+
+    def _parse(self, name: str) -> Segment:
+        parts = PARTITION.fullmatch(name)
+        offsets = parts and SEGMENT.fullmatch(parts[2])
+        if not parts or not offsets or not parts[1].isdecimal():
+            raise ArchiveError(f"{self.store.at(name)} does not belong in an archive; move it elsewhere")
+        return Segment(name, int(parts[1]), int(offsets[1]), int(offsets[2]))
 
     def append(
         self, partition: int, first: int, next_offset: int, events: Sequence[ClickEvent], dead_letters: int = 0
@@ -133,17 +138,17 @@ class EventArchive:
             next_offset: offset after the range; some offsets may have no event, such as those of dead letters.
 
         Raises:
-            ArchiveError: the range overlaps archived offsets, an event lies outside the range, or the file cannot be
-                written.
+            ArchiveError: the range overlaps archived offsets, or an event lies outside the range.
         """
         expected = _next_offsets(self._segments_of(partition)).get(partition, 0)
         if not expected <= first < next_offset or any(not first <= event.offset < next_offset for event in events):
             raise ArchiveError(
                 f"offsets {first} to {next_offset - 1} of partition {partition} do not follow {expected - 1}, the last "
-                f"offset in {self.folder}; does another process write to the archive?"
+                f"offset in {self.store}; does another process write to the archive?"
             )
         columns = [[getattr(event, name) for event in events] for name in SCHEMA.names]
-        self._write(pa.table(columns, SCHEMA), self._path(partition, first, next_offset), dead_letters)
+        claim_format(self.store)
+        write_table(self.store, self._name(partition, first, next_offset), pa.table(columns, SCHEMA), dead_letters)
 
     def merge(self, partition: int) -> int:
         """Merge the small segments of a partition if there are many; return the number of merged segments.
@@ -151,36 +156,39 @@ class EventArchive:
         If another process prunes at the same time, none are merged; the next call tries again.
 
         Raises:
-            ArchiveError: a segment is damaged, or the merged one cannot be written.
+            ArchiveError: a segment is damaged.
         """
         with contextlib.suppress(FileNotFoundError):
             return self._merge(partition)
         return 0
 
     def _merge(self, partition: int) -> int:
-        segments = self._segments_of(partition)
-        listed = {segment.path for segment in segments}
-        for path in self._epoch.glob(f"partition-{partition}/[!.]*"):
-            if path not in listed:  # an earlier merge was killed before it removed this segment
-                path.unlink(missing_ok=True)
-        small = list(itertools.takewhile(lambda s: s.path.stat().st_size < SMALL_BYTES, reversed(segments)))[::-1]
+        sizes = self._files_of(partition)
+        segments = _without_overlap(map(self._parse, sizes))
+        for name in sizes.keys() - {segment.name for segment in segments}:
+            self.store.delete(name)  # an earlier merge was killed before it removed this segment
+        small = list(itertools.takewhile(lambda s: sizes[s.name] < SMALL_BYTES, reversed(segments)))[::-1]
         if len(small) < MIN_SEGMENTS_TO_MERGE:
             return 0
-        tables = [read_table(segment.path) for segment in small]
-        path = self._path(partition, small[0].first, small[-1].next)
-        self._write(concatenate(tables), path, sum(map(dead_letters_in, tables)))
+        tables = self._read(small)
+        name = self._name(partition, small[0].first, small[-1].next)
+        write_table(self.store, name, concatenate(tables), sum(map(dead_letters_in, tables)))
         for segment in small:
-            segment.path.unlink(missing_ok=True)
+            self.store.delete(segment.name)
         return len(small)
 
-    def _path(self, partition: int, first: int, next_offset: int) -> Path:
-        return self._epoch / f"partition-{partition}" / f"{first:019}-{next_offset:019}.parquet"
+    def _name(self, partition: int, first: int, next_offset: int) -> str:
+        return f"{self._epoch}/partition-{partition}/{first:019}-{next_offset:019}.parquet"
+
+    def _read(self, segments: Sequence[Segment]) -> list[pa.Table]:
+        with ThreadPoolExecutor(PARALLEL_READS) as pool:
+            return list(pool.map(lambda segment: read_table(self.store, segment), segments))
 
     def import_events(self, events: Iterable[Event]) -> int:
         """Add events that were never in the topic; return their number, or 0 if they were imported before.
 
         Raises:
-            ArchiveError: an event has no timestamp, or the file cannot be written.
+            ArchiveError: an event has no timestamp.
         """
         rows = list(events)
         if any(row.timestamp_ms is None for row in rows):
@@ -188,11 +196,12 @@ class EventArchive:
         columns = [[getattr(row, name) for row in rows] for name in SCHEMA.names[:3]]
         table = pa.table([*columns, range(len(rows))], SCHEMA)
         digest = hashlib.sha256(repr(rows).encode()).hexdigest()
-        path = self.folder / IMPORTED / f"{digest}.parquet"
+        name = f"{IMPORTED}/{digest}.parquet"
         self._check_format()
-        if path.exists() or not rows:
+        if not rows or any(file.name == name for file in self.store.files(IMPORTED)):
             return 0
-        self._write(table, path)
+        claim_format(self.store)
+        write_table(self.store, name, table)
         return len(rows)
 
     def read(self) -> Interactions:
@@ -224,7 +233,7 @@ class EventArchive:
                 continue
             times = table["timestamp_ms"].to_numpy()
             if not len(times) or times.max() < before_ms:
-                segment.path.unlink(missing_ok=True)
+                self.store.delete(segment.name)
                 removed += 1
         return removed
 
@@ -237,7 +246,7 @@ class EventArchive:
             events=len(times),
             imported_events=sum(table.num_rows for segment, table in found if segment.partition is None),
             dead_letters=sum(dead_letters_in(table) for _, table in found),
-            bytes=sum(path.stat().st_size for path in self.folder.rglob("[!.]*.parquet")),
+            bytes=sum(file.bytes for file in self.store.files() if file.name.endswith(".parquet")),
             first_ts_ms=int(times.min()) if len(times) else None,
             last_ts_ms=int(times.max()) if len(times) else None,
             next_offsets=_next_offsets(segment for segment, _ in found),
@@ -245,9 +254,9 @@ class EventArchive:
 
     def before(self) -> dict[int, EventArchive]:
         """Return the archives of earlier epochs of the topic, by epoch, oldest first."""
-        numbers = [path.name.removeprefix("epoch-") for path in self.folder.glob("epoch-*")]
+        numbers = {file.name.split("/")[0].removeprefix("epoch-") for file in self.store.files()}
         epochs = sorted(int(number) for number in numbers if number.isdecimal())
-        return {epoch: EventArchive(self.folder, epoch) for epoch in epochs if epoch < self.topic_epoch}
+        return {epoch: EventArchive(self.place, epoch) for epoch in epochs if epoch < self.topic_epoch}
 
     def tables(self, imported: bool = True) -> list[tuple[Segment, pa.Table]]:
         """Read all segments, in order, with or without imported files.
@@ -257,22 +266,24 @@ class EventArchive:
         """
         for _ in range(READ_ATTEMPTS):
             with contextlib.suppress(FileNotFoundError):
-                segments = self.segments() if imported else self._segments_of("*")
-                return [(segment, read_table(segment.path)) for segment in segments]
-        raise ArchiveError(f"segments vanish from {self.folder} while they are read; does another process remove them?")
+                segments = self.segments() if imported else self._segments_of()
+                return list(zip(segments, self._read(segments), strict=True))
+        raise ArchiveError(f"segments vanish from {self.store} while they are read; does another process remove them?")
 
     def _check_format(self) -> None:
-        check_folder(self.folder, "**/[!.]*.parquet", "set another STREAMREC_ARCHIVE_DIR", ArchiveError)
+        check_format(
+            self.store, lambda name: name.endswith(".parquet"), "set another STREAMREC_ARCHIVE_DIR", ArchiveError
+        )
 
-    def _write(self, table: pa.Table, path: Path, dead_letters: int | None = None) -> None:
-        try:
-            claim_folder(self.folder)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            for leftover in path.parent.glob(".*"):  # of a killed process; only one process writes
-                leftover.unlink()
-            write_table(table, path, dead_letters)
-        except (OSError, pa.ArrowException) as error:
-            raise ArchiveError(f"cannot write {path}: {error}") from error
+
+def _without_overlap(found: Iterable[Segment]) -> list[Segment]:
+    """Return the segments by partition and offset, each from the end of the one before; not those within another."""
+    listed: list[Segment] = []
+    for segment in sorted(found, key=lambda segment: (segment.partition, segment.first, -segment.next)):
+        reached = listed[-1].next if listed and listed[-1].partition == segment.partition else 0
+        if reached < segment.next:
+            listed.append(replace(segment, first=max(segment.first, reached)))
+    return listed
 
 
 def _next_offsets(segments: Iterable[Segment]) -> dict[int, int]:

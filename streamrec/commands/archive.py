@@ -1,4 +1,4 @@
-"""`streamrec archive`: the event archive, the clicks of the topic as Parquet files on disk.
+"""`streamrec archive`: the event archive, the clicks of the topic as Parquet files.
 
 Each action takes the settings, the archive and the options, and yields lines of output.
 """
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sasrec.data.options import FILE_HELP, add_column_options, columns_from
-from streamrec.commands.options import KAFKA, Subparsers, add_command, add_group, folder
+from streamrec.commands.options import KAFKA, Subparsers, add_command, add_group, place
 from streamrec.errors import ArchiveError
 from streamrec.logs import one_line
 from streamrec.settings import Settings
@@ -36,8 +36,8 @@ def add_to(commands: Subparsers) -> None:
     actions = add_group(
         commands,
         "archive",
-        "store the clicks of the topic on disk, to train from",
-        "Write and look at the event archive: the clicks of the topic as Parquet files on local disk, to train from.",
+        "store the clicks of the topic, to train from",
+        "Write and look at the event archive: the clicks of the topic as Parquet files in a folder or object store.",
     )
     command = _add(actions, "follow", follow, "write the topic into the archive until a signal comes", KAFKA)
     command.add_argument("--burst", action="store_true", help="read the topic to its end, then exit")
@@ -59,10 +59,10 @@ def _add(
 
 
 def _print(settings: Settings, options: argparse.Namespace) -> int:
-    path = folder(settings.archive.dir, "archive_dir")
+    where = place(settings.archive.dir, "archive_dir")
     from streamrec.archive.segments import EventArchive
 
-    for line in options.lines(settings, EventArchive(path, settings.kafka.topic_epoch), options):
+    for line in options.lines(settings, EventArchive(where, settings.kafka.topic_epoch), options):
         print(one_line(line))
     return 0
 
@@ -78,7 +78,7 @@ def follow(settings: Settings, archive: EventArchive, options: argparse.Namespac
             await archiver.run(stop, options.burst)
         return archiver.archived
 
-    yield f"{asyncio.run(run()):,} events archived in {archive.folder}"
+    yield f"{asyncio.run(run()):,} events archived in {archive.store}"
 
 
 def import_file(settings: Settings, archive: EventArchive, options: argparse.Namespace) -> Iterator[str]:
@@ -104,7 +104,7 @@ def stats(settings: Settings, archive: EventArchive, options: argparse.Namespace
     )
     yield f"{found.events:,} events, {found.imported_events:,} of them imported; {found.dead_letters:,} dead letters"
     yield f"from {since} to {until}"
-    yield f"{found.segments:,} segments, {found.bytes:,} bytes in {archive.folder}"
+    yield f"{found.segments:,} segments, {found.bytes:,} bytes in {archive.store}"
     yield "next offsets: " + (", ".join(f"{p}: {o:,}" for p, o in sorted(found.next_offsets.items())) or "none")
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from streamrec.commands.options import REDIS, Subparsers, add_command, add_group, folder, positive
+from streamrec.commands.options import REDIS, Subparsers, add_command, add_group, place, positive
 from streamrec.errors import RedisUnavailable, RegistryError, StreamrecError
 from streamrec.logs import one_line
 from streamrec.settings import Settings
@@ -90,10 +90,10 @@ def _add_version(command: argparse.ArgumentParser, name: str = "version") -> Non
 
 
 def _registry(settings: Settings) -> Registry:
-    path = folder(settings.registry.dir, "registry_dir")
+    where = place(settings.registry.dir, "registry_dir")
     from streamrec.registry import Registry
 
-    return Registry(path)
+    return Registry(where)
 
 
 def _print(settings: Settings, options: argparse.Namespace) -> int:
@@ -181,7 +181,7 @@ def publish(registry: Registry, options: argparse.Namespace) -> Iterator[str]:
     except ModelDirectoryError as error:
         raise RegistryError(str(error)) from None
     version = registry.publish(saved.model, saved.vocab, saved.metadata)
-    yield f"version {version} is in {registry.folder}"
+    yield f"version {version} is in {registry.store}"
     if options.promote:
         registry.promote(version, "published by hand")
         yield f"champion: {version}"
@@ -264,7 +264,7 @@ def _find(registry: Registry, name: str) -> Version:
     if len(exact or found) != 1:
         names = ", ".join(version.version for version in found)
         problem = f"matches several versions ({names})" if found else "is no version"
-        raise RegistryError(f"{name!r} {problem} of {registry.folder}; see: streamrec models list")
+        raise RegistryError(f"{name!r} {problem} of {registry.store}; see: streamrec models list")
     return (exact or found)[0]
 
 

@@ -52,16 +52,16 @@ def given_flags(options: argparse.Namespace) -> dict[str, object]:
     return {name: value for name, value in vars(options).items() if name in own_settings()}
 
 
-def folder(path: Path | None, name: str) -> Path:
-    """Return the folder that a setting names.
+def place(value: Path | str | None, name: str) -> Path | str:
+    """Return the folder or URL that a setting names.
 
     Raises:
         StreamrecError: it is not set.
     """
-    if path is None:
+    if value is None:
         setting = own_settings()[name]
         raise StreamrecError(f"no {setting.group}: set {setting.variable} or {setting.flag}")
-    return path
+    return value
 
 
 def rate(text: str) -> float:

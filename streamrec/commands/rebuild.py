@@ -6,7 +6,7 @@ import argparse
 import asyncio
 import time
 
-from streamrec.commands.options import KAFKA, REDIS, Subparsers, add_command, folder, rate
+from streamrec.commands.options import KAFKA, REDIS, Subparsers, add_command, place, rate
 from streamrec.settings import Settings
 
 
@@ -28,7 +28,7 @@ def add_to(commands: Subparsers) -> None:
 
 def run(settings: Settings, options: argparse.Namespace) -> int:
     """Rebuild, and print a report."""
-    folder(settings.archive.dir, "archive_dir")
+    place(settings.archive.dir, "archive_dir")
     from streamrec.rebuild.rebuild import rebuild
 
     started = time.monotonic()

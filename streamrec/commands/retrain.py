@@ -8,7 +8,7 @@ import json
 import sys
 from typing import TYPE_CHECKING
 
-from streamrec.commands.options import KAFKA, REDIS, Subparsers, add_command, folder, seconds
+from streamrec.commands.options import KAFKA, REDIS, Subparsers, add_command, place, seconds
 from streamrec.settings import Settings
 
 if TYPE_CHECKING:
@@ -47,8 +47,8 @@ def add_to(commands: Subparsers) -> None:
 
 def run(settings: Settings, options: argparse.Namespace) -> int:
     """Retrain until a signal comes, or once."""
-    folder(settings.archive.dir, "archive_dir")
-    folder(settings.registry.dir, "registry_dir")
+    place(settings.archive.dir, "archive_dir")
+    place(settings.registry.dir, "registry_dir")
     from streamrec.retraining.worker import RetrainWorker
 
     async def work() -> Verdict | None:

@@ -49,7 +49,7 @@ class PastClicks:
         parts = [part for part in parts if part[2].num_rows]
         if not parts:
             raise ArchiveError(
-                f"the archive {archive.folder} is empty; fill it with: streamrec archive follow, or streamrec archive "
+                f"the archive {archive.store} is empty; fill it with: streamrec archive follow, or streamrec archive "
                 "import FILE"
             )
         sizes = [table.num_rows for _, _, table in parts]

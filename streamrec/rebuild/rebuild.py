@@ -76,7 +76,7 @@ async def rebuild(settings: Settings, rate_per_s: float = 0.0, dry_run: bool = F
         await redis.check_format(claim=not dry_run)
         archive = EventArchive(settings.archive.dir, settings.kafka.topic_epoch)
         past = await asyncio.to_thread(PastClicks, archive, settings.sequences, served.max_len)
-        log.info("archive read", extra={"clicks": len(past), "archive": archive.folder})
+        log.info("archive read", extra={"clicks": len(past), "archive": str(archive.store)})
         async with TopicReader(settings.kafka, settings.events, past.next_offsets) as reader:
             lists = SharedLists(redis, settings.lists, settings.sequences.ttl_s, served.max_len, served.vocab)
             predictor = Predictor(served.engine, lists, settings.lists, settings.serving.rescore_users, Metrics())

@@ -24,8 +24,10 @@ from streamrec.errors import (
     RegistryError,
     RetrainError,
     RetrainStopped,
+    StoreUnavailable,
     StreamrecError,
 )
+from streamrec.logs import LogOnce
 from streamrec.metrics import RetrainMetrics, unix_s
 from streamrec.redis.client import RedisClient
 from streamrec.registry import Registry
@@ -42,6 +44,7 @@ FAILURE_REASONS: dict[type[StreamrecError], str] = {
     RetrainError: "training",
     ArchiveError: "archive",
     RegistryError: "registry",
+    StoreUnavailable: "store",
     RedisUnavailable: "redis",
     RetrainStopped: "stopped",
 }
@@ -63,6 +66,7 @@ class RetrainWorker:
         self._archive = EventArchive(settings.archive.dir, settings.kafka.topic_epoch)
         self._registry = Registry(settings.registry.dir)
         self._metrics = RetrainMetrics()
+        self._log_unavailable = LogOnce(log)
         self._stop = asyncio.Event()
 
     async def once(self) -> Verdict:
@@ -113,7 +117,8 @@ class RetrainWorker:
                 await redis.check_format()
 
     async def _follow_and_train(self) -> None:
-        training = asyncio.create_task(self._train_when_due())
+        last_s = await asyncio.to_thread(self._last_round_s)
+        training = asyncio.create_task(self._train_when_due(last_s))
         try:
             if self._follow:
                 await self._archiver().run(self._stop)
@@ -123,22 +128,21 @@ class RetrainWorker:
             self._stop.set()
             await training
 
-    async def _train_when_due(self) -> None:
+    async def _train_when_due(self, last_s: float) -> None:
         settings = self._settings.retrain
-        last_s = await asyncio.to_thread(self._last_round_s)
         self._metrics.last_round.set(last_s)
         log.info(
             "retraining",
             extra={
                 "every_s": settings.every_s,
                 "min_new_events": settings.min_new_events,
-                "archive": self._settings.archive.dir,
-                "registry": self._settings.registry.dir,
+                "archive": str(self._archive.store),
+                "registry": str(self._registry.store),
             },
         )
         while not self._stop.is_set():
             wait_s = last_s + settings.every_s - time.time()
-            if wait_s > 0 or await asyncio.to_thread(self._new_events) < settings.min_new_events:
+            if wait_s > 0 or not await self._has_new_events():
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(max(MIN_WAIT_S, min(wait_s, MAX_WAIT_S))):
                         await self._stop.wait()
@@ -194,6 +198,16 @@ class RetrainWorker:
         """Return when the newest version was made, in Unix time; 0 if there is none. A restart waits like a run."""
         made = [version.created_at for version in self._registry.versions() if version.created_at]
         return unix_s(made[-1]) if made else 0.0
+
+    async def _has_new_events(self) -> bool:
+        """Return whether there are enough new clicks for a round; False if this cannot be counted now."""
+        try:
+            new = await asyncio.to_thread(self._new_events)
+        except StoreUnavailable as error:
+            self._log_unavailable("no round begins while clicks cannot be counted: %s", error)
+            return False
+        self._log_unavailable.reset()
+        return new >= self._settings.retrain.min_new_events
 
     def _new_events(self) -> int:
         """Count the records that were archived after the last round that made a model."""

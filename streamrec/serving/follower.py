@@ -1,7 +1,8 @@
 """Hot swap: follow the registry's champion and load a new one while the daemon serves.
 
 notice      read the registry every ``registry_poll_s``, and at once after a Redis message
-load        beside the live engine, every byte verified; a version that cannot be loaded is refused
+load        beside the live engine, every byte verified; a damaged version is refused. If the registry cannot be read,
+            the next poll tries again
 warm up     on the sequences of users who clicked last
 swap        one assignment between two batches: weights, vocabulary and an empty cache together
 re-score    publish new lists for recently active users, at a bounded rate
@@ -16,9 +17,10 @@ import contextlib
 import logging
 import time
 
-from streamrec.errors import RedisRefused, RedisUnavailable, RegistryError, StreamrecError
+from streamrec.aliases import Champion, ShadowAlias
+from streamrec.errors import RedisRefused, RedisUnavailable, RegistryError, StoreUnavailable, StreamrecError
 from streamrec.logs import LogOnce
-from streamrec.registry import Champion, Registry, ShadowAlias
+from streamrec.registry import Registry
 from streamrec.serving.model import ServedModel
 from streamrec.serving.parts import ServingParts
 from streamrec.settings import Settings
@@ -47,6 +49,7 @@ class ChampionFollower:
         self._log_refused = LogOnce(log, logging.ERROR)
         self._log_shadow = LogOnce(log, logging.ERROR)
         self._log_late = LogOnce(log)
+        self._log_unavailable = LogOnce(log)
 
     async def run(self) -> None:
         """Follow the registry until cancelled."""
@@ -84,8 +87,12 @@ class ChampionFollower:
         try:
             champion = await asyncio.to_thread(self._registry.champion)
             if champion is None or champion.version in (self._predictor.version, self._refused_version):
+                self._log_unavailable.reset()
                 return False
             served = await asyncio.to_thread(self._load, champion.version)
+        except StoreUnavailable as error:
+            self._log_unavailable("the registry is unavailable, %s continues: %s", self._predictor.version, error)
+            return False
         except RegistryError as error:
             self._refused_version = champion.version if champion else ""
             if self._log_refused("the new champion is refused, %s continues: %s", self._predictor.version, error):
@@ -100,6 +107,7 @@ class ChampionFollower:
         self._store.max_len = served.max_len
         self._refused_version = ""
         self._log_refused.reset()
+        self._log_unavailable.reset()
         self._metrics.swaps.labels("swapped").inc()
         self._metrics.model_created.set(served.created_s)
         log.info(
@@ -116,6 +124,8 @@ class ChampionFollower:
         """Begin, replace or end the shadow as the registry says."""
         try:
             alias = await asyncio.to_thread(self._registry.shadow) if self._settings.serving.shadow_share else None
+        except StoreUnavailable:  # the poll of the champion reports it
+            return
         except RegistryError as error:
             self._log_shadow("the current shadow continues: %s", error)
             return
@@ -130,6 +140,10 @@ class ChampionFollower:
             return
         try:
             served = await asyncio.to_thread(self._load, alias.version, self._settings.serving.shadow_share)
+        except StoreUnavailable as error:
+            log.warning("the shadow %s waits for the registry: %s", alias.version, error)
+            self._shadow_alias = None  # the next poll tries again
+            return
         except Exception as error:  # any error: the shadow must not disturb the champion
             log.error("the shadow %s is refused: %s", alias.version, error)
             return

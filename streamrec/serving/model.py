@@ -44,7 +44,7 @@ def first_champion(registry: Registry) -> Champion:
     champion = registry.champion()
     if champion is None:
         raise NoChampion(
-            f"the registry {registry.folder} has no champion; make one with: streamrec models publish DIR --promote"
+            f"the registry {registry.store} has no champion; make one with: streamrec models publish DIR --promote"
         )
     return champion
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 import random
 import signal
 import subprocess
@@ -17,8 +19,11 @@ from sasrec import Event
 from streamrec.archive.segments import EventArchive
 from streamrec.errors import ArchiveError
 from streamrec.schemas import ClickEvent
+from streamrec.storage import Place
 
 from support.archives import click
+from support.killed_at_step import killed_at_each_step
+from support.places import below
 
 BASE_MS = 1_700_000_000_000
 
@@ -32,8 +37,8 @@ def expected(*events: ClickEvent) -> list[tuple[str, str, int]]:
     return [(event.user_id, event.item_id, event.timestamp_ms) for event in events]
 
 
-def test_an_empty_archive_is_empty(tmp_path: Path) -> None:
-    archive = EventArchive(tmp_path / "archive")
+def test_an_empty_archive_is_empty(place: Place) -> None:
+    archive = EventArchive(place)
     assert (rows(archive), archive.next_offsets(), archive.segments()) == ([], {}, [])
     stats = archive.stats()
     assert (stats.events, stats.first_ts_ms, stats.last_ts_ms, stats.bytes) == (0, None, None, 0)
@@ -68,7 +73,7 @@ def test_appended_events_are_read_in_the_order_of_partitions_and_offsets_merged_
                 first, pending = offset + 1, []
                 archive.merge(partition)
         assert len([segment for segment in archive.segments() if segment.partition == partition]) < merge_at
-    assert rows(EventArchive(archive.folder)) == expected(*wanted)
+    assert rows(EventArchive(archive.place)) == expected(*wanted)
     assert archive.next_offsets() == {partition: base + len(offsets) for partition, offsets in streams.items()}
     stats = archive.stats()
     assert stats.events == len(wanted)
@@ -80,9 +85,9 @@ def test_appended_events_are_read_in_the_order_of_partitions_and_offsets_merged_
     [(5, 9, 5), (0, 10, 0), (9, 20, 9), (10, 10, 10), (12, 11, 11), (10, 20, 20), (10, 20, 9)],
 )
 def test_archived_offsets_and_offsets_outside_the_range_are_refused(
-    tmp_path: Path, first: int, next_offset: int, offset: int
+    place: Place, first: int, next_offset: int, offset: int
 ) -> None:
-    archive = EventArchive(tmp_path)
+    archive = EventArchive(place)
     archive.append(0, 0, 10, [click(0, n) for n in range(10)])
     with pytest.raises(ArchiveError, match="do not follow 9"):
         archive.append(0, first, next_offset, [click(0, offset)])
@@ -90,48 +95,48 @@ def test_archived_offsets_and_offsets_outside_the_range_are_refused(
     archive.append(0, 15, 16, [click(0, 15)])  # a gap is no error: retention removed these records
 
 
-def many_small(folder: Path, count: int = 5) -> EventArchive:
-    archive = EventArchive(folder)
+def many_small(place: Place, count: int = 5) -> EventArchive:
+    archive = EventArchive(place)
     for n in range(count):
         archive.append(0, n, n + 1, [click(0, n)])
     return archive
 
 
 def test_a_merge_that_was_killed_before_it_removed_the_small_segments_duplicates_no_event(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("streamrec.archive.segments.MIN_SEGMENTS_TO_MERGE", 5)
-    archive = many_small(tmp_path)
-    small = {segment.path: segment.path.read_bytes() for segment in archive.segments()}
+    archive = many_small(place)
+    small = {segment.name: archive.store.read(segment.name) for segment in archive.segments()}
     assert archive.merge(0) == 5
-    for path, content in list(small.items())[2:]:
-        path.write_bytes(content)
+    for name, content in list(small.items())[2:]:
+        archive.store.write(name, content or b"")
     assert rows(archive) == expected(*(click(0, n) for n in range(5)))
     assert archive.stats().segments == 1
     archive.append(0, 5, 6, [click(0, 5)])
     assert archive.merge(0) == 0
-    assert len(list(tmp_path.rglob("*.parquet"))) == 2, "the next merge removes them"
+    assert len(archive.store.files("epoch-0")) == 2, "the next merge removes them"
 
 
-def test_a_merge_does_nothing_if_a_segment_is_pruned_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_merge_does_nothing_if_a_segment_is_pruned_meanwhile(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("streamrec.archive.segments.MIN_SEGMENTS_TO_MERGE", 5)
-    archive = many_small(tmp_path)
-    list_segments = EventArchive._segments_of
+    archive = many_small(place)
+    list_files = EventArchive._files_of
 
     def listed_then_pruned(self: EventArchive, partition: int) -> object:
-        found = list_segments(self, partition)
-        found[0].path.unlink()
+        found = list_files(self, partition)
+        archive.store.delete(min(found))
         return found
 
     with monkeypatch.context() as patched:
-        patched.setattr(EventArchive, "_segments_of", listed_then_pruned)
+        patched.setattr(EventArchive, "_files_of", listed_then_pruned)
         assert archive.merge(0) == 0
     assert rows(archive) == expected(*(click(0, n) for n in range(1, 5)))
 
 
-def test_a_reader_gets_all_events_while_segments_are_merged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_reader_gets_all_events_while_segments_are_merged(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("streamrec.archive.segments.MIN_SEGMENTS_TO_MERGE", 5)
-    archive = many_small(tmp_path)
+    archive = many_small(place)
     list_segments, merged = EventArchive.segments, []
 
     def listed_then_merged(self: EventArchive) -> object:
@@ -144,16 +149,16 @@ def test_a_reader_gets_all_events_while_segments_are_merged(tmp_path: Path, monk
     assert merged == [5, 0], "the first listing was stale"
 
 
-def test_a_new_topic_epoch_starts_at_offset_0(tmp_path: Path) -> None:
-    EventArchive(tmp_path, topic_epoch=0).append(0, 0, 10, [click(0, 3)])
-    again = EventArchive(tmp_path, topic_epoch=1)
+def test_a_new_topic_epoch_starts_at_offset_0(place: Place) -> None:
+    EventArchive(place, topic_epoch=0).append(0, 0, 10, [click(0, 3)])
+    again = EventArchive(place, topic_epoch=1)
     assert again.next_offsets() == {}
     again.append(0, 0, 2, [click(0, 1)])
     assert rows(again) == expected(click(0, 1))
 
 
-def test_imported_events_come_first_and_are_imported_once(tmp_path: Path) -> None:
-    archive = EventArchive(tmp_path)
+def test_imported_events_come_first_and_are_imported_once(place: Place) -> None:
+    archive = EventArchive(place)
     archive.append(2, 0, 5, [click(2, 4)])
     old = [Event("ann", "a", 5), Event("bob", "b", 3), Event("ann", "c", 5)]
     assert archive.import_events(old) == 3
@@ -170,8 +175,8 @@ def test_imported_events_come_first_and_are_imported_once(tmp_path: Path) -> Non
         archive.import_events([Event("ann", "a", None)])
 
 
-def test_pruning_removes_old_segments_and_remembers_the_next_offsets(tmp_path: Path) -> None:
-    archive = EventArchive(tmp_path)
+def test_pruning_removes_old_segments_and_remembers_the_next_offsets(place: Place) -> None:
+    archive = EventArchive(place)
     for start in range(0, 50, 10):
         archive.append(0, start, start + 10, [click(0, n) for n in range(start, start + 10)])
     archive.import_events([Event("ann", "a", 5)])
@@ -182,28 +187,45 @@ def test_pruning_removes_old_segments_and_remembers_the_next_offsets(tmp_path: P
     assert archive.next_offsets() == {0: 50}
 
 
-def test_damaged_and_foreign_files_are_named(tmp_path: Path) -> None:
-    archive = EventArchive(tmp_path)
+def test_damaged_and_foreign_files_are_named(place: Place) -> None:
+    archive = EventArchive(place)
     archive.append(0, 0, 10, [click(0, 1)])
     (segment,) = archive.segments()
-    content = segment.path.read_bytes()
-    segment.path.write_bytes(content[:-9])
+    content = archive.store.read(segment.name) or b""
+    archive.store.write(segment.name, content[:-9])
     with pytest.raises(ArchiveError, match=r"0000000-.*\.parquet cannot be read: .*restore it from a copy, or remove"):
         archive.read()
-    segment.path.write_bytes(content)
-    foreign = segment.path.with_name("notes.txt")
-    foreign.write_text("hello")
+    archive.store.write(segment.name, content)
+    archive.store.write("epoch-0/partition-0/notes.txt", b"hello")
     with pytest.raises(ArchiveError, match=r"notes\.txt does not belong in an archive"):
         archive.next_offsets()
 
 
+def test_segments_of_two_archivers_that_overlap_have_each_event_once(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = EventArchive(place), EventArchive(place)
+    one.append(0, 0, 10, [click(0, n) for n in range(10)])
+    with monkeypatch.context() as patched:  # the other one has listed the segments before that
+        patched.setattr(EventArchive, "_segments_of", lambda *_: [])
+        other.append(0, 0, 7, [click(0, n) for n in range(7)])
+        other.append(0, 7, 15, [click(0, n) for n in range(7, 15)])
+    with pytest.raises(ArchiveError, match="offsets 10 to 19 of partition 0 do not follow 14"):
+        one.append(0, 10, 20, [click(0, n) for n in range(10, 20)])
+    assert rows(one) == expected(*(click(0, n) for n in range(15)))
+    assert one.next_offsets() == {0: 15}
+    monkeypatch.setattr("streamrec.archive.segments.MIN_SEGMENTS_TO_MERGE", 2)
+    assert one.merge(0) == 2
+    assert rows(other) == expected(*(click(0, n) for n in range(15)))
+    assert [file.name for file in one.store.files("epoch-0")] == [f"epoch-0/partition-0/{0:019}-{15:019}.parquet"]
+
+
 WRITER = """
 import sys
-from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from support.archives import click
 from streamrec.archive.segments import EventArchive
-archive = EventArchive(Path(sys.argv[1]))
+archive = EventArchive(sys.argv[1])
 while True:
     for partition in range(2):
         first = archive.next_offsets().get(partition, 0)
@@ -211,12 +233,12 @@ while True:
 """
 
 
-def test_a_writer_killed_at_random_moments_loses_and_duplicates_no_event(tmp_path: Path) -> None:
+def test_a_writer_killed_at_random_moments_loses_and_duplicates_no_event(place: Place) -> None:
     rng = random.Random(1)
-    archive = EventArchive(tmp_path / "archive")
+    archive = EventArchive(place)
     reached = 0
     for _ in range(6):
-        command = [sys.executable, "-c", WRITER, str(archive.folder), str(Path(__file__).parents[1])]
+        command = [sys.executable, "-c", WRITER, str(archive.place), str(Path(__file__).parents[1])]
         with subprocess.Popen(command) as writer:
             until = time.monotonic() + 60
             while sum(archive.next_offsets().values()) == reached:
@@ -228,3 +250,28 @@ def test_a_writer_killed_at_random_moments_loses_and_duplicates_no_event(tmp_pat
         assert rows(archive) == expected(*(click(p, n) for p in sorted(ends) for n in range(ends[p])))
         assert sum(ends.values()) > reached
         reached = sum(ends.values())
+
+
+def test_a_writer_killed_at_any_step_loses_and_duplicates_no_event(
+    place: Place, request: pytest.FixtureRequest
+) -> None:
+    numbers, events = itertools.count(), 10
+    server = request.getfixturevalue("s3") if isinstance(place, str) else None
+    ends = set()
+    for at, killed in killed_at_each_step(
+        lambda: below(place, str(next(numbers))),
+        server,
+        "support.archive_writer",
+        lambda place: [str(place), str(events)],
+        os.environ,
+    ):
+        archive = EventArchive(at)
+        end = archive.next_offsets().get(0, 0)
+        assert rows(archive) == expected(*(click(0, n) for n in range(end)))
+        ends.add(end)
+        with archive.following():  # the next archiver continues there
+            archive.append(0, end, events + 1, [click(0, n) for n in range(end, events + 1)])
+            archive.merge(0)
+        assert rows(archive) == expected(*(click(0, n) for n in range(events + 1)))
+        assert killed or end == events
+    assert ends == set(range(0, events + 1, 2))

@@ -144,7 +144,7 @@ async def metrics_of(process: Retrain) -> str:
 async def test_running_processes_expose_the_metrics_that_rules_dashboard_and_pages_name(
     start_daemon: StartDaemon, make_settings: MakeSettings, registry: Registry, tmp_path: Path
 ) -> None:
-    where: dict[str, Any] = {"model_dir": None, "registry_dir": registry.folder}
+    where: dict[str, Any] = {"model_dir": None, "registry_dir": registry.place}
     settings = make_settings(**where, archive_dir=tmp_path / "archive", retrain_http_port=0, retrain_every_s=3600)
     daemon = start_daemon(**where)
     await daemon.wait_ready()

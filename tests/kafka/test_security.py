@@ -300,7 +300,7 @@ async def test_the_requests_of_each_part_need_exactly_the_rights_of_the_page(
     settings = settings_of()
     saved, registry = load_model(model_dir), Registry(tmp_path / "registry")
     registry.promote(registry.publish(saved.model, saved.vocab, {}), "first")
-    where = {"archive_dir": tmp_path / "archive", "registry_dir": registry.folder, "model_dir": None}
+    where = {"archive_dir": tmp_path / "archive", "registry_dir": registry.place, "model_dir": None}
     await feed(settings, [Record(b"ann", click("ann", f"i{n}", 1_700_000_000_000 + n)) for n in range(9)])
     await feed(settings, [Record(b"ann", b"bad")])
     (tmp_path / "clicks.csv").write_text("user_id,item_id,timestamp\nbob,i1,1700000000000\n")

@@ -273,7 +273,7 @@ async def test_a_daemon_on_a_cluster_serves_swaps_and_shows(
     more = {
         **cluster_settings(cluster),
         "model_dir": None,
-        "registry_dir": registry.folder,
+        "registry_dir": registry.place,
         "registry_poll_s": 3600,
         "lists_refresh_s": 0.1,
     }
@@ -287,7 +287,7 @@ async def test_a_daemon_on_a_cluster_serves_swaps_and_shows(
     await eventually(lambda: serves(daemon, new))
     await feed(settings, islice(workload(22), 600))
     await wait_caught_up(settings)
-    users = await assert_delivered(settings.but(model_dir=registry.folder / "versions" / new, registry_dir=None))
+    users = await assert_delivered(settings.but(model_dir=registry.place / "versions" / new, registry_dir=None))
     shown = json.loads((await daemon.get("/api/user?id=u1"))[1])
     assert shown["n"] == shown["list"]["n"] == users["u1"].n
     lines = command(settings, "recs", "--all", "--json")

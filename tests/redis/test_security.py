@@ -195,7 +195,7 @@ def settings_of(own_redis: OwnRedis, servers: Servers, registry: Registry, tmp_p
             "redis_url": own_redis.redis_url,
             "redis_username": user,
             "redis_password": PASSWORD,
-            "registry_dir": registry.folder,
+            "registry_dir": registry.place,
             "archive_dir": tmp_path / "archive",
             "http_port": 0,
             "lists_refresh_s": 0.2,

@@ -116,7 +116,7 @@ def test_a_damaged_champion_does_not_prevent_a_good_model(bench: Bench) -> None:
     settings, archive, registry = bench
     archive.import_events(circle(steps=10))
     first = retrain(settings)
-    (registry.folder / "versions" / first.version / "model.safetensors").write_bytes(b"rust")
+    (registry.place / "versions" / first.version / "model.safetensors").write_bytes(b"rust")
     second = retrain(settings)
     assert second.promoted
     assert "champion" not in second.report

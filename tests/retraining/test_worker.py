@@ -48,7 +48,6 @@ QUICK: dict[str, Any] = {
     "archive_flush_s": 0.2,
     "registry_poll_s": 3600,
 }
-# Sends SIGKILL to its own process just before it flushes a file for the n-th time.
 
 
 def ring(steps: int, start: int = 0) -> list[Event]:
@@ -78,8 +77,8 @@ def start(settings: Settings) -> Iterator[Callable[..., Retrain]]:
     """Start `streamrec retrain` processes; kill those that still run when the test ends."""
     started: list[Retrain] = []
 
-    def run(*arguments: str, killed_at_flush: int | None = None, **changes: Any) -> Retrain:
-        started.append(Retrain(settings.but(**changes), *arguments, killed_at_flush=killed_at_flush))
+    def run(*arguments: str, killed_at_step: int | None = None, **changes: Any) -> Retrain:
+        started.append(Retrain(settings.but(**changes), *arguments, killed_at_step=killed_at_step))
         return started[-1]
 
     yield run
@@ -390,8 +389,8 @@ async def test_promotion_refusal_damage_rollback_and_kills_while_the_daemon_serv
         assert champion_of(settings) == second
 
         # killed while publishing and while promoting: every version is whole, and the next round works
-        for flush in (1, 5, 8):
-            dying = start("--once", "--no-follow", retrain_mode="full", killed_at_flush=flush)
+        for step in (1, 20, 40):
+            dying = start("--once", "--no-follow", retrain_mode="full", killed_at_step=step)
             assert await asyncio.to_thread(dying.process.wait, 100) == -signal.SIGKILL, dying.output
             assert all(version.problem is None for version in registry.versions())
             assert champion_of(settings) == second
@@ -402,7 +401,7 @@ async def test_promotion_refusal_damage_rollback_and_kills_while_the_daemon_serv
         third = champion_of(settings)
         assert third not in (first, second)
         await eventually(lambda: serves(daemon, str(third)))
-        weights = registry.folder / "versions" / str(second) / "model.safetensors"
+        weights = registry.place / "versions" / str(second) / "model.safetensors"
         whole = weights.read_bytes()
         weights.write_bytes(whole[:-4] + b"rust")
         damaged = await asyncio.to_thread(models, settings, "promote", str(second))
@@ -417,7 +416,7 @@ async def test_promotion_refusal_damage_rollback_and_kills_while_the_daemon_serv
         return set((await versions_published(settings)).values()) <= {second, "popular"}
 
     await eventually(every_list_is_of_the_champion)
-    await assert_delivered(make_settings(model_dir=registry.folder / "versions" / str(second), lists_filter_seen=False))
+    await assert_delivered(make_settings(model_dir=registry.place / "versions" / str(second), lists_filter_seen=False))
     assert daemon.lines("ERROR") == []
     await start("--once").ends()
     await assert_archive_is_the_topic(settings)

@@ -239,7 +239,7 @@ def run(
     capsys: pytest.CaptureFixture[str],
 ) -> Callable[..., Any]:
     """Run `streamrec models ...` under the test's settings; return status, lines of output, and stderr."""
-    for name, value in environment(make_settings(registry_dir=registry.folder)).items():
+    for name, value in environment(make_settings(registry_dir=registry.place)).items():
         monkeypatch.setenv(name, value)
 
     async def run_command(*arguments: str) -> tuple[int, list[str], str]:
@@ -259,7 +259,7 @@ async def test_the_list_shows_offline_figures_and_online_ones(
         registry, 2, validation={"hr@10": 0.9}, report={"challenger": {"hr@10": 0.5, "ndcg@10": 0.25, "mrr@10": 0.125}}
     )
     broken = publish(registry, 3)
-    (registry.folder / "versions" / broken / "metadata.json").write_text("{}")
+    (registry.place / "versions" / broken / "metadata.json").write_text("{}")
     registry.promote(judged, "better")
     counts = OnlineCounts(redis, Metrics())
     for _ in range(1_000):

@@ -88,7 +88,7 @@ def registry(tmp_path: Path) -> Registry:
 def of(registry: Registry, **changes: Any) -> dict[str, Any]:
     return {
         "model_dir": None,
-        "registry_dir": registry.folder,
+        "registry_dir": registry.place,
         "registry_poll_s": 3600,
         "lists_refresh_s": 0.1,
     } | changes
@@ -174,7 +174,7 @@ async def test_a_damaged_shadow_is_refused_and_a_good_one_begins_and_ends_while_
     champion, broken, good = (registry.publish(guessing_model(seed), ItemVocab(RING)) for seed in (1, 2, 3))
     registry.promote(champion, "first")
     registry.set_shadow(broken)
-    weights = registry.folder / "versions" / broken / "model.safetensors"
+    weights = registry.place / "versions" / broken / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-4] + b"rust")
     settings = make_settings(**of(registry, serving_shadow_share=1))
     daemon = start_daemon(**of(registry, serving_shadow_share=1))
@@ -211,7 +211,7 @@ async def test_a_shadow_that_becomes_champion_ends(
     await daemon.wait_ready()
     registry.set_shadow(new)  # no message: the daemon polls
     await logged(daemon, f"a shadow begins model={new}")
-    (registry.folder / "shadow.json").write_text("{")
+    (registry.place / "shadow.json").write_text("{")
     await logged(daemon, "the current shadow continues: ")
     await click_in_turn(daemon, settings, 0)
     registry.set_shadow(new)  # which mends it

@@ -34,7 +34,7 @@ async def test_a_new_champion_takes_over_in_mid_stream_and_recent_users_get_its_
     registry.promote(old, "first")
     # a larger vocabulary in another order, and longer windows: nothing of the old engine fits the new one
     new = publish(registry, seed=2, items=range(59, -1, -1), max_len=12)
-    where = {"model_dir": None, "registry_dir": registry.folder, "registry_poll_s": 3600, "sequences_max_len": 12}
+    where = {"model_dir": None, "registry_dir": registry.place, "registry_poll_s": 3600, "sequences_max_len": 12}
     settings = make_settings(**where)
     daemon = start_daemon(**where)
     await daemon.wait_ready()
@@ -51,7 +51,7 @@ async def test_a_new_champion_takes_over_in_mid_stream_and_recent_users_get_its_
         return set((await versions_published(settings)).values()) <= {new, "popular"}
 
     await eventually(all_users_have_the_new_list)
-    await assert_delivered(make_settings(model_dir=registry.folder / "versions" / new, sequences_max_len=12))
+    await assert_delivered(make_settings(model_dir=registry.place / "versions" / new, sequences_max_len=12))
     assert await daemon.metric("streamrec_model_swaps_total", outcome="swapped") == 1
     assert daemon.lines("ERROR") == []
 
@@ -61,7 +61,7 @@ async def test_users_who_do_not_click_again_are_re_scored(
 ) -> None:
     old, new = publish(registry, seed=1), publish(registry, seed=2)
     registry.promote(old, "first")
-    where = {"model_dir": None, "registry_dir": registry.folder, "registry_poll_s": 0.2, "serving_rescore_users": 30}
+    where = {"model_dir": None, "registry_dir": registry.place, "registry_poll_s": 0.2, "serving_rescore_users": 30}
     settings = make_settings(**where)
     daemon = start_daemon(**where)
     await daemon.wait_ready()
@@ -88,14 +88,14 @@ async def test_a_damaged_version_is_refused_and_a_good_one_taken_later(
     registry.promote(old, "first")
     registry.promote(broken, "looked good")
     registry.promote(old, "for now")
-    weights = registry.folder / "versions" / broken / "model.safetensors"
+    weights = registry.place / "versions" / broken / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-4] + b"rust")
-    where = {"model_dir": None, "registry_dir": registry.folder, "registry_poll_s": 0.1}
+    where = {"model_dir": None, "registry_dir": registry.place, "registry_poll_s": 0.1}
     settings = make_settings(**where)
     daemon = start_daemon(**where)
     await daemon.wait_ready()
-    alias = json.loads((registry.folder / "champion.json").read_text())
-    with atomic_file(registry.folder / "champion.json") as file:  # the daemon may read it at any moment
+    alias = json.loads((registry.place / "champion.json").read_text())
+    with atomic_file(registry.place / "champion.json") as file:  # the daemon may read it at any moment
         file.write(json.dumps(alias | {"version": broken}).encode())
 
     async def refused() -> bool:
@@ -122,7 +122,7 @@ def test_without_redis_a_promotion_reports_that_daemons_load_it_later(
     make_settings: MakeSettings, registry: Registry
 ) -> None:
     version = publish(registry, seed=1)
-    settings = make_settings(registry_dir=registry.folder, redis_url="redis://127.0.0.1:1/0")
+    settings = make_settings(registry_dir=registry.place, redis_url="redis://127.0.0.1:1/0")
     promoted = models(settings, "promote", version)
     assert promoted.returncode == 0
     assert "the daemons will load it within 5 s" in promoted.stderr

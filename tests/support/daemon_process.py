@@ -109,13 +109,13 @@ class Retrain:
     """A `streamrec retrain` process.
 
     Args:
-        killed_at_flush: it kills itself when it flushes a file to disk for this time.
+        killed_at_step: it gets SIGKILL before it changes a folder for this time.
     """
 
-    def __init__(self, settings: Settings, *arguments: str, killed_at_flush: int | None = None) -> None:
+    def __init__(self, settings: Settings, *arguments: str, killed_at_step: int | None = None) -> None:
         module, command = program(), ("retrain", *arguments)
-        if killed_at_flush is not None:
-            module, command = "support.killed_at_flush", (str(killed_at_flush), *command)
+        if killed_at_step is not None:
+            module, command = "support.killed_at_step", (str(killed_at_step), module, *command)
         with tempfile.NamedTemporaryFile(prefix="retrain-", suffix=".log", delete=False) as log:
             self._log = Path(log.name)
             self.process = fork_server().start(module, command, environment(settings), log.fileno(), log.fileno())

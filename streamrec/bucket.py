@@ -1,0 +1,224 @@
+"""A prefix of a bucket in an object store: Amazon S3 and what speaks its protocol, Google Cloud Storage, Azure.
+
+pyarrow's file systems list, read, write and delete objects. They cannot write on a condition, and read an object in two
+requests, between which it may change. So objects that are replaced while others read them, the aliases of the registry,
+go through obstore, which reads in one request and has If-Match and If-None-Match.
+
+An object appears when its upload is complete, and then is durable: it needs no rename. Stores cannot delete on a
+condition: an empty object stands for one that was deleted by ``exchange``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import re
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qs, urlsplit
+
+from streamrec.errors import SettingsError, StoreUnavailable, StoreUnreachable
+
+if TYPE_CHECKING:  # both take time to import, and folders need neither
+    from obstore.store import ObjectStore
+
+# one request instead of three for small objects; Google's client would retry for minutes
+OPTIONS = {"s3": "allow_delayed_open=true", "gs": "retry_limit_seconds=10"}
+RETRIES: Any = {"max_retries": 2, "retry_timeout": timedelta(seconds=10)}
+CLIENT: Any = {"timeout": "10s", "connect_timeout": "3s", "allow_http": True}  # http only for an endpoint that says so
+CREDENTIALS = {
+    "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or the role",
+    "gs": "GOOGLE_APPLICATION_CREDENTIALS, or the service account",
+    "abfs": "AZURE_CLIENT_ID, AZURE_TENANT_ID and AZURE_CLIENT_SECRET, or the managed identity",
+}
+NO_BUCKET = re.compile(r"NO_SUCH_BUCKET|NoSuchBucket|ContainerNotFound|bucket does not exist")
+DENIED = re.compile(
+    r"ACCESS_DENIED|INVALID_ACCESS_KEY|SIGNATURE_DOES_NOT_MATCH|EXPIRED_TOKEN|\b40[13]\b|PERMISSION_DENIED|"
+    r"Unauthenticated|credential|169\.254\.169\.254|metadata\.google",
+    re.IGNORECASE,
+)
+UNREACHABLE = re.compile(r"NETWORK_CONNECTION|curlCode|error sending request|timed? ?out|UNAVAILABLE", re.IGNORECASE)
+SHOWN_CHARACTERS = 200  # of an error that is none of these
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """A file of a place. ``name``: below the place, with slashes."""
+
+    name: str
+    bytes: int
+    modified_s: float
+
+
+@dataclass(frozen=True)
+class Seen:
+    """The content of a file at a moment, None if there was no file; ``exchange`` compares with it."""
+
+    content: bytes | None
+    state: Any = None  # by which an object store recognises it
+
+
+class Bucket:
+    """Files below the URL of an object store. A wrong or unreachable store raises StoreUnavailable.
+
+    Raises:
+        SettingsError: obstore is not installed.
+    """
+
+    def __init__(self, url: str) -> None:
+        if importlib.util.find_spec("obstore") is None:
+            raise SettingsError(f"{url} needs the package obstore: pip install 'streamrec[stores]'")
+        self._url = url
+        self._parts = urlsplit(url)
+
+    def __str__(self) -> str:
+        return self._url
+
+    def at(self, name: str) -> str:
+        """Return where a file lies, for messages."""
+        return f"{self._parts.scheme}://{self._parts.netloc}{self._parts.path.rstrip('/')}/{name}"
+
+    def read(self, name: str) -> bytes | None:
+        """Return the content of a file that nobody replaces; None if there is none."""
+        with self._explained("read", name):
+            try:
+                with self._files.open_input_stream(self._path(name)) as stream:
+                    return bytes(stream.read())
+            except FileNotFoundError:
+                return None
+
+    def files(self, folder: str = "") -> list[StoredFile]:
+        """List the files below a folder, in no order."""
+        from pyarrow.fs import FileSelector, FileType
+
+        with self._explained("list", folder):
+            try:
+                found = self._files.get_file_info(FileSelector(self._path(folder), recursive=True))
+            except FileNotFoundError:
+                return []
+        root = len(self._path("")) + 1
+        return [
+            StoredFile(info.path[root:], info.size, info.mtime.timestamp())
+            for info in found
+            if info.type == FileType.File
+        ]
+
+    def write(self, name: str, content: bytes) -> None:
+        """Write a file, whole or not at all."""
+        with self._explained("write", name):
+            stream = self._files.open_output_stream(self._path(name))
+            stream.write(content)
+            stream.close()  # the object appears here, and only if all of it was uploaded
+
+    def delete(self, name: str) -> None:
+        """Delete a file, if there is one."""
+        with self._explained("delete", name), contextlib.suppress(FileNotFoundError):
+            self._files.delete_file(self._path(name))
+
+    def remove(self, folder: str, first: str) -> None:
+        """Delete a folder; this file of it first."""
+        self.delete(f"{folder}/{first}")
+        with self._explained("delete", folder), contextlib.suppress(FileNotFoundError):
+            self._files.delete_dir(self._path(folder))
+
+    def sweep(self, older_than_s: float) -> None:
+        """Do nothing: an upload that was interrupted leaves nothing that could be listed."""
+
+    def seen(self, name: str) -> Seen:
+        """Read a file that others may replace."""
+        with self._explained("read", name):
+            try:
+                found = self._conditional.get(name)
+                content = bytes(found.bytes())
+            except FileNotFoundError:
+                return Seen(None)
+        state = {"e_tag": found.meta["e_tag"], "version": found.meta["version"]}
+        return Seen(content or None, {name: value for name, value in state.items() if value})
+
+    def exchange(self, name: str, content: bytes | None, seen: Seen) -> bool:
+        """Replace a file, or delete it with None, unless it was changed since it was seen; return whether it was."""
+        from obstore.exceptions import AlreadyExistsError, PreconditionError
+
+        with self._explained("write", name):
+            try:
+                self._conditional.put(name, content or b"", mode=seen.state or "create")
+            except (AlreadyExistsError, PreconditionError):
+                # a lost answer: the client repeated a write that had succeeded
+                return self.seen(name).content == content
+        return True
+
+    @contextlib.contextmanager
+    def local(self, folder: str, files: Iterable[str]) -> Iterator[Path]:
+        """Yield a folder of this machine with a copy of the files that are there; it is deleted at the end."""
+        with tempfile.TemporaryDirectory(prefix="streamrec-") as copy:
+            for name in files:
+                content = self.read(f"{folder}/{name}")
+                try:
+                    (Path(copy) / name).write_bytes(content) if content is not None else None
+                except OSError as error:
+                    raise StoreUnavailable(f"cannot copy {self.at(folder)} to {copy}: {error.strerror}") from error
+            yield Path(copy)
+
+    @contextlib.contextmanager
+    def locked(self, wait: bool = True) -> Iterator[None]:
+        """Do nothing: stores have no locks, and writers must be safe without."""
+        yield
+
+    def _path(self, name: str) -> str:
+        return "/".join(part for part in (self._root, name) if part)
+
+    @property
+    def _files(self) -> Any:
+        return self._opened[0]
+
+    @property
+    def _root(self) -> str:
+        return self._opened[1]
+
+    @cached_property
+    def _opened(self) -> tuple[Any, str]:
+        """The file system, and the path of this place in it."""
+        from pyarrow.fs import FileSystem
+
+        option = OPTIONS.get(self._parts.scheme, "")
+        query = "&".join(part for part in (self._parts.query, option) if part)
+        files, root = FileSystem.from_uri(self._parts._replace(query=query).geturl())
+        return files, root.rstrip("/")
+
+    @cached_property
+    def _conditional(self) -> ObjectStore:
+        from obstore.store import from_url
+
+        options = {name: values[0] for name, values in parse_qs(self._parts.query).items()}
+        config: Any = {"region": self._files.region} if self._parts.scheme == "s3" else {}
+        if endpoint := options.get("endpoint_override"):
+            config["endpoint"] = f"{options.get('scheme', 'https')}://{endpoint}"
+        url = self._parts._replace(query="").geturl()
+        return from_url(url, config=config, client_options=CLIENT, retry_config=RETRIES)
+
+    @contextlib.contextmanager
+    def _explained(self, verb: str, name: str) -> Iterator[None]:
+        """Turn the errors of both clients into one line."""
+        import pyarrow as pa
+        from obstore.exceptions import BaseError
+
+        try:
+            yield
+        except (OSError, pa.ArrowException, BaseError) as error:
+            unreachable = UNREACHABLE.search(str(error)) and not NO_BUCKET.search(str(error))
+            kind = StoreUnreachable if unreachable else StoreUnavailable
+            raise kind(f"cannot {verb} {self.at(name)}: {self._reason(str(error))}") from error
+
+    def _reason(self, text: str) -> str:
+        if NO_BUCKET.search(text):
+            return "there is no such bucket; create it, or correct the URL"
+        if UNREACHABLE.search(text):
+            return "the store cannot be reached; check its address and the network"
+        if DENIED.search(text):
+            return f"the store denies access; check {CREDENTIALS[self._parts.scheme]}, and its rights"
+        return " ".join(text.split("Debug source")[0].split())[:SHOWN_CHARACTERS]
