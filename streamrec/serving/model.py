@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import Self
 
 from sasrec import Engine, ItemVocab, ModelDirectoryError, ModelMetadata, SavedModel, load_model
+from streamrec.aliases import Champion
 from streamrec.errors import NoChampion, SettingsError
 from streamrec.metrics import unix_s
-from streamrec.registry import Champion, Registry
+from streamrec.registry import Registry
 from streamrec.setting_groups import InferenceSettings
 from streamrec.settings import Settings
 
