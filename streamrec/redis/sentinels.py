@@ -86,7 +86,7 @@ class Sentinels:
             await client.aclose()
 
     async def _query(self) -> tuple[list[View], dict[str, BaseException]]:
-        """Return what the sentinels see, and the errors of the others; once most have answered, wait little for the rest."""
+        """Return what the sentinels see, and the errors of the others. Wait little for one that hangs."""
         queried = {asyncio.ensure_future(client.sentinel_masters()): a for a, client in self._clients.items()}
         waiting = set(queried)
         views: list[Any] = []
