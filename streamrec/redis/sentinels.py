@@ -20,6 +20,9 @@ from redis.exceptions import AuthenticationError, NoPermissionError, RedisError,
 from streamrec.redis.nodes import Address, OneServer, new_client
 
 OF_THE_PRIMARY = ("host", "port", "db", "username", "password")  # options that do not hold for a sentinel
+GRACE_S = (
+    0.1  # for the last sentinels to answer: one that hangs must not delay, and one alone may know the newest primary
+)
 State = Mapping[str, Any]  # of a primary, as a sentinel sees it
 View = Mapping[str, State]  # the primaries that a sentinel monitors, by name
 
@@ -83,14 +86,19 @@ class Sentinels:
             await client.aclose()
 
     async def _query(self) -> tuple[list[View], dict[str, BaseException]]:
-        """Return what the sentinels see, and the errors of the others; once most have answered, wait for no other."""
+        """Return what the sentinels see, and the errors of the others. Wait little for one that hangs."""
         queried = {asyncio.ensure_future(client.sentinel_masters()): a for a, client in self._clients.items()}
         waiting = set(queried)
         views: list[Any] = []
         errors: dict[str, BaseException] = {}
         try:
-            while waiting and len(views) <= len(queried) // 2:
-                done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            while waiting:
+                most_answered = len(views) > len(queried) // 2
+                done, waiting = await asyncio.wait(
+                    waiting, timeout=GRACE_S if most_answered else None, return_when=asyncio.FIRST_COMPLETED
+                )
+                if not done:
+                    break
                 for task in done:
                     error = task.exception()
                     if error is None:

@@ -128,7 +128,10 @@ async def is_replica(server: ServerProcess) -> bool:
 async def test_how_long_lists_are_stale_after_a_primary_is_killed(
     start_daemon: StartDaemon, make_settings: MakeSettings, model_dir: Path, down_after_ms: int
 ) -> None:
-    """Report the time until the first new list: primary, two replicas, and a WAIT for one of them."""
+    """Report the time until the first new list: primary, two replicas, and a WAIT for one of them.
+
+    One of two does not make sure that every click survives, so this test does not compare sequences.
+    """
     found_s = []
     async with watched(replicas=2, down_after_ms=down_after_ms) as servers:
         options = {
@@ -146,11 +149,15 @@ async def test_how_long_lists_are_stale_after_a_primary_is_killed(
                 found_s.append(await stale_s(daemon, former))
                 await servers.wait_failed_over(former)
                 former.start()
-                await eventually(lambda former=former: is_replica(former), timeout_s=60)
+                await eventually(lambda former=former: is_synced(former), timeout_s=60)
                 await servers.wait_watched()
         await wait_caught_up(settings)
-        await assert_delivered(settings)
     log.info("down-after-milliseconds %d: lists are fresh after %s s", down_after_ms, [f"{s:.1f}" for s in found_s])
+
+
+async def is_synced(server: ServerProcess) -> bool:
+    async with node(server) as client:
+        return bool((await client.info("replication")).get("master_link_status") == "up")
 
 
 async def stale_s(daemon: Daemon, primary: ServerProcess) -> float:
