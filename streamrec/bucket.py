@@ -209,9 +209,10 @@ class Bucket:
         try:
             yield
         except (OSError, pa.ArrowException, BaseError) as error:
-            raise StoreUnavailable(f"cannot {verb} {self.at(name)}: {self._reason(str(error))}") from error
+            raise StoreUnavailable(f"cannot {verb} {self.at(name)}: {self._reason(error)}") from error
 
-    def _reason(self, text: str) -> str:
+    def _reason(self, error: Exception) -> str:
+        text = str(error).split("Debug source")[0]  # obstore adds its settings
         if NO_BUCKET.search(text):
             return "there is no such bucket; create it, or correct the URL"
         denied = f"the store denies access; check {CREDENTIALS[self._parts.scheme]}, and its rights"
@@ -221,4 +222,4 @@ class Bucket:
             return "the store cannot be reached; check its address and the network"
         if DENIED.search(text):
             return denied
-        return " ".join(text.split("Debug source")[0].split())[:SHOWN_CHARACTERS]
+        return " ".join(text.split())[:SHOWN_CHARACTERS]

@@ -209,5 +209,5 @@ def test_a_folder_that_cannot_be_used_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     store = open_store(tmp_path / "file" / "models")
     for use in (lambda: store.read("a"), lambda: store.write("a", b""), store.files):
-        with pytest.raises(StoreUnavailable, match="cannot .*/file/models.*: (Not a directory|File exists)"):
+        with pytest.raises(StoreUnavailable, match=r"cannot .*/file/models.*: (Not a directory|File exists)"):
             use()
