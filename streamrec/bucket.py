@@ -1,8 +1,10 @@
 """A prefix of a bucket in an object store: Amazon S3 and what speaks its protocol, Google Cloud Storage, Azure.
 
-pyarrow's file systems list, read, write and delete objects. They cannot write on a condition, and read an object in two
-requests, between which it may change. So objects that are replaced while others read them, the aliases of the registry,
-go through obstore, which reads in one request and has If-Match and If-None-Match.
+pyarrow's file systems list, write and delete objects. obstore does what they cannot:
+
+write on a condition    If-Match and If-None-Match, for compare-and-set
+read in one request     pyarrow asks for the size first, and the object may be replaced meanwhile; its client for Azure
+                        ends the process if a read has no valid credentials
 
 An object appears when its upload is complete, and then is durable: it needs no rename. Stores cannot delete on a
 condition: an empty object stands for one that was deleted by ``exchange``.
@@ -30,7 +32,8 @@ if TYPE_CHECKING:  # both take time to import, and folders need neither
 # one request instead of three for small objects; Google's client would retry for minutes
 OPTIONS = {"s3": "allow_delayed_open=true", "gs": "retry_limit_seconds=10"}
 RETRIES: Any = {"max_retries": 2, "retry_timeout": timedelta(seconds=10)}
-CLIENT: Any = {"timeout": "10s", "connect_timeout": "3s", "allow_http": True}  # http only for an endpoint that says so
+# http only for an endpoint that says so; a large model may take minutes, a silent server may not
+CLIENT: Any = {"allow_http": True, "connect_timeout": "3s", "read_timeout": "10s", "timeout": "10 minutes"}
 CREDENTIALS = {
     "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or the role",
     "gs": "GOOGLE_APPLICATION_CREDENTIALS, or the service account",
@@ -38,10 +41,11 @@ CREDENTIALS = {
 }
 NO_BUCKET = re.compile(r"NO_SUCH_BUCKET|NoSuchBucket|ContainerNotFound|bucket does not exist")
 DENIED = re.compile(
-    r"ACCESS_DENIED|INVALID_ACCESS_KEY|SIGNATURE_DOES_NOT_MATCH|EXPIRED_TOKEN|\b40[13]\b|PERMISSION_DENIED|"
-    r"Unauthenticated|credential|169\.254\.169\.254|metadata\.google",
+    r"ACCESS_DENIED|INVALID_ACCESS_KEY|SIGNATURE_DOES_NOT_MATCH|EXPIRED_TOKEN|\b40[13]\b|PERMISSION_DENIED|Unauthenticated",
     re.IGNORECASE,
 )
+# where clients look for the credentials of a machine's role when the environment has none
+NO_CREDENTIALS = re.compile(r"169\.254\.\d|metadata\.google|credential|oauth2", re.IGNORECASE)
 UNREACHABLE = re.compile(r"NETWORK_CONNECTION|curlCode|error sending request|timed? ?out|UNAVAILABLE", re.IGNORECASE)
 SHOWN_CHARACTERS = 200  # of an error that is none of these
 
@@ -84,13 +88,8 @@ class Bucket:
         return f"{self._parts.scheme}://{self._parts.netloc}{self._parts.path.rstrip('/')}/{name}"
 
     def read(self, name: str) -> bytes | None:
-        """Return the content of a file that nobody replaces; None if there is none."""
-        with self._explained("read", name):
-            try:
-                with self._files.open_input_stream(self._path(name)) as stream:
-                    return bytes(stream.read())
-            except FileNotFoundError:
-                return None
+        """Return the content of a file; None if there is none."""
+        return self.seen(name).content
 
     def files(self, folder: str = "") -> list[StoredFile]:
         """List the files below a folder, in no order."""
@@ -210,15 +209,18 @@ class Bucket:
         try:
             yield
         except (OSError, pa.ArrowException, BaseError) as error:
-            unreachable = UNREACHABLE.search(str(error)) and not NO_BUCKET.search(str(error))
-            kind = StoreUnreachable if unreachable else StoreUnavailable
-            raise kind(f"cannot {verb} {self.at(name)}: {self._reason(str(error))}") from error
+            kind, reason = self._explain(error)
+            raise kind(f"cannot {verb} {self.at(name)}: {reason}") from error
 
-    def _reason(self, text: str) -> str:
+    def _explain(self, error: Exception) -> tuple[type[StoreUnavailable], str]:
+        text = str(error).split("Debug source")[0]  # obstore adds its settings
         if NO_BUCKET.search(text):
-            return "there is no such bucket; create it, or correct the URL"
+            return StoreUnavailable, "there is no such bucket; create it, or correct the URL"
+        denied = f"the store denies access; check {CREDENTIALS[self._parts.scheme]}, and its rights"
+        if NO_CREDENTIALS.search(text):
+            return StoreUnavailable, denied
         if UNREACHABLE.search(text):
-            return "the store cannot be reached; check its address and the network"
+            return StoreUnreachable, "the store cannot be reached; check its address and the network"
         if DENIED.search(text):
-            return f"the store denies access; check {CREDENTIALS[self._parts.scheme]}, and its rights"
-        return " ".join(text.split("Debug source")[0].split())[:SHOWN_CHARACTERS]
+            return StoreUnavailable, denied
+        return StoreUnavailable, " ".join(text.split())[:SHOWN_CHARACTERS]

@@ -189,6 +189,14 @@ def s3(s3_of_session: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
     return s3_of_session
 
 
+@pytest.fixture
+def own_s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
+    """An S3 server that one test may stop and pause."""
+    with s3_server() as server:
+        use(server, monkeypatch)
+        yield server
+
+
 @pytest.fixture(params=["folder", "s3"])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
     """An empty place for models or clicks: a folder, then a prefix of a bucket."""

@@ -27,6 +27,7 @@ from streamrec.storage import Place
 
 from support.killed_at_step import killed_at_each_step
 from support.places import below
+from support.registry import damage
 
 MakeSettings = Callable[..., Settings]
 VOCAB = ItemVocab([f"i{n}" for n in range(10)])
@@ -52,13 +53,6 @@ def filled(place: Place, count: int) -> tuple[Registry, list[str]]:
         for n in range(count)
     ]
     return registry, names
-
-
-def damage(registry: Registry, version: str) -> None:
-    name = f"versions/{version}/model.safetensors"
-    weights = registry.store.read(name)
-    assert weights is not None
-    registry.store.write(name, weights[:-1] + b"x")
 
 
 def test_an_empty_registry_has_no_versions_and_no_champion(place: Place) -> None:

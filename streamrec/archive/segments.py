@@ -108,8 +108,9 @@ class EventArchive:
         Raises:
             ArchiveError: a folder of segments has another file, or the archive's format is unknown.
         """
+        followed = self._segments_of()
         names = sorted(file.name for file in self.store.files(IMPORTED) if file.name.endswith(".parquet"))
-        return [Segment(name) for name in names] + self._segments_of()
+        return [Segment(name) for name in names] + followed
 
     def _segments_of(self, partition: int | None = None) -> list[Segment]:
         """List the segments of a partition, or of all, by partition and offset."""

@@ -18,10 +18,12 @@ from streamrec.archive.segments import EventArchive
 from streamrec.commands.main import main
 from streamrec.kafka.topics import topic_partitions
 from streamrec.settings import Settings
+from streamrec.storage import Place
 
 from support.kafka_client import feed, feeding, read_topic
 from support.oracle import is_bad
 from support.preloaded import Command
+from support.s3_server import S3Server
 from support.waiting import eventually
 from support.workload import Record, click, workload
 
@@ -80,10 +82,10 @@ async def test_the_archive_is_the_topic_and_dead_letters_are_only_counted(
 
 
 async def test_a_process_that_is_killed_again_and_again_loses_and_duplicates_no_event(
-    make_settings: MakeSettings, tmp_path: Path
+    make_settings: MakeSettings, place: Place
 ) -> None:
-    settings = make_settings(archive_dir=tmp_path / "archive", archive_flush_s=0.05)
-    archive = EventArchive(tmp_path / "archive")
+    settings = make_settings(archive_dir=place, archive_flush_s=0.05)
+    archive = EventArchive(place)
     rng = random.Random(5)
     async with feeding(settings, seed=6, per_s=400, at_least=1_500):
         for _ in range(3):
@@ -97,6 +99,29 @@ async def test_a_process_that_is_killed_again_and_again_loses_and_duplicates_no_
                 await asyncio.sleep(rng.uniform(0, 0.3))  # the random moment
                 process.kill()
     with archiving(settings, "--burst") as process:
+        await ends(process)
+    await assert_equals_the_topic(archive, settings)
+
+
+async def test_a_process_waits_for_an_object_store_that_does_not_answer(
+    make_settings: MakeSettings, own_s3: S3Server
+) -> None:
+    place = own_s3.new_bucket()
+    settings = make_settings(archive_dir=place, archive_flush_s=0.05)
+    archive = EventArchive(place)
+    await feed(settings, islice(workload(1), 100))
+
+    async def all_are_archived() -> bool:
+        return archive.stats().events == len(await read_topic(settings, settings.kafka.topic))
+
+    with archiving(settings) as process:
+        await eventually(all_are_archived)
+        own_s3.pause()
+        await feed(settings, islice(workload(2), 100))
+        await eventually(lambda: asyncio.to_thread(process.has_logged, "the archive is unavailable"), timeout_s=120)
+        own_s3.resume()
+        await eventually(all_are_archived, timeout_s=60)
+        process.process.send_signal(signal.SIGTERM)
         await ends(process)
     await assert_equals_the_topic(archive, settings)
 

@@ -561,7 +561,7 @@ def test_manifests_fit_the_schemas_of_kubernetes(version: str) -> None:
     assert checked == 8
 
 
-@pytest.mark.parametrize("overlay", ["base", "keda"])
+@pytest.mark.parametrize("overlay", ["base", "keda", "object-store"])
 def test_kustomize_builds(overlay: str, tmp_path: Path) -> None:
     kubectl = tool("kubectl", "kubernetes-client")
     shutil.copytree(KUBERNETES, tmp_path / "kubernetes", ignore=shutil.ignore_patterns("secrets.env"))
@@ -570,10 +570,19 @@ def test_kustomize_builds(overlay: str, tmp_path: Path) -> None:
     built = list(yaml.safe_load_all(run(kubectl, "kustomize", tmp_path / "kubernetes" / overlay)))
     assert {each["metadata"].get("namespace", "streamrec") for each in built} == {"streamrec"}
     (serve,) = [each for each in built if each["kind"] == "StatefulSet"]
-    assert ("replicas" in serve["spec"]) == (overlay == "base")  # KEDA sets them
+    assert ("replicas" in serve["spec"]) == (overlay != "keda")  # KEDA sets them
     (secret,) = [each["metadata"]["name"] for each in built if each["kind"] == "Secret"]
     pod = serve["spec"]["template"]["spec"]
     assert {"secretName": secret, "defaultMode": 0o440} in [volume.get("secret") for volume in pod["volumes"]]
+    claims = {each["metadata"]["name"] for each in built if each["kind"] == "PersistentVolumeClaim"}
+    assert claims == (set() if overlay == "object-store" else {"registry", "archive"})
+    for each in built:
+        if each["kind"] in ("StatefulSet", "Deployment"):
+            pod = each["spec"]["template"]["spec"]
+            volumes = {volume["name"]: volume for volume in pod["volumes"]}
+            assert volumes.keys() == {mount["name"] for mount in pod["containers"][0]["volumeMounts"]}
+            used = {v["persistentVolumeClaim"]["claimName"] for v in volumes.values() if "persistentVolumeClaim" in v}
+            assert used <= claims
 
 
 def test_no_secret_is_committed() -> None:

@@ -26,6 +26,7 @@ from streamrec.settings import Settings
 from support.daemon_process import Daemon, Retrain, models, serves, versions_published
 from support.kafka_client import feed, raw_producer, read_topic, wait_caught_up
 from support.oracle import assert_delivered
+from support.s3_server import SECRET, S3Server
 from support.waiting import eventually
 from support.workload import Record, click
 
@@ -296,6 +297,28 @@ async def test_a_mistake_is_reported_in_one_clear_line(start: StartRetrain, argu
     worker = start(*arguments)
     assert await asyncio.to_thread(worker.process.wait, 60) in (1, 2)
     assert message in worker.output.splitlines()[-1]
+
+
+async def test_archive_and_registry_may_be_in_an_object_store(
+    settings: Settings, start: StartRetrain, s3: S3Server
+) -> None:
+    where = {"archive_dir": s3.new_bucket(), "registry_dir": s3.new_bucket()}
+    there = settings.but(**where)
+    await feed(settings, records(ring(steps=20)))
+    assert "promoted: it passed the gate" in await start("--once", **where).ends()
+    await assert_archive_is_the_topic(there)
+    first = champion_of(there)
+    await feed(settings, records(ring(steps=10, start=20)))
+    dying = start("--once", **where)
+    await dying.says(" training ")
+    dying.kill()
+    assert champion_of(there) == first
+    await release_lock_of_dead_worker(settings)
+    output = await start("--once", **where).ends()
+    assert " promoted: it passed the gate" in output
+    assert rounds(there) == [("full", 0, True), ("incremental", 1, True)]
+    await assert_archive_is_the_topic(there)
+    assert SECRET not in output
 
 
 # --- proof

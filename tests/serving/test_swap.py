@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
-from streamrec.durable import atomic_file
+from sasrec.checkpoint import FILES, MANIFEST
 from streamrec.registry import Registry
 from streamrec.settings import Settings
+from streamrec.storage import Place
 
 from support.daemon_process import Daemon, models, serves, versions_published
 from support.kafka_client import feeding, produce_clicks, wait_caught_up
 from support.oracle import assert_delivered
-from support.registry import publish
+from support.registry import damage, publish
+from support.s3_server import SECRET, S3Server
 from support.waiting import eventually
 
 StartDaemon = Callable[..., Daemon]
@@ -23,8 +24,8 @@ MakeSettings = Callable[..., Settings]
 
 
 @pytest.fixture
-def registry(tmp_path: Path) -> Registry:
-    return Registry(tmp_path / "registry")
+def registry(place: Place) -> Registry:
+    return Registry(place)
 
 
 async def test_a_new_champion_takes_over_in_mid_stream_and_recent_users_get_its_lists(
@@ -51,7 +52,8 @@ async def test_a_new_champion_takes_over_in_mid_stream_and_recent_users_get_its_
         return set((await versions_published(settings)).values()) <= {new, "popular"}
 
     await eventually(all_users_have_the_new_list)
-    await assert_delivered(make_settings(model_dir=registry.place / "versions" / new, sequences_max_len=12))
+    with registry.store.local(f"versions/{new}", (*FILES, MANIFEST)) as model:
+        await assert_delivered(make_settings(model_dir=model, sequences_max_len=12))
     assert await daemon.metric("streamrec_model_swaps_total", outcome="swapped") == 1
     assert daemon.lines("ERROR") == []
 
@@ -88,15 +90,13 @@ async def test_a_damaged_version_is_refused_and_a_good_one_taken_later(
     registry.promote(old, "first")
     registry.promote(broken, "looked good")
     registry.promote(old, "for now")
-    weights = registry.place / "versions" / broken / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-4] + b"rust")
+    damage(registry, broken)
     where = {"model_dir": None, "registry_dir": registry.place, "registry_poll_s": 0.1}
     settings = make_settings(**where)
     daemon = start_daemon(**where)
     await daemon.wait_ready()
-    alias = json.loads((registry.place / "champion.json").read_text())
-    with atomic_file(registry.place / "champion.json") as file:  # the daemon may read it at any moment
-        file.write(json.dumps(alias | {"version": broken}).encode())
+    alias = json.loads(registry.store.read("champion.json") or b"")
+    registry.store.write("champion.json", json.dumps(alias | {"version": broken}).encode())
 
     async def refused() -> bool:
         return await daemon.metric("streamrec_model_swaps_total", outcome="refused") == 1
@@ -129,3 +129,29 @@ def test_without_redis_a_promotion_reports_that_daemons_load_it_later(
     champion = registry.champion()
     assert champion is not None
     assert champion.version == version
+
+
+async def test_a_daemon_serves_on_while_its_object_store_does_not_answer_and_swaps_afterwards(
+    start_daemon: StartDaemon, make_settings: MakeSettings, own_s3: S3Server
+) -> None:
+    registry = Registry(own_s3.new_bucket())
+    old, new = publish(registry, seed=1), publish(registry, seed=2)
+    registry.promote(old, "first")
+    where = {"model_dir": None, "registry_dir": registry.place, "registry_poll_s": 0.2}
+    settings = make_settings(**where)
+    daemon = start_daemon(**where)
+    await daemon.wait_ready()
+    own_s3.pause()
+    await eventually(lambda: daemon.has_logged("the registry is unavailable"), timeout_s=120)
+    await produce_clicks(settings, [("ann", "i1")])
+    await daemon.wait_handled(1)
+    await wait_caught_up(settings)
+    assert (await versions_published(settings))["ann"] == old
+    own_s3.resume()
+    assert models(settings, "promote", new).returncode == 0
+    await eventually(lambda: serves(daemon, new))
+    (line,) = daemon.lines("WARNING")
+    assert f"the registry is unavailable, {old} continues: cannot read {registry.store}/" in line
+    assert "the store cannot be reached" in line
+    assert daemon.lines("ERROR") == []
+    assert SECRET not in daemon.output

@@ -150,6 +150,10 @@ class Command:
         text = os.pread(self._errors.fileno(), 65_536, 0).decode()
         return text.splitlines()[0] if "\n" in text else ""
 
+    def has_logged(self, text: str) -> bool:
+        """Return whether it has written a text to stderr."""
+        return text in os.pread(self._errors.fileno(), 65_536, 0).decode()
+
     def kill(self) -> None:
         """Send SIGKILL, and wait for the end."""
         self.process.kill()

@@ -18,3 +18,11 @@ def publish(registry: Registry, seed: int, items: range = range(50), max_len: in
     with torch.no_grad():
         model.item_embedding.weight[0].zero_()
     return registry.publish(model, vocab, {"seed": seed})
+
+
+def damage(registry: Registry, version: str) -> None:
+    """Change the weights of a version."""
+    name = f"versions/{version}/model.safetensors"
+    weights = registry.store.read(name)
+    assert weights is not None
+    registry.store.write(name, weights[:-1] + b"x")

@@ -108,7 +108,8 @@ class Application:
                 return self._control(path.split("/")[2:], start_response)
             key = environ.get("HTTP_AUTHORIZATION", REFUSED_KEY)
             if REFUSED_KEY in key:
-                start_response("403 Forbidden", [("Content-Type", "application/xml")])
+                environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+                start_response("403 Forbidden", [("Content-Length", str(len(DENIED)))])
                 return [DENIED]
             is_change = environ["REQUEST_METHOD"] in CHANGES
             self._changes += is_change
