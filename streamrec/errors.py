@@ -2,7 +2,8 @@
 
 StreamrecError
 ├── SettingsError      a setting is wrong, or two settings conflict
-├── KafkaUnavailable   Kafka is unreachable or refuses access
+├── KafkaUnavailable   Kafka is unreachable or refuses the login
+├── KafkaRefused       Kafka refuses a right; only an operator can fix this
 ├── RedisUnavailable   Redis is unreachable or refuses a command
 │   └── RedisRefused   Redis refuses the password or a right; only an operator can fix this
 ├── EmbeddedError      an embedded server cannot be started
@@ -27,7 +28,11 @@ class SettingsError(StreamrecError):
 
 
 class KafkaUnavailable(StreamrecError):
-    """Kafka is unreachable or refuses access; waiting may help, except at start."""
+    """Kafka is unreachable or refuses the login; waiting may help, except at start."""
+
+
+class KafkaRefused(StreamrecError):
+    """Kafka refuses a right; the message names the topic or the group. The program ends."""
 
 
 class RedisUnavailable(StreamrecError):

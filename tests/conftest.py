@@ -21,8 +21,8 @@ from streamrec.redis.client import RedisClient
 from streamrec.settings import ENV_PREFIX, Settings
 from streamrec.settings_sources import load_settings
 
+from support.certificates import Certificates
 from support.daemon_process import Daemon
-from support.fronts import Certificates
 from support.servers import Servers, find_servers, own_servers
 
 # the environment of the test run, for example with addresses of servers; tests do not see it
