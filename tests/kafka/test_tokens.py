@@ -119,13 +119,18 @@ async def test_an_endpoint_that_cannot_be_reached_is_named(monkeypatch: pytest.M
     assert "is STREAMREC_KAFKA_OAUTH_TOKEN_URL right?" in await problem_of(endpoint)
     monkeypatch.setattr("streamrec.kafka.tokens.REQUEST_TIMEOUT_S", 0.2)
 
+    gone = asyncio.Event()
+
     async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read()
         writer.close()
+        await writer.wait_closed()
+        gone.set()
 
     async with await asyncio.start_server(silent, "127.0.0.1", 0) as server:
         endpoint.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/token"
         assert "it does not answer within 0.2 s" in await problem_of(endpoint)
+        await gone.wait()
 
 
 async def test_the_certificate_of_the_endpoint_is_verified(
