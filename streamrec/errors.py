@@ -3,7 +3,7 @@
 StreamrecError
 ├── SettingsError      a setting is wrong, or two settings conflict
 ├── KafkaUnavailable   Kafka is unreachable or refuses the login
-├── KafkaRefused       Kafka refuses a right; only an operator can fix this
+├── KafkaForbidden       Kafka refuses a right; only an operator can fix this
 ├── RedisUnavailable   Redis is unreachable or refuses a command
 │   └── RedisRefused   Redis refuses the password or a right; only an operator can fix this
 ├── EmbeddedError      an embedded server cannot be started
@@ -31,7 +31,7 @@ class KafkaUnavailable(StreamrecError):
     """Kafka is unreachable or refuses the login; waiting may help, except at start."""
 
 
-class KafkaRefused(StreamrecError):
+class KafkaForbidden(StreamrecError):
     """Kafka refuses a right; the message names the topic or the group. The program ends."""
 
 

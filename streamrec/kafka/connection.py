@@ -20,7 +20,7 @@ from aiokafka.errors import (
 )
 from aiokafka.protocol.metadata import MetadataRequest
 
-from streamrec.errors import RIGHTS_ARE_LISTED, KafkaRefused, KafkaUnavailable
+from streamrec.errors import RIGHTS_ARE_LISTED, KafkaForbidden, KafkaUnavailable
 from streamrec.kafka.tokens import NoToken, token_provider
 from streamrec.setting_groups import KafkaSettings
 from streamrec.tls import KAFKA, closed_connection_hint, tls_context, tls_problem
@@ -78,7 +78,7 @@ async def start_client(kafka: KafkaSettings, client: Client) -> None:
 
     Raises:
         KafkaUnavailable: no broker answers, or it refuses the connection.
-        KafkaRefused: a right is missing.
+        KafkaForbidden: a right is missing.
     """
     try:
         await client.start()
@@ -89,11 +89,11 @@ async def start_client(kafka: KafkaSettings, client: Client) -> None:
         raise
 
 
-def kafka_error(kafka: KafkaSettings, error: Exception) -> KafkaUnavailable | KafkaRefused:
+def kafka_error(kafka: KafkaSettings, error: Exception) -> KafkaUnavailable | KafkaForbidden:
     """Return a Kafka error in words for the operator."""
     servers = kafka.bootstrap_servers
     if isinstance(error, NO_RIGHT):
-        return KafkaRefused(f"Kafka at {servers} refuses a right {_object_of(error)} ({RIGHTS_ARE_LISTED})")
+        return KafkaForbidden(f"Kafka at {servers} refuses a right {_object_of(error)} ({RIGHTS_ARE_LISTED})")
     if isinstance(error, KafkaConnectionError):
         return KafkaUnavailable(
             f"Kafka at {servers} cannot be reached; is STREAMREC_KAFKA_BOOTSTRAP_SERVERS right, and the broker up?"
@@ -112,7 +112,7 @@ def _object_of(error: KafkaError) -> str:
     return f"on {'group' if isinstance(error, GroupAuthorizationFailedError) else 'topic'} {', '.join(names)}"
 
 
-async def diagnose(kafka: KafkaSettings, error: Exception) -> KafkaUnavailable | KafkaRefused:
+async def diagnose(kafka: KafkaSettings, error: Exception) -> KafkaUnavailable | KafkaForbidden:
     """Connect once more to find out why the brokers refuse, which the client does not report; return the error."""
     if isinstance(error, NO_RIGHT):
         return kafka_error(kafka, error)

@@ -141,7 +141,7 @@ class ClickConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
         for two batches.
 
         Raises:
-            KafkaUnavailable: the brokers return unreadable records. KafkaRefused: the right to read is missing.
+            KafkaUnavailable: the brokers return unreadable records. KafkaForbidden: the right to read is missing.
         """
         while not stop.is_set():
             self._health.tick()
@@ -166,7 +166,7 @@ class ClickConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
         A commit that a rebalance has overtaken is dropped: the events will be redelivered.
 
         Raises:
-            KafkaUnavailable: dead letters or offsets could not be written; try again. KafkaRefused: a right is missing.
+            KafkaUnavailable: dead letters or offsets could not be written; try again. KafkaForbidden: a right is missing.
         """
         if batch.dead_letters:
             await self._dead_letters.send_dead_letters(batch.dead_letters)

@@ -81,7 +81,7 @@ class TopicReader:
 
         Raises:
             KafkaUnavailable: the brokers do not answer, or the topic does not exist.
-            KafkaRefused: the right to describe the topic is missing.
+            KafkaForbidden: the right to describe the topic is missing.
         """
         if time.monotonic() - self._checked_s < NEW_PARTITIONS_EVERY_S:
             return
@@ -105,7 +105,7 @@ class TopicReader:
 
         Raises:
             KafkaUnavailable: the brokers return unreadable records; waiting would not help.
-            KafkaRefused: the right to read is missing.
+            KafkaForbidden: the right to read is missing.
         """
         wait_ms = self._kafka.poll_timeout_ms if timeout_ms is None else timeout_ms
         try:
@@ -129,7 +129,7 @@ class TopicReader:
         """Commit, to show the lag to other tools; a commit that fails is left to the next call.
 
         Raises:
-            KafkaRefused: the right to commit is missing.
+            KafkaForbidden: the right to commit is missing.
         """
         topic = self._kafka.topic
         offsets = {TopicPartition(topic, number): offset for number, offset in next_offsets.items()}

@@ -10,7 +10,7 @@ from aiokafka.client import AIOKafkaClient
 from aiokafka.errors import KafkaError, TopicAuthorizationFailedError
 from aiokafka.protocol.metadata import MetadataRequest
 
-from streamrec.errors import RIGHTS_ARE_LISTED, KafkaRefused, KafkaUnavailable
+from streamrec.errors import RIGHTS_ARE_LISTED, KafkaForbidden, KafkaUnavailable
 from streamrec.kafka.connection import connection_options, diagnose, kafka_error
 from streamrec.setting_groups import KafkaSettings
 
@@ -22,7 +22,7 @@ async def ensure_topics(kafka: KafkaSettings, topics: Iterable[str]) -> list[str
 
     Raises:
         KafkaUnavailable: the brokers cannot be reached, or refuse the connection.
-        KafkaRefused: the right to describe or to create a topic is missing.
+        KafkaForbidden: the right to describe or to create a topic is missing.
     """
     partitions = await topic_partitions(kafka, topics)
     missing = [topic for topic, count in partitions.items() if not count]
@@ -34,7 +34,7 @@ async def ensure_topics(kafka: KafkaSettings, topics: Iterable[str]) -> list[str
         )
     for topic, code, message in response.topic_errors:
         if code in (TOPIC_AUTHORIZATION_FAILED, CLUSTER_AUTHORIZATION_FAILED):
-            raise KafkaRefused(
+            raise KafkaForbidden(
                 f"topic {topic} does not exist, and may not be created: create it, or allow Create on it "
                 f"({RIGHTS_ARE_LISTED})"
             )
@@ -48,7 +48,7 @@ async def topic_partitions(kafka: KafkaSettings, topics: Iterable[str]) -> dict[
 
     Raises:
         KafkaUnavailable: the brokers cannot be reached, or refuse the connection.
-        KafkaRefused: the right to describe a topic is missing.
+        KafkaForbidden: the right to describe a topic is missing.
     """
     topics = list(topics)
     client = AIOKafkaClient(**connection_options(kafka))

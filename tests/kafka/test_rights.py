@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from sasrec import load_model
-from streamrec.errors import KafkaRefused
+from streamrec.errors import KafkaForbidden
 from streamrec.kafka.topics import ensure_topics
 from streamrec.local.process import ServerProcess
 from streamrec.registry import Registry
@@ -167,7 +167,7 @@ async def test_a_missing_topic_is_created_with_the_right_to_and_named_without_it
     await secured.set_password(user, PASSWORD)
     settings = settings_of("LOGIN", **login("SCRAM-SHA-256", user))
     async with granted(secured, Right(user, "Read", "topic", topic)):
-        with pytest.raises(KafkaRefused) as raised:
+        with pytest.raises(KafkaForbidden) as raised:
             await ensure_topics(settings.kafka, [topic])
         assert str(raised.value).startswith(
             f"topic {topic} does not exist, and may not be created: create it, or allow Create on it (the rights"
