@@ -2,8 +2,9 @@
 
 StreamrecError
 ├── SettingsError      a setting is wrong, or two settings conflict
-├── KafkaUnavailable   Kafka is unreachable or refuses access
-│   └── KafkaRefused   Kafka refuses the login, the connection or a right; only an operator can fix this
+├── KafkaUnavailable   Kafka is unreachable or refuses the connection
+│   └── KafkaRefused   Kafka refuses the login or the connection; only an operator can fix this
+├── KafkaForbidden     Kafka refuses a right; only an operator can fix this
 ├── RedisUnavailable   Redis is unreachable or refuses a command
 │   └── RedisRefused   Redis refuses the login, the connection or a right; only an operator can fix this
 ├── StoreUnavailable   a folder or object store of models or clicks cannot be read or written
@@ -32,11 +33,15 @@ class SettingsError(StreamrecError):
 
 
 class KafkaUnavailable(StreamrecError):
-    """Kafka is unreachable or refuses access; waiting may help."""
+    """Kafka is unreachable or refuses the connection; waiting may help."""
 
 
 class KafkaRefused(KafkaUnavailable):
-    """Kafka refuses the login, the connection or a right: an error at start; a running daemon waits for an operator."""
+    """Kafka refuses the login or the connection: an error at start; a running daemon waits for an operator."""
+
+
+class KafkaForbidden(StreamrecError):
+    """Kafka refuses a right; the message names the topic or the group. The program ends."""
 
 
 class RedisUnavailable(StreamrecError):

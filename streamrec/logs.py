@@ -10,6 +10,8 @@ from datetime import UTC, datetime
 _PLAIN = set(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
 # Their warnings repeat many times a second while a broker is unreachable; the daemon logs its own warning once.
 _CHATTY = ("aiokafka", "kafka")
+# It logs at DEBUG what it signs, and at INFO where it found credentials, for every token.
+_SIGNER = "botocore"
 
 
 def configure_logging(level: str, log_format: str) -> None:
@@ -20,6 +22,7 @@ def configure_logging(level: str, log_format: str) -> None:
     logging.basicConfig(level=level, handlers=[handler], force=True)
     for name in _CHATTY:
         logging.getLogger(name).setLevel(logging.DEBUG if level == "DEBUG" else logging.CRITICAL)
+    logging.getLogger(_SIGNER).setLevel(logging.WARNING)
 
 
 def _mask_sasl(record: logging.LogRecord) -> bool:

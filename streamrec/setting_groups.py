@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 from typing import Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, SecretStr, field_validator, model_validator
 
@@ -56,6 +57,24 @@ class TlsSettings(Group):
             raise ValueError(f"{prefix}_cert_file needs {prefix}_key_file")
 
 
+class OAuthSettings(Group):
+    """The token endpoint of an identity provider, for OAUTHBEARER with OIDC client credentials."""
+
+    token_url: str | None = Field(None, description="token endpoint of the identity provider, for OAUTHBEARER")
+    client_id: str | None = Field(None, description="client id at the token endpoint")
+    client_secret: SecretStr | None = Field(None, description="client secret at the token endpoint")
+    scope: str | None = Field(None, description="scope of the tokens, if the provider requires one")
+    tls_ca_file: Path | None = Field(None, description="CA certificates that sign the token endpoint's [the system's]")
+
+    @field_validator("token_url")
+    @classmethod
+    def _url(cls, value: str | None) -> str | None:
+        parts = urlsplit(value) if value else None
+        if parts and (parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc):
+            raise ValueError("a token endpoint is https://HOST[:PORT]/PATH, without user and password")
+        return value
+
+
 class KafkaSettings(Group):
     """Brokers, topics and the consumer group."""
 
@@ -83,9 +102,15 @@ class KafkaSettings(Group):
     security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
         "PLAINTEXT", description="protocol of the connection to the brokers"
     )
-    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = Field("PLAIN", description="SASL mechanism")
-    sasl_username: str | None = Field(None, description="SASL user")
-    sasl_password: SecretStr | None = Field(None, description="SASL password")
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER", "AWS_MSK_IAM"] = Field(
+        "PLAIN", description="SASL mechanism"
+    )
+    sasl_username: str | None = Field(None, description="SASL user, for PLAIN and SCRAM")
+    sasl_password: SecretStr | None = Field(None, description="SASL password, for PLAIN and SCRAM")
+    oauth: OAuthSettings = OAuthSettings()
+    aws_region: str | None = Field(
+        None, description="region of the MSK cluster, for AWS_MSK_IAM [AWS_REGION or AWS_DEFAULT_REGION]"
+    )
     tls: TlsSettings = TlsSettings()
 
     @field_validator("security_protocol", "sasl_mechanism", mode="before")
@@ -115,10 +140,27 @@ class KafkaSettings(Group):
             raise ValueError(
                 "kafka_dead_letter_topic must differ from kafka_topic, or dead letters would be read again"
             )
-        if self.security_protocol.startswith("SASL") and not (self.sasl_username and self.sasl_password):
-            raise ValueError(f"{self.security_protocol} needs kafka_sasl_username and kafka_sasl_password")
+        self._check_login()
         self.tls.check("kafka_tls", self.uses_tls, "kafka_security_protocol SSL or SASL_SSL")
         return self
+
+    def _check_login(self) -> None:
+        """Check that the login has what its mechanism needs.
+
+        Raises:
+            ValueError: something is missing.
+        """
+        oauth, mechanism = self.oauth, self.sasl_mechanism if self.uses_sasl else ""
+        if mechanism == "OAUTHBEARER":
+            if not (oauth.token_url and oauth.client_id and oauth.client_secret):
+                raise ValueError(
+                    "OAUTHBEARER needs kafka_oauth_token_url, kafka_oauth_client_id and kafka_oauth_client_secret"
+                )
+        elif mechanism == "AWS_MSK_IAM":
+            if not self.uses_tls:
+                raise ValueError("AWS_MSK_IAM needs kafka_security_protocol SASL_SSL")
+        elif mechanism and not (self.sasl_username and self.sasl_password):
+            raise ValueError(f"{self.security_protocol} needs kafka_sasl_username and kafka_sasl_password")
 
     @property
     def dead_letters(self) -> str:
@@ -129,6 +171,11 @@ class KafkaSettings(Group):
     def uses_tls(self) -> bool:
         """Whether the connection is encrypted."""
         return self.security_protocol.endswith("SSL")
+
+    @property
+    def uses_sasl(self) -> bool:
+        """Whether the connection begins with a login."""
+        return self.security_protocol.startswith("SASL")
 
 
 class RedisSettings(Group):

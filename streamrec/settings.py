@@ -156,10 +156,10 @@ class Settings:
         """Return the value of a setting that is in force."""
         if setting.name not in own_settings():
             return vars(self.training if setting.group == "train" else self.model_shape)[setting.key]
-        group = vars(self)[setting.group]
-        if setting.key.startswith("tls_"):
-            return vars(group.tls)[setting.key.removeprefix("tls_")]
-        return vars(group)[setting.key]
+        value = vars(self)[setting.group]
+        for field_name in _fields_to(type(value), setting.key):
+            value = vars(value)[field_name]
+        return value
 
     def shown(self) -> dict[Setting, object]:
         """Return every setting with its value in force, secrets masked."""
@@ -243,10 +243,21 @@ def _nested(group: str, values: Mapping[str, Any]) -> dict[str, Any]:
     nested: dict[str, Any] = {}
     for setting in own_settings().values():
         if setting.group == group and setting.name in values:
-            inner, _, key = setting.key.partition("tls_")
-            target = nested.setdefault("tls", {}) if key and not inner else nested
-            target[key or setting.key] = values[setting.name]
+            *outer, last = _fields_to(groups()[group], setting.key)
+            target = nested
+            for field_name in outer:
+                target = target.setdefault(field_name, {})
+            target[last] = values[setting.name]
     return nested
+
+
+def _fields_to(group: type[Group], key: str) -> tuple[str, ...]:
+    """Return the fields that lead to a setting of a group: ``tls_ca_file`` is field ``ca_file`` of field ``tls``."""
+    for name, info in group.model_fields.items():
+        kind, inner = info.annotation, key.removeprefix(f"{name}_")
+        if inner != key and isinstance(kind, type) and issubclass(kind, Group):
+            return name, *_fields_to(kind, inner)
+    return (key,)
 
 
 def _validated(config: type[C], group: str, values: dict[str, Any]) -> C:

@@ -1,4 +1,4 @@
-"""Set up TLS to Kafka and Redis, and explain TLS errors to the operator."""
+"""Set up TLS to Kafka, its token endpoint and Redis, and explain TLS errors to the operator."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from typing import Literal
 from streamrec.errors import SettingsError
 from streamrec.setting_groups import TlsSettings
 
-Server = Literal["kafka", "redis"]
+Server = Literal["kafka", "kafka_oauth", "redis"]
 KAFKA: Server = "kafka"
+TOKEN_ENDPOINT: Server = "kafka_oauth"
 REDIS: Server = "redis"
 # OpenSSL's names of errors, grouped by cause
 SPEAKS_NO_TLS = {"WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG", "HTTP_REQUEST"}
@@ -60,7 +61,7 @@ def _check_readable(name: str, path: Path) -> None:
         raise SettingsError(f"{name}: cannot read {path}: {error.strerror}") from None
 
 
-def tls_problem(error: BaseException, server: Server) -> str | None:
+def tls_problem(error: BaseException, server: Server, files: TlsSettings) -> str | None:
     """Return the TLS problem behind an error, and what to do; None if the cause is another."""
     variable = f"STREAMREC_{server.upper()}_TLS"
     found = _ssl_error(error)
@@ -74,7 +75,7 @@ def tls_problem(error: BaseException, server: Server) -> str | None:
     reason = (found.reason or "") if found else ""
     if reason in SPEAKS_NO_TLS:
         return "it speaks no TLS on this port"
-    if reason in REQUIRES_CERTIFICATE:
+    if reason in REQUIRES_CERTIFICATE or (reason in REFUSES_CERTIFICATE and not files.cert_file):
         return f"it requires a client certificate: set {variable}_CERT_FILE and {variable}_KEY_FILE"
     if reason in REFUSES_CERTIFICATE:
         return f"it does not accept our client certificate ({reason}): see {variable}_CERT_FILE"

@@ -22,8 +22,8 @@ from streamrec.settings import ENV_PREFIX, Settings
 from streamrec.settings_sources import load_settings
 from streamrec.storage import Place
 
+from support.certificates import Certificates
 from support.daemon_process import Daemon
-from support.fronts import Certificates
 from support.places import use
 from support.s3_server import S3Server, s3_server
 from support.servers import OwnRedis, Servers, find_servers, own_redis_server, own_servers

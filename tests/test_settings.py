@@ -41,6 +41,12 @@ VALUES: dict[str, tuple[Any, Any]] = {
     "kafka_sasl_mechanism": ("SCRAM-SHA-512", "SCRAM-SHA-256"),
     "kafka_sasl_username": ("ann", "bob"),
     "kafka_sasl_password": ("s3cr3t", "0ther"),
+    "kafka_oauth_token_url": ("https://idp.example/token", "http://[::1]:80/t"),
+    "kafka_oauth_client_id": ("ann", "bob"),
+    "kafka_oauth_client_secret": ("s3cr3t", "0ther:@/%"),
+    "kafka_oauth_scope": ("kafka", "api://x/.default"),
+    "kafka_oauth_tls_ca_file": ("/idp.pem", "/idp2.pem"),
+    "kafka_aws_region": ("eu-central-1", "us-east-1"),
     "kafka_tls_ca_file": ("/ca.pem", "/ca2.pem"),
     "kafka_tls_cert_file": ("/cert.pem", "/cert2.pem"),
     "kafka_tls_key_file": ("/key.pem", "/key2.pem"),
@@ -274,7 +280,10 @@ WRONG: list[tuple[str, Any, str]] = [
     ("kafka_session_timeout_s", "inf", "finite number"),
     ("kafka_session_timeout_s", 0, "greater than or equal to 1"),
     ("kafka_security_protocol", "TLS", "'PLAINTEXT', 'SSL', 'SASL_PLAINTEXT' or 'SASL_SSL'"),
-    ("kafka_sasl_mechanism", "GSSAPI", "'PLAIN', 'SCRAM-SHA-256' or 'SCRAM-SHA-512'"),
+    ("kafka_sasl_mechanism", "GSSAPI", "'PLAIN', 'SCRAM-SHA-256', 'SCRAM-SHA-512', 'OAUTHBEARER' or 'AWS_MSK_IAM'"),
+    ("kafka_oauth_token_url", "idp.example/token", "a token endpoint is https://HOST"),
+    ("kafka_oauth_token_url", "https://", "a token endpoint is https://HOST"),
+    ("kafka_oauth_token_url", "https://me:s3cret@idp.example/token", "without user and password"),
     ("redis_timeout_s", 0, "greater than 0"),
     ("redis_key_prefix", "{a}", "braces would move keys between nodes"),
     ("redis_key_prefix", "", "a prefix is letters"),
@@ -337,6 +346,14 @@ def test_every_wrong_value_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -> 
         (
             {"kafka_security_protocol": "SASL_PLAINTEXT", "kafka_sasl_username": "u"},
             "SASL_PLAINTEXT needs kafka_sasl_username and kafka_sasl_password",
+        ),
+        (
+            {"kafka_security_protocol": "SASL_SSL", "kafka_sasl_mechanism": "OAUTHBEARER"},
+            "OAUTHBEARER needs kafka_oauth_token_url, kafka_oauth_client_id and kafka_oauth_client_secret",
+        ),
+        (
+            {"kafka_security_protocol": "SASL_PLAINTEXT", "kafka_sasl_mechanism": "AWS_MSK_IAM"},
+            "AWS_MSK_IAM needs kafka_security_protocol SASL_SSL",
         ),
         (
             {"kafka_tls_cert_file": "c.pem", "kafka_security_protocol": "SSL"},
@@ -583,6 +600,7 @@ def test_a_secret_may_come_from_a_file(
 def test_only_secrets_may_come_from_files() -> None:
     assert set(secret_variables().values()) == {
         "kafka_sasl_password",
+        "kafka_oauth_client_secret",
         "redis_url",
         "redis_password",
         "redis_sentinel_password",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import socket
 import time
@@ -18,11 +17,11 @@ from streamrec.local.servers import LocalServers
 from streamrec.settings import Settings
 
 from support.daemon_process import Daemon, Retrain, models
-from support.fronts import KafkaFront
 from support.kafka_client import feed
 from support.oracle import assert_delivered
 from support.preloaded import run_command
-from support.servers import Servers, adapt_to, kafka_home, own_servers
+from support.servers import Servers, apache_kafka_home, own_servers
+from support.starting_broker import StartingBroker
 from support.waiting import eventually
 from support.workload import Record, click
 
@@ -34,10 +33,9 @@ CHAMPION = "the first champion of the registry"
 @pytest.fixture
 def not_started() -> Iterator[LocalServers]:
     """Servers of this test that do not run yet."""
-    with own_servers() as known:  # skips where they are not installed
+    with own_servers() as known:
         known.kafka.stop()
         known.redis.stop()
-        adapt_to(known)
         yield known
 
 
@@ -99,7 +97,7 @@ async def test_a_broker_that_names_no_broker_yet_is_waited_for(
     servers: Servers, start_daemon: StartDaemon, make_settings: MakeSettings
 ) -> None:
     port = int(servers.kafka_bootstrap_servers.rsplit(":", 1)[1])
-    async with KafkaFront(port, starting=True).listening() as front:
+    async with StartingBroker(port).listening() as front:
         daemon = start_daemon(kafka_bootstrap_servers=front.address)
         await waits_for(daemon, "Kafka")
         assert "is still starting: it names no broker" in daemon.output
@@ -135,13 +133,6 @@ async def test_a_refused_login_is_an_error_although_the_champion_is_missing_too(
     daemon = start_daemon(redis_password="wrong", redis_username="nobody", **later)
     assert await daemon.wait_exit() == 1
     assert "STREAMREC_REDIS_PASSWORD" in daemon.output.splitlines()[-1]
-    with own_servers() as own:
-        front = KafkaFront(own.kafka.port, None, "PLAIN", {"ann": "right"})
-        sasl = {"kafka_security_protocol": "SASL_PLAINTEXT", "kafka_sasl_username": "ann", "kafka_sasl_password": "no"}
-        async with front.listening():
-            daemon = start_daemon(kafka_bootstrap_servers=front.address, **sasl, **later)
-            assert await daemon.wait_exit() == 1
-    assert "it refuses user ann or the password" in daemon.output.splitlines()[-1]
 
 
 async def test_a_database_that_redis_does_not_have_is_an_error(
@@ -155,8 +146,7 @@ async def test_a_database_that_redis_does_not_have_is_an_error(
 
 async def test_more_replicas_than_brokers_are_waited_for(servers: Servers, start_daemon: StartDaemon) -> None:
     """The other brokers may still start."""
-    if not kafka_home(os.environ):
-        pytest.skip("needs Apache Kafka in KAFKA_HOME: the embedded server takes any number of replicas")
+    apache_kafka_home()  # the embedded server takes any number of replicas
     daemon = start_daemon(kafka_replication_factor=3)
     await waits_for(daemon, "Kafka")
     assert "Kafka refuses to create topic" in daemon.output

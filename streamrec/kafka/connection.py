@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import Any, Protocol
 
-from aiokafka import AIOKafkaProducer
+from aiokafka import AIOKafkaProducer, TopicPartition
+from aiokafka.client import AIOKafkaClient
 from aiokafka.conn import collect_hosts, create_conn
 from aiokafka.errors import (
     ClusterAuthorizationFailedError,
@@ -13,19 +14,26 @@ from aiokafka.errors import (
     IllegalSaslStateError,
     KafkaConnectionError,
     KafkaError,
+    RequestTimedOutError,
     SaslAuthenticationFailed,
     TopicAuthorizationFailedError,
     UnsupportedSaslMechanismError,
 )
 from aiokafka.protocol.metadata import MetadataRequest
 
-from streamrec.errors import RIGHTS_ARE_LISTED, KafkaRefused, KafkaUnavailable
+from streamrec.errors import RIGHTS_ARE_LISTED, KafkaForbidden, KafkaRefused, KafkaUnavailable
+from streamrec.kafka.tokens import NoToken, TokenRefused, token_provider
 from streamrec.setting_groups import KafkaSettings
 from streamrec.tls import KAFKA, closed_connection_hint, tls_context, tls_problem
 
 # A join may wait longer than this for the other members; the client then repeats it with its member id.
 REQUEST_TIMEOUT_MS = 10_000
 DIAGNOSIS_TIMEOUT_MS = 5_000
+# mechanisms that log in with a token, and why a broker refuses one
+TOKEN_HINTS = {
+    "OAUTHBEARER": "see issuer, audience and claims that it requires, and STREAMREC_KAFKA_OAUTH_SCOPE",
+    "AWS_MSK_IAM": "allow kafka-cluster:Connect in the identity's IAM policy, and see STREAMREC_KAFKA_AWS_REGION",
+}
 NO_RIGHT = (TopicAuthorizationFailedError, GroupAuthorizationFailedError, ClusterAuthorizationFailedError)
 
 
@@ -43,7 +51,7 @@ def connection_options(kafka: KafkaSettings) -> dict[str, Any]:
     """Return the keyword arguments that every aiokafka client takes.
 
     Raises:
-        SettingsError: a certificate or key cannot be read.
+        SettingsError: a certificate or key cannot be read, or what the mechanism needs is missing.
     """
     options: dict[str, Any] = {
         "bootstrap_servers": kafka.bootstrap_servers.split(","),
@@ -52,7 +60,9 @@ def connection_options(kafka: KafkaSettings) -> dict[str, Any]:
         # a topic that another process has just created is found within seconds, not minutes
         "metadata_max_age_ms": 30_000,
     }
-    if kafka.security_protocol.startswith("SASL"):
+    if kafka.uses_sasl and kafka.sasl_mechanism in TOKEN_HINTS:
+        options |= {"sasl_mechanism": "OAUTHBEARER", "sasl_oauth_token_provider": token_provider(kafka)}
+    elif kafka.uses_sasl:
         assert kafka.sasl_password is not None
         options |= {
             "sasl_mechanism": kafka.sasl_mechanism,
@@ -69,71 +79,108 @@ async def start_client(kafka: KafkaSettings, client: Client) -> None:
 
     Raises:
         KafkaUnavailable: no broker answers, or it refuses the connection.
+        KafkaForbidden: a right is missing.
     """
     try:
         await client.start()
-        check_brokers(kafka, client)
+        check_brokers(kafka, client.client if isinstance(client, AIOKafkaProducer) else vars(client)["_client"])
     except BaseException as error:  # a cancellation too, or its connections would stay open
         await client.stop()
         if isinstance(error, (KafkaError, OSError)):
-            raise kafka_error(kafka, error) from error
+            raise await diagnose(kafka, error) from error
         raise
 
 
-def check_brokers(kafka: KafkaSettings, client: Any) -> None:
+def check_brokers(kafka: KafkaSettings, client: AIOKafkaClient) -> None:
     """Raise KafkaUnavailable if a started client knows no broker: without this connection it would never find one."""
-    known = client.client if isinstance(client, AIOKafkaProducer) else client._client
-    if not known.cluster.brokers():
+    if not client.cluster.brokers():
         raise KafkaUnavailable(f"Kafka at {kafka.bootstrap_servers} is still starting: it names no broker")
 
 
-def kafka_error(kafka: KafkaSettings, error: Exception) -> KafkaUnavailable:
+def kafka_error(kafka: KafkaSettings, error: Exception) -> KafkaUnavailable | KafkaForbidden:
     """Return a Kafka error in words for the operator."""
     servers = kafka.bootstrap_servers
+    if isinstance(error, NO_RIGHT):
+        return KafkaForbidden(f"Kafka at {servers} refuses a right {_object_of(error)} ({RIGHTS_ARE_LISTED})")
     if isinstance(error, KafkaConnectionError):
         return KafkaUnavailable(
             f"Kafka at {servers} cannot be reached; is STREAMREC_KAFKA_BOOTSTRAP_SERVERS right, and the broker up?"
         )
     if isinstance(error, TimeoutError):
         return KafkaUnavailable(f"Kafka at {servers} does not answer")
-    detail = str(error) or type(error).__name__
-    if isinstance(error, NO_RIGHT):
-        return KafkaRefused(f"Kafka at {servers}: {detail} ({RIGHTS_ARE_LISTED})")
-    return KafkaUnavailable(f"Kafka at {servers}: {detail}")
+    return KafkaUnavailable(f"Kafka at {servers}: {str(error) or type(error).__name__}")
 
 
-async def diagnose(kafka: KafkaSettings, error: Exception) -> KafkaUnavailable:
+def _object_of(error: KafkaError) -> str:
+    """Return on what a right is missing."""
+    if isinstance(error, ClusterAuthorizationFailedError):  # the answer to a producer that may not write anywhere
+        return "to write to the topic, or Kafka before 2.8 IdempotentWrite"
+    found = error.args[0] if error.args and isinstance(error.args[0], set) else set(error.args)
+    names = sorted(name.topic if isinstance(name, TopicPartition) else str(name) for name in found)
+    return f"on {'group' if isinstance(error, GroupAuthorizationFailedError) else 'topic'} {', '.join(names)}"
+
+
+async def diagnose(kafka: KafkaSettings, error: Exception) -> KafkaUnavailable | KafkaForbidden:
     """Connect once more to find out why the brokers refuse, which the client does not report; return the error."""
     if isinstance(error, NO_RIGHT):
         return kafka_error(kafka, error)
     options = connection_options(kafka) | {"request_timeout_ms": DIAGNOSIS_TIMEOUT_MS}
     del options["metadata_max_age_ms"]
     for host, port, _ in collect_hosts(options.pop("bootstrap_servers")):
+        address = f"Kafka at {host}:{port}"
         try:
-            connection = await create_conn(host, port, **options)
-            try:
-                await connection.send(MetadataRequest([]))  # a broker that requires SASL is silent before it
-            finally:
-                connection.close()
+            reason = await _refusal(kafka, host, port, options)
+        except NoToken as refusal:
+            return (KafkaRefused if isinstance(refusal, TokenRefused) else KafkaUnavailable)(str(refusal))
         except (KafkaError, OSError, ValueError) as refusal:
-            address = f"Kafka at {host}:{port}"
             reason = _reason(kafka, refusal)
-            if reason:
-                return KafkaRefused(f"{address}: {reason}")
-            hint = _closed_hint(kafka, refusal)
-            if hint:
+            if reason is None and (hint := _closed_hint(kafka, refusal)):
                 return KafkaUnavailable(f"{address}: {hint}")
+        else:
+            if not reason and isinstance(error, (TimeoutError, RequestTimedOutError)):
+                return KafkaUnavailable(
+                    f"{address}: it answers a new connection, but not ours; does a quota slow this client down, or does"
+                    " another broker not answer?"
+                )
+        if reason:
+            return KafkaRefused(f"{address}: {reason}")
     return kafka_error(kafka, error)
+
+
+async def _refusal(kafka: KafkaSettings, host: str, port: int, options: dict[str, Any]) -> str | None:
+    """Connect to a broker; return why it refuses a token, which it reports by no error; None if it does not.
+
+    It refuses a token by an answer that the client does not read, so that the next request fails instead: the broker
+    answers without naming itself, or closes the connection.
+    """
+    connection = await create_conn(host, port, **options)
+    takes_token = kafka.uses_sasl and kafka.sasl_mechanism in TOKEN_HINTS
+    try:
+        # a broker that requires SASL is silent before this request
+        refused = not (await connection.send(MetadataRequest([]))).brokers
+    except KafkaConnectionError:
+        if not takes_token:
+            raise
+        refused = True
+    finally:
+        connection.close()
+    return _refused_token(kafka) if takes_token and refused else None
+
+
+def _refused_token(kafka: KafkaSettings) -> str:
+    return f"it refuses the token, by {kafka.sasl_mechanism}: {TOKEN_HINTS[kafka.sasl_mechanism]}"
 
 
 def _reason(kafka: KafkaSettings, error: Exception) -> str | None:
     """Return why a broker refuses the connection, and what to do; None if it does not say that it refuses."""
-    problem = tls_problem(error, KAFKA)
+    problem = tls_problem(error, KAFKA, kafka.tls)
     if problem:
         return problem + ("; see STREAMREC_KAFKA_SECURITY_PROTOCOL" if "speaks no TLS" in problem else "")
     mechanism = kafka.sasl_mechanism
     if isinstance(error, UnsupportedSaslMechanismError):
         return f"it does not support SASL mechanism {mechanism}: set STREAMREC_KAFKA_SASL_MECHANISM to one it supports"
+    if isinstance(error, SaslAuthenticationFailed) and mechanism in TOKEN_HINTS:
+        return _refused_token(kafka)
     if isinstance(error, SaslAuthenticationFailed):
         return (
             f"it refuses user {kafka.sasl_username} or the password, by {mechanism}: set "
@@ -147,7 +194,7 @@ def _reason(kafka: KafkaSettings, error: Exception) -> str | None:
 def _closed_hint(kafka: KafkaSettings, error: Exception) -> str | None:
     """Return the likely cause if a broker closed the connection, which one that starts or stops does too."""
     hint = "" if isinstance(error, TimeoutError) else closed_connection_hint(error, KAFKA, kafka.uses_tls, kafka.tls)
-    if hint and not kafka.security_protocol.startswith("SASL"):
+    if hint and not kafka.uses_sasl:
         hint = hint.replace("?", ", or SASL?")
     return f"it closes the connection{hint} See STREAMREC_KAFKA_SECURITY_PROTOCOL" if hint else None
 

@@ -23,11 +23,11 @@ from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
 
 from streamrec.errors import BadRecord
 from streamrec.health import Health
-from streamrec.kafka.connection import connection_options, diagnose, kafka_error, start_client
+from streamrec.kafka.connection import NO_RIGHT, connection_options, diagnose, kafka_error, start_client
 from streamrec.kafka.decode import EventDecoder
 from streamrec.kafka.lag import Lag
 from streamrec.kafka.members import member_name, remove_members
-from streamrec.kafka.producer import Producer
+from streamrec.kafka.producer import Producer, dead_letter
 from streamrec.metrics import Metrics
 from streamrec.schemas import DeadLetter, EventBatch
 from streamrec.setting_groups import EventSettings, KafkaSettings
@@ -41,6 +41,7 @@ MAX_HEARTBEAT_S = 3.0
 BROKER_TIMEOUT_S = 5.0
 
 DeadLetterListener = Callable[[Sequence[DeadLetter]], None]
+Polled = dict[TopicPartition, list[ConsumerRecord]]
 
 
 class ClickConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
@@ -140,21 +141,17 @@ class ClickConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
         for two batches.
 
         Raises:
-            KafkaUnavailable: the brokers refuse, or return unreadable records; waiting would not help.
+            KafkaUnavailable: the brokers return unreadable records. KafkaForbidden: the right to read is missing.
         """
         while not stop.is_set():
             self._health.tick()
-            wait_ms, most = self._kafka.poll_timeout_ms, self._kafka.max_batch
-            try:
-                polled = await self._consumer.getmany(timeout_ms=wait_ms, max_records=most)
-            except KafkaError as error:
-                raise kafka_error(self._kafka, error) from error
+            polled = await self._poll(self._kafka.poll_timeout_ms, self._kafka.max_batch)
             if not polled:
                 if burst and await self._drained():
                     return
                 continue
             self._idle.clear()
-            full = sum(map(len, polled.values())) >= most
+            full = sum(map(len, polled.values())) >= self._kafka.max_batch
             self._paused = frozenset() if full else self._consumer.assignment()
             self._consumer.pause(*self._paused)
             try:
@@ -170,6 +167,7 @@ class ClickConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
 
         Raises:
             KafkaUnavailable: dead letters or offsets could not be written; try again.
+            KafkaForbidden: a right is missing.
         """
         if batch.dead_letters:
             await self._dead_letters.send_dead_letters(batch.dead_letters)
@@ -199,16 +197,23 @@ class ClickConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
         self._paused = frozenset()
 
     async def keep_alive(self) -> None:
-        """Stay in the group while a batch waits: poll, but read nothing."""
+        """Stay in the group while a batch waits: poll, but read nothing. Raises as ``batches`` does."""
         assigned = self._consumer.assignment()
         self._consumer.pause(*assigned)
         try:
-            polled = await self._consumer.getmany(timeout_ms=0)
+            polled = await self._poll(timeout_ms=0)
             for partition, records in polled.items():  # partitions that were assigned after the pause
                 self._consumer.seek(partition, records[0].offset)
         finally:
             self._consumer.resume(*(assigned & self._consumer.assignment()))
         self._health.tick()
+
+    async def _poll(self, timeout_ms: int, max_records: int | None = None) -> Polled:
+        try:
+            polled: Polled = await self._consumer.getmany(timeout_ms=timeout_ms, max_records=max_records)
+            return polled
+        except KafkaError as error:
+            raise kafka_error(self._kafka, error) from error
 
     async def on_partitions_revoked(self, revoked: Collection[TopicPartition]) -> None:
         """Wait until the current batch ends, or abandon it before the group drops this member."""
@@ -232,7 +237,7 @@ class ClickConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
         self._metrics.rebalances.inc()
         log.info("partitions assigned", extra={"partitions": sorted(p.partition for p in assigned)})
 
-    def _batch(self, polled: dict[TopicPartition, list[ConsumerRecord]]) -> EventBatch:
+    def _batch(self, polled: Polled) -> EventBatch:
         batch = EventBatch(assignment=self._assignment)
         ignored = 0
         for partition, records in polled.items():
@@ -240,7 +245,7 @@ class ClickConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
                 try:
                     event = self._decoder.decode(record.value, record.partition, record.offset, record.timestamp)
                 except BadRecord as error:
-                    batch.dead_letters.append(_dead_letter(record, str(error)))
+                    batch.dead_letters.append(dead_letter(record, str(error)))
                     continue
                 if event is None:
                     ignored += 1
@@ -284,7 +289,7 @@ class ClickConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
                 if settled and self.rebalancing:
                     continue  # the coordinator does not answer during a join: fetch metadata instead
                 answered, self._health.kafka_answers = self._health.kafka_answers, False
-                if answered:
+                if answered and not isinstance(error, NO_RIGHT):  # the next poll reports a missing right
                     log.warning("Kafka is unreachable, waiting for it: %s", await diagnose(self._kafka, error))
             await asyncio.sleep(WATCH_EVERY_S)
 
@@ -294,7 +299,3 @@ class ClickConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
             await self._consumer.topics()
         else:
             await self._lag.fetch(assigned)
-
-
-def _dead_letter(record: ConsumerRecord, reason: str) -> DeadLetter:
-    return DeadLetter(record.topic, record.partition, record.offset, record.timestamp, record.key, record.value, reason)

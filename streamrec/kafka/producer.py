@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Collection, Iterable
 from typing import Any
 
-from aiokafka import AIOKafkaProducer
+from aiokafka import AIOKafkaProducer, ConsumerRecord
 from aiokafka.errors import KafkaError
 
 from streamrec.kafka.connection import connection_options, kafka_error, start_client
@@ -17,6 +17,11 @@ from streamrec.setting_groups import KafkaSettings
 MAX_DEAD_LETTER_BYTES = 900_000
 MAX_CUT_KEY_BYTES = 1024
 MAX_HEADER_CHARACTERS = 1000
+
+
+def dead_letter(record: ConsumerRecord, reason: str) -> DeadLetter:
+    """Return the dead letter of a record."""
+    return DeadLetter(record.topic, record.partition, record.offset, record.timestamp, record.key, record.value, reason)
 
 
 class Producer:

@@ -6,7 +6,6 @@ only counted here; the daemon produces them.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import time
 from collections.abc import Mapping
@@ -18,7 +17,7 @@ from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from aiokafka.errors import KafkaError
 
 from streamrec.errors import BadRecord, KafkaUnavailable
-from streamrec.kafka.connection import connection_options, kafka_error, start_client
+from streamrec.kafka.connection import NO_RIGHT, connection_options, kafka_error, start_client
 from streamrec.kafka.decode import EventDecoder
 from streamrec.kafka.topics import topic_partitions
 from streamrec.schemas import ClickEvent
@@ -82,6 +81,7 @@ class TopicReader:
 
         Raises:
             KafkaUnavailable: the brokers do not answer, or the topic does not exist.
+            KafkaForbidden: the right to describe the topic is missing.
         """
         if time.monotonic() - self._checked_s < NEW_PARTITIONS_EVERY_S:
             return
@@ -104,7 +104,8 @@ class TopicReader:
             timeout_ms: longest time to wait for records [``kafka_poll_timeout_ms``].
 
         Raises:
-            KafkaUnavailable: the brokers refuse, or return unreadable records; waiting would not help.
+            KafkaUnavailable: the brokers return unreadable records; waiting would not help.
+            KafkaForbidden: the right to read is missing.
         """
         wait_ms = self._kafka.poll_timeout_ms if timeout_ms is None else timeout_ms
         try:
@@ -125,11 +126,19 @@ class TopicReader:
             return False
 
     async def commit(self, next_offsets: Mapping[int, int]) -> None:
-        """Commit, to show the lag to other tools; a commit that fails is left to the next call."""
+        """Commit, to show the lag to other tools; a commit that fails is left to the next call.
+
+        Raises:
+            KafkaForbidden: the right to commit is missing.
+        """
         topic = self._kafka.topic
         offsets = {TopicPartition(topic, number): offset for number, offset in next_offsets.items()}
-        with contextlib.suppress(KafkaError):
+        try:
             await self._client.commit(offsets)
+        except NO_RIGHT as error:
+            raise kafka_error(self._kafka, error) from error
+        except KafkaError:
+            pass
 
     def _decode(self, records: list[ConsumerRecord]) -> OffsetRange:
         """Return the events of consecutive records of a partition."""

@@ -27,7 +27,7 @@ def _explained(settings: RedisSettings, error: Exception) -> tuple[type[RedisUna
         return RedisUnavailable, f"its nodes do not agree on the owner of slot {error.slot_id}"
     if settings.cluster and "cluster support disabled" in detail:
         return RedisRefused, "it is a single server, no Redis Cluster; set STREAMREC_REDIS_CLUSTER=false"
-    problem = tls_problem(error, REDIS)
+    problem = tls_problem(error, REDIS, settings.tls)
     if problem:
         return RedisRefused, problem
     if isinstance(error, NoPrimary):

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import secrets
 import shutil
 import socket
@@ -30,7 +29,7 @@ from streamrec.settings_sources import load_settings
 from support.kafka_client import feeding, read_topic, wait_caught_up
 from support.kubernetes import Cluster, Pod
 from support.oracle import assert_dead_letters, assert_sequences, expected_sequences, is_bad
-from support.servers import kafka_home
+from support.servers import apache_kafka_home
 from support.waiting import eventually
 
 log = logging.getLogger(__name__)
@@ -120,10 +119,7 @@ def cluster() -> Cluster:
 
 @pytest.fixture
 def outside(cluster: Cluster, tmp_path: Path) -> Iterator[Outside]:
-    home = kafka_home(os.environ)
-    if home is None:
-        pytest.skip("needs Apache Kafka in KAFKA_HOME, which listens where pods reach it")
-    servers = Outside(tmp_path / "servers", home, cluster.host)
+    servers = Outside(tmp_path / "servers", apache_kafka_home(), cluster.host)
     yield servers
     servers.stop()
 

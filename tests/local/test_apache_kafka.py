@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import struct
 from collections.abc import Iterator
@@ -19,15 +18,12 @@ from streamrec.settings import Settings
 from streamrec.settings_sources import load_settings
 
 from support.kafka_client import produce_clicks, read_topic
-from support.servers import kafka_home
+from support.servers import apache_kafka_home
 
 
 @pytest.fixture
 def node(tmp_path: Path) -> Iterator[ServerProcess]:
-    home = kafka_home(os.environ)
-    if home is None:
-        pytest.skip("needs Apache Kafka: set KAFKA_HOME to an unpacked one")
-    server = apache_kafka(home, tmp_path / "kafka")
+    server = apache_kafka(apache_kafka_home(), tmp_path / "kafka")
     yield server
     server.kill()
 
@@ -47,10 +43,7 @@ async def test_a_killed_node_comes_back_on_its_port_with_every_acknowledged_reco
 
 
 def test_a_property_that_kafka_refuses_is_reported(tmp_path: Path) -> None:
-    home = kafka_home(os.environ)
-    if home is None:
-        pytest.skip("needs Apache Kafka: set KAFKA_HOME to an unpacked one")
-    node = apache_kafka(home, tmp_path, {"process.roles": "nonsense"})
+    node = apache_kafka(apache_kafka_home(), tmp_path, {"process.roles": "nonsense"})
     with pytest.raises(EmbeddedError, match=r"could not format .*nonsense"):
         node.start()
 

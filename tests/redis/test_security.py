@@ -31,8 +31,8 @@ from streamrec.serving.sequences import SequenceStore
 from streamrec.settings import Settings
 from streamrec.settings_sources import load_settings
 
+from support.certificates import Certificates, tls_front
 from support.daemon_process import Daemon, Retrain, models, serves, versions_published
-from support.fronts import Certificates, tls_front
 from support.kafka_client import feed
 from support.redis_access import clicks, raw_redis
 from support.redis_rights import DONE_BY, PASSWORD, RIGHTS
