@@ -33,7 +33,7 @@ from streamrec.setting_groups import (
     SequenceSettings,
     ServingSettings,
 )
-from streamrec.store_urls import is_url
+from streamrec.store_urls import may_hold_password
 
 if TYPE_CHECKING:  # importing the library imports torch, which takes seconds
     from sasrec import SASRecConfig, TrainConfig
@@ -276,5 +276,5 @@ def _explain(group: str, error: ValidationError) -> Iterator[str]:
         if setting is None:  # of several values; the library names its own fields
             yield f"{group}_{message}" if group in ("model", "train") else message
         else:
-            hidden = setting.secret or is_url(detail["input"])  # a URL may contain a password
+            hidden = setting.secret or may_hold_password(detail["input"])
             yield f"{name}{'' if hidden else '=' + repr(detail['input'])}: {message}"
