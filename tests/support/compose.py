@@ -9,6 +9,7 @@ import secrets
 import shutil
 import subprocess
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -21,43 +22,51 @@ from support.servers import COMPOSE, docker_answers
 IMAGE = "streamrec:test"  # stays afterwards, so that the next build finds its layers
 
 
+@dataclass
 class Compose:
     """compose.yaml with project, image, secrets and ports of its own: it never meets a user's.
 
     Args:
-        folder: for files; it may be deleted after ``down``.
+        folder: for the changed compose.yaml and the secrets.
         clicks: the file that trains the first model.
     """
 
-    def __init__(self, folder: Path, clicks: Path) -> None:
-        self.project = f"streamrec-test-{os.getpid()}"
-        self.redis_port, self.kafka_port = free_port(), free_port()
-        self.redis_password = secrets.token_hex(32)
-        self._file = folder / "compose.yaml"
-        self._environment = os.environ | {
-            "CLICKS_FILE": str(clicks),
-            "DOCKER_BUILDKIT": "0",  # BuildKit pulls a frontend for the Dockerfile
-        }
-        written = yaml.safe_load(COMPOSE.read_text("utf-8"))
-        for service in written["services"].values():
+    folder: Path
+    clicks: Path
+    project: str = field(default_factory=lambda: f"streamrec-test-{secrets.token_hex(4)}")
+    redis_port: int = field(default_factory=free_port)
+    kafka_port: int = field(default_factory=free_port)
+    redis_password: str = field(default_factory=lambda: secrets.token_hex(32))
+
+    def write(self) -> None:
+        """Write the changed compose.yaml and the secrets."""
+        compose = yaml.safe_load(COMPOSE.read_text("utf-8"))
+        for service in compose["services"].values():
             service.pop("ports", None)
             if "build" in service:
                 service["image"] = IMAGE
                 # the containers and the tests share the cores
                 service["environment"]["OMP_NUM_THREADS"] = "1"
-        redis, kafka = written["services"]["redis"], written["services"]["kafka"]
+        redis, kafka = compose["services"]["redis"], compose["services"]["kafka"]
         redis["ports"] = [f"127.0.0.1:{self.redis_port}:6379"]
         kafka["ports"] = [f"127.0.0.1:{self.kafka_port}:29092"]
         listeners = kafka["environment"]["KAFKA_ADVERTISED_LISTENERS"]
-        assert "localhost:29092" in listeners
-        kafka["environment"]["KAFKA_ADVERTISED_LISTENERS"] = listeners.replace(
-            "localhost:29092", self.kafka_bootstrap_servers
-        )
-        for name in written["secrets"]:
-            path = folder / name
+        listeners = listeners.replace("localhost:29092", self.kafka_bootstrap_servers)
+        kafka["environment"]["KAFKA_ADVERTISED_LISTENERS"] = listeners
+        for name in compose["secrets"]:
+            path = self.folder / name
             path.write_text(self.redis_password if name == "redis_password" else secrets.token_hex(32))
-            written["secrets"][name] = {"file": str(path)}
-        self._file.write_text(yaml.safe_dump(written))
+            compose["secrets"][name] = {"file": str(path)}
+        self._file.write_text(yaml.safe_dump(compose))
+
+    @property
+    def _file(self) -> Path:
+        return self.folder / "compose.yaml"
+
+    @property
+    def _environment(self) -> dict[str, str]:
+        # BuildKit would pull a frontend for the Dockerfile
+        return os.environ | {"CLICKS_FILE": str(self.clicks), "DOCKER_BUILDKIT": "0"}
 
     @property
     def redis_url(self) -> str:
@@ -121,6 +130,7 @@ def composed(folder: Path, clicks: Path) -> Iterator[Compose]:
     if subprocess.run(["docker", "compose", "version"], capture_output=True).returncode:
         pytest.skip("needs docker compose")
     compose = Compose(folder, clicks)
+    compose.write()
     try:
         yield compose
     finally:
