@@ -6,10 +6,11 @@ Usage: lowest.py [NAME ...]; the named dependencies are left out, so pip takes t
 import re
 import sys
 import tomllib
+from itertools import chain
 from pathlib import Path
 
 project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text("utf-8"))["project"]
-for requirement in [*project["dependencies"], *sum(project["optional-dependencies"].values(), [])]:
+for requirement in chain(project["dependencies"], *project["optional-dependencies"].values()):
     bound = re.match(r"(?P<name>[\w.-]+)[^;]*>=\s*(?P<lowest>[\w.]+)", requirement)
     if bound and bound["name"] not in sys.argv[1:]:
-        print(f"{bound['name']}=={bound['lowest']}")
+        sys.stdout.write(f"{bound['name']}=={bound['lowest']}\n")

@@ -132,7 +132,7 @@ def read_frame(frame: Any, request: Request) -> Data:
 
 
 def _arrow_table(frame: Any) -> pa.Table:
-    """Return any frame as an Arrow table; do not export Arrow's own, where a string view may crash releases before 25."""
+    """Return any frame as an Arrow table; do not export Arrow's own: string views may crash releases before 25."""
     if isinstance(frame, pa.RecordBatchReader):
         return frame.read_all()
     if isinstance(frame, pa.RecordBatch):
