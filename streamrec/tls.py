@@ -85,9 +85,10 @@ def tls_problem(error: BaseException, server: Server, files: TlsSettings) -> str
 def closed_connection_hint(error: BaseException, server: Server, uses_tls: bool, files: TlsSettings) -> str:
     """Return the likely cause if a server closed a connection or did not answer; else an empty text."""
     text = f"{error} {error!r}".lower()
-    if not uses_tls and ("closed" in text or "reset" in text):
+    closed = any(word in text for word in ("closed", "reset", "connection lost", "broken pipe"))
+    if not uses_tls and closed:
         return "; does it require TLS on this port?"
-    if uses_tls and ("closed" in text or "reset" in text or "timeout connecting" in text):
+    if uses_tls and (closed or "timeout connecting" in text):
         required = f"a client certificate ({server}_tls_cert_file)"
         if files.cert_file:
             required = "another client certificate"

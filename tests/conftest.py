@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import torch
 
@@ -57,6 +58,8 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[STDERR] = os.dup(2)  # tests capture stderr
+    hypothesis.settings.register_profile("under any load", deadline=None)
+    hypothesis.settings.load_profile("under any load")
     # one thread: tests share two cores with the servers, and floats depend on the number of threads
     torch.set_num_threads(1)
     # a background job ignores Ctrl-C, and its child processes inherit that

@@ -6,8 +6,8 @@
     OUTCOME            finite numbers or booleans
 
 Column names may be in upper or lower case; other columns are ignored. A file has one of the formats of
-:mod:`sasrec.data.formats` or is Parquet. A frame has Arrow's ``__arrow_c_stream__`` (pandas from 2.2, polars, pyarrow)
-or is a mapping of columns. Rows of frames and Parquet files are counted from 0, lines of text files from 1.
+:mod:`sasrec.data.formats` or is Parquet. A frame has Arrow's ``__arrow_c_stream__`` (pandas from 2.2, polars from 1.18,
+pyarrow) or is a mapping of columns. Rows of frames and Parquet files are counted from 0, lines of text files from 1.
 
 This module does not know models and vocabularies.
 """

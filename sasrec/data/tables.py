@@ -114,7 +114,7 @@ def read_frame(frame: Any, request: Request) -> Data:
                 f"a path, a pandas, polars or pyarrow table or a dict is needed, not {type(frame).__name__}"
             )
         known = type(frame).__module__.partition(".")[0] in ("pandas", "polars") and hasattr(frame, "columns")
-        source = frame if is_dict or known else pa.table(frame)
+        source = frame if is_dict or known else _arrow_table(frame)
         given = list(frame if is_dict else frame.columns if known else source.column_names)
         places = find_columns(where, [str(column) for column in given], request)
         columns = {}
@@ -129,6 +129,15 @@ def read_frame(frame: Any, request: Request) -> Data:
         raise
     except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
         raise DataFileError(f"cannot read {name or where}: {one_line(error)}") from error
+
+
+def _arrow_table(frame: Any) -> pa.Table:
+    """Return any frame as an Arrow table; do not export Arrow's own: string views may crash releases before 25."""
+    if isinstance(frame, pa.RecordBatchReader):
+        return frame.read_all()
+    if isinstance(frame, pa.RecordBatch):
+        return pa.Table.from_batches([frame])
+    return frame if isinstance(frame, pa.Table) else pa.table(frame)
 
 
 # --- files

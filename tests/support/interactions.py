@@ -81,6 +81,10 @@ def parquet_folder(folder: Path, columns: dict[str, list[Any]]) -> Path:
     return folder / "data"
 
 
+def string_views(columns: dict[str, list[Any]]) -> pa.Table:
+    return pa.table(columns | {"USER_ID": pa.array(columns["USER_ID"]).cast(pa.string_view())})
+
+
 Source = Callable[[Path, dict[str, list[Any]]], Any]
 SOURCES: dict[str, Source] = {
     "dict": lambda folder, columns: columns,
@@ -103,9 +107,8 @@ SOURCES: dict[str, Source] = {
         columns | {"HUGE": [1, 2, 3, 4]}, schema_overrides={"HUGE": pl.Int128}
     ),
     "pyarrow": lambda folder, columns: pa.table(columns),
-    "pyarrow, string views": lambda folder, columns: pa.table(
-        columns | {"USER_ID": pa.array(columns["USER_ID"]).cast(pa.string_view())}
-    ),
+    "pyarrow, string views": lambda folder, columns: string_views(columns),
+    "pyarrow, a batch": lambda folder, columns: string_views(columns).to_batches()[0],
     "csv": write_csv,
     "csv, path as str": lambda folder, columns: str(write_csv(folder, columns)),
     "csv, gzipped": lambda folder, columns: write(folder, gzip.compress(to_csv(columns).encode()), "Clicks.CSV.GZ"),

@@ -32,6 +32,7 @@ from support.interactions import (
     SOURCES,
     TIME_MS,
     Source,
+    string_views,
     write,
     write_csv,
     write_parquet,
@@ -53,6 +54,10 @@ def assert_rows(rows: InteractionRows) -> None:
 @pytest.mark.parametrize("source", SOURCES.values(), ids=SOURCES.keys())
 def test_all_sources_give_equal_rows(tmp_path: Path, source: Source) -> None:
     assert_rows(read_interactions(source(tmp_path, ROWS)))
+
+
+def test_a_reader_of_batches_gives_equal_rows() -> None:
+    assert_rows(read_interactions(string_views(ROWS).to_reader(max_chunksize=3)))
 
 
 @pytest.mark.parametrize("source", ["dict", "pandas", "polars", "pyarrow", "csv", "parquet", "csv folder"])
