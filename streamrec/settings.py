@@ -11,6 +11,7 @@ import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from functools import cache, cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from pydantic import SecretStr, TypeAdapter, ValidationError
@@ -265,5 +266,5 @@ def _explain(group: str, error: ValidationError) -> Iterator[str]:
         if setting is None:  # of several values; the library names its own fields
             yield f"{group}_{message}" if group in ("model", "train") else message
         else:
-            hidden = setting.secret or is_url(detail["input"])  # a URL may contain a password
+            hidden = setting.secret or (Path in setting.kinds and is_url(detail["input"]))  # a URL may have a password
             yield f"{name}{'' if hidden else '=' + repr(detail['input'])}: {message}"
