@@ -412,7 +412,7 @@ async def test_promotion_refusal_damage_rollback_and_kills_while_the_daemon_serv
         assert champion_of(settings) == second
 
         # killed while publishing and while promoting: every version is whole, and the next round works
-        for step in (1, 20, 40):
+        for step in (1, 12, 24):
             dying = start("--once", "--no-follow", retrain_mode="full", killed_at_step=step)
             assert await asyncio.to_thread(dying.process.wait, 100) == -signal.SIGKILL, dying.output
             assert all(version.problem is None for version in registry.versions())
