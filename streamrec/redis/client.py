@@ -185,11 +185,14 @@ class RedisClient:
             RedisUnavailable: the connection was lost.
         """
         try:
-            node = await self._nodes.client_of(channel)  # any node would do: they forward messages
+            with _cancellation_preserved():
+                node = await self._nodes.client_of(channel)  # any node would do: they forward messages
             async with node.pubsub(ignore_subscribe_messages=True) as subscription:
-                await subscription.subscribe(channel)
+                with _cancellation_preserved():
+                    await subscription.subscribe(channel)
                 while await self._nodes.client_of(channel) is node:
-                    message = await subscription.get_message(timeout=LISTEN_TIMEOUT_S)
+                    with _cancellation_preserved():
+                        message = await subscription.get_message(timeout=LISTEN_TIMEOUT_S)
                     if message is not None:
                         yield message["data"].decode(errors="replace")
             raise RedisError("another server is the primary now")
