@@ -79,7 +79,7 @@ async def test_replay_prints_number_of_events_topic_and_time(
     topic = make_settings().kafka.topic
     result = await run("replay", str(path), "--rate", "1000")
     assert result.status == 0
-    assert re.fullmatch(rf"2 events to topic {topic} in 0\.\d s\n", result.out)
+    assert re.fullmatch(rf"2 events to topic {topic} in \d+\.\d s\n", result.out)
     assert result.err == f"topic {topic} created with 4 partitions\n"
     path.write_text("user_id,item_id,timestamp\nann,a,1700000000\nann,b\n")
     result = await run("replay", str(path), "--timestamp-unit", "s")

@@ -101,8 +101,11 @@ def apache_kafka_home() -> Path:
 
 
 def docker_answers() -> bool:
-    if not os.environ.get("DOCKER_HOST") and not Path("/var/run/docker.sock").is_socket():
-        return False  # without a server the client would leak a socket
+    host = os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock")
+    if host.startswith("unix://"):  # without a server the client would leak a socket
+        with socket.socket(socket.AF_UNIX) as probe:
+            if probe.connect_ex(host.removeprefix("unix://")):
+                return False
     import docker
     from docker.errors import DockerException
 
