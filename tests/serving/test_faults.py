@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from streamrec.daemon import _stop_in_time
 from streamrec.errors import KafkaUnavailable
 from streamrec.local.process import ServerProcess
 from streamrec.local.servers import LocalServers
 from streamrec.redis.client import RedisClient
 from streamrec.settings import Settings
+from streamrec.startup import _stop_in_time
 
 from support.daemon_process import Daemon
 from support.kafka_client import feed, feeding, member, wait_caught_up
