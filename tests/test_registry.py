@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from sasrec import ItemVocab, SASRec, SASRecConfig, save_model
+from streamrec.bucket import Seen
 from streamrec.commands.main import main
 from streamrec.errors import NoChampion, RegistryError, StreamrecError
 from streamrec.registry import Registry
@@ -174,6 +175,25 @@ def test_a_file_that_a_killed_process_left_unfinished_is_removed_later(tmp_path:
     assert not (tmp_path / "versions" / "old").exists()
     assert mine.exists()
     assert [version.version for version in registry.versions()] == [a]
+
+
+def test_a_promotion_that_another_one_overtakes_begins_again(place: Place) -> None:
+    registry, (a, b, c) = filled(place, 3)
+    registry.promote(a, "first")
+    see, overtaking = registry.store.seen, [lambda: Registry(place).promote(b, "by another one")]
+
+    def seen_then_changed(name: str) -> Seen:
+        found = see(name)
+        if name == "champion.json" and overtaking:
+            overtaking.pop()()
+        return found
+
+    registry.store.seen = seen_then_changed  # type: ignore[method-assign]
+    registry.promote(c, "better")
+    champion = registry.champion()
+    assert champion is not None
+    assert not overtaking
+    assert (champion.version, champion.before) == (c, (a, b))
 
 
 def _promote_in_turn(place: Place, names: list[str], times: int) -> None:
