@@ -106,7 +106,12 @@ def make_settings(servers: Servers) -> Callable[..., Settings]:
             "redis_key_prefix": f"test-{unique}",
             "http_port": 0,
         }
-        return load_settings(flags=own | changes)
+        settings = load_settings(flags=own | changes)
+        if settings.redis.url.get_secret_value() == servers.redis_url:
+            assert unique in settings.redis.key_prefix, "a test would meet what it left there in an earlier run"
+        if settings.kafka.bootstrap_servers == servers.kafka_bootstrap_servers:
+            assert unique in settings.kafka.topic and unique in settings.kafka.group
+        return settings
 
     return make
 

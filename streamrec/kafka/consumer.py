@@ -166,8 +166,7 @@ class ClickConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
         A commit that a rebalance has overtaken is dropped: the events will be redelivered.
 
         Raises:
-            KafkaUnavailable: dead letters or offsets could not be written; try again.
-            KafkaForbidden: a right is missing.
+            KafkaUnavailable: dead letters or offsets were not written; try again. KafkaForbidden: a right is missing.
         """
         if batch.dead_letters:
             await self._dead_letters.send_dead_letters(batch.dead_letters)

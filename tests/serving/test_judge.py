@@ -90,8 +90,10 @@ async def test_clicks_of_users_without_a_list_are_evaluated_against_the_popular_
 async def test_the_popular_list_is_evaluated_too_without_the_items_seen(
     redis: RedisClient, make_settings: MakeSettings
 ) -> None:
+    prefix = make_settings().redis.key_prefix
     for filter_seen, hits in ((True, 2), (False, 1)):
-        bench = Bench(redis, make_settings(lists_filter_seen=filter_seen, redis_key_prefix=f"judge-{filter_seen}"))
+        settings = make_settings(lists_filter_seen=filter_seen, redis_key_prefix=f"{prefix}-{filter_seen}")
+        bench = Bench(redis, settings)
         await bench.click("ann", "p0", "p1", then=["z"])
         await bench.click("ann", "p11", then=["z"])  # the tenth popular item that is not seen
         await bench.click("ann", "p2", then=["z"])
