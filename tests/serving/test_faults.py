@@ -195,7 +195,7 @@ async def close_as_a_client_that_fails() -> None:
 async def test_no_client_delays_the_end_of_the_daemon(
     close: Callable[[], Awaitable[None]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("streamrec.daemon.CLOSE_TIMEOUT_S", 0.1)
+    monkeypatch.setattr("streamrec.startup.CLOSE_TIMEOUT_S", 0.1)
     async with asyncio.timeout(2):
         await _stop_in_time(close)
 
