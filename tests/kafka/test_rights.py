@@ -14,7 +14,6 @@ import pytest
 from sasrec import load_model
 from streamrec.errors import KafkaForbidden
 from streamrec.kafka.topics import ensure_topics
-from streamrec.local.process import ServerProcess
 from streamrec.registry import Registry
 from streamrec.settings import Settings
 
@@ -22,6 +21,7 @@ from support.daemon_process import Daemon, Retrain
 from support.kafka_client import feed
 from support.preloaded import run_command
 from support.secured_kafka import PASSWORD, Right, SecuredKafka, login
+from support.servers import OwnRedis
 from support.token_endpoint import TokenEndpoint
 from support.waiting import eventually
 from support.workload import Record, click
@@ -60,7 +60,7 @@ def settings_of(settings_of: MakeSettings, model_dir: Path, tmp_path: Path) -> M
     saved, registry = load_model(model_dir), Registry(tmp_path / "registry")
     registry.promote(registry.publish(saved.model, saved.vocab, {}), "first")
     (tmp_path / "clicks.csv").write_text("user_id,item_id,timestamp\nbob,i1,1700000000000\n")
-    folders = {"archive_dir": tmp_path / "archive", "registry_dir": registry.folder, "model_dir": None}
+    folders = {"archive_dir": tmp_path / "archive", "registry_dir": registry.place, "model_dir": None}
     rest = {"retrain_every_s": 10**6, "retrain_http_port": 0, "archive_flush_s": 0.1}
     return lambda *listener, **more: settings_of(*listener, **NAMES | folders | rest | more)
 
@@ -197,7 +197,7 @@ async def test_a_daemon_that_loses_a_right_ends_with_a_line_that_names_it(
 
 
 async def test_a_daemon_that_waits_for_redis_notices_a_lost_right(
-    secured: SecuredKafka, settings_of: MakeSettings, serve: Serve, redis_server: ServerProcess
+    secured: SecuredKafka, settings_of: MakeSettings, serve: Serve, own_redis: OwnRedis
 ) -> None:
     right = next(right for right in PARTS["streamrec-serve"][1] if right.resource == "group")
     await secured.set_password(right.user, PASSWORD)
@@ -206,14 +206,14 @@ async def test_a_daemon_that_waits_for_redis_notices_a_lost_right(
         await new_records(settings_of)
         daemon = serve(settings_of("LOGIN", **login("SCRAM-SHA-256", right.user), kafka_session_timeout_s=6))
         await daemon.wait_ready()
-        redis_server.pause()
+        own_redis.redis.pause()
         try:
             await new_records(settings_of)
             await eventually(lambda: daemon.has_logged("the batch waits and is retried"))
             await secured.revoke(right)
             assert await daemon.wait_exit() == 1
         finally:
-            redis_server.resume()
+            own_redis.redis.resume()
         assert_names(right, daemon.output)
 
 
