@@ -11,6 +11,7 @@ import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from functools import cache, cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from pydantic import SecretStr, TypeAdapter, ValidationError
@@ -33,7 +34,7 @@ from streamrec.setting_groups import (
     SequenceSettings,
     ServingSettings,
 )
-from streamrec.store_urls import may_hold_password
+from streamrec.store_urls import is_url
 
 if TYPE_CHECKING:  # importing the library imports torch, which takes seconds
     from sasrec import SASRecConfig, TrainConfig
@@ -276,5 +277,7 @@ def _explain(group: str, error: ValidationError) -> Iterator[str]:
         if setting is None:  # of several values; the library names its own fields
             yield f"{group}_{message}" if group in ("model", "train") else message
         else:
-            hidden = setting.secret or may_hold_password(detail["input"])
-            yield f"{name}{'' if hidden else '=' + repr(detail['input'])}: {message}"
+            value = detail["input"]
+            # a URL may hold a password
+            hidden = setting.secret or (is_url(value) and (Path in setting.kinds or "@" in value))
+            yield f"{name}{'' if hidden else '=' + repr(value)}: {message}"

@@ -23,11 +23,6 @@ def is_url(place: object) -> bool:
     return isinstance(place, str) and URL.match(place) is not None
 
 
-def may_hold_password(value: object) -> bool:
-    """Return whether a value is a URL, right or wrong, with a login or options."""
-    return isinstance(value, str) and is_url(value) and ("@" in value or "?" in value)
-
-
 def check_place(place: object) -> object:
     """Return a folder as a path, and a URL as it is.
 

@@ -17,6 +17,7 @@ import torch
 
 from sasrec import Interactions, ItemVocab, SASRec, SASRecConfig, save_model
 from sasrec.data.readers import Event
+from streamrec.local.embedded_kafka import CHANGES
 from streamrec.local.servers import LocalServers
 from streamrec.redis.client import RedisClient
 from streamrec.settings import ENV_PREFIX, Settings
@@ -90,6 +91,15 @@ def logging_as_it_was() -> Iterator[None]:
     root.setLevel(level)
     for name, before in levels.items():
         logging.getLogger(name).setLevel(before)
+
+
+@pytest.fixture(autouse=True)
+def aiokafka_as_it_was() -> Iterator[None]:
+    """Restore aiokafka: a command that a test runs in this process may adapt it to the embedded Kafka server."""
+    before = {(kind, name): vars(kind)[name] for kind, name in CHANGES}
+    yield
+    for (kind, name), method in before.items():
+        setattr(kind, name, method)
 
 
 @pytest.fixture

@@ -83,7 +83,7 @@ async def start_client(kafka: KafkaSettings, client: Client) -> None:
     """
     try:
         await client.start()
-        check_brokers(kafka, client.client if isinstance(client, AIOKafkaProducer) else vars(client)["_client"])
+        check_brokers(client.client if isinstance(client, AIOKafkaProducer) else vars(client)["_client"])
     except BaseException as error:  # a cancellation too, or its connections would stay open
         await client.stop()
         if isinstance(error, (KafkaError, OSError)):
@@ -91,10 +91,14 @@ async def start_client(kafka: KafkaSettings, client: Client) -> None:
         raise
 
 
-def check_brokers(kafka: KafkaSettings, client: AIOKafkaClient) -> None:
-    """Raise KafkaUnavailable if a started client knows no broker: without this connection it would never find one."""
+class NoBroker(KafkaError):  # type: ignore[misc]
+    """The metadata name no broker: it is still starting, or refuses a token."""
+
+
+def check_brokers(client: AIOKafkaClient) -> None:
+    """Raise NoBroker if a started client knows no broker: without this connection it would never find one."""
     if not client.cluster.brokers():
-        raise KafkaUnavailable(f"Kafka at {kafka.bootstrap_servers} is still starting: it names no broker")
+        raise NoBroker
 
 
 def kafka_error(kafka: KafkaSettings, error: Exception) -> KafkaUnavailable | KafkaForbidden:
@@ -106,6 +110,8 @@ def kafka_error(kafka: KafkaSettings, error: Exception) -> KafkaUnavailable | Ka
         return KafkaUnavailable(
             f"Kafka at {servers} cannot be reached; is STREAMREC_KAFKA_BOOTSTRAP_SERVERS right, and the broker up?"
         )
+    if isinstance(error, NoBroker):
+        return KafkaUnavailable(f"Kafka at {servers} is still starting: it names no broker")
     if isinstance(error, TimeoutError):
         return KafkaUnavailable(f"Kafka at {servers} does not answer")
     return KafkaUnavailable(f"Kafka at {servers}: {str(error) or type(error).__name__}")

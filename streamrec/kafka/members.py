@@ -13,7 +13,7 @@ from aiokafka.errors import KafkaError
 from aiokafka.protocol.admin import DescribeGroupsRequest
 from aiokafka.protocol.group import LeaveGroupRequest
 
-from streamrec.kafka.connection import connection_options
+from streamrec.kafka.connection import check_brokers, connection_options
 from streamrec.setting_groups import KafkaSettings
 
 TIMEOUT_S = 5.0
@@ -40,6 +40,7 @@ async def remove_members(kafka: KafkaSettings, chosen: Callable[[str], bool]) ->
     try:
         async with asyncio.timeout(TIMEOUT_S):
             await client.bootstrap()
+            check_brokers(client)
             node = await client.coordinator_lookup(CoordinationType.GROUP, kafka.group)
             if not await client.ready(node, group=ConnectionGroup.COORDINATION):
                 return 0

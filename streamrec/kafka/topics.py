@@ -57,7 +57,7 @@ async def topic_partitions(kafka: KafkaSettings, topics: Iterable[str]) -> dict[
     client = AIOKafkaClient(**connection_options(kafka))
     try:
         await client.bootstrap()
-        check_brokers(kafka, client)
+        check_brokers(client)
         request = MetadataRequest(topics, allow_auto_topic_creation=False)
         described = (await client.send(client.get_random_node(), request)).topics
     except (KafkaError, OSError) as error:
@@ -76,7 +76,7 @@ async def _admin(kafka: KafkaSettings) -> AsyncIterator[AIOKafkaAdminClient]:
     admin = AIOKafkaAdminClient(**connection_options(kafka))
     try:
         await admin.start()
-        check_brokers(kafka, admin._client)
+        check_brokers(admin._client)
         yield admin
     except (KafkaError, OSError) as error:
         raise await diagnose(kafka, error) from error

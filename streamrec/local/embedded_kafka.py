@@ -25,9 +25,8 @@ EMPTY_FETCH_PAUSE_S = 0.002
 def adapt() -> None:
     """Let the aiokafka clients of this process pause after empty fetches and keep their member id."""
     if not adapted():
-        Fetcher._proc_fetch_request = _patient(Fetcher._proc_fetch_request)
-        GroupCoordinator._on_join_complete = _remembering(GroupCoordinator._on_join_complete)
-        GroupCoordinator._on_join_prepare = _restoring(GroupCoordinator._on_join_prepare)
+        for (kind, name), change in CHANGES.items():
+            setattr(kind, name, change(vars(kind)[name]))
 
 
 def adapted() -> bool:
@@ -84,3 +83,10 @@ def _restoring(join_prepare: Any) -> Any:
         return await join_prepare(coordinator, *rest)
 
     return restore
+
+
+CHANGES = {
+    (Fetcher, "_proc_fetch_request"): _patient,
+    (GroupCoordinator, "_on_join_complete"): _remembering,
+    (GroupCoordinator, "_on_join_prepare"): _restoring,
+}

@@ -182,7 +182,7 @@ publications = st.lists(
 async def test_any_order_of_publishing_ends_with_the_list_of_the_most_events(
     redis: RedisClient, make_settings: MakeSettings, batches: list[list[Recommendation]]
 ) -> None:
-    settings = make_settings(redis_key_prefix=f"publish-{id(numbers)}-{next(numbers)}")
+    settings = make_settings(redis_key_prefix=f"{make_settings().redis.key_prefix}-{next(numbers)}")
     publisher = publisher_of(redis, settings)
     most = {r.user_id: max(s.n for b in batches for s in b if s.user_id == r.user_id) for b in batches for r in b}
     for user in most:
