@@ -1,10 +1,11 @@
 """A prefix of a bucket in an object store: Amazon S3 and what speaks its protocol, Google Cloud Storage, Azure.
 
-pyarrow's file systems list, write and delete objects. obstore does what they cannot:
+pyarrow's file systems list and delete objects, and find a bucket's region. obstore does what they cannot:
 
 write on a condition    If-Match and If-None-Match, for compare-and-set
 read in one request     pyarrow asks for the size first, and the object may be replaced meanwhile; its client for Azure
                         ends the process if a read has no valid credentials
+write in one request    pyarrow needs three, unless an option is set that old releases lack
 
 An object appears when its upload is complete, and then is durable: it needs no rename. Stores cannot delete on a
 condition: an empty object stands for one that was deleted by ``exchange``.
@@ -29,8 +30,7 @@ from streamrec.errors import SettingsError, StoreUnavailable, StoreUnreachable
 if TYPE_CHECKING:  # both take time to import, and folders need neither
     from obstore.store import ObjectStore
 
-# one request instead of three for small objects; Google's client would retry for minutes
-OPTIONS = {"s3": "allow_delayed_open=true", "gs": "retry_limit_seconds=10"}
+OPTIONS = {"gs": "retry_limit_seconds=10"}  # Google's client would retry for minutes
 RETRIES: Any = {"max_retries": 2, "retry_timeout": timedelta(seconds=10)}
 # http only for an endpoint that says so; a large model may take minutes, a silent server may not
 CLIENT: Any = {"allow_http": True, "connect_timeout": "3s", "read_timeout": "10s", "timeout": "10 minutes"}
@@ -110,9 +110,7 @@ class Bucket:
     def write(self, name: str, content: bytes) -> None:
         """Write a file, whole or not at all."""
         with self._explained("write", name):
-            stream = self._files.open_output_stream(self._path(name))
-            stream.write(content)
-            stream.close()  # the object appears here, and only if all of it was uploaded
+            self._objects.put(name, content)
 
     def delete(self, name: str) -> None:
         """Delete a file, if there is one."""
@@ -132,7 +130,7 @@ class Bucket:
         """Read a file that others may replace."""
         with self._explained("read", name):
             try:
-                found = self._conditional.get(name)
+                found = self._objects.get(name)
                 content = bytes(found.bytes())
             except FileNotFoundError:
                 return Seen(None)
@@ -145,7 +143,7 @@ class Bucket:
 
         with self._explained("write", name):
             try:
-                self._conditional.put(name, content or b"", mode=seen.state or "create")
+                self._objects.put(name, content or b"", mode=seen.state or "create")
             except (AlreadyExistsError, PreconditionError):
                 # a lost answer: the client repeated a write that had succeeded
                 return self.seen(name).content == content
@@ -190,7 +188,7 @@ class Bucket:
         return files, root.rstrip("/")
 
     @cached_property
-    def _conditional(self) -> ObjectStore:
+    def _objects(self) -> ObjectStore:
         from obstore.store import from_url
 
         options = {name: values[0] for name, values in parse_qs(self._parts.query).items()}

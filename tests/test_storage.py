@@ -89,7 +89,7 @@ def test_a_url_leads_to_the_file_system_of_its_store(url: str, s3: S3Server) -> 
     assert isinstance(store, Bucket)
     assert isinstance(store._files, kind)
     assert store._path("x/y") == f"{root}/x/y"
-    assert type(store._conditional).__name__ == {"s3": "S3Store", "gs": "GCSStore", "ab": "AzureStore"}[url[:2]]
+    assert type(store._objects).__name__ == {"s3": "S3Store", "gs": "GCSStore", "ab": "AzureStore"}[url[:2]]
     assert store.at("x").endswith("/x")
     assert "?" not in store.at("x")
 
