@@ -65,10 +65,15 @@ async def until_there(
                 log.info("%s is there; the start continues", name)
                 note("")
             return result
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(pause_s):
-                await stop.wait()
+        await pause(stop, pause_s)
         pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+
+
+async def pause(stop: asyncio.Event, seconds: float) -> None:
+    """Wait some seconds, or until ``stop`` is set."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await stop.wait()
 
 
 async def _unless_stopped(work: Awaitable[R], stop: asyncio.Event) -> R:

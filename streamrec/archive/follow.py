@@ -21,7 +21,7 @@ from streamrec.kafka.reader import OffsetRange, TopicReader
 from streamrec.kafka.topics import ensure_topics
 from streamrec.logs import LogOnce
 from streamrec.setting_groups import EventSettings, KafkaSettings
-from streamrec.waiting import until_there
+from streamrec.waiting import pause, until_there
 
 log = logging.getLogger(__name__)
 
@@ -125,9 +125,7 @@ class Archiver:
                 self._log_unavailable.reset()
                 return
             again = True
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(RETRY_PAUSE_S):
-                    await stop.wait()
+            await pause(stop, RETRY_PAUSE_S)
 
     def _append(self, partition: int, pending: OffsetRange, again: bool) -> None:
         # a write whose answer was lost has succeeded

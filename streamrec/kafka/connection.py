@@ -140,16 +140,17 @@ async def diagnose(kafka: KafkaSettings, error: Exception) -> KafkaUnavailable |
             return (KafkaRefused if isinstance(refusal, TokenRefused) else KafkaUnavailable)(str(refusal))
         except (KafkaError, OSError, ValueError) as refusal:
             reason = _reason(kafka, refusal)
-            if reason is None and (hint := _closed_hint(kafka, refusal)):
-                return KafkaUnavailable(f"{address}: {hint}")
+            if reason:
+                return KafkaRefused(f"{address}: {reason}")
+            reason = _closed_hint(kafka, refusal)
         else:
             if not reason and isinstance(error, (TimeoutError, RequestTimedOutError)):
-                return KafkaUnavailable(
-                    f"{address}: it answers a new connection, but not ours; does a quota slow this client down, or does"
-                    " another broker not answer?"
+                reason = (
+                    "it answers a new connection, but not ours; does a quota slow this client down, or does another "
+                    "broker not answer?"
                 )
-        if reason:
-            return KafkaRefused(f"{address}: {reason}")
+        if reason:  # a broker that starts looks the same
+            return KafkaUnavailable(f"{address}: {reason}")
     return kafka_error(kafka, error)
 
 

@@ -35,6 +35,7 @@ from streamrec.retraining.lock import training_lock
 from streamrec.retraining.round import Verdict, retrain
 from streamrec.settings import Settings
 from streamrec.stop_signals import stop_signals
+from streamrec.waiting import pause
 from streamrec.web.server import WebServer
 
 log = logging.getLogger(__name__)
@@ -143,9 +144,7 @@ class RetrainWorker:
         while not self._stop.is_set():
             wait_s = last_s + settings.every_s - time.time()
             if wait_s > 0 or not await self._has_new_events():
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(max(MIN_WAIT_S, min(wait_s, MAX_WAIT_S))):
-                        await self._stop.wait()
+                await pause(self._stop, max(MIN_WAIT_S, min(wait_s, MAX_WAIT_S)))
                 continue
             await self._try_round()
             last_s = time.time()

@@ -21,7 +21,7 @@ from streamrec.retraining.lock import take_lock
 from streamrec.serving.sequences import SequenceStore
 from streamrec.settings import Settings
 
-from support.daemon_process import EVENTS, Daemon
+from support.daemon_process import Daemon
 from support.kafka_client import feeding, wait_caught_up
 from support.oracle import assert_delivered
 from support.redis_access import batch, event
@@ -47,10 +47,6 @@ async def make_replica(server: ServerProcess, primary: ServerProcess) -> None:
     """Do at once what the sentinels do some 10 s after a former primary has returned."""
     async with node(server) as client:
         await client.execute_command("REPLICAOF", "127.0.0.1", primary.port)
-
-
-async def handled(daemon: Daemon) -> int:
-    return int(await daemon.metric(EVENTS, outcome="applied"))
 
 
 async def test_a_primary_that_is_killed_under_a_stream_of_clicks_loses_nothing(
@@ -79,7 +75,7 @@ async def test_a_primary_that_is_killed_under_a_stream_of_clicks_loses_nothing(
             former.start()  # with its data, and as a primary
             await make_replica(former, primary)
             await eventually(lambda: is_ready(daemon))
-            await daemon.wait_handled(await handled(daemon) + 200)
+            await daemon.wait_more(200)
         await wait_caught_up(settings)
         await assert_delivered(settings)
         assert await daemon.metric("streamrec_rebalances_total") == 1, "it remained in its group"
@@ -111,7 +107,7 @@ async def test_a_daemon_does_not_write_to_a_former_primary_that_still_takes_itse
             await eventually(lambda: daemon.has_logged("of redis_wait_replicas=1 have the writes"))
             await eventually(lambda: is_replica(former))  # the sentinels have seen it
             await eventually(lambda: is_ready(daemon))
-            await daemon.wait_handled(await handled(daemon) + 200)
+            await daemon.wait_more(200)
         await wait_caught_up(settings)
         await assert_delivered(settings)
         assert "Traceback" not in daemon.output
