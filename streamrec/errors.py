@@ -4,7 +4,8 @@ StreamrecError
 ├── SettingsError      a setting is wrong, or two settings conflict
 ├── KafkaUnavailable   Kafka is unreachable or refuses the connection
 │   └── KafkaRefused   Kafka refuses the login or the connection; only an operator can fix this
-├── KafkaForbidden     Kafka refuses a right; only an operator can fix this
+├── KafkaForbidden     Kafka refuses a right or a setting; only an operator can fix this
+├── TopicChanged       the topic is not the one that was read before
 ├── RedisUnavailable   Redis is unreachable or refuses a command
 │   └── RedisRefused   Redis refuses the login, the connection or a right; only an operator can fix this
 ├── StoreUnavailable   a folder or object store of models or clicks cannot be read or written
@@ -41,7 +42,11 @@ class KafkaRefused(KafkaUnavailable):
 
 
 class KafkaForbidden(StreamrecError):
-    """Kafka refuses a right; the message names the topic or the group. The program ends."""
+    """Kafka refuses a right or a setting for good; the message names it. The program ends."""
+
+
+class TopicChanged(StreamrecError):
+    """The topic was deleted and created again, or cut back; the message names the remedy. The program ends."""
 
 
 class RedisUnavailable(StreamrecError):

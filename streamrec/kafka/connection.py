@@ -9,6 +9,7 @@ from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.client import AIOKafkaClient
 from aiokafka.conn import collect_hosts, create_conn
 from aiokafka.errors import (
+    BrokerResponseError,
     ClusterAuthorizationFailedError,
     GroupAuthorizationFailedError,
     IllegalSaslStateError,
@@ -18,6 +19,7 @@ from aiokafka.errors import (
     SaslAuthenticationFailed,
     TopicAuthorizationFailedError,
     UnsupportedSaslMechanismError,
+    kafka_errors,
 )
 from aiokafka.protocol.metadata import MetadataRequest
 
@@ -29,12 +31,48 @@ from streamrec.tls import KAFKA, closed_connection_hint, tls_context, tls_proble
 # A join may wait longer than this for the other members; the client then repeats it with its member id.
 REQUEST_TIMEOUT_MS = 10_000
 DIAGNOSIS_TIMEOUT_MS = 5_000
+BROKER_TIMEOUT_S = 5.0  # of one step of a running client, which would otherwise try for ever
 # mechanisms that log in with a token, and why a broker refuses one
 TOKEN_HINTS = {
     "OAUTHBEARER": "see issuer, audience and claims that it requires, and STREAMREC_KAFKA_OAUTH_SCOPE",
     "AWS_MSK_IAM": "allow kafka-cluster:Connect in the identity's IAM policy, and see STREAMREC_KAFKA_AWS_REGION",
 }
+# codes of brokers that pass, though aiokafka does not call them retriable
+PASSING = {-1, 2, 8, 9, 11, 13, 22, 25, 27}
+# what a broker refuses for good, and what to do; aiokafka reports some of these only as part of a text
+SETTING_REFUSED = {
+    "FencedInstanceIdError": "another daemon joined under the same name: give each its own "
+    "STREAMREC_KAFKA_GROUP_INSTANCE_ID",
+    "GroupMaxSizeReachedError": "the group is full (group.max.size of the brokers)",
+    "InvalidSessionTimeoutError": "set STREAMREC_KAFKA_SESSION_TIMEOUT_S within group.min.session.timeout.ms and "
+    "group.max.session.timeout.ms of the brokers",
+    "InconsistentGroupProtocolError": "another program is in the group: set another STREAMREC_KAFKA_GROUP",
+}
 NO_RIGHT = (TopicAuthorizationFailedError, GroupAuthorizationFailedError, ClusterAuthorizationFailedError)
+
+
+class FencedInstanceIdError(BrokerResponseError):  # type: ignore[misc]
+    """Another member has joined with this static name."""
+
+    errno, message = 82, "FENCED_INSTANCE_ID"
+
+
+class GroupMaxSizeReachedError(BrokerResponseError):  # type: ignore[misc]
+    """The group has as many members as the brokers allow."""
+
+    errno, message = 81, "GROUP_MAX_SIZE_REACHED"
+
+
+class InvalidRecordError(BrokerResponseError):  # type: ignore[misc]
+    """A broker refuses a record: its topic is compacted, and the record has no key."""
+
+    errno, message = 87, "INVALID_RECORD"
+
+
+# aiokafka 0.14 reports these as unknown errors
+kafka_errors.update(
+    {error.errno: error for error in (FencedInstanceIdError, GroupMaxSizeReachedError, InvalidRecordError)}
+)
 
 
 class Client(Protocol):
@@ -114,6 +152,11 @@ def kafka_error(kafka: KafkaSettings, error: Exception) -> KafkaUnavailable | Ka
         return KafkaUnavailable(f"Kafka at {servers} is still starting: it names no broker")
     if isinstance(error, TimeoutError):
         return KafkaUnavailable(f"Kafka at {servers} does not answer")
+    for name, remedy in SETTING_REFUSED.items():
+        if name in f"{error!r}":
+            return KafkaForbidden(f"Kafka at {servers} refuses this member: {remedy}")
+    if isinstance(error, BrokerResponseError) and not error.retriable and error.errno not in PASSING:
+        return KafkaForbidden(f"Kafka at {servers} refuses for good: {error}")
     return KafkaUnavailable(f"Kafka at {servers}: {str(error) or type(error).__name__}")
 
 
@@ -204,6 +247,27 @@ def _closed_hint(kafka: KafkaSettings, error: Exception) -> str | None:
     if hint and not kafka.uses_sasl:
         hint = hint.replace("?", ", or SASL?")
     return f"it closes the connection{hint} See STREAMREC_KAFKA_SECURITY_PROTOCOL" if hint else None
+
+
+async def learn_brokers_again(kafka: KafkaSettings, *clients: AIOKafkaClient) -> None:
+    """Give clients the brokers that the addresses in the settings lead to now; names are resolved again.
+
+    A client keeps the brokers of its last metadata, and asks only these (Kafka's own does as here since KIP-899).
+
+    Raises:
+        KafkaError, OSError: no address answers.
+    """
+    fresh = AIOKafkaClient(**connection_options(kafka))
+    try:
+        await fresh.bootstrap()
+        check_brokers(fresh)
+        for client in clients:
+            topics = list(vars(client)["_topics"]) or None
+            answer = await fresh.send(fresh.get_random_node(), MetadataRequest(topics, allow_auto_topic_creation=False))
+            if answer.brokers:
+                client.cluster.update_metadata(answer)
+    finally:
+        await fresh.close()
 
 
 def ignore_abandoned_requests(loop: asyncio.AbstractEventLoop) -> None:

@@ -19,15 +19,17 @@ import logging
 from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, ConsumerRecord, TopicPartition
-from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
+from aiokafka.errors import KafkaError, NoOffsetForPartitionError, OffsetOutOfRangeError
 
-from streamrec.errors import BadRecord
 from streamrec.health import Health
-from streamrec.kafka.connection import NO_RIGHT, connection_options, diagnose, kafka_error, start_client
+from streamrec.kafka.connection import BROKER_TIMEOUT_S, connection_options, kafka_error, start_client
 from streamrec.kafka.decode import EventDecoder
 from streamrec.kafka.lag import Lag
 from streamrec.kafka.members import member_name, remove_members
-from streamrec.kafka.producer import Producer, dead_letter
+from streamrec.kafka.polled import Decoded
+from streamrec.kafka.positions import READING, Positions, begin_at_end
+from streamrec.kafka.producer import Producer
+from streamrec.kafka.watch import BrokerWatch
 from streamrec.metrics import Metrics
 from streamrec.schemas import DeadLetter, EventBatch
 from streamrec.setting_groups import EventSettings, KafkaSettings
@@ -36,9 +38,7 @@ log = logging.getLogger(__name__)
 
 # The current batch must end this time before the rebalance time-out, at which the group would drop this member.
 REBALANCE_MARGIN_S = 5.0
-WATCH_EVERY_S = 2.0
 MAX_HEARTBEAT_S = 3.0
-BROKER_TIMEOUT_S = 5.0
 
 DeadLetterListener = Callable[[Sequence[DeadLetter]], None]
 Polled = dict[TopicPartition, list[ConsumerRecord]]
@@ -74,8 +74,7 @@ class ClickConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
             client_id=self._name,
             group_id=kafka.group,
             group_instance_id=kafka.group_instance_id,
-            enable_auto_commit=False,
-            auto_offset_reset=kafka.auto_offset_reset,
+            **READING,
             fetch_max_wait_ms=kafka.poll_timeout_ms,
             session_timeout_ms=int(kafka.session_timeout_s * 1000),
             # a member learns of a rebalance from its heartbeats, and the others wait for it
@@ -85,7 +84,8 @@ class ClickConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
         self._assignment = 0
         self._idle = asyncio.Event()
         self._idle.set()
-        self._lag = Lag(self._consumer, metrics, health)
+        self._lag = Lag(metrics, health)
+        self._positions = Positions(kafka, self._consumer, self._lag, health)
         self._watch: asyncio.Task[None] | None = None
         self._paused: frozenset[TopicPartition] = frozenset()
 
@@ -113,11 +113,14 @@ class ClickConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
         """Join the group.
 
         Raises:
-            KafkaUnavailable: no broker answers, or it refuses the connection.
+            KafkaUnavailable: no broker answers, or it refuses the connection. KafkaForbidden: a right is missing.
         """
+        if self._kafka.auto_offset_reset == "latest":
+            await begin_at_end(self._kafka)
         await start_client(self._kafka, self._consumer)
         self._consumer.subscribe([self._kafka.topic], listener=self)
-        self._watch = asyncio.create_task(self._watch_broker(), name="watch-broker")
+        watch = BrokerWatch(self._kafka, self._consumer, self._lag, self._health)
+        self._watch = asyncio.create_task(watch.run(), name="watch-broker")
 
     async def stop(self) -> None:
         """Leave the group."""
@@ -145,9 +148,15 @@ class ClickConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
         """
         while not stop.is_set():
             self._health.tick()
+            await self._positions.settle()
             polled = await self._poll(self._kafka.poll_timeout_ms, self._kafka.max_batch)
+            if not self._positions.settled:  # assigned during the poll: read again from where they begin
+                continue
             if not polled:
-                if burst and await self._drained():
+                drained = burst and await self._drained()
+                if not self.rebalancing:
+                    await self._positions.commit_passed(at_once=drained)
+                if drained:
                     return
                 continue
             self._idle.clear()
@@ -155,7 +164,7 @@ class ClickConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
             self._paused = frozenset() if full else self._consumer.assignment()
             self._consumer.pause(*self._paused)
             try:
-                yield self._batch(polled)
+                yield await self._batch(polled)
             finally:
                 self._resume_fetching()
                 self._idle.set()
@@ -179,17 +188,7 @@ class ClickConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
         if batch.assignment != self._assignment:
             log.info("commit dropped: the partitions were assigned to another member")
             return
-        topic = self._kafka.topic
-        offsets = {TopicPartition(topic, number): offset for number, offset in batch.next_offsets.items()}
-        try:
-            await self._consumer.commit(offsets)
-        except (CommitFailedError, IllegalStateError):
-            log.info("commit refused after a rebalance; the events will be redelivered, and skipped")
-            return
-        except (KafkaError, OSError) as error:
-            raise kafka_error(self._kafka, error) from error
-        self._health.progressed()
-        self._lag.committed(batch.next_offsets)
+        await self._positions.commit(batch.next_offsets)
 
     def _resume_fetching(self) -> None:
         self._consumer.resume(*(self._paused & self._consumer.assignment()))
@@ -200,9 +199,7 @@ class ClickConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
         assigned = self._consumer.assignment()
         self._consumer.pause(*assigned)
         try:
-            polled = await self._poll(timeout_ms=0)
-            for partition, records in polled.items():  # partitions that were assigned after the pause
-                self._consumer.seek(partition, records[0].offset)
+            await self._poll(timeout_ms=0)  # partitions that are assigned meanwhile are placed before the next batch
         finally:
             self._consumer.resume(*(assigned & self._consumer.assignment()))
         self._health.tick()
@@ -211,6 +208,12 @@ class ClickConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
         try:
             polled: Polled = await self._consumer.getmany(timeout_ms=timeout_ms, max_records=max_records)
             return polled
+        except NoOffsetForPartitionError:  # not settled yet
+            return {}
+        except OffsetOutOfRangeError as error:
+            if self._positions.settled:
+                await self._positions.move_into_range(error)
+            return {}
         except KafkaError as error:
             raise kafka_error(self._kafka, error) from error
 
@@ -224,36 +227,29 @@ class ClickConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
         except TimeoutError:
             log.warning("rebalance: the current batch is abandoned", extra={"waited_s": limit_s})
         self._assignment += 1
+        self._positions.assigned(())
         self._lag.revoked(revoked)
         if revoked:
             log.info("partitions revoked", extra={"partitions": sorted(p.partition for p in revoked)})
 
     async def on_partitions_assigned(self, assigned: Collection[TopicPartition]) -> None:
-        """Note the new assignment."""
+        """Note the new assignment; the loop settles it, since heartbeats begin only after this."""
+        self._positions.assigned(assigned)
         self._health.rebalancing_since_s = None
         self._health.joined = True
         self._health.progressed()
         self._metrics.rebalances.inc()
         log.info("partitions assigned", extra={"partitions": sorted(p.partition for p in assigned)})
 
-    def _batch(self, polled: Polled) -> EventBatch:
-        batch = EventBatch(assignment=self._assignment)
-        ignored = 0
+    async def _batch(self, polled: Polled) -> EventBatch:
+        decoded = Decoded()
+        batch = EventBatch(decoded.events, decoded.dead_letters, assignment=self._assignment)
         for partition, records in polled.items():
-            for record in records:
-                try:
-                    event = self._decoder.decode(record.value, record.partition, record.offset, record.timestamp)
-                except BadRecord as error:
-                    batch.dead_letters.append(dead_letter(record, str(error)))
-                    continue
-                if event is None:
-                    ignored += 1
-                else:
-                    batch.events.append(event)
-            batch.next_offsets[partition.partition] = records[-1].offset + 1
+            decoded.add(self._decoder, records)
+            batch.next_offsets[partition.partition] = await self._positions.after(partition, records)
             self._lag.read(partition.partition, records[-1].timestamp)
         self._metrics.batch_events.observe(len(batch.events))
-        self._metrics.events.labels("ignored").inc(ignored)
+        self._metrics.events.labels("ignored").inc(decoded.ignored)
         for letter in batch.dead_letters[:1]:
             where = {"partition": letter.partition, "offset": letter.offset, "in_batch": len(batch.dead_letters)}
             log.warning("dead letter: %s", letter.reason, extra=where)
@@ -270,31 +266,3 @@ class ClickConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
                 return all([await self._consumer.position(partition) >= ends[partition] for partition in assigned])
         except (KafkaError, TimeoutError, OSError):  # unreachable, or a rebalance began: try after the next poll
             return False
-
-    async def _watch_broker(self) -> None:
-        """Fetch the lag regularly; this also shows whether Kafka answers."""
-        while True:
-            settled = not self.rebalancing
-            try:
-                async with asyncio.timeout(BROKER_TIMEOUT_S):
-                    await self._fetch_lag()
-                self._lag.publish()
-                if not self._health.kafka_answers:
-                    log.info("Kafka is reachable again")
-                    self._health.tick()  # the loop needs a moment before it polls and commits again
-                    self._health.progressed()
-                self._health.kafka_answers = True
-            except (KafkaError, TimeoutError, OSError) as error:
-                if settled and self.rebalancing:
-                    continue  # the coordinator does not answer during a join: fetch metadata instead
-                answered, self._health.kafka_answers = self._health.kafka_answers, False
-                if answered and not isinstance(error, NO_RIGHT):  # the next poll reports a missing right
-                    log.warning("Kafka is unreachable, waiting for it: %s", await diagnose(self._kafka, error))
-            await asyncio.sleep(WATCH_EVERY_S)
-
-    async def _fetch_lag(self) -> None:
-        assigned = self._consumer.assignment()
-        if not assigned or self.rebalancing:  # the coordinator is busy; metadata shows whether a broker answers
-            await self._consumer.topics()
-        else:
-            await self._lag.fetch(assigned)

@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Collection, Iterable
+from dataclasses import replace
 from typing import Any
 
-from aiokafka import AIOKafkaProducer, ConsumerRecord
-from aiokafka.errors import KafkaError
+from aiokafka import AIOKafkaProducer
+from aiokafka.errors import KafkaError, MessageSizeTooLargeError, UnknownTopicOrPartitionError
 
-from streamrec.kafka.connection import connection_options, kafka_error, start_client
+from streamrec.errors import KafkaForbidden, StreamrecError
+from streamrec.kafka.connection import (
+    InvalidRecordError,
+    connection_options,
+    kafka_error,
+    learn_brokers_again,
+    start_client,
+)
+from streamrec.kafka.topics import ensure_topics
 from streamrec.schemas import DeadLetter
 from streamrec.setting_groups import KafkaSettings
 
 # Kafka's default limit of a record is 1 MiB; only the original topic has the rest of a longer dead letter.
 MAX_DEAD_LETTER_BYTES = 900_000
+SMALLER_DEAD_LETTER_BYTES = (300_000, 100_000, 30_000, 10_000, 3_000, 0)
 MAX_CUT_KEY_BYTES = 1024
-MAX_HEADER_CHARACTERS = 1000
-
-
-def dead_letter(record: ConsumerRecord, reason: str) -> DeadLetter:
-    """Return the dead letter of a record."""
-    return DeadLetter(record.topic, record.partition, record.offset, record.timestamp, record.key, record.value, reason)
+MAX_HEADER_CHARACTERS, MAX_CUT_HEADER_CHARACTERS = 1000, 100
+DEAD_LETTERS_TIMEOUT_S = 15.0
 
 
 class Producer:
@@ -76,15 +83,43 @@ class Producer:
     async def send_dead_letters(self, letters: Collection[DeadLetter]) -> None:
         """Write dead letters with origin and reason in headers; return once all are acknowledged.
 
+        A letter that its topic refuses as too large is cut, at last to its headers.
+
         Raises:
             KafkaUnavailable: a dead letter was not acknowledged; send all again (some may then be duplicated).
+            KafkaForbidden: the topic takes no dead letter; waiting would not help.
         """
         try:
-            await asyncio.gather(*[await self._send_dead_letter(letter) for letter in letters])
+            async with asyncio.timeout(DEAD_LETTERS_TIMEOUT_S):
+                sent = [self._send_dead_letter(letter, MAX_DEAD_LETTER_BYTES) for letter in letters]
+                answers = await asyncio.gather(*sent, return_exceptions=True)
+            for letter, answer in zip(letters, answers, strict=True):
+                if isinstance(answer, (MessageSizeTooLargeError, InvalidRecordError)):
+                    async with asyncio.timeout(DEAD_LETTERS_TIMEOUT_S):
+                        await self._send_smaller(letter)  # alone: the limit is that of a batch of records
+                elif isinstance(answer, BaseException):
+                    raise answer
         except (KafkaError, OSError) as error:
+            with contextlib.suppress(KafkaError, OSError, StreamrecError):
+                async with asyncio.timeout(DEAD_LETTERS_TIMEOUT_S):
+                    if isinstance(error, UnknownTopicOrPartitionError):
+                        await ensure_topics(self._kafka, (self._kafka.dead_letters,))
+                    await learn_brokers_again(self._kafka, self._producer.client)
             raise kafka_error(self._kafka, error) from error
 
-    async def _send_dead_letter(self, letter: DeadLetter) -> Any:
+    async def _send_smaller(self, letter: DeadLetter) -> None:
+        if letter.key is None:  # a compacted topic takes no record without a key
+            letter = replace(letter, key=f"{letter.topic}/{letter.partition}/{letter.offset}".encode())
+        for max_bytes in (MAX_DEAD_LETTER_BYTES, *SMALLER_DEAD_LETTER_BYTES):
+            with contextlib.suppress(MessageSizeTooLargeError):
+                await self._send_dead_letter(letter, max_bytes)
+                return
+        raise KafkaForbidden(
+            f"topic {self._kafka.dead_letters} refuses even a dead letter without its value: raise max.message.bytes "
+            "of the topic to 2000 at least"
+        )
+
+    async def _send_dead_letter(self, letter: DeadLetter, max_bytes: int) -> None:
         headers = {
             "streamrec.reason": letter.reason,
             "streamrec.topic": letter.topic,
@@ -93,13 +128,15 @@ class Producer:
             "streamrec.timestamp_ms": str(letter.timestamp_ms),
         }
         value, key = letter.value, letter.key
-        if len(value or b"") + len(key or b"") > MAX_DEAD_LETTER_BYTES:
+        if len(value or b"") + len(key or b"") > max_bytes:
             headers["streamrec.cut_from_bytes"] = str(len(value or b""))
-            key = key[:MAX_CUT_KEY_BYTES] if key else key
-            value = value[: MAX_DEAD_LETTER_BYTES - MAX_CUT_KEY_BYTES] if value else value
-        return await self._producer.send(
+            max_key_bytes = min(MAX_CUT_KEY_BYTES, max_bytes)
+            key = key[:max_key_bytes] if key else key
+            value = value[: max_bytes - max_key_bytes] if value else value
+        characters = MAX_HEADER_CHARACTERS if max_bytes else MAX_CUT_HEADER_CHARACTERS
+        await self._producer.send_and_wait(
             self._kafka.dead_letters,
             value,
             key=key,
-            headers=[(name, text[:MAX_HEADER_CHARACTERS].encode(errors="replace")) for name, text in headers.items()],
+            headers=[(name, text[:characters].encode(errors="replace")) for name, text in headers.items()],
         )

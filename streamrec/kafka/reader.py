@@ -14,11 +14,20 @@ from types import TracebackType
 from typing import Self
 
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
-from aiokafka.errors import KafkaError
+from aiokafka.errors import KafkaError, OffsetOutOfRangeError
 
-from streamrec.errors import BadRecord, KafkaUnavailable
-from streamrec.kafka.connection import NO_RIGHT, connection_options, kafka_error, start_client
+from streamrec.errors import KafkaUnavailable
+from streamrec.kafka.connection import (
+    NO_RIGHT,
+    connection_options,
+    diagnose,
+    kafka_error,
+    learn_brokers_again,
+    start_client,
+)
 from streamrec.kafka.decode import EventDecoder
+from streamrec.kafka.polled import Decoded, warn_of_lost
+from streamrec.kafka.positions import READING, move_into_range, topic_changed
 from streamrec.kafka.topics import topic_partitions
 from streamrec.schemas import ClickEvent
 from streamrec.setting_groups import EventSettings, KafkaSettings
@@ -64,8 +73,7 @@ class TopicReader:
         consumer = self._consumer = AIOKafkaConsumer(
             **connection_options(self._kafka),
             group_id=self._group,
-            enable_auto_commit=False,
-            auto_offset_reset="earliest",  # the first record that retention has left
+            **READING,
             fetch_max_wait_ms=self._kafka.poll_timeout_ms,
         )
         await start_client(self._kafka, consumer)
@@ -86,6 +94,10 @@ class TopicReader:
         if time.monotonic() - self._checked_s < NEW_PARTITIONS_EVERY_S:
             return
         topic = self._kafka.topic
+        try:
+            await learn_brokers_again(self._kafka, vars(self._client)["_client"])
+        except (KafkaError, OSError) as error:
+            raise await diagnose(self._kafka, error) from error
         count = (await topic_partitions(self._kafka, (topic,)))[topic]
         if not count:  # without a partition the client would wait forever
             raise KafkaUnavailable(
@@ -110,10 +122,17 @@ class TopicReader:
         wait_ms = self._kafka.poll_timeout_ms if timeout_ms is None else timeout_ms
         try:
             polled = await self._client.getmany(timeout_ms=wait_ms, max_records=POLL_RECORDS)
+        except OffsetOutOfRangeError as error:
+            await self._move_into_range(error)
+            return {}
         except KafkaError as error:
             raise kafka_error(self._kafka, error) from error
-        ranges = {partition.partition: self._decode(records) for partition, records in polled.items()}
-        self.next_offsets |= {partition: offsets.next for partition, offsets in ranges.items()}
+        ranges = {}
+        for place in self._assigned:
+            next_offset = await self._client.position(place)
+            if next_offset > self.next_offsets[place.partition]:
+                ranges[place.partition] = self._decode(polled.get(place, []), place.partition, next_offset)
+                self.next_offsets[place.partition] = next_offset
         return ranges
 
     async def drained(self) -> bool:
@@ -140,18 +159,27 @@ class TopicReader:
         except KafkaError:
             pass
 
-    def _decode(self, records: list[ConsumerRecord]) -> OffsetRange:
-        """Return the events of consecutive records of a partition."""
-        offsets = OffsetRange(records[0].offset, records[-1].offset + 1)
-        for record in records:
-            try:
-                event = self._decoder.decode(record.value, record.partition, record.offset, record.timestamp)
-            except BadRecord:
-                offsets.dead_letters += 1
-                continue
-            if event is not None:
-                offsets.events.append(event)
-        return offsets
+    def _decode(self, records: list[ConsumerRecord], partition: int, next_offset: int) -> OffsetRange:
+        """Return the events of the offsets that were read of a partition; control records have none."""
+        decoded = Decoded()
+        decoded.add(self._decoder, records)
+        return OffsetRange(self.next_offsets[partition], next_offset, decoded.events, len(decoded.dead_letters))
+
+    async def _move_into_range(self, error: OffsetOutOfRangeError) -> None:
+        """Continue after what retention has removed.
+
+        Raises:
+            KafkaUnavailable: Kafka does not answer. TopicChanged: the topic ends before what was read of it.
+        """
+        try:
+            await move_into_range(self._client, error)
+            moved = {place: await self._client.position(place) for place in error.args[0]}
+        except (KafkaError, OSError) as failed:
+            raise kafka_error(self._kafka, failed) from failed
+        for place, position in moved.items():
+            if position < self.next_offsets[place.partition]:
+                raise topic_changed(place, self.next_offsets[place.partition])
+            self.next_offsets[place.partition] = position
 
     async def _assign(self, wanted: set[TopicPartition]) -> None:
         try:
@@ -159,15 +187,14 @@ class TopicReader:
         except (KafkaError, OSError) as error:
             raise kafka_error(self._kafka, error) from error
         self._client.assign(sorted(wanted))
-        for partition, begin in begins.items():
-            next_offset = self.next_offsets.get(partition.partition, 0)
+        for place, begin in begins.items():
+            next_offset = self.next_offsets.get(place.partition, 0)
             if next_offset < begin:
-                log.warning(
-                    "clicks are lost: offsets that were never archived are no longer in the topic",
-                    extra={"partition": partition.partition, "first": next_offset, "last": begin - 1},
+                warn_of_lost(
+                    place, next_offset, begin - 1, begin - next_offset, "retention or a deletion has removed them"
                 )
-            self.next_offsets[partition.partition] = max(next_offset, begin)
-            self._client.seek(partition, max(next_offset, begin))
+            self.next_offsets[place.partition] = max(next_offset, begin)
+            self._client.seek(place, max(next_offset, begin))
         self._assigned = wanted
 
     @property

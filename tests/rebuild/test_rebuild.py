@@ -37,7 +37,7 @@ from streamrec.settings import Settings
 
 from support.archives import CENTURY_S, archived
 from support.daemon_process import Daemon
-from support.kafka_client import feed, feeding, wait_caught_up
+from support.kafka_client import delete_before, feed, feeding, produce_to, wait_caught_up
 from support.oracle import assert_delivered
 from support.preloaded import Command
 from support.redis_access import BASE_MS, batch, event, raw_redis, under
@@ -62,6 +62,16 @@ def ageless(make_settings: MakeSettings, model_dir: Path, tmp_path: Path) -> Mak
     return lambda **changes: make_settings(
         **({"model_dir": model_dir, "archive_dir": tmp_path / "archive"} | AGELESS | changes)
     )
+
+
+async def archived_and_expired(settings: Settings, clicks: list[ClickEvent]) -> None:
+    """Archive clicks that retention has removed from the topic since."""
+    assert settings.archive.dir is not None
+    archive = archived(settings.archive.dir, clicks, settings.kafka.topic_epoch)
+    for partition, end in archive.next_offsets().items():
+        for _ in range(end):
+            await produce_to(settings, partition, b"expired")
+        await delete_before(settings, end, partition)
 
 
 async def archive_topic(settings: Settings) -> None:
@@ -269,7 +279,7 @@ async def test_a_restored_sequence_has_its_old_ttl_and_expired_ones_are_not_rest
         for n, (user, days) in enumerate(ages.items())
         for k, item in enumerate(("i1", "i2"))
     ]
-    archived(tmp_path / "archive", clicks)
+    await archived_and_expired(settings, clicks)
     async with RedisClient(settings.redis) as redis:  # a daemon has read the user's second click from an old file
         await store_of(redis, settings, 8).append(batch(clicks[-1]))
     report = await rebuild(settings)
@@ -291,7 +301,7 @@ async def test_a_larger_max_len_is_filled_from_the_archive_even_from_a_pruned_on
     assert settings.archive.dir is not None
     of_ann = [e for e in clicks if e.user_id == "ann"]
     of_bob = [e for e in clicks if e.user_id == "bob"][5:]
-    archived(settings.archive.dir, sorted([*of_ann, *of_bob], key=lambda e: e.offset))
+    await archived_and_expired(settings, sorted([*of_ann, *of_bob], key=lambda e: e.offset))
     report = await rebuild(settings)
     assert (report.rebuilt, report.lists) == (2, 2)
     (ann, bob) = await store_of(redis, settings).read(["ann", "bob"])
@@ -306,7 +316,9 @@ async def test_a_larger_max_len_is_filled_from_the_archive_even_from_a_pruned_on
 async def test_a_list_that_is_older_than_its_sequence_is_published(redis: RedisClient, ageless: MakeSettings) -> None:
     settings = ageless()
     assert settings.archive.dir is not None
-    archived(settings.archive.dir, [event(user, "i1", n, BASE_MS) for n, user in enumerate(("ann", "bob", "cid"))])
+    await archived_and_expired(
+        settings, [event(user, "i1", n, BASE_MS) for n, user in enumerate(("ann", "bob", "cid"))]
+    )
     await rebuild(settings)
     keys = Keys(settings.redis.key_prefix)
     async with raw_redis(settings) as raw:
@@ -323,7 +335,9 @@ async def test_damaged_values_are_replaced_and_a_value_of_a_newer_version_ends_t
 ) -> None:
     settings = ageless()
     assert settings.archive.dir is not None
-    archived(settings.archive.dir, [event(user, "i1", n, BASE_MS) for n, user in enumerate(("ann", "bob", "cid"))])
+    await archived_and_expired(
+        settings, [event(user, "i1", n, BASE_MS) for n, user in enumerate(("ann", "bob", "cid"))]
+    )
     keys = Keys(settings.redis.key_prefix)
     async with raw_redis(settings) as raw:
         await raw.set(keys.sequence("ann"), "junk")
@@ -351,7 +365,7 @@ async def test_clicks_that_only_redis_has_are_not_lost(
     settings = ageless()
     assert settings.archive.dir is not None
     clicks = [event("bob", "i1", 0), event("ann", "i2", 1), event("bob", "i3", 2), event("cid", "i4", 3)]
-    archived(settings.archive.dir, [clicks[0], clicks[1], clicks[3]])
+    await archived_and_expired(settings, [clicks[0], clicks[1], clicks[3]])
     await store_of(redis, settings).append(batch(clicks[2], event("ann", "i5", 4)))
     before = await values(settings)
     assert (await rebuild(settings)) == Report(rebuilt=1, ahead=2, lists=1, popularity=True)
@@ -359,27 +373,20 @@ async def test_clicks_that_only_redis_has_are_not_lost(
 
 
 async def test_clicks_that_the_topic_has_deleted_are_reported(
-    ageless: MakeSettings, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    ageless: MakeSettings, caplog: pytest.LogCaptureFixture
 ) -> None:
     settings = ageless(kafka_partitions=1)
     await feed(settings, [Record(b"ann", click("ann", f"i{n}", BASE_MS + n)) for n in range(8)])
     assert settings.archive.dir is not None
     archived(settings.archive.dir, [event("ann", f"i{n}", n, BASE_MS + n) for n in range(3)])
-    monkeypatch.setattr("aiokafka.AIOKafkaConsumer.beginning_offsets", retention_up_to(5))
+    await delete_before(settings, 5)
     with caplog.at_level("WARNING"):
         assert (await rebuild(settings)).rebuilt == 1
-    (line,) = [record for record in caplog.records if "no longer in the topic" in record.getMessage()]
+    (line,) = [record for record in caplog.records if "clicks are lost" in record.getMessage()]
     assert (line.__dict__["first"], line.__dict__["last"]) == (3, 4)
     async with RedisClient(settings.redis) as redis:
         (ann,) = await store_of(redis, settings).read(["ann"])
     assert ann.items == ["i0", "i1", "i2", "i5", "i6", "i7"]
-
-
-def retention_up_to(offset: int) -> Callable[..., Any]:
-    async def beginning_offsets(consumer: object, partitions: list[Any]) -> dict[Any, int]:
-        return dict.fromkeys(partitions, offset)
-
-    return beginning_offsets
 
 
 async def test_a_topic_created_again_is_rebuilt_with_the_clicks_before_it(

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Iterable
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRebalanceListener, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 
 from streamrec.kafka.topics import ensure_topics, topic_partitions
 from streamrec.settings import Settings
@@ -54,6 +55,32 @@ async def feed(settings: Settings, records: Iterable[Record]) -> None:
         await producer.flush()
         for acknowledgement in sent:
             await acknowledgement
+
+
+async def produce_to(settings: Settings, partition: int, value: bytes, key: bytes | None = None) -> None:
+    """Produce a record to a partition, without idempotence: its batch leaves no trace for compaction to keep."""
+    producer = AIOKafkaProducer(bootstrap_servers=settings.kafka.bootstrap_servers)
+    await producer.start()
+    try:
+        await producer.send_and_wait(settings.kafka.topic, value, key, partition)
+    finally:
+        await producer.stop()
+
+
+async def delete_before(settings: Settings, offset: int, partition: int = 0) -> None:
+    """Remove the records of a partition before an offset, as retention does."""
+    async with admin(settings) as client:
+        await client.delete_records({TopicPartition(settings.kafka.topic, partition): RecordsToDelete(offset)})
+
+
+@contextlib.asynccontextmanager
+async def admin(settings: Settings) -> AsyncIterator[AIOKafkaAdminClient]:
+    client = AIOKafkaAdminClient(bootstrap_servers=settings.kafka.bootstrap_servers)
+    await client.start()
+    try:
+        yield client
+    finally:
+        await client.close()
 
 
 @contextlib.asynccontextmanager
