@@ -23,7 +23,8 @@ class Health:
     model_warm: bool = False
     waits_for: str = ""
     stopping: bool = False
-    kafka_answers: bool = True
+    kafka_answers: bool = True  # BrokerWatch alone sets this
+    kafka_takes_commits: bool = True  # Positions alone sets this
     redis_answers: bool = True
     lag_records: int = 0
     rebalancing_since_s: float | None = None
@@ -56,10 +57,11 @@ class Health:
         if self.rebalancing_since_s is not None and now - self.rebalancing_since_s < self.rebalance_grace_s:
             return None
         silent = now - self.last_tick_s
-        if silent > self.timeout_s and self.kafka_answers:  # a commit waits for Kafka without a limit
+        if silent > self.timeout_s and self.kafka_answers:  # a poll waits without a limit for a group to form
             return f"the loop has not polled for {silent:.0f} s"
         stuck = now - self.last_progress_s
-        if stuck > self.timeout_s and self.lag_records and self.kafka_answers and self.redis_answers:
+        kafka_works = self.kafka_answers and self.kafka_takes_commits
+        if stuck > self.timeout_s and self.lag_records and kafka_works and self.redis_answers:
             return f"{self.lag_records} records wait, but nothing was committed for {stuck:.0f} s"
         return None
 
@@ -77,4 +79,6 @@ class Health:
             return "Redis does not answer"
         if not self.kafka_answers:
             return "Kafka does not answer"
+        if not self.kafka_takes_commits:
+            return "Kafka takes no commits; the log says why"
         return None

@@ -14,6 +14,7 @@ A crash before 5 redelivers the batch; the replay guard in Redis makes that harm
 from __future__ import annotations
 
 import asyncio
+import collections
 import contextlib
 import logging
 from collections.abc import AsyncGenerator, Callable, Collection, Sequence
@@ -22,7 +23,13 @@ from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, ConsumerRecord
 from aiokafka.errors import KafkaError, NoOffsetForPartitionError, OffsetOutOfRangeError
 
 from streamrec.health import Health
-from streamrec.kafka.connection import BROKER_TIMEOUT_S, connection_options, kafka_error, start_client
+from streamrec.kafka.connection import (
+    BROKER_TIMEOUT_S,
+    FencedInstanceIdError,
+    connection_options,
+    kafka_error,
+    start_client,
+)
 from streamrec.kafka.decode import EventDecoder
 from streamrec.kafka.lag import Lag
 from streamrec.kafka.members import member_name, remove_members
@@ -39,6 +46,8 @@ log = logging.getLogger(__name__)
 # The current batch must end this time before the rebalance time-out, at which the group would drop this member.
 REBALANCE_MARGIN_S = 5.0
 MAX_HEARTBEAT_S = 3.0
+# A static member that loses its place this often has a twin; a session that ended costs it one place.
+NAME_LOST_TIMES, NAME_LOST_WITHIN_S = 3, 60.0
 
 DeadLetterListener = Callable[[Sequence[DeadLetter]], None]
 Polled = dict[TopicPartition, list[ConsumerRecord]]
@@ -82,6 +91,7 @@ class ClickConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
             rebalance_timeout_ms=int(kafka.rebalance_timeout_s * 1000),
         )
         self._assignment = 0
+        self._name_lost_s: collections.deque[float] = collections.deque(maxlen=NAME_LOST_TIMES)
         self._idle = asyncio.Event()
         self._idle.set()
         self._lag = Lag(metrics, health)
@@ -148,6 +158,7 @@ class ClickConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
         """
         while not stop.is_set():
             self._health.tick()
+            self._check_name()
             await self._positions.settle()
             polled = await self._poll(self._kafka.poll_timeout_ms, self._kafka.max_batch)
             if not self._positions.settled:  # assigned during the poll: read again from where they begin
@@ -220,6 +231,7 @@ class ClickConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
     async def on_partitions_revoked(self, revoked: Collection[TopicPartition]) -> None:
         """Wait until the current batch ends, or abandon it before the group drops this member."""
         self._health.rebalancing_since_s = self._health.now_s()
+        self._note_lost_name()
         limit_s = max(1.0, self._kafka.rebalance_timeout_s - REBALANCE_MARGIN_S)
         try:
             async with asyncio.timeout(limit_s):
@@ -231,6 +243,23 @@ class ClickConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
         self._lag.revoked(revoked)
         if revoked:
             log.info("partitions revoked", extra={"partitions": sorted(p.partition for p in revoked)})
+
+    def _note_lost_name(self) -> None:
+        """Note that the group no longer knows this static member: another joined under its name, or a session ended.
+
+        aiokafka does not tell the two apart.
+        """
+        if (
+            self._kafka.group_instance_id
+            and vars(self._consumer)["_coordinator"].generation < 0
+            and self._health.joined
+        ):
+            self._name_lost_s.append(self._health.now_s())
+
+    def _check_name(self) -> None:
+        lost_s = self._name_lost_s
+        if len(lost_s) == NAME_LOST_TIMES and lost_s[-1] - lost_s[0] < NAME_LOST_WITHIN_S:
+            raise kafka_error(self._kafka, FencedInstanceIdError())
 
     async def on_partitions_assigned(self, assigned: Collection[TopicPartition]) -> None:
         """Note the new assignment; the loop settles it, since heartbeats begin only after this."""

@@ -165,7 +165,9 @@ class Positions:
             log.info("commit refused after a rebalance; the events will be redelivered, and skipped")
             return
         except (KafkaError, OSError) as error:
+            self._health.kafka_takes_commits = False
             raise kafka_error(self._kafka, error) from error
+        self._health.kafka_takes_commits = True
         self._health.progressed()
         self._lag.committed(next_offsets)
 

@@ -13,13 +13,18 @@ SIZE = 3
 
 
 @contextlib.contextmanager
-def kafka_cluster(home: Path, folder: Path) -> Iterator[list[ServerProcess]]:
-    """Run the cluster; yield its nodes, which a test may stop, kill and pause."""
+def kafka_cluster(home: Path, folder: Path, **properties: str) -> Iterator[list[ServerProcess]]:
+    """Run the cluster; yield its nodes, which a test may stop, kill and pause.
+
+    Args:
+        properties: of each node, with _ for the dots.
+    """
+    more = {name.replace("_", "."): value for name, value in properties.items()}
     ports = [free_port() for _ in range(SIZE)]
     controllers = [free_port() for _ in range(SIZE)]
     voters = ",".join(f"{number}@127.0.0.1:{port}" for number, port in enumerate(controllers, 1))
     nodes = [
-        apache_kafka(home, folder / str(number), _properties(number, port, controller, voters), port)
+        apache_kafka(home, folder / str(number), _properties(number, port, controller, voters) | more, port)
         for number, (port, controller) in enumerate(zip(ports, controllers, strict=True), 1)
     ]
     try:

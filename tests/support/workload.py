@@ -21,7 +21,7 @@ def click(user: str | int, item: str | int, timestamp_ms: int | None = None, **m
 class Record:
     """One record to produce."""
 
-    key: bytes
+    key: bytes | None
     value: bytes | None
     bad: bool = False
 
