@@ -34,8 +34,9 @@ from streamrec.kafka.decode import EventDecoder
 from streamrec.kafka.lag import Lag
 from streamrec.kafka.members import member_name, remove_members
 from streamrec.kafka.polled import Decoded
-from streamrec.kafka.positions import READING, Positions, begin_at_end
+from streamrec.kafka.positions import Positions, begin_at_end
 from streamrec.kafka.producer import Producer
+from streamrec.kafka.records import READING
 from streamrec.kafka.watch import BrokerWatch
 from streamrec.metrics import Metrics
 from streamrec.schemas import DeadLetter, EventBatch

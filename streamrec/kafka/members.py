@@ -26,9 +26,11 @@ def member_name() -> str:
 
 def member_prefix() -> str:
     """Return the start of the client ids of this machine's members; the process id follows."""
-    # process ids are unique within their namespace only: containers may share a host name
-    namespace = Path("/proc/self/ns/pid")
-    return f"streamrec-{socket.gethostname()}-{namespace.stat().st_ino if namespace.exists() else 0}-"
+    # process ids are unique within their namespace only; containers may share a host name, and so may machines
+    namespace, boot = Path("/proc/self/ns/pid"), Path("/proc/sys/kernel/random/boot_id")
+    inode = namespace.stat().st_ino if namespace.exists() else 0
+    booted = boot.read_text().strip() if boot.exists() else ""
+    return f"streamrec-{socket.gethostname()}-{booted}-{inode}-"
 
 
 async def remove_members(kafka: KafkaSettings, chosen: Callable[[str], bool]) -> int:

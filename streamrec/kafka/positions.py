@@ -20,12 +20,12 @@ from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError, OffsetOutOfRangeError
 from aiokafka.structs import OffsetAndMetadata
 
-from streamrec.errors import KafkaUnavailable, SettingsError, TopicChanged
+from streamrec.errors import KafkaUnavailable, SettingsError
 from streamrec.health import Health
 from streamrec.kafka.connection import BROKER_TIMEOUT_S, NO_RIGHT, connection_options, kafka_error, start_client
 from streamrec.kafka.lag import Lag
 from streamrec.kafka.polled import warn_of_lost
-from streamrec.kafka.records import any_bytes
+from streamrec.kafka.records import READING
 from streamrec.kafka.topics import topic_partitions
 from streamrec.setting_groups import KafkaSettings
 
@@ -33,13 +33,8 @@ log = logging.getLogger(__name__)
 
 COMMIT_PASSED_EVERY_S = 1.0
 COMMIT_MARK = re.compile(r"streamrec topic epoch (\d+)")
-# of every consumer: what is not committed is settled here
-READING = {
-    "enable_auto_commit": False,
-    "auto_offset_reset": "none",
-    "isolation_level": "read_committed",
-    "key_deserializer": any_bytes,
-}
+COMMIT_PASSED_EVERY_S = 1.0
+COMMIT_MARK = re.compile(r"streamrec topic epoch (\d+)")
 
 
 async def begin_at_end(kafka: KafkaSettings) -> None:
@@ -216,12 +211,3 @@ async def move_into_range(consumer: AIOKafkaConsumer, error: OffsetOutOfRangeErr
                     extra={"topic": place.topic, "partition": place.partition, "next": offset, "end": end},
                 )
             consumer.seek(place, begin)
-
-
-def topic_changed(place: TopicPartition, offset: int) -> TopicChanged:
-    """Return the error for a topic that does not have what was read of it before ``offset``."""
-    return TopicChanged(
-        f"topic {place.topic} was created again, or cut back: partition {place.partition} no longer has the record at "
-        f"offset {offset - 1}, which was read before. Raise STREAMREC_KAFKA_TOPIC_EPOCH by one for daemons and "
-        "retraining (deploy/UPGRADES.md)"
-    )

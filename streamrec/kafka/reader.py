@@ -26,8 +26,10 @@ from streamrec.kafka.connection import (
     start_client,
 )
 from streamrec.kafka.decode import EventDecoder
+from streamrec.kafka.marks import topic_changed
 from streamrec.kafka.polled import Decoded, warn_of_lost
-from streamrec.kafka.positions import READING, move_into_range, topic_changed
+from streamrec.kafka.positions import move_into_range
+from streamrec.kafka.records import READING
 from streamrec.kafka.topics import topic_partitions
 from streamrec.schemas import ClickEvent
 from streamrec.setting_groups import EventSettings, KafkaSettings
@@ -178,7 +180,7 @@ class TopicReader:
             raise kafka_error(self._kafka, failed) from failed
         for place, position in moved.items():
             if position < self.next_offsets[place.partition]:
-                raise topic_changed(place, self.next_offsets[place.partition])
+                raise topic_changed(place, self.next_offsets[place.partition] - 1)
             self.next_offsets[place.partition] = position
 
     async def _assign(self, wanted: set[TopicPartition]) -> None:

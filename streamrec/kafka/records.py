@@ -270,6 +270,15 @@ def any_bytes(key: bytes | None) -> bytes | None:
     return key
 
 
+# options of every consumer; positions.py settles what has no commit
+READING = {
+    "enable_auto_commit": False,
+    "auto_offset_reset": "none",
+    "isolation_level": "read_committed",
+    "key_deserializer": any_bytes,
+}
+
+
 def _records_for(
     tp: TopicPartition, fetched: FetchedBytes, aborted: Any, offset: int, key_deserializer: Any, *more: Any
 ) -> fetcher.PartitionRecords:
