@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Self
+from typing import NamedTuple, Self
 
 import msgspec
 
@@ -37,18 +37,39 @@ class DeadLetter:
     reason: str
 
 
+class RecordMark(NamedTuple):
+    """A record that identifies its topic (kafka/marks.py): its offset, its time, and a checksum of its bytes."""
+
+    offset: int
+    timestamp_ms: int
+    checksum: int
+
+    def __str__(self) -> str:
+        return f"{self.offset} {self.timestamp_ms} {self.checksum}"
+
+    @classmethod
+    def parse(cls, text: str) -> RecordMark | None:
+        """Read what ``str`` wrote; None for anything else."""
+        try:
+            offset, timestamp_ms, checksum = map(int, text.split(" "))
+        except ValueError:
+            return None
+        return cls(offset, timestamp_ms, checksum)
+
+
 @dataclass(frozen=True)
 class EventBatch:
     """The records of one poll.
 
     ``next_offsets`` are the offsets to commit, by partition. ``assignment`` is the number of the partition assignment
-    under which the batch was read.
+    under which the batch was read. ``marks`` are those of the last records, by partition.
     """
 
     events: list[ClickEvent] = field(default_factory=list)
     dead_letters: list[DeadLetter] = field(default_factory=list)
     next_offsets: dict[int, int] = field(default_factory=dict)
     assignment: int = 0
+    marks: dict[int, RecordMark] = field(default_factory=dict)
 
 
 class StoredItems(msgspec.Struct, frozen=True, gc=False):

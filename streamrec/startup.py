@@ -41,6 +41,7 @@ from streamrec.serving.predictor import Predictor
 from streamrec.serving.publisher import Publisher
 from streamrec.serving.sequences import SequenceStore
 from streamrec.serving.shadow import Shadow
+from streamrec.serving.topic_marks import TopicMarks
 from streamrec.serving.worker import Worker
 from streamrec.settings import Settings
 from streamrec.stop_signals import stop_signals
@@ -67,6 +68,7 @@ class Daemon:
     worker: Worker
     history: History
     explainer: Explainer
+    marks: TopicMarks
 
 
 class Startup:
@@ -119,11 +121,12 @@ class Startup:
         parts = await self._start_serving(redis, served or await self._first_champion())
         history, explainer = History(parts.metrics, parts.health), Explainer(parts.predictor)
         await web.show(self._page(settings.kafka, redis, parts.predictor, history, explainer, titles))
-        consumer = await self._start_consumer(history)
+        marks = TopicMarks(settings.kafka, redis, settings.sequences.ttl_s)
+        consumer = await self._start_consumer(history, marks)
         judge = OnlineJudge(parts.lists, parts.counts, settings.lists.filter_seen)
         where = {"topic": settings.kafka.topic, "group": settings.kafka.group, "redis": settings.redis.address}
         log.info("serving", extra={**where, "http": http, "pid": os.getpid()})
-        return Daemon(parts, consumer, Worker(consumer, parts, judge), history, explainer)
+        return Daemon(parts, consumer, Worker(consumer, parts, judge), history, explainer, marks)
 
     async def _until(self, name: str, attempt: Callable[[], Awaitable[R]]) -> R:
         """Repeat an attempt until what it needs is there."""
@@ -183,7 +186,7 @@ class Startup:
             Shadow(settings.serving.shadow_share, settings.lists, lists, counts, metrics),
         )
 
-    async def _start_consumer(self, history: History) -> ClickConsumer:
+    async def _start_consumer(self, history: History, marks: TopicMarks) -> ClickConsumer:
         """Start the producer of dead letters, and join the group."""
         settings = self._settings
 
@@ -199,7 +202,7 @@ class Startup:
             return new
 
         async def consumer() -> ClickConsumer:
-            new = ClickConsumer(settings.kafka, settings.events, letters, self._metrics, self._health, note)
+            new = ClickConsumer(settings.kafka, settings.events, letters, marks, self._metrics, self._health, note)
             await new.start()
             self._clients.push_async_callback(_stop_in_time, new.stop)
             return new

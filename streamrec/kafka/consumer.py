@@ -34,7 +34,7 @@ from streamrec.kafka.decode import EventDecoder
 from streamrec.kafka.lag import Lag
 from streamrec.kafka.members import member_name, remove_members
 from streamrec.kafka.polled import Decoded
-from streamrec.kafka.positions import Positions, begin_at_end
+from streamrec.kafka.positions import Marks, Positions, begin_at_end
 from streamrec.kafka.producer import Producer
 from streamrec.kafka.records import READING
 from streamrec.kafka.watch import BrokerWatch
@@ -60,6 +60,7 @@ class ClickConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
     Caches survive a rebalance: sasrec compares each cached prefix with the window from Redis before using it.
 
     Args:
+        marks: tells whether the topic is the one that was read before.
         on_dead_letters: called with the dead letters that the broker has acknowledged.
     """
 
@@ -68,6 +69,7 @@ class ClickConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
         kafka: KafkaSettings,
         events: EventSettings,
         dead_letters: Producer,
+        marks: Marks,
         metrics: Metrics,
         health: Health,
         on_dead_letters: DeadLetterListener = lambda _: None,
@@ -75,6 +77,7 @@ class ClickConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
         self._kafka = kafka
         self._decoder = EventDecoder(events)
         self._dead_letters = dead_letters
+        self._marks = marks
         self._metrics = metrics
         self._health = health
         self._on_dead_letters = on_dead_letters
@@ -96,7 +99,7 @@ class ClickConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
         self._idle = asyncio.Event()
         self._idle.set()
         self._lag = Lag(metrics, health)
-        self._positions = Positions(kafka, self._consumer, self._lag, health)
+        self._positions = Positions(kafka, self._consumer, marks, self._lag, health)
         self._watch: asyncio.Task[None] | None = None
         self._paused: frozenset[TopicPartition] = frozenset()
 
@@ -201,6 +204,7 @@ class ClickConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
             log.info("commit dropped: the partitions were assigned to another member")
             return
         await self._positions.commit(batch.next_offsets)
+        self._marks.note(batch.marks)
 
     def _resume_fetching(self) -> None:
         self._consumer.resume(*(self._paused & self._consumer.assignment()))
@@ -273,7 +277,7 @@ class ClickConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
 
     async def _batch(self, polled: Polled) -> EventBatch:
         decoded = Decoded()
-        batch = EventBatch(decoded.events, decoded.dead_letters, assignment=self._assignment)
+        batch = EventBatch(decoded.events, decoded.dead_letters, assignment=self._assignment, marks=decoded.marks)
         for partition, records in polled.items():
             decoded.add(self._decoder, records)
             batch.next_offsets[partition.partition] = await self._positions.after(partition, records)

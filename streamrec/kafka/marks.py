@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import zlib
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from aiokafka.errors import KafkaError
@@ -17,39 +16,20 @@ from aiokafka.errors import KafkaError
 from streamrec.errors import TopicChanged
 from streamrec.kafka.connection import BROKER_TIMEOUT_S, connection_options, kafka_error, start_client
 from streamrec.kafka.records import READING, Gap
+from streamrec.schemas import RecordMark
 from streamrec.setting_groups import KafkaSettings
 
 
-class RecordMark(NamedTuple):
-    """A record of a partition: its offset, its time, and the checksum of key and value."""
+def mark_of(record: ConsumerRecord) -> RecordMark:
+    """Return the mark of a record."""
+    checksum = zlib.crc32(record.value or b"", zlib.crc32(record.key or b""))
+    return RecordMark(record.offset, record.timestamp, checksum)
 
-    offset: int
-    timestamp_ms: int
-    checksum: int
 
-    @classmethod
-    def of(cls, record: ConsumerRecord) -> RecordMark:
-        """Return the mark of a record."""
-        checksum = zlib.crc32(record.value or b"", zlib.crc32(record.key or b""))
-        return cls(record.offset, record.timestamp, checksum)
-
-    @classmethod
-    def of_last(cls, records: Sequence[ConsumerRecord]) -> RecordMark | None:
-        """Return the mark of the last of several records."""
-        last = next((record for record in reversed(records) if not isinstance(record, Gap)), None)
-        return None if last is None else cls.of(last)
-
-    def __str__(self) -> str:
-        return f"{self.offset} {self.timestamp_ms} {self.checksum}"
-
-    @classmethod
-    def parse(cls, text: str) -> RecordMark | None:
-        """Read what ``str`` wrote; None for anything else."""
-        try:
-            offset, timestamp_ms, checksum = map(int, text.split(" "))
-        except ValueError:
-            return None
-        return cls(offset, timestamp_ms, checksum)
+def mark_of_last(records: Sequence[ConsumerRecord]) -> RecordMark | None:
+    """Return the mark of the last of several records; None if there is none."""
+    last = next((record for record in reversed(records) if not isinstance(record, Gap)), None)
+    return None if last is None else mark_of(last)
 
 
 async def check_topic(kafka: KafkaSettings, marks: Mapping[int, RecordMark]) -> None:
@@ -85,7 +65,7 @@ async def _check(kafka: KafkaSettings, consumer: AIOKafkaConsumer, marks: dict[T
         for place, records in (await consumer.getmany(timeout_ms=kafka.poll_timeout_ms)).items():
             if place not in pending:
                 continue
-            mark, found = pending.pop(place), RecordMark.of(records[0])
+            mark, found = pending.pop(place), mark_of(records[0])
             # another offset: compaction has removed the record
             if found != mark and found.offset == mark.offset and not isinstance(records[0], Gap):
                 raise topic_changed(place, mark.offset)

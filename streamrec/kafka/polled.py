@@ -10,8 +10,9 @@ from aiokafka import ConsumerRecord, TopicPartition
 
 from streamrec.errors import BadRecord
 from streamrec.kafka.decode import EventDecoder
+from streamrec.kafka.marks import mark_of_last
 from streamrec.kafka.records import Gap, Unreadable
-from streamrec.schemas import ClickEvent, DeadLetter
+from streamrec.schemas import ClickEvent, DeadLetter, RecordMark
 
 log = logging.getLogger(__name__)
 
@@ -23,10 +24,14 @@ class Decoded:
     events: list[ClickEvent] = field(default_factory=list)
     dead_letters: list[DeadLetter] = field(default_factory=list)
     ignored: int = 0
+    marks: dict[int, RecordMark] = field(default_factory=dict)  # of the last record, by partition
 
     def add(self, decoder: EventDecoder, records: Sequence[ConsumerRecord]) -> None:
         """Decode records of one partition. Gaps among them are logged, in one line."""
         gaps: list[Gap] = []
+        mark = mark_of_last(records)
+        if mark is not None:
+            self.marks[records[-1].partition] = mark
         for record in records:
             if isinstance(record, Gap):
                 gaps.append(record)

@@ -15,18 +15,20 @@ import contextlib
 import logging
 import re
 from collections.abc import Collection, Mapping, Sequence
+from typing import Protocol
 
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError, OffsetOutOfRangeError
 from aiokafka.structs import OffsetAndMetadata
 
-from streamrec.errors import KafkaUnavailable, SettingsError
+from streamrec.errors import KafkaUnavailable, RedisUnavailable, SettingsError
 from streamrec.health import Health
 from streamrec.kafka.connection import BROKER_TIMEOUT_S, NO_RIGHT, connection_options, kafka_error, start_client
 from streamrec.kafka.lag import Lag
 from streamrec.kafka.polled import warn_of_lost
 from streamrec.kafka.records import READING
 from streamrec.kafka.topics import topic_partitions
+from streamrec.schemas import RecordMark
 from streamrec.setting_groups import KafkaSettings
 
 log = logging.getLogger(__name__)
@@ -72,12 +74,25 @@ async def committed(
     return found
 
 
+class Marks(Protocol):
+    """What is known of the topic from before (serving/topic_marks.py)."""
+
+    async def check(self, partitions: Collection[int]) -> None:
+        """Compare partitions with what was read of them before."""
+
+    def note(self, marks: Mapping[int, RecordMark]) -> None:
+        """Note the last committed record of partitions."""
+
+
 class Positions:
     """The positions and commits of a member of the group."""
 
-    def __init__(self, kafka: KafkaSettings, consumer: AIOKafkaConsumer, lag: Lag, health: Health) -> None:
+    def __init__(
+        self, kafka: KafkaSettings, consumer: AIOKafkaConsumer, marks: Marks, lag: Lag, health: Health
+    ) -> None:
         self._kafka = kafka
         self._consumer = consumer
+        self._marks = marks
         self._lag = lag
         self._health = health
         self._mark = f"streamrec topic epoch {kafka.topic_epoch}"
@@ -99,15 +114,18 @@ class Positions:
         If Kafka does not answer, they remain unsettled.
 
         Raises:
-            KafkaForbidden: a right is missing.
+            KafkaForbidden: a right is missing. TopicChanged: the topic is not the one that was read before.
         """
         assigned = self._unsettled
         if not assigned:
             return
         try:
+            await self._marks.check([place.partition for place in assigned])
             async with asyncio.timeout(BROKER_TIMEOUT_S):
                 found = self._of_this_epoch(await committed(self._consumer, assigned))
                 begins = await self._consumer.beginning_offsets(assigned - found.keys())
+        except (KafkaUnavailable, RedisUnavailable):
+            return
         except (KafkaError, OSError) as error:
             if isinstance(error, NO_RIGHT):
                 raise kafka_error(self._kafka, error) from error

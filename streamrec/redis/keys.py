@@ -46,6 +46,10 @@ class Keys:
         """Key of the format version of all data under the prefix, STRING (formats.py)."""
         return f"{self.prefix}:format"
 
+    def topic_mark(self, partition: int) -> str:
+        """Return the key of the last record that was read of a partition, STRING (serving/topic_marks.py)."""
+        return f"{self.prefix}:topic:{partition}"
+
     @property
     def models_channel(self) -> str:
         """Pub/sub channel: a message when champion or shadow may have changed."""

@@ -11,6 +11,8 @@ from streamrec.kafka.consumer import ClickConsumer
 from streamrec.kafka.producer import Producer
 from streamrec.kafka.topics import ensure_topics
 from streamrec.metrics import Metrics
+from streamrec.redis.client import RedisClient
+from streamrec.serving.topic_marks import TopicMarks
 from streamrec.settings import Settings
 
 from support.kafka_client import produce_clicks
@@ -21,7 +23,8 @@ MakeSettings = Callable[..., Settings]
 @contextlib.asynccontextmanager
 async def consuming(settings: Settings) -> AsyncIterator[ClickConsumer]:
     dead_letters = Producer(settings.kafka, idempotent=False)
-    consumer = ClickConsumer(settings.kafka, settings.events, dead_letters, Metrics(), Health(60, 60))
+    marks = TopicMarks(settings.kafka, RedisClient(settings.redis), 60)
+    consumer = ClickConsumer(settings.kafka, settings.events, dead_letters, marks, Metrics(), Health(60, 60))
     await consumer.wait_idle()
     async with contextlib.AsyncExitStack() as parts:
         await dead_letters.start()
