@@ -95,6 +95,7 @@ def _background_work(settings: Settings, daemon: Daemon) -> list[Coroutine[Any, 
         _refresh(parts.lists, parts.counts, settings.lists.refresh_s),
         _probe(parts.redis, parts.health),
         parts.shadow.run(wait_idle),
+        daemon.marks.run(),
         daemon.history.run(),
         daemon.explainer.run(wait_idle),
     ]
