@@ -7,6 +7,7 @@ StreamrecError
 ├── KafkaForbidden     Kafka refuses a right; only an operator can fix this
 ├── RedisUnavailable   Redis is unreachable or refuses a command
 │   └── RedisRefused   Redis refuses the login, the connection or a right; only an operator can fix this
+├── RedisRejected      Redis refuses a command because of the data in it or in a key; waiting would not help
 ├── StoreUnavailable   a folder or object store of models or clicks cannot be read or written
 │   └── StoreUnreachable   the object store does not answer
 ├── NoChampion         the registry has no champion yet
@@ -50,6 +51,10 @@ class RedisUnavailable(StreamrecError):
 
 class RedisRefused(RedisUnavailable):
     """Redis refuses the login, the connection or a right: an error at start; a running daemon waits for an operator."""
+
+
+class RedisRejected(StreamrecError):
+    """Redis refuses a command because of the data in it or in a key; waiting would not help."""
 
 
 class NoChampion(StreamrecError):

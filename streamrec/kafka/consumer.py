@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, Callable, Collection, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
 
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, ConsumerRecord, TopicPartition
 from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
@@ -88,6 +88,7 @@ class ClickConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
         self._lag = Lag(self._consumer, metrics, health)
         self._watch: asyncio.Task[None] | None = None
         self._paused: frozenset[TopicPartition] = frozenset()
+        self._in_hand: Polled = {}  # the records of the current batch
 
     @property
     def assignment(self) -> int:
@@ -151,6 +152,7 @@ class ClickConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
                     return
                 continue
             self._idle.clear()
+            self._in_hand = polled
             full = sum(map(len, polled.values())) >= self._kafka.max_batch
             self._paused = frozenset() if full else self._consumer.assignment()
             self._consumer.pause(*self._paused)
@@ -158,7 +160,16 @@ class ClickConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
                 yield self._batch(polled)
             finally:
                 self._resume_fetching()
+                self._in_hand = {}
                 self._idle.set()
+
+    def refuse(self, batch: EventBatch, reasons: Mapping[str, object]) -> None:
+        """Make dead letters of the records of users whose events can never be applied; ``reasons`` are by user id."""
+        places = {(e.partition, e.offset): str(reasons[e.user_id]) for e in batch.events if e.user_id in reasons}
+        for record in (record for records in self._in_hand.values() for record in records):
+            reason = places.get((record.partition, record.offset))
+            if reason is not None:
+                batch.dead_letters.append(dead_letter(record, reason))
 
     async def commit(self, batch: EventBatch) -> None:
         """Send dead letters until they are acknowledged, then commit.

@@ -22,7 +22,7 @@ from typing import NamedTuple
 import torch
 
 from streamrec.archive.segments import EventArchive
-from streamrec.errors import StreamrecError
+from streamrec.errors import RedisRejected, StreamrecError
 from streamrec.kafka.connection import ignore_abandoned_requests
 from streamrec.kafka.reader import TopicReader
 from streamrec.metrics import Metrics
@@ -42,7 +42,7 @@ from streamrec.settings import Settings
 
 log = logging.getLogger(__name__)
 
-REPLACE = Script(__package__, "replace", replicated=True)
+REPLACE = Script(__package__, "replace", replicated=True, control=("", "value", 60))
 MAX_BATCH_USERS = 256
 RATED_BATCH_S = 0.5  # with a rate limit, a batch has the users of this time
 RETRY_TIMEOUT_S = 60.0  # retries end this long after the last one that succeeded
@@ -162,7 +162,11 @@ class Rebuilder:
         changes: list[Change] = []
         to_publish: list[UserSequence] = []
         for user, value, old_list in zip(users, values, published, strict=True):
-            stored = StoredSequence.decode(user, value) if value is not None else None
+            try:
+                stored = StoredSequence.decode(user, value) if value is not None else None
+            except StreamrecError as error:
+                self._refuse(user, error)
+                continue
             rebuilt = self._past.sequence_of(user)
             if stored is not None and not includes(user, rebuilt, stored):
                 if self._is_unread(stored):
@@ -179,6 +183,9 @@ class Rebuilder:
                 if self._needs_list(stored, old_list):
                     to_publish.append(stored.for_user(user))
         for change, done in zip(changes, await self._replace(changes), strict=True):
+            if isinstance(done, RedisRejected):
+                self._refuse(change.user, done)
+                continue
             if not done:
                 retry.append(change.user)
                 continue
@@ -188,8 +195,8 @@ class Rebuilder:
         await self._publish(to_publish)
         return retry
 
-    async def _replace(self, changes: list[Change]) -> list[bool]:
-        """Store the sequences, compare-and-set; return for each whether it was stored."""
+    async def _replace(self, changes: list[Change]) -> list[bool | RedisRejected]:
+        """Store the sequences, compare-and-set; return for each whether it was stored, or why it never can be."""
         if self._dry_run or not changes:
             return [True] * len(changes)
         calls: list[tuple[list[str], list[RedisArg]]] = []
@@ -197,7 +204,8 @@ class Rebuilder:
             ttl_s = max(1, self._ttl_left_s(change.sequence, self._settings.sequences.ttl_s))
             args: list[RedisArg] = [change.value or b"", change.sequence.encode(), ttl_s]
             calls.append(([self._keys.sequence(change.user)], args))
-        return [bool(done) for (done,) in await self._redis.run_each(REPLACE, [], calls)]
+        replies = await self._redis.run_each(REPLACE, [], calls)
+        return [reply if isinstance(reply, RedisRejected) else bool(reply[0]) for reply in replies]
 
     async def _publish(self, sequences: list[UserSequence]) -> None:
         self.report.lists += len(sequences)
@@ -206,7 +214,13 @@ class Rebuilder:
         if time.monotonic() - self._refreshed_s > self._settings.lists.refresh_s:  # the blocklist may have changed
             await self._lists.refresh()
             self._refreshed_s = time.monotonic()
-        await self._publisher.publish(await self._predictor.predict(sequences))
+        await self._publisher.publish(await self._predictor.predict(sequences), self._refuse)
+
+    def _refuse(self, user: str, error: StreamrecError) -> None:
+        """Leave a user alone whose data can never be read or written; the others are rebuilt."""
+        if user not in self.report.refused:
+            log.warning("user left alone: %s", error)
+        self.report.refused.add(user)
 
     def _is_unread(self, stored: StoredSequence) -> bool:
         """Return whether the topic has a click of the sequence that was not read yet."""

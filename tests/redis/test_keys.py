@@ -27,9 +27,28 @@ MakeSettings = Callable[..., Settings]
 # ids that end a hash tag, look like one, or look encoded
 AWKWARD = [
     *("}x", "}", "}{", "}}", "{}", "a}b{c", "{x}y", "{", "{{", "{}{}", "a{", "{a", "{a}", "a}:LIST", "}:seq:{"),
-    *("%7D", "%", "%%", "%25", "%7d", "%257D", "}%", "%}", "%7D}", "7D", " ", "\t", "\u200b", "\ufeff", "é}", "popular"),
+    *(
+        "%7D",
+        "%",
+        "%%",
+        "%25",
+        "%7d",
+        "%257D",
+        "}%",
+        "%}",
+        "%7D}",
+        "7D",
+        " ",
+        "\t",
+        "\u200b",
+        "\ufeff",
+        "é}",
+        "popular",
+    ),
 ]
-NAMES = st.text(st.one_of(st.sampled_from("{}%257Dd:a *?[]\\\u200b"), st.characters(exclude_categories=["Cs"])), min_size=1)
+NAMES = st.text(
+    st.one_of(st.sampled_from("{}%257Dd:a *?[]\\\u200b"), st.characters(exclude_categories=["Cs"])), min_size=1
+)
 
 
 def slot_of(key: str) -> int:
