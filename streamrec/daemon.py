@@ -13,9 +13,7 @@ from collections.abc import AsyncIterator, Coroutine, Sequence
 from typing import Any
 
 from streamrec.errors import RedisRefused, RedisUnavailable, Stopped, StreamrecError
-from streamrec.health import Health
 from streamrec.logs import LogOnce
-from streamrec.redis.client import RedisClient
 from streamrec.registry import Registry
 from streamrec.serving.follower import ChampionFollower
 from streamrec.serving.lists import SharedLists
@@ -26,8 +24,6 @@ from streamrec.stop_signals import stop_signals
 from streamrec.web.page import LivePage, PageMaker
 
 log = logging.getLogger(__name__)
-
-PROBE_EVERY_S = 2.0
 
 
 async def serve(settings: Settings, burst: bool = False, page: PageMaker = LivePage) -> int:
@@ -93,7 +89,7 @@ def _background_work(settings: Settings, daemon: Daemon) -> list[Coroutine[Any, 
     parts, wait_idle = daemon.parts, daemon.consumer.wait_idle
     work = [
         _refresh(parts.lists, parts.counts, settings.lists.refresh_s),
-        _probe(parts.redis, parts.health),
+        parts.watch.run(),
         parts.shadow.run(wait_idle),
         daemon.history.run(),
         daemon.explainer.run(wait_idle),
@@ -119,23 +115,6 @@ async def _refresh(lists: SharedLists, counts: OnlineCounts, every_s: float) -> 
                 break
         if not refused:
             warning.reset()
-
-
-async def _probe(redis: RedisClient, health: Health) -> None:
-    """Ping Redis regularly, so that readiness changes even if no clicks come."""
-    while True:
-        await asyncio.sleep(PROBE_EVERY_S)
-        try:
-            await redis.ping()
-            answers = True
-        except RedisUnavailable as error:
-            answers = False
-            if health.redis_answers:
-                log.warning("Redis is unreachable, waiting: %s", error)
-        if answers and not health.redis_answers:
-            log.info("Redis is reachable again")
-            health.progressed()  # the worker needs a moment until its next commit
-        health.redis_answers = answers
 
 
 @contextlib.asynccontextmanager

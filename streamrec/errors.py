@@ -6,7 +6,8 @@ StreamrecError
 │   └── KafkaRefused   Kafka refuses the login or the connection; only an operator can fix this
 ├── KafkaForbidden     Kafka refuses a right; only an operator can fix this
 ├── RedisUnavailable   Redis is unreachable or refuses a command
-│   └── RedisRefused   Redis refuses the login, the connection or a right; only an operator can fix this
+│   ├── RedisRefused   Redis refuses the login, the connection or a right; only an operator can fix this
+│   └── RedisTakesNoWrites   Redis answers, but is full, read-only or without its replicas
 ├── RedisRejected      Redis refuses a command because of the data in it or in a key; waiting would not help
 ├── StoreUnavailable   a folder or object store of models or clicks cannot be read or written
 │   └── StoreUnreachable   the object store does not answer
@@ -51,6 +52,10 @@ class RedisUnavailable(StreamrecError):
 
 class RedisRefused(RedisUnavailable):
     """Redis refuses the login, the connection or a right: an error at start; a running daemon waits for an operator."""
+
+
+class RedisTakesNoWrites(RedisUnavailable):
+    """Redis answers, but takes no writes now: it is full, read-only, loads its data, or lacks its replicas."""
 
 
 class RedisRejected(StreamrecError):

@@ -30,6 +30,7 @@ from streamrec.kafka.producer import Producer
 from streamrec.kafka.topics import ensure_topics
 from streamrec.metrics import Metrics
 from streamrec.redis.client import RedisClient
+from streamrec.redis.watch import RedisWatch
 from streamrec.registry import Registry
 from streamrec.schemas import DeadLetter
 from streamrec.serving.judge import OnlineJudge
@@ -175,6 +176,7 @@ class Startup:
             metrics,
             self._health,
             redis,
+            RedisWatch(redis, self._health),
             lists,
             predictor,
             SequenceStore(redis, settings.sequences, settings.kafka.topic_epoch, served.max_len, metrics),

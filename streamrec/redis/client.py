@@ -24,6 +24,7 @@ from streamrec.setting_groups import RedisSettings
 
 LISTEN_TIMEOUT_S = 0.5  # below any sensible socket time-out, which would end the subscription
 SCAN_COUNT = 1000
+PROBE_TTL_S = 60
 WAIT_SHARE = 0.8  # of the time-out: WAIT must end before the connection times out
 CONTROL = ":control"  # ends the key of a call for nobody; the hash tag before it places the key beside the user's
 
@@ -116,10 +117,8 @@ class RedisClient:
                 self._metrics.redis_seconds.labels(script.name).observe(time.perf_counter() - started)
 
     async def ping(self) -> None:
-        """Raise RedisUnavailable unless each primary answers and has its replicas."""
-        if isinstance(self._nodes, WatchedServer):
-            with _cancellation_preserved():
-                await self._nodes.follow()
+        """Raise RedisUnavailable unless each primary answers and has its replicas. This writes nothing."""
+        await self._follow()
         if self._wait is not None:
             fewest = min(await self._on_primaries("WAIT", *self._wait))
             if fewest < self._wait.replicas:
@@ -129,6 +128,25 @@ class RedisClient:
             await self._call("EXISTS", self._probed[0])  # nodes of a cluster that is down answer PING, not this
         else:
             await self._call("EXISTS", *self._probed)  # keys of two slots: a cluster refuses
+
+    async def probe(self) -> None:
+        """Raise RedisUnavailable or RedisRejected unless each primary takes a write and has its replicas.
+
+        A server that is full, read-only, or cannot save answers reads all the same.
+        """
+        await self._follow()
+        try:
+            with _cancellation_preserved():
+                keys = await self._nodes.keys_at_primaries(self.keys.probe)
+        except (RedisError, OSError) as error:
+            raise self._error(error) from error
+        writes = [Command(key, ("SET", key, "1", "EX", PROBE_TTL_S)) for key in keys]
+        self._successful(await self._answers(writes, wait=self._wait), [[key] for key in keys])
+
+    async def _follow(self) -> None:
+        if isinstance(self._nodes, WatchedServer):
+            with _cancellation_preserved():
+                await self._nodes.follow()
 
     async def check_format(self, claim: bool = True) -> None:
         """Refuse data of an unknown format under the prefix; without a format key, data are new or lost.

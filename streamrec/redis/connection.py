@@ -10,7 +10,8 @@ from redis.backoff import ExponentialBackoff
 from redis.exceptions import RedisError
 
 from streamrec.errors import SettingsError
-from streamrec.redis.nodes import Cluster, OneServer
+from streamrec.redis.cluster import Cluster
+from streamrec.redis.nodes import OneServer
 from streamrec.redis.sentinels import Sentinels, WatchedServer
 from streamrec.setting_groups import RedisSettings
 from streamrec.tls import REDIS, tls_context

@@ -1,6 +1,6 @@
 """Errors of Redis in words for the operator, by what helps.
 
-RedisUnavailable   waiting: the server is away, or takes no writes now
+RedisUnavailable   waiting: the server is away, or takes no writes now (RedisTakesNoWrites)
 RedisRefused       an operator: login, right, kind of server
 RedisRejected      neither: the data of this command, or of its key, are in the way
 """
@@ -12,6 +12,7 @@ import re
 from redis.exceptions import (
     AskError,
     AuthenticationError,
+    BusyLoadingError,
     ClusterCrossSlotError,
     ClusterDownError,
     DataError,
@@ -26,7 +27,8 @@ from redis.exceptions import (
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from streamrec.errors import RIGHTS_ARE_LISTED, RedisRefused, RedisRejected, RedisUnavailable
+from streamrec.errors import RIGHTS_ARE_LISTED, RedisRefused, RedisRejected, RedisTakesNoWrites, RedisUnavailable
+from streamrec.redis.nodes import NotReplicated
 from streamrec.redis.sentinels import NoPrimary, SentinelRefused
 from streamrec.redis_urls import SENTINEL_FORM
 from streamrec.setting_groups import RedisSettings
@@ -34,7 +36,10 @@ from streamrec.tls import REDIS, closed_connection_hint, tls_problem
 
 REFUSAL = "STREAMREC "  # first word of errors that our scripts raise
 # a server refuses for now; redis-py has types for some of these codes only
-FOR_NOW = (AskError, ClusterDownError, ExecAbortError, NoScriptError, OutOfMemoryError, ReadOnlyError, TryAgainError)
+FOR_NOW = (
+    *(AskError, BusyLoadingError, ClusterDownError, ExecAbortError, NoScriptError, NotReplicated, OutOfMemoryError),
+    *(ReadOnlyError, TryAgainError),
+)
 CODES_FOR_NOW = re.compile(
     "(?:^|-)(?:OOM|MISCONF|NOREPLICAS|READONLY|LOADING|MASTERDOWN|BUSY|UNKILLABLE|INPROG|DENIED) |max number of clients"
 )
@@ -49,18 +54,17 @@ def redis_error(settings: RedisSettings, error: Exception, key: str = "") -> Red
         key: of the command that failed.
     """
     kind, detail = _explained(settings, error)
-    if kind is RedisUnavailable and _is_about_data(error):
+    if kind is RedisUnavailable and _is_for_now(error):
+        kind = RedisTakesNoWrites
+    elif kind is RedisUnavailable and isinstance(error, (ResponseError, DataError)):
         if detail.startswith(REFUSAL):
             return RedisRejected(detail.removeprefix(REFUSAL))
         return RedisRejected(f"key {key} of Redis at {settings.address}: {detail}{_remedy(detail)}")
     return kind(f"Redis at {settings.address}: {detail}")
 
 
-def _is_about_data(error: Exception) -> bool:
-    """Return whether no state of the server explains the error."""
-    if not isinstance(error, (ResponseError, DataError)) or isinstance(error, FOR_NOW):
-        return False
-    return CODES_FOR_NOW.search(str(error)) is None
+def _is_for_now(error: Exception) -> bool:
+    return isinstance(error, FOR_NOW) or CODES_FOR_NOW.search(str(error)) is not None
 
 
 def _remedy(detail: str) -> str:

@@ -62,6 +62,10 @@ class Keys:
         """Key of the training lock, STRING with a TTL."""
         return f"{self.prefix}:training"
 
+    def probe(self, number: int) -> str:
+        """Return the key of a write that shows whether a primary takes writes, STRING with a TTL; one a primary."""
+        return f"{self.prefix}:probe:{number}"
+
     def user_of(self, key: str) -> str | None:
         """Return the user of a sequence or recommendation key; None for a key of no user."""
         found = USER_KEY.fullmatch(key.removeprefix(self.prefix))

@@ -85,26 +85,32 @@ class Worker:
         Raises:
             BatchAbandoned: the group rebalances while Redis or Kafka is unreachable.
         """
-        pause_s = FIRST_PAUSE_S
-        while True:
-            try:
-                result = await step()
-            except (RedisUnavailable, KafkaUnavailable) as error:
-                if self._consumer.rebalancing or batch.assignment != self._consumer.assignment:
-                    raise BatchAbandoned from error  # otherwise the whole group would wait too
-                if pause_s == FIRST_PAUSE_S:
-                    log.warning("%s; the batch waits and is retried", error, extra={"events": len(batch.events)})
-                if isinstance(error, RedisUnavailable):
-                    self._health.redis_answers = False
-                await self._consumer.keep_alive()
-                await asyncio.sleep(pause_s)
-                pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
-                continue
-            if pause_s > FIRST_PAUSE_S:
-                log.info("reachable again; the batch continues")
-                self._health.redis_answers = True
-                self._health.progressed()
-            return result
+        watch, pause_s = self._parts.watch, FIRST_PAUSE_S
+        last: StreamrecError | None = None
+        try:
+            while True:
+                try:
+                    result = await step()
+                except (RedisUnavailable, KafkaUnavailable) as error:
+                    if last is None:
+                        log.warning("%s; the batch waits and is retried", error, extra={"events": len(batch.events)})
+                    last = error
+                    if isinstance(error, RedisUnavailable):
+                        watch.batch_waits(error)
+                    if self._consumer.rebalancing or batch.assignment != self._consumer.assignment:
+                        raise BatchAbandoned from error  # otherwise the whole group would wait too
+                    await self._consumer.keep_alive()
+                    await asyncio.sleep(pause_s)
+                    pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+                    continue
+                if isinstance(last, RedisUnavailable):
+                    watch.batch_continues()
+                elif last is not None:
+                    log.info("reachable again; the batch continues")
+                    self._health.progressed()
+                return result
+        finally:
+            watch.batch_abandoned()  # if it was
 
 
 async def _refusals(step: Callable[[A, OnRefused], Awaitable[R]], argument: A) -> tuple[R, dict[str, StreamrecError]]:
