@@ -17,7 +17,7 @@ from streamrec.metrics import Metrics
 from streamrec.redis.connection import connect
 from streamrec.redis.errors import RedisFailure, redis_error
 from streamrec.redis.keys import Keys
-from streamrec.redis.nodes import Command, NotReplicated, RedisArg, Wait
+from streamrec.redis.nodes import Command, NotReplicated, RedisArg, Wait, pool_of
 from streamrec.redis.script import Script
 from streamrec.redis.sentinels import WatchedServer
 from streamrec.setting_groups import RedisSettings
@@ -207,15 +207,16 @@ class RedisClient:
         try:
             with _cancellation_preserved():
                 node = await self._nodes.client_of(channel)  # any node would do: they forward messages
+            renewals = pool_of(node).renewals
             async with node.pubsub(ignore_subscribe_messages=True) as subscription:
                 with _cancellation_preserved():
                     await subscription.subscribe(channel)
-                while await self._nodes.client_of(channel) is node:
+                while await self._nodes.client_of(channel) is node and pool_of(node).renewals == renewals:
                     with _cancellation_preserved():
                         message = await subscription.get_message(timeout=LISTEN_TIMEOUT_S)
                     if message is not None:
                         yield message["data"].decode(errors="replace")
-            raise RedisError("another server is the primary now")
+            raise RedisError("another server may be the primary now")
         except (RedisError, OSError) as error:
             raise self._error(error) from error
 

@@ -15,7 +15,7 @@ import redis.asyncio as redis
 from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
 from redis.exceptions import AskError, ClusterDownError, MovedError, RedisError, TryAgainError
 
-from streamrec.redis.nodes import Address, Command, Wait, new_client, pipelined
+from streamrec.redis.nodes import Address, Command, Wait, new_client, pipelined, renew
 from streamrec.redis.script import Script
 
 # Before each try. A redirect is followed at once; while a slot moves, a user's keys may be on two nodes for a moment.
@@ -27,7 +27,8 @@ MAX_KEYS_TRIED = 50_000  # to find one at each primary: some 50 ms, and only aft
 class Cluster:
     """The nodes of a cluster.
 
-    The owners of the slots are fetched again after a MOVED redirect and after any error.
+    The owners of the slots are fetched again after a MOVED redirect and after any error. The seed is queried too, and
+    its name resolved anew: all nodes may have other addresses by now.
 
     Args:
         options: of redis-py's connection pool; host and port are those of the seed node.
@@ -41,6 +42,7 @@ class Cluster:
         self._owners: list[Address | None] = [None] * REDIS_CLUSTER_HASH_SLOTS
         self._keys_at_primaries: list[str] = []
         self._stale = True
+        self._failed = False
         self._refreshing = asyncio.Lock()
 
     async def send(
@@ -108,8 +110,8 @@ class Cluster:
         return self._keys_at_primaries
 
     def mark_stale(self) -> None:
-        """Fetch the owners of the slots again before the next command."""
-        self._stale = True
+        """Fetch the owners of the slots again before the next command, over new connections."""
+        self._stale = self._failed = True
 
     async def aclose(self) -> None:
         """Close all connections."""
@@ -151,7 +153,10 @@ class Cluster:
         """Fetch the owners of the slots if they are stale; a node that fails is queried last next time."""
         async with self._refreshing:
             error: Exception = ClusterDownError("no node knows the owners of the slots")
-            for address in list(self._clients)[:MAX_NODES_QUERIED] if self._stale else ():
+            if self._failed:
+                self._failed = False
+                await asyncio.gather(*(renew(client) for client in self._clients.values()))
+            for address in self._to_query() if self._stale else ():
                 try:
                     shards = await self._clients[address].execute_command("CLUSTER SLOTS")  # type: ignore[no-untyped-call]
                 except (RedisError, OSError) as failed:
@@ -163,6 +168,12 @@ class Cluster:
                 self._clients[address] = self._clients.pop(address)
             if self._stale:
                 raise error
+
+    def _to_query(self) -> list[Address]:
+        """Return the nodes to query for the slots: a few, of which failed ones come last, and always the seed."""
+        known = [address for address in self._clients if address != self._seed]
+        some = known[: MAX_NODES_QUERIED - 1]
+        return [self._seed, *some] if next(iter(self._clients)) == self._seed else [*some, self._seed]
 
     async def _update_slots(self, shards: Sequence[Any], queried: str) -> None:
         """Store the owners of the slots, and drop the clients of nodes that left the cluster.

@@ -37,10 +37,41 @@ class NotReplicated(RedisError):
         )
 
 
-class OneServer:
-    """One server.
+class Pool(redis.BlockingConnectionPool):
+    """A pool whose connections can be renewed: the name or relay behind the address may lead elsewhere by now.
 
-    An error closes idle connections: redis-py keeps one that answered READONLY, though the name may lead elsewhere now.
+    redis-py keeps connections that answer READONLY, LOADING, NOREPLICAS and the like, also idle ones.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.renewals = 0
+        self._used: set[Any] = set()
+        self._outdated: set[Any] = set()
+
+    async def renew(self) -> None:
+        """Close idle connections now, and those in use when they are released."""
+        self.renewals += 1
+        self._outdated |= self._used
+        await self.disconnect(inuse_connections=False)
+
+    async def get_connection(self, *args: Any, **options: Any) -> Any:
+        """Return a connection for exclusive use."""
+        connection = await super().get_connection(*args, **options)  # type: ignore[no-untyped-call]
+        self._used.add(connection)
+        return connection
+
+    async def release(self, connection: Any) -> None:
+        """Take a connection back."""
+        self._used.discard(connection)
+        if connection in self._outdated:
+            self._outdated.discard(connection)
+            await connection.disconnect()
+        await super().release(connection)
+
+
+class OneServer:
+    """One server. After any error that waiting may end, no connection from before it is used again.
 
     Args:
         options: of redis-py's connection pool.
@@ -65,7 +96,7 @@ class OneServer:
         """Return the client of the owner of a key."""
         if self._stale:
             self._stale = False
-            await self._client.connection_pool.disconnect(inuse_connections=False)
+            await renew(self._client)
         return self._client
 
     async def primaries(self) -> list[redis.Redis]:
@@ -77,7 +108,7 @@ class OneServer:
         return [name(0)]
 
     def mark_stale(self) -> None:
-        """Close idle connections before the next command."""
+        """Renew the connections before the next command."""
         self._stale = True
 
     async def aclose(self) -> None:
@@ -126,9 +157,21 @@ async def _answers(client: redis.Redis, sent: Iterable[Sequence[RedisArg]]) -> l
     return await pipeline.execute(raise_on_error=False)
 
 
+def pool_of(client: redis.Redis) -> Pool:
+    """Return the pool of a client that ``new_client`` has made."""
+    pool = client.connection_pool
+    assert isinstance(pool, Pool)
+    return pool
+
+
+async def renew(client: redis.Redis) -> None:
+    """Use no connection of a client again that is open now."""
+    await pool_of(client).renew()
+
+
 def new_client(options: Mapping[str, Any]) -> redis.Redis:
     """Return a client with a pool of its own; it does not connect yet."""
-    pool = redis.BlockingConnectionPool(**options)
+    pool = Pool(**options)
     # makes a connection object without connecting: a wrong option raises here
     pool.make_connection()  # type: ignore[no-untyped-call]
     return redis.Redis.from_pool(pool)
