@@ -12,7 +12,15 @@ import logging
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from typing import Any
 
-from streamrec.errors import RedisRefused, RedisUnavailable, Stopped, StreamrecError
+from streamrec.errors import (
+    RedisRefused,
+    RedisRejected,
+    RedisTakesNoWrites,
+    RedisUnavailable,
+    Stopped,
+    StreamrecError,
+)
+from streamrec.health import Health
 from streamrec.logs import LogOnce
 from streamrec.registry import Registry
 from streamrec.serving.follower import ChampionFollower
@@ -73,9 +81,9 @@ async def _shut_down(daemon: Daemon, serving: asyncio.Task[None], timeout_s: flo
     if not done:
         log.error("the current batch was not finished in time; it is not committed and will be redelivered")
         return False
-    with contextlib.suppress(RedisUnavailable):
-        await daemon.parts.lists.refresh()
-        await daemon.parts.counts.flush()
+    for flush in (daemon.parts.lists.refresh, daemon.parts.counts.flush):
+        with contextlib.suppress(RedisUnavailable, RedisRejected):
+            await flush()
     return True
 
 
@@ -88,7 +96,7 @@ def _background_work(settings: Settings, daemon: Daemon) -> list[Coroutine[Any, 
     """Return what runs beside the clicks."""
     parts, wait_idle = daemon.parts, daemon.consumer.wait_idle
     work = [
-        _refresh(parts.lists, parts.counts, settings.lists.refresh_s),
+        _refresh(parts.lists, parts.counts, parts.health, settings.lists.refresh_s),
         parts.watch.run(),
         parts.shadow.run(wait_idle),
         daemon.history.run(),
@@ -99,22 +107,21 @@ def _background_work(settings: Settings, daemon: Daemon) -> list[Coroutine[Any, 
     return work
 
 
-async def _refresh(lists: SharedLists, counts: OnlineCounts, every_s: float) -> None:
-    """Refresh the popular list and flush the online figures regularly."""
-    warning = LogOnce(log)
+async def _refresh(lists: SharedLists, counts: OnlineCounts, health: Health, every_s: float) -> None:
+    """Refresh the popular list and flush the online figures regularly; neither stops the other."""
+    warnings = LogOnce(log), LogOnce(log)
     while True:
         await asyncio.sleep(every_s)
-        refused = False
-        for part in (lists.refresh, counts.flush):
+        for part, warning in zip((lists.refresh, counts.flush), warnings, strict=True):
             try:
                 await part()
-            except RedisRefused as error:
-                refused = True
+            except (RedisRefused, RedisRejected) as error:
                 warning("popular list and online figures are behind: %s", error)
-            except RedisUnavailable:  # the worker and the probe report it
-                break
-        if not refused:
-            warning.reset()
+            except RedisUnavailable as error:
+                if health.redis_answers and isinstance(error, RedisTakesNoWrites):  # else the worker and the probe warn
+                    warning("popular list and online figures are behind: %s", error)
+            else:
+                warning.reset()
 
 
 @contextlib.asynccontextmanager

@@ -133,8 +133,16 @@ class Rebuilder:
     async def _restore_popularity(self) -> None:
         counts, counted_ms = self._past.popularity(self._settings.lists.popular_half_life_s)
         first_ms = None if self._past.has_imported else self._past.first_ts_ms
-        await self._lists.refresh()
-        self.report.popularity = await self._lists.restore(counts, counted_ms, first_ms)
+        await self._refresh_lists()
+        try:
+            self.report.popularity = await self._lists.restore(counts, counted_ms, first_ms)
+        except RedisRejected as error:
+            log.warning("the click counts are not restored: %s", error)
+
+    async def _refresh_lists(self) -> None:
+        await self._lists.read_blocklist()  # lists with blocked items must not be published
+        with contextlib.suppress(RedisRejected):  # ``_restore_popularity`` has warned
+            await self._lists.refresh()
 
     async def _retry(self, users: list[str]) -> None:
         """Rebuild users whose clicks were not all read, until none is left or nothing changes for a while."""
@@ -212,7 +220,7 @@ class Rebuilder:
         if self._dry_run or not sequences:
             return
         if time.monotonic() - self._refreshed_s > self._settings.lists.refresh_s:  # the blocklist may have changed
-            await self._lists.refresh()
+            await self._refresh_lists()
             self._refreshed_s = time.monotonic()
         await self._publisher.publish(await self._predictor.predict(sequences), self._refuse)
 

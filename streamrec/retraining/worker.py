@@ -20,6 +20,7 @@ from streamrec.archive.follow import Archiver
 from streamrec.archive.segments import EventArchive
 from streamrec.errors import (
     ArchiveError,
+    RedisRejected,
     RedisUnavailable,
     RegistryError,
     RetrainError,
@@ -47,6 +48,7 @@ FAILURE_REASONS: dict[type[StreamrecError], str] = {
     RegistryError: "registry",
     StoreUnavailable: "store",
     RedisUnavailable: "redis",
+    RedisRejected: "redis",
     RetrainStopped: "stopped",
 }
 

@@ -19,7 +19,14 @@ import time
 from itertools import islice
 
 from streamrec.aliases import Champion, ShadowAlias
-from streamrec.errors import RedisRefused, RedisUnavailable, RegistryError, StoreUnavailable, StreamrecError
+from streamrec.errors import (
+    RedisRefused,
+    RedisRejected,
+    RedisUnavailable,
+    RegistryError,
+    StoreUnavailable,
+    StreamrecError,
+)
 from streamrec.logs import LogOnce
 from streamrec.registry import Registry
 from streamrec.serving.model import ServedModel
@@ -65,7 +72,7 @@ class ChampionFollower:
             try:
                 async for _ in self._redis.listen(channel):
                     self._notified.set()
-            except RedisRefused as error:
+            except (RedisRefused, RedisRejected) as error:
                 self._log_late("a new champion is noticed up to %g s late: %s", self._settings.registry.poll_s, error)
             except RedisUnavailable:  # polling continues
                 self._log_late.reset()

@@ -12,6 +12,7 @@ from streamrec.metrics import Metrics
 from streamrec.redis.client import RedisClient
 from streamrec.redis.keys import Keys
 from streamrec.serving.inspection import published, stored
+from streamrec.serving.online import read_figures
 from streamrec.serving.sequences import SequenceStore
 from streamrec.settings import Settings
 
@@ -87,3 +88,52 @@ async def test_users_whose_values_cannot_be_read_do_not_stop_a_rescoring(
     found = await store.read(["ann", "bob", "cid", "dan"], refused.__setitem__)
     assert [sequence.user_id for sequence in found] == ["ann", "dan"]
     assert list(refused) == ["bob", "cid"]
+
+
+@pytest.mark.parametrize("spoilt", ["popularity", "blocklist"])
+async def test_a_shared_key_of_another_type_is_named_and_stops_neither_clicks_nor_figures(
+    start_daemon: StartDaemon, make_settings: MakeSettings, spoilt: str
+) -> None:
+    settings, keys = make_settings(), Keys(make_settings().redis.key_prefix)
+    key = {"popularity": keys.popularity, "blocklist": keys.blocklist}[spoilt]
+    async with RedisClient(settings.redis) as redis:
+        if spoilt == "popularity":  # also before the start
+            await redis.set(key, b"by another program", 600)
+        daemon = start_daemon(lists_refresh_s=0.1)
+        await daemon.wait_ready()
+        await redis.set(key, b"by another program", 600)
+        await redis.delete(keys.popular)
+        await feed(settings, [Record(b"ann", click("ann", f"i{n}", n)) for n in range(5)])
+        await eventually(lambda: daemon.has_logged(f"key {key} of Redis at"))
+
+        async def judged() -> float:
+            figures = await read_figures(redis, ["popular", "small"])
+            return sum(found.judged for found in figures.values())
+
+        assert await eventually(judged) > 0
+        await wait_caught_up(settings)
+        await eventually(lambda: exists(redis, keys.popular))
+        assert "remove or rename it" in daemon.output
+        assert len(daemon.lines("WARNING", "ERROR")) == 1, daemon.output
+        assert (await daemon.get("/readyz"))[0] == 200
+        await redis.delete(key)
+
+        async def counted() -> bool:
+            return await redis._call("ZCARD", keys.popularity) >= 5
+
+        await eventually(counted)
+        assert "Traceback" not in daemon.output
+
+
+async def exists(redis: RedisClient, key: str) -> bool:
+    return await redis.get_many([key]) != [None]
+
+
+async def test_a_daemon_does_not_start_with_a_blocklist_that_it_cannot_read(
+    redis: RedisClient, start_daemon: StartDaemon
+) -> None:
+    await redis.set(redis.keys.blocklist, b"by another program", 600)
+    daemon = start_daemon()
+    assert await daemon.wait_exit() == 1
+    assert "blocklist of Redis at" in daemon.output.splitlines()[-1]
+    assert "Traceback" not in daemon.output
