@@ -15,16 +15,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
 import time
-from typing import NamedTuple
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import NamedTuple, TypeVar
 
 import torch
 
 from streamrec.archive.segments import EventArchive
-from streamrec.errors import RedisRejected, StreamrecError
+from streamrec.errors import RedisRefused, RedisRejected, RedisUnavailable, StreamrecError
 from streamrec.kafka.connection import ignore_abandoned_requests
 from streamrec.kafka.reader import TopicReader
+from streamrec.logs import LogOnce
 from streamrec.metrics import Metrics
 from streamrec.rebuild.choice import includes, replacement
 from streamrec.rebuild.past_clicks import PastClicks
@@ -45,7 +49,9 @@ log = logging.getLogger(__name__)
 REPLACE = Script(__package__, "replace", replicated=True, control=("", "value", 60))
 MAX_BATCH_USERS = 256
 RATED_BATCH_S = 0.5  # with a rate limit, a batch has the users of this time
+REDIS_TIMEOUT_S, REDIS_PAUSE_S = 60.0, 0.5  # a Redis that does not answer ends the rebuild after this time
 RETRY_TIMEOUT_S = 60.0  # retries end this long after the last one that succeeded
+R = TypeVar("R")
 
 
 class Change(NamedTuple):
@@ -107,6 +113,7 @@ class Rebuilder:
         self._publisher = Publisher(redis, settings.lists.ttl_s, Metrics())
         self._refreshed_s = 0.0
         self._dry_run = False
+        self._log_waits = LogOnce(log)
         self.report = Report()
 
     async def run(self, rate_per_s: float, dry_run: bool) -> None:
@@ -117,14 +124,14 @@ class Rebuilder:
             await self._read_topic()
         log.info("topic read", extra={"topic": self._settings.kafka.topic, "clicks_in_all": len(self._past)})
         if not dry_run:
-            await self._restore_popularity()
+            await self._patiently(self._restore_popularity)
         users, unread = self._past.users(), []
         size = min(MAX_BATCH_USERS, max(1, int(rate_per_s * RATED_BATCH_S))) if rate_per_s else MAX_BATCH_USERS
         with show_progress(len(users)) as update:
             for begin in range(0, len(users), size):
                 began_s = time.monotonic()
                 await self._read_topic(timeout_ms=0)
-                unread += await self._rebuild(users[begin : begin + size])
+                unread += await self._patiently(partial(self._rebuild, users[begin : begin + size]))
                 update(min(len(users), begin + size))
                 if rate_per_s:
                     await asyncio.sleep(max(0.0, began_s + size / rate_per_s - time.monotonic()))
@@ -151,11 +158,25 @@ class Rebuilder:
             await self._read_topic()
             unread = []
             for begin in range(0, len(users), MAX_BATCH_USERS):
-                unread += await self._rebuild(users[begin : begin + MAX_BATCH_USERS])
+                unread += await self._patiently(partial(self._rebuild, users[begin : begin + MAX_BATCH_USERS]))
             if len(unread) < len(users):
                 until_s = time.monotonic() + RETRY_TIMEOUT_S
             users = unread
         self.report.ahead += len(users)
+
+    async def _patiently(self, step: Callable[[], Awaitable[R]]) -> R:
+        """Run a step; repeat it for some time while Redis takes no writes: it may be failing over."""
+        until_s = time.monotonic() + REDIS_TIMEOUT_S
+        while True:
+            before = dataclasses.replace(self.report, refused=set(self.report.refused))
+            try:
+                return await step()
+            except RedisUnavailable as error:
+                if isinstance(error, RedisRefused) or time.monotonic() > until_s:
+                    raise
+                self._log_waits("%s; waiting for it", error)
+                self.report = before
+            await asyncio.sleep(REDIS_PAUSE_S)
 
     async def _read_topic(self, timeout_ms: int | None = None) -> None:
         await self._reader.find_partitions()

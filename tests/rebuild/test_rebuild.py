@@ -41,6 +41,8 @@ from support.kafka_client import feed, feeding, wait_caught_up
 from support.oracle import assert_delivered
 from support.preloaded import Command
 from support.redis_access import BASE_MS, batch, event, raw_redis, under
+from support.redis_cluster import node
+from support.relay import Relay, replicate, switch, two_servers
 from support.sequences import against_redis, fresh, store_of
 from support.servers import own_redis_server
 from support.waiting import eventually
@@ -341,6 +343,35 @@ async def test_damaged_values_are_replaced_and_a_value_of_a_newer_version_is_lef
             StreamrecError, match=r"'cid' has topic epoch 7, but kafka_topic_epoch is 0: set STREAMREC_K"
         ):
             await rebuild(settings)
+
+
+@pytest.mark.usefixtures("topic")
+@pytest.mark.parametrize("how", ["switched", "full"])
+async def test_a_failover_in_mid_run_delays_a_rebuild_and_does_not_end_it(ageless: MakeSettings, how: str) -> None:
+    with two_servers() as (former, new):
+        await replicate(new, former)
+        async with Relay(former) as relay:
+            settings = ageless(redis_url=f"redis://127.0.0.1:{relay.port}/0")
+            assert settings.archive.dir is not None
+            archived(settings.archive.dir, [event(f"u{n}", "i1", n, BASE_MS) for n in range(100)])
+            running = asyncio.create_task(rebuild(settings, rate_per_s=40))
+
+            async def has_begun() -> bool:
+                async with node(former) as client:
+                    return bool(await client.keys(f"{settings.redis.key_prefix}:seq:*")) or running.done()
+
+            await eventually(has_begun)
+            if how == "switched":
+                await switch(relay, former, new)
+            else:
+                async with node(former) as client:
+                    await client.config_set("maxmemory", 1)
+                    await asyncio.sleep(1.5)  # longer than the pause between two parts
+                    assert not running.done()
+                    await client.config_set("maxmemory", 0)
+            report = await running
+            assert report.rebuilt + report.unchanged == report.lists == 100  # an answer may have been lost
+            assert len(await values(settings)) == 200
 
 
 @pytest.mark.usefixtures("topic")

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from streamrec.errors import EmbeddedError, RedisUnavailable
+from streamrec.errors import RedisUnavailable
 from streamrec.local.process import ServerProcess
-from streamrec.local.servers import answers_ping, redis_command
 from streamrec.metrics import Metrics
 from streamrec.redis.client import RedisClient
 from streamrec.retraining.lock import take_lock
@@ -24,7 +22,7 @@ from support.daemon_process import Daemon
 from support.kafka_client import feed, wait_caught_up
 from support.oracle import assert_delivered
 from support.redis_cluster import node
-from support.relay import Relay
+from support.relay import Relay, replicate, switch, two_servers
 from support.waiting import eventually
 from support.workload import Record, click
 
@@ -35,40 +33,8 @@ MakeSettings = Callable[..., Settings]
 @pytest.fixture
 def pair() -> Iterator[list[ServerProcess]]:
     """A primary and a server that becomes its replica."""
-    with tempfile.TemporaryDirectory(prefix="streamrec-") as folder, contextlib.ExitStack() as stack:
-        servers = []
-        for name in ("primary", "replica"):
-            data = Path(folder) / name
-            data.mkdir()
-            server = ServerProcess(
-                "Redis", data / "log", lambda port, data=data: redis_command(port, data), answers_ping
-            )
-            try:
-                server.start()
-            except EmbeddedError as error:
-                pytest.skip(f"needs Redis servers of its own: {error}")
-            stack.callback(server.kill)
-            servers.append(server)
+    with two_servers() as servers:
         yield servers
-
-
-async def replicate(replica: ServerProcess, primary: ServerProcess) -> None:
-    async with node(replica) as client:
-        await client.execute_command("REPLICAOF", "127.0.0.1", primary.port)
-        await eventually(lambda: is_linked(replica))
-
-
-async def is_linked(replica: ServerProcess) -> bool:
-    async with node(replica) as client:
-        return bool((await client.info("replication")).get("master_link_status") == "up")
-
-
-async def switch(relay: Relay, former: ServerProcess, new: ServerProcess) -> None:
-    """Let primary and replica change places without a loss, and then lead the name to the new primary."""
-    async with node(former) as client:
-        await client.execute_command("FAILOVER", "TO", "127.0.0.1", new.port)
-    await eventually(lambda: is_linked(former))
-    relay.leads_to = new
 
 
 async def is_ready(daemon: Daemon) -> bool:
