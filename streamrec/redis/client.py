@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -16,6 +16,7 @@ from streamrec.formats import FORMAT, refusal
 from streamrec.metrics import Metrics
 from streamrec.redis.connection import connect
 from streamrec.redis.errors import RedisFailure, redis_error
+from streamrec.redis.isolation import Isolation
 from streamrec.redis.keys import Keys
 from streamrec.redis.nodes import Command, NotReplicated, RedisArg, Wait, pool_of
 from streamrec.redis.script import Script
@@ -26,7 +27,6 @@ LISTEN_TIMEOUT_S = 0.5  # below any sensible socket time-out, which would end th
 SCAN_COUNT = 1000
 PROBE_TTL_S = 60
 WAIT_SHARE = 0.8  # of the time-out: WAIT must end before the connection times out
-CONTROL = ":control"  # ends the key of a call for nobody; the hash tag before it places the key beside the user's
 
 
 class RedisClient:
@@ -79,30 +79,19 @@ class RedisClient:
         never succeed gets an error in place of the reply, and the others get theirs. Raises RedisUnavailable like
         ``run``; the script may then have run for some users.
         """
-        if not self._cluster:
-            args = [*shared, *(arg for _, args in calls for arg in args)]
-            with contextlib.suppress(RedisRejected):  # because of some users: below, each has a call
-                reply = await self.run(script, [key for keys, _ in calls for key in keys], args)
-                size = len(reply) // len(calls)
-                return [reply[start : start + size] for start in range(0, len(reply), size)]
-        answers = await self._run(script, [(keys, [*shared, *args]) for keys, args in calls])
-        failed = [place for place, answer in enumerate(answers) if isinstance(answer, Exception)]
-        for place in failed:
-            answers[place] = self._error(answers[place], calls[place][0])
-            if isinstance(answers[place], RedisUnavailable):
-                raise answers[place]
-        await self._check_control(script, {calls[place][0][0]: (calls[place][0], answers[place]) for place in failed})
-        return answers
-
-    async def _check_control(self, script: Script, rejected: Mapping[str, tuple[list[str], RedisRejected]]) -> None:
-        """Raise RedisUnavailable if a call for nobody, beside the keys of a user, is refused too.
-
-        Then the refusal is none of the user's data: it is one that this program does not know.
-        """
-        calls = [([key + CONTROL] * len(keys), script.control) for key, (keys, _) in rejected.items()]
-        for answer, (_, error) in zip(await self._run(script, calls), rejected.values(), strict=True):
-            if isinstance(answer, Exception):
-                raise RedisUnavailable(f"{error}; Redis refuses a test call with other keys too")
+        isolation = Isolation(script, self._run, self._error)
+        each = [(keys, [*shared, *args]) for keys, args in calls]
+        if self._cluster:
+            return await isolation.each(await self._run(script, each), each)
+        together = [*shared, *(arg for _, args in calls for arg in args)]
+        try:
+            reply = await self.run(script, [key for keys, _ in calls for key in keys], together)
+        except (RedisUnavailable, RedisRejected) as error:
+            if not isinstance(error.__cause__, Exception):
+                raise
+            return await isolation.together(error.__cause__, each)
+        size = len(reply) // len(calls)
+        return [reply[start : start + size] for start in range(0, len(reply), size)]
 
     async def _run(self, script: Script, calls: Sequence[tuple[list[str], Iterable[RedisArg]]]) -> list[Any]:
         """Return the answers, errors among them."""

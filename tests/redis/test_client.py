@@ -15,6 +15,9 @@ from streamrec.serving.publisher import PUBLISH
 from streamrec.serving.sequences import APPEND
 from streamrec.settings import Settings
 
+from support.redis_cluster import node
+from support.servers import OwnRedis
+
 MakeSettings = Callable[..., Settings]
 
 
@@ -158,6 +161,20 @@ async def test_an_error_that_one_user_causes_is_that_users_alone(
     ]
     alone = await redis.run_each(script, [], [([f"{prefix}:x"], ["bad"])])
     assert isinstance(alone[0], RedisRejected), "also if no other user shows that the script works"
+
+
+@pytest.mark.parametrize("size", [1_100_000, 30_000_000])
+async def test_a_value_that_the_server_does_not_take_is_that_users_alone(
+    make_settings: MakeSettings, own_redis: OwnRedis, size: int
+) -> None:
+    settings = make_settings(redis_url=own_redis.redis_url)
+    async with node(own_redis.redis) as admin:
+        await admin.config_set("proto-max-bulk-len", 1_048_576)
+    async with RedisClient(settings.redis) as redis:
+        calls = [([f"k{n}", f"k{n}"], [1, "x" * (size if n == 1 else 10)]) for n in range(3)]
+        for some in (calls, calls[1:2]):  # it answers with an error, or closes the connection first
+            replies = await redis.run_each(PUBLISH, [60], some)
+            assert [isinstance(reply, RedisRejected) for reply in replies] == [call is calls[1] for call in some]
 
 
 @pytest.mark.parametrize(
