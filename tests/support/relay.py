@@ -40,9 +40,13 @@ class Relay:
         task = asyncio.current_task()
         assert task is not None
         self._tasks.add(task)
-        with contextlib.suppress(OSError, asyncio.CancelledError):
+        try:
             theirs = await asyncio.open_connection("127.0.0.1", self.leads_to.port)
             await asyncio.gather(_copied(reader, theirs[1]), _copied(theirs[0], writer))
+        except (OSError, asyncio.CancelledError):
+            pass
+        finally:
+            writer.close()
 
 
 async def _copied(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
