@@ -3,7 +3,7 @@
 The daemon is alive if its loop ticks and, while records wait, commits advance. During a rebalance, or while Kafka or
 Redis is unreachable or takes no writes, it is alive too, for however long: a restart would not help, and would cause
 another rebalance. So it is while it starts, and waits for what it needs. Waiting is no longer right if Redis takes
-writes and the batch gets no answer all the same: then only this process's connections or state can be the reason.
+writes, but the batch gets no answer: then only this process's connections or state can be the reason.
 """
 
 from __future__ import annotations

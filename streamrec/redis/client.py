@@ -121,7 +121,7 @@ class RedisClient:
     async def probe(self) -> None:
         """Raise RedisUnavailable or RedisRejected unless each primary takes a write and has its replicas.
 
-        A server that is full, read-only, or cannot save answers reads all the same.
+        A server that is full or read-only, or cannot save, still answers reads.
         """
         await self._follow()
         try:

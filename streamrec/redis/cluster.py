@@ -170,7 +170,7 @@ class Cluster:
                 raise error
 
     def _to_query(self) -> list[Address]:
-        """Return the nodes to query for the slots: a few, of which failed ones come last, and always the seed."""
+        """Return the nodes to query for the slots: a few, and always the seed."""
         known = [address for address in self._clients if address != self._seed]
         some = known[: MAX_NODES_QUERIED - 1]
         return [self._seed, *some] if next(iter(self._clients)) == self._seed else [*some, self._seed]

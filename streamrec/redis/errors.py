@@ -1,6 +1,6 @@
 """Errors of Redis in words for the operator, by what helps.
 
-RedisUnavailable   waiting: the server is away, or takes no writes now (RedisTakesNoWrites)
+RedisUnavailable   waiting: the server does not answer, or takes no writes now (RedisTakesNoWrites)
 RedisRefused       an operator: login, right, kind of server
 RedisRejected      neither: the data of this command, or of its key, are in the way
 """

@@ -1,10 +1,10 @@
 """Find the users whose data make a call fail, so that all others are served.
 
 No list of errors says which are a user's own. So a call that fails is repeated for each user alone, and beside each
-user who fails, a call for nobody is made: it has the same script and slot, other keys, and harmless arguments.
+user who fails, a test call is made: it has the same script and slot, other keys, and harmless arguments.
 
-fails alone, the call for nobody succeeds   the user's data are refused
-both fail                                   the server refuses: everything waits
+only the user's call fails   Redis refuses the user's data
+both calls fail              the server refuses everything: the batch waits
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from streamrec.redis.errors import RedisFailure
 from streamrec.redis.nodes import RedisArg
 from streamrec.redis.script import Script
 
-CONTROL = ":control"  # ends the keys of a call for nobody; the hash tag before it places them beside the user's
-TRIES = 3  # of a call at which the connection is lost, each after a call for nobody that succeeds
+CONTROL = ":control"  # ends the keys of a test call; the hash tag before it places them beside the user's
+TRIES = 3  # of a call at which the connection is lost; a test call succeeds between them
 # at data that a server or a proxy does not take, like a value that is too long, some close the connection
 LOST = re.compile("while (?:reading|writing)|closed by server|reset by peer")
 
@@ -93,7 +93,7 @@ class Isolation:
         return error
 
     async def _check_server(self, error: Exception, calls: Sequence[Call]) -> None:
-        """Raise RedisUnavailable if calls for nobody, beside the users of these calls, fail too."""
+        """Raise RedisUnavailable if test calls beside the users of these calls fail too."""
         controls: list[Call] = [([keys[0] + CONTROL] * len(keys), list(self._script.control)) for keys, _ in calls]
         for answer in await self._attempt(self._script, controls):
             if isinstance(answer, Exception):

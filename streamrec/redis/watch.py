@@ -1,7 +1,7 @@
 """Watch whether Redis takes writes: the one owner of ``health.redis_answers``.
 
-Redis takes writes if the last probe wrote at each primary, and no batch waits. A server that is full, read-only, or
-cannot save answers reads all the same. A batch counts too: its calls are larger, and may use other connections.
+Redis takes writes if the last probe wrote at each primary, and no batch waits. A server that is full or read-only,
+or cannot save, still answers reads. A batch counts too: its calls are larger, and may use other connections.
 """
 
 from __future__ import annotations

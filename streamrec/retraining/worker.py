@@ -184,7 +184,7 @@ class RetrainWorker:
     async def _notify_daemons(self, redis: RedisClient, version: str) -> None:
         try:
             await redis.notify(redis.keys.models_channel, version)
-        except RedisUnavailable as error:
+        except (RedisUnavailable, RedisRejected) as error:
             log.warning(
                 "the daemons are not notified; they find the champion within %g s (%s)",
                 self._settings.registry.poll_s,

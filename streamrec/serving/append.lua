@@ -3,7 +3,7 @@
 -- ARGV: max_len, ttl_s, session_gap_ms (0: none), topic_epoch;
 --       then for each key the number of events, and for each event partition, offset, timestamp_ms, item_id.
 -- Returns for each key: events applied, 1 if the stored value was damaged and discarded (else 0), the new value;
---       for a value of a later format, which stays as it is: -1, 0, the reason.
+--       for a value of a later format, which is not changed: -1, 0, the reason.
 --
 -- Value: "1 n session_n count last_event_ts_ms topic_epoch partition:offset,..." NUL, then each item and a NUL.
 -- StoredSequence (sequences.py) reads the value, and calls the same values damaged.
