@@ -55,11 +55,12 @@ def redis_error(settings: RedisSettings, error: Exception, key: str = "") -> Red
     """
     kind, detail = _explained(settings, error)
     if kind is RedisUnavailable and _is_for_now(error):
-        kind = RedisTakesNoWrites
-    elif kind is RedisUnavailable and isinstance(error, (ResponseError, DataError)):
+        at_key = f" (key {key})" if key and "," not in key else ""
+        return RedisTakesNoWrites(f"Redis at {settings.address}: {detail}{at_key}{_remedy(error, detail)}")
+    if kind is RedisUnavailable and isinstance(error, (ResponseError, DataError)):
         if detail.startswith(REFUSAL):
             return RedisRejected(detail.removeprefix(REFUSAL))
-        return RedisRejected(f"key {key} of Redis at {settings.address}: {detail}{_remedy(detail)}")
+        return RedisRejected(f"key {key} of Redis at {settings.address}: {detail}{_remedy(error, detail)}")
     return kind(f"Redis at {settings.address}: {detail}")
 
 
@@ -67,7 +68,9 @@ def _is_for_now(error: Exception) -> bool:
     return isinstance(error, FOR_NOW) or CODES_FOR_NOW.search(str(error)) is not None
 
 
-def _remedy(detail: str) -> str:
+def _remedy(error: Exception, detail: str) -> str:
+    if isinstance(error, OutOfMemoryError) or detail.startswith("OOM"):
+        return "; Redis is full: raise its maxmemory"
     return "; another program wrote the key: remove or rename it" if detail.startswith("WRONGTYPE") else ""
 
 

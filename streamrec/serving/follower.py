@@ -182,6 +182,8 @@ class ChampionFollower:
                 waiting = part + waiting
                 await asyncio.sleep(1.0)
                 continue
+            except RedisRejected as rejection:
+                refused |= dict.fromkeys(part, rejection)
             scored += len(part)
             await asyncio.sleep(max(0.0, began + RESCORE_EVERY_S - time.monotonic()))
         for error in islice(refused.values(), 1):
