@@ -16,7 +16,7 @@ from streamrec.formats import FORMAT, refusal
 from streamrec.metrics import Metrics
 from streamrec.redis.connection import connect
 from streamrec.redis.errors import RedisFailure, redis_error
-from streamrec.redis.isolation import Isolation
+from streamrec.redis.isolation import Call, Isolation
 from streamrec.redis.keys import Keys
 from streamrec.redis.nodes import Command, NotReplicated, RedisArg, Wait, pool_of
 from streamrec.redis.script import Script
@@ -71,7 +71,7 @@ class RedisClient:
         return self._successful(await self._run(script, [(keys, args)]), [keys])[0]
 
     async def run_each(
-        self, script: Script, shared: Sequence[RedisArg], calls: Sequence[tuple[list[str], list[RedisArg]]]
+        self, script: Script, shared: Sequence[RedisArg], calls: Sequence[Call]
     ) -> list[list[Any] | RedisRejected]:
         """Run a script for many users, each with their own keys and arguments; return the reply for each.
 
@@ -80,8 +80,8 @@ class RedisClient:
         ``run``; the script may then have run for some users.
         """
         isolation = Isolation(script, self._run, self._error)
-        each = [(keys, [*shared, *args]) for keys, args in calls]
         if self._cluster:
+            each = _with_shared(shared, calls)
             return await isolation.each(await self._run(script, each), each)
         together = [*shared, *(arg for _, args in calls for arg in args)]
         try:
@@ -89,7 +89,7 @@ class RedisClient:
         except (RedisUnavailable, RedisRejected) as error:
             if not isinstance(error.__cause__, Exception):
                 raise
-            return await isolation.together(error.__cause__, each)
+            return await isolation.together(error.__cause__, _with_shared(shared, calls))
         size = len(reply) // len(calls)
         return [reply[start : start + size] for start in range(0, len(reply), size)]
 
@@ -265,6 +265,10 @@ class RedisClient:
         if isinstance(failure, RedisUnavailable):
             self._nodes.mark_stale()
         return failure
+
+
+def _with_shared(shared: Sequence[RedisArg], calls: Sequence[Call]) -> list[Call]:
+    return [(keys, [*shared, *args]) for keys, args in calls]
 
 
 @contextlib.contextmanager
