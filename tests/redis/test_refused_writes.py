@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import redis.asyncio as redis
 
+from streamrec.commands.check import check
 from streamrec.settings import Settings
 
 from support.daemon_process import Daemon
@@ -144,3 +145,19 @@ async def assert_no_word_of_return(daemon: Daemon, earlier: int) -> None:
         assert not await is_ready(daemon)
         await asyncio.sleep(SAMPLE_EVERY_S)
     assert daemon.output.count("reachable again") == earlier
+
+
+@pytest.mark.parametrize("refusing", [full, without_replicas, read_only])
+async def test_check_does_not_call_a_redis_good_that_refuses_writes(
+    make_settings: MakeSettings,
+    model_dir: Path,
+    refusing: Callable[[redis.Redis], contextlib.AbstractAsyncContextManager[None]],
+) -> None:
+    with own_redis_server() as server:
+        settings = make_settings(redis_url=server.redis_url, model_dir=model_dir)
+        async with node(server.redis) as client:
+            async with refusing(client):
+                (finding,) = [found async for found in check(settings) if found.part == "Redis"]
+                assert not finding.ok, finding.detail
+            (finding,) = [found async for found in check(settings) if found.part == "Redis"]
+            assert finding.ok, finding.detail

@@ -140,6 +140,7 @@ async def what_commands_do(settings: Settings, _: Path) -> None:
 
         for step in (
             redis.ping,
+            redis.probe,
             lambda: redis.check_format(claim=False),
             scan,
             lambda: redis.get_many([keys.recommendation("ann")]),
