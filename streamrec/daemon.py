@@ -12,10 +12,16 @@ import logging
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from typing import Any
 
-from streamrec.errors import RedisRefused, RedisUnavailable, Stopped, StreamrecError
+from streamrec.errors import (
+    RedisRefused,
+    RedisRejected,
+    RedisTakesNoWrites,
+    RedisUnavailable,
+    Stopped,
+    StreamrecError,
+)
 from streamrec.health import Health
 from streamrec.logs import LogOnce
-from streamrec.redis.client import RedisClient
 from streamrec.registry import Registry
 from streamrec.serving.follower import ChampionFollower
 from streamrec.serving.lists import SharedLists
@@ -26,8 +32,6 @@ from streamrec.stop_signals import stop_signals
 from streamrec.web.page import LivePage, PageMaker
 
 log = logging.getLogger(__name__)
-
-PROBE_EVERY_S = 2.0
 
 
 async def serve(settings: Settings, burst: bool = False, page: PageMaker = LivePage) -> int:
@@ -77,9 +81,9 @@ async def _shut_down(daemon: Daemon, serving: asyncio.Task[None], timeout_s: flo
     if not done:
         log.error("the current batch was not finished in time; it is not committed and will be redelivered")
         return False
-    with contextlib.suppress(RedisUnavailable):
-        await daemon.parts.lists.refresh()
-        await daemon.parts.counts.flush()
+    for flush in (daemon.parts.lists.refresh, daemon.parts.counts.flush):
+        with contextlib.suppress(RedisUnavailable, RedisRejected):
+            await flush()
     return True
 
 
@@ -92,8 +96,8 @@ def _background_work(settings: Settings, daemon: Daemon) -> list[Coroutine[Any, 
     """Return what runs beside the clicks."""
     parts, wait_idle = daemon.parts, daemon.consumer.wait_idle
     work = [
-        _refresh(parts.lists, parts.counts, settings.lists.refresh_s),
-        _probe(parts.redis, parts.health),
+        _refresh(parts.lists, parts.counts, parts.health, settings.lists.refresh_s),
+        parts.watch.run(),
         parts.shadow.run(wait_idle),
         daemon.marks.run(),
         daemon.history.run(),
@@ -104,39 +108,21 @@ def _background_work(settings: Settings, daemon: Daemon) -> list[Coroutine[Any, 
     return work
 
 
-async def _refresh(lists: SharedLists, counts: OnlineCounts, every_s: float) -> None:
-    """Refresh the popular list and flush the online figures regularly."""
-    warning = LogOnce(log)
+async def _refresh(lists: SharedLists, counts: OnlineCounts, health: Health, every_s: float) -> None:
+    """Refresh the popular list and flush the online figures regularly; neither stops the other."""
+    warnings = LogOnce(log), LogOnce(log)
     while True:
         await asyncio.sleep(every_s)
-        refused = False
-        for part in (lists.refresh, counts.flush):
+        for part, warning in zip((lists.refresh, counts.flush), warnings, strict=True):
             try:
                 await part()
-            except RedisRefused as error:
-                refused = True
+            except (RedisRefused, RedisRejected) as error:
                 warning("popular list and online figures are behind: %s", error)
-            except RedisUnavailable:  # the worker and the probe report it
-                break
-        if not refused:
-            warning.reset()
-
-
-async def _probe(redis: RedisClient, health: Health) -> None:
-    """Ping Redis regularly, so that readiness changes even if no clicks come."""
-    while True:
-        await asyncio.sleep(PROBE_EVERY_S)
-        try:
-            await redis.ping()
-            answers = True
-        except RedisUnavailable as error:
-            answers = False
-            if health.redis_answers:
-                log.warning("Redis is unreachable, waiting: %s", error)
-        if answers and not health.redis_answers:
-            log.info("Redis is reachable again")
-            health.progressed()  # the worker needs a moment until its next commit
-        health.redis_answers = answers
+            except RedisUnavailable as error:
+                if health.redis_answers and isinstance(error, RedisTakesNoWrites):  # else the worker and the probe warn
+                    warning("popular list and online figures are behind: %s", error)
+            else:
+                warning.reset()
 
 
 @contextlib.asynccontextmanager

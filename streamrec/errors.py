@@ -7,7 +7,9 @@ StreamrecError
 ├── KafkaForbidden     Kafka refuses a right or a setting; only an operator can fix this
 ├── TopicChanged       the topic is not the one that was read before
 ├── RedisUnavailable   Redis is unreachable or refuses a command
-│   └── RedisRefused   Redis refuses the login, the connection or a right; only an operator can fix this
+│   ├── RedisRefused   Redis refuses the login, the connection or a right; only an operator can fix this
+│   └── RedisTakesNoWrites   Redis answers, but is full, read-only or without its replicas
+├── RedisRejected      Redis refuses a command because of the data in it or in a key; waiting would not help
 ├── StoreUnavailable   a folder or object store of models or clicks cannot be read or written
 │   └── StoreUnreachable   the object store does not answer
 ├── NoChampion         the registry has no champion yet
@@ -55,6 +57,14 @@ class RedisUnavailable(StreamrecError):
 
 class RedisRefused(RedisUnavailable):
     """Redis refuses the login, the connection or a right: an error at start; a running daemon waits for an operator."""
+
+
+class RedisTakesNoWrites(RedisUnavailable):
+    """Redis answers, but takes no writes now: it is full, read-only, loads its data, or lacks its replicas."""
+
+
+class RedisRejected(StreamrecError):
+    """Redis refuses a command because of the data in it or in a key; waiting would not help."""
 
 
 class NoChampion(StreamrecError):

@@ -1,8 +1,9 @@
 """Liveness and readiness of the daemon.
 
 The daemon is alive if its loop ticks and, while records wait, commits advance. During a rebalance, or while Kafka or
-Redis is unreachable, it is alive too: a restart would not help, and would cause another rebalance. So it is while it
-starts, and waits for what it needs.
+Redis is unreachable or takes no writes, it is alive too, for however long: a restart would not help, and would cause
+another rebalance. So it is while it starts, and waits for what it needs. Waiting is no longer right if Redis takes
+writes, but the batch gets no answer: then only this process's connections or state can be the reason.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ class Health:
     stopping: bool = False
     kafka_answers: bool = True  # BrokerWatch alone sets this
     kafka_takes_commits: bool = True  # Positions alone sets this
-    redis_answers: bool = True
+    redis_answers: bool = True  # it takes writes; RedisWatch alone sets this and the next two
+    redis_refuses: bool = False  # it answers, but takes no writes
+    redis_fails_batch: bool = False  # it takes writes, and the batch gets no answer
     lag_records: int = 0
     rebalancing_since_s: float | None = None
     last_tick_s: float = field(default=0.0)
@@ -61,6 +64,8 @@ class Health:
             return f"the loop has not polled for {silent:.0f} s"
         stuck = now - self.last_progress_s
         kafka_works = self.kafka_answers and self.kafka_takes_commits
+        if stuck > self.timeout_s and kafka_works and self.redis_fails_batch:
+            return f"Redis takes writes, but the batch gets no answer for {stuck:.0f} s"
         if stuck > self.timeout_s and self.lag_records and kafka_works and self.redis_answers:
             return f"{self.lag_records} records wait, but nothing was committed for {stuck:.0f} s"
         return None
@@ -76,7 +81,7 @@ class Health:
         if not self.joined:
             return "not joined to the consumer group yet"
         if not self.redis_answers:
-            return "Redis does not answer"
+            return "Redis takes no writes; the log says why" if self.redis_refuses else "Redis does not answer"
         if not self.kafka_answers:
             return "Kafka does not answer"
         if not self.kafka_takes_commits:

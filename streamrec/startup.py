@@ -22,7 +22,7 @@ from typing import TypeVar
 
 import torch
 
-from streamrec.errors import NoChampion, StoreUnreachable
+from streamrec.errors import NoChampion, RedisRejected, StoreUnreachable
 from streamrec.health import Health
 from streamrec.kafka.connection import connection_options, ignore_abandoned_requests
 from streamrec.kafka.consumer import REBALANCE_MARGIN_S, ClickConsumer
@@ -30,6 +30,7 @@ from streamrec.kafka.producer import Producer
 from streamrec.kafka.topics import ensure_topics
 from streamrec.metrics import Metrics
 from streamrec.redis.client import RedisClient
+from streamrec.redis.watch import RedisWatch
 from streamrec.registry import Registry
 from streamrec.schemas import DeadLetter
 from streamrec.serving.judge import OnlineJudge
@@ -167,7 +168,7 @@ class Startup:
         settings, metrics = self._settings, self._metrics
         metrics.model_created.set(served.created_s)
         lists = SharedLists(redis, settings.lists, settings.sequences.ttl_s, served.max_len, served.vocab)
-        await self._until(REDIS, lists.refresh)
+        await self._until(REDIS, lambda: _first_refresh(lists))
         counts = OnlineCounts(redis, metrics)
         predictor = Predictor(served.engine, lists, settings.lists, settings.serving.rescore_users, metrics)
         await asyncio.to_thread(predictor.warm_up, served.engine)
@@ -178,6 +179,7 @@ class Startup:
             metrics,
             self._health,
             redis,
+            RedisWatch(redis, self._health),
             lists,
             predictor,
             SequenceStore(redis, settings.sequences, settings.kafka.topic_epoch, served.max_len, metrics),
@@ -214,6 +216,12 @@ class Startup:
 async def _answers(redis: RedisClient) -> None:
     await redis.ping()
     await redis.check_format()
+
+
+async def _first_refresh(lists: SharedLists) -> None:
+    await lists.read_blocklist()  # lists with blocked items must not be published
+    with contextlib.suppress(RedisRejected):  # clicks are served without counts; the next refresh warns
+        await lists.refresh()
 
 
 async def _stop_in_time(stop: Callable[[], Awaitable[None]]) -> None:

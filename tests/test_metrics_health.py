@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
+import logging
 import math
+from collections.abc import Callable
 
 import pytest
 from hypothesis import HealthCheck, example, given
@@ -11,12 +12,12 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
-import streamrec.daemon
+from streamrec.errors import RedisRefused, RedisTakesNoWrites, RedisUnavailable, StreamrecError
 from streamrec.health import Health
 from streamrec.metrics import Metrics, quantile
 from streamrec.redis.client import RedisClient
-
-from support.waiting import eventually
+from streamrec.redis.watch import RedisWatch
+from streamrec.settings import Settings
 
 any_load = hypothesis_settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 BOUNDS = [0.1, 0.5, 1.0, 2.0, math.inf]
@@ -259,17 +260,95 @@ def test_a_daemon_that_stops_is_alive_but_not_ready(watched: Watched) -> None:
     assert watched.health.not_alive() is None
 
 
+class RedisThatSays(RedisClient):
+    """Takes the probe's writes or refuses them, as a test says."""
+
+    error: StreamrecError | None = None
+
+    async def probe(self) -> None:
+        if self.error is not None:
+            raise self.error
+
+
+@pytest.fixture
+def watch_of(watched: Watched, make_settings: Callable[..., Settings]) -> tuple[RedisThatSays, RedisWatch]:
+    says = RedisThatSays(make_settings().redis)
+    return says, RedisWatch(says, watched.health)
+
+
+DOWN, FULL = RedisUnavailable("down"), RedisTakesNoWrites("full")
+
+
 async def test_the_worker_gets_time_to_commit_after_redis_is_reachable_again(
-    watched: Watched, redis: RedisClient, monkeypatch: pytest.MonkeyPatch
+    watched: Watched, watch_of: tuple[RedisThatSays, RedisWatch]
 ) -> None:
-    monkeypatch.setattr(streamrec.daemon, "PROBE_EVERY_S", 0.001)
-    watched.health.lag_records, watched.health.redis_answers = 7, False
+    says, watch = watch_of
+    watched.health.lag_records, says.error = 7, DOWN
+    await watch._probe()
+    assert not watched.health.redis_answers
     watched.pass_s(10_000)
-
-    async def is_back() -> bool:
-        return watched.health.redis_answers
-
-    probe = asyncio.create_task(streamrec.daemon._probe(redis, watched.health))
-    await eventually(is_back, timeout_s=10)
-    probe.cancel()
+    says.error = None
+    await watch._probe()
+    assert watched.health.redis_answers
     assert watched.health.not_alive() is None
+    watched.pass_s(61)
+    assert watched.health.not_alive() is not None
+
+
+async def test_redis_is_back_when_the_waiting_batch_has_written_and_not_before(
+    watched: Watched, watch_of: tuple[RedisThatSays, RedisWatch], caplog: pytest.LogCaptureFixture
+) -> None:
+    _, watch = watch_of
+    with caplog.at_level(logging.INFO):
+        for _ in range(3):
+            watch.batch_waits(FULL)
+            await watch._probe()
+            assert watched.health.not_ready()
+        watch.batch_continues()
+        assert watched.health.not_ready() is None
+        watch.batch_abandoned()
+        assert watched.health.not_ready() is None
+    assert [r.getMessage() for r in caplog.records if "again" in r.getMessage()] == ["Redis is reachable again"]
+
+
+async def test_redis_is_not_back_when_a_batch_has_written_at_another_primary(
+    watched: Watched, watch_of: tuple[RedisThatSays, RedisWatch]
+) -> None:
+    says, watch = watch_of
+    says.error = FULL
+    watch.batch_waits(FULL)
+    await watch._probe()
+    watch.batch_continues()
+    assert watched.health.not_ready()
+    says.error = None
+    await watch._probe()
+    assert watched.health.not_ready() is None
+
+
+async def test_a_batch_that_is_abandoned_does_not_say_that_redis_is_back(
+    watched: Watched, watch_of: tuple[RedisThatSays, RedisWatch]
+) -> None:
+    _, watch = watch_of
+    watch.batch_waits(DOWN)
+    watch.batch_abandoned()
+    assert watched.health.not_ready()
+    await watch._probe()
+    assert watched.health.not_ready() is None
+
+
+@pytest.mark.parametrize(("error", "is_right"), [(DOWN, False), (FULL, True), (RedisRefused("no right"), True)])
+async def test_waiting_is_right_while_redis_refuses_but_not_if_only_this_batch_gets_no_answer(
+    watched: Watched, watch_of: tuple[RedisThatSays, RedisWatch], error: StreamrecError, is_right: bool
+) -> None:
+    says, watch = watch_of
+    says.error = error
+    watch.batch_waits(error)
+    await watch._probe()
+    watched.pass_s(10_000)
+    assert watched.health.not_alive() is None, "nobody can write"
+    says.error = None
+    for _ in range(62):  # others can write
+        await watch._probe()
+        watched.pass_s(1)
+    assert (watched.health.not_alive() is None) is is_right
+    assert watched.health.not_ready()

@@ -30,7 +30,7 @@ def add_to(commands: Subparsers) -> None:
         run,
         (*KAFKA, *REDIS, "model_dir", "registry_dir"),
         "report whether Kafka, Redis, topics and model can be used",
-        "Report whether Kafka, Redis, the topics and the model can be reached and read, one line each. The exit status "
+        "Report whether Kafka, Redis, the topics and the model can be reached and used, one line each. The exit status "
         "is 0 if all can, else 1.",
     )
     command.add_argument(
@@ -67,6 +67,7 @@ async def check(settings: Settings) -> AsyncIterator[Finding]:
         async with RedisClient(settings.redis) as redis:
             await redis.ping()
             await redis.check_format(claim=False)
+            await redis.probe()
         yield Finding("Redis", True, f"{settings.redis.address} answers")
     except StreamrecError as error:
         yield Finding("Redis", False, str(error))

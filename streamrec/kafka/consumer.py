@@ -14,10 +14,9 @@ A crash before 5 redelivers the batch; the replay guard in Redis makes that harm
 from __future__ import annotations
 
 import asyncio
-import collections
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, Callable, Collection, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
 
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, ConsumerRecord, TopicPartition
 from aiokafka.errors import KafkaError, NoOffsetForPartitionError, OffsetOutOfRangeError
@@ -25,14 +24,13 @@ from aiokafka.errors import KafkaError, NoOffsetForPartitionError, OffsetOutOfRa
 from streamrec.health import Health
 from streamrec.kafka.connection import (
     BROKER_TIMEOUT_S,
-    FencedInstanceIdError,
     connection_options,
     kafka_error,
     start_client,
 )
 from streamrec.kafka.decode import EventDecoder
 from streamrec.kafka.lag import Lag
-from streamrec.kafka.members import member_name, remove_members
+from streamrec.kafka.members import StaticPlace, member_name, remove_members
 from streamrec.kafka.polled import Decoded
 from streamrec.kafka.positions import Marks, Positions, begin_at_end
 from streamrec.kafka.producer import Producer
@@ -47,8 +45,6 @@ log = logging.getLogger(__name__)
 # The current batch must end this time before the rebalance time-out, at which the group would drop this member.
 REBALANCE_MARGIN_S = 5.0
 MAX_HEARTBEAT_S = 3.0
-# A static member that loses its place this often has a twin; a session that ended costs it one place.
-NAME_LOST_TIMES, NAME_LOST_WITHIN_S = 3, 60.0
 
 DeadLetterListener = Callable[[Sequence[DeadLetter]], None]
 Polled = dict[TopicPartition, list[ConsumerRecord]]
@@ -95,13 +91,14 @@ class ClickConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
             rebalance_timeout_ms=int(kafka.rebalance_timeout_s * 1000),
         )
         self._assignment = 0
-        self._name_lost_s: collections.deque[float] = collections.deque(maxlen=NAME_LOST_TIMES)
+        self._place = StaticPlace(kafka)
         self._idle = asyncio.Event()
         self._idle.set()
         self._lag = Lag(metrics, health)
         self._positions = Positions(kafka, self._consumer, marks, self._lag, health)
         self._watch: asyncio.Task[None] | None = None
         self._paused: frozenset[TopicPartition] = frozenset()
+        self._in_hand: Polled = {}  # the records of the current batch
 
     @property
     def assignment(self) -> int:
@@ -162,7 +159,7 @@ class ClickConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
         """
         while not stop.is_set():
             self._health.tick()
-            self._check_name()
+            self._place.check()
             await self._positions.settle()
             polled = await self._poll(self._kafka.poll_timeout_ms, self._kafka.max_batch)
             if not self._positions.settled:  # assigned during the poll: read again from where they begin
@@ -175,6 +172,7 @@ class ClickConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
                     return
                 continue
             self._idle.clear()
+            self._in_hand = polled
             full = sum(map(len, polled.values())) >= self._kafka.max_batch
             self._paused = frozenset() if full else self._consumer.assignment()
             self._consumer.pause(*self._paused)
@@ -182,7 +180,16 @@ class ClickConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
                 yield await self._batch(polled)
             finally:
                 self._resume_fetching()
+                self._in_hand = {}
                 self._idle.set()
+
+    def refuse(self, batch: EventBatch, reasons: Mapping[str, object]) -> None:
+        """Make dead letters of the records of users whose events can never be applied; ``reasons`` are by user id."""
+        places = {(e.partition, e.offset): str(reasons[e.user_id]) for e in batch.events if e.user_id in reasons}
+        for record in (record for records in self._in_hand.values() for record in records):
+            reason = places.get((record.partition, record.offset))
+            if reason is not None:
+                batch.dead_letters.append(dead_letter(record, reason))
 
     async def commit(self, batch: EventBatch) -> None:
         """Send dead letters until they are acknowledged, then commit.
@@ -236,7 +243,8 @@ class ClickConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
     async def on_partitions_revoked(self, revoked: Collection[TopicPartition]) -> None:
         """Wait until the current batch ends, or abandon it before the group drops this member."""
         self._health.rebalancing_since_s = self._health.now_s()
-        self._note_lost_name()
+        if self._health.joined and vars(self._consumer)["_coordinator"].generation < 0:
+            self._place.lost(self._health.now_s())
         limit_s = max(1.0, self._kafka.rebalance_timeout_s - REBALANCE_MARGIN_S)
         try:
             async with asyncio.timeout(limit_s):
@@ -248,23 +256,6 @@ class ClickConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
         self._lag.revoked(revoked)
         if revoked:
             log.info("partitions revoked", extra={"partitions": sorted(p.partition for p in revoked)})
-
-    def _note_lost_name(self) -> None:
-        """Note that the group no longer knows this static member: another joined under its name, or a session ended.
-
-        aiokafka does not tell the two apart.
-        """
-        if (
-            self._kafka.group_instance_id
-            and vars(self._consumer)["_coordinator"].generation < 0
-            and self._health.joined
-        ):
-            self._name_lost_s.append(self._health.now_s())
-
-    def _check_name(self) -> None:
-        lost_s = self._name_lost_s
-        if len(lost_s) == NAME_LOST_TIMES and lost_s[-1] - lost_s[0] < NAME_LOST_WITHIN_S:
-            raise kafka_error(self._kafka, FencedInstanceIdError())
 
     async def on_partitions_assigned(self, assigned: Collection[TopicPartition]) -> None:
         """Note the new assignment; the loop settles it, since heartbeats begin only after this."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import collections
 import os
 import socket
 from collections.abc import Callable
@@ -13,10 +14,33 @@ from aiokafka.errors import KafkaError
 from aiokafka.protocol.admin import DescribeGroupsRequest
 from aiokafka.protocol.group import LeaveGroupRequest
 
-from streamrec.kafka.connection import check_brokers, connection_options
+from streamrec.kafka.connection import FencedInstanceIdError, check_brokers, connection_options, kafka_error
 from streamrec.setting_groups import KafkaSettings
 
 TIMEOUT_S = 5.0
+# A static member that loses its place this often has a twin; a session that ended costs it one place.
+LOST_TIMES, LOST_WITHIN_S = 3, 60.0
+
+
+class StaticPlace:
+    """The place that a static member has in its group under `kafka_group_instance_id`."""
+
+    def __init__(self, kafka: KafkaSettings) -> None:
+        self._kafka = kafka
+        self._lost_s: collections.deque[float] = collections.deque(maxlen=LOST_TIMES)
+
+    def lost(self, now_s: float) -> None:
+        """Note that the group does not know this member any more: its session ended, or another took its name.
+
+        aiokafka does not tell the two apart.
+        """
+        self._lost_s.append(now_s)
+
+    def check(self) -> None:
+        """Raise KafkaForbidden if another member has the same name."""
+        often = len(self._lost_s) == LOST_TIMES and self._lost_s[-1] - self._lost_s[0] < LOST_WITHIN_S
+        if often and self._kafka.group_instance_id:
+            raise kafka_error(self._kafka, FencedInstanceIdError())
 
 
 def member_name() -> str:

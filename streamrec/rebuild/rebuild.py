@@ -15,16 +15,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
 import time
-from typing import NamedTuple
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import NamedTuple, TypeVar
 
 import torch
 
 from streamrec.archive.segments import EventArchive
-from streamrec.errors import StreamrecError
+from streamrec.errors import RedisRefused, RedisRejected, RedisUnavailable, StreamrecError
 from streamrec.kafka.connection import ignore_abandoned_requests
 from streamrec.kafka.reader import TopicReader
+from streamrec.logs import LogOnce
 from streamrec.metrics import Metrics
 from streamrec.rebuild.choice import includes, replacement
 from streamrec.rebuild.past_clicks import PastClicks
@@ -42,10 +46,12 @@ from streamrec.settings import Settings
 
 log = logging.getLogger(__name__)
 
-REPLACE = Script(__package__, "replace", replicated=True)
+REPLACE = Script(__package__, "replace", replicated=True, control=("", "value", 60))
 MAX_BATCH_USERS = 256
 RATED_BATCH_S = 0.5  # with a rate limit, a batch has the users of this time
+REDIS_TIMEOUT_S, REDIS_PAUSE_S = 60.0, 0.5  # a Redis that does not answer ends the rebuild after this time
 RETRY_TIMEOUT_S = 60.0  # retries end this long after the last one that succeeded
+R = TypeVar("R")
 
 
 class Change(NamedTuple):
@@ -107,6 +113,7 @@ class Rebuilder:
         self._publisher = Publisher(redis, settings.lists.ttl_s, Metrics())
         self._refreshed_s = 0.0
         self._dry_run = False
+        self._log_waits = LogOnce(log)
         self.report = Report()
 
     async def run(self, rate_per_s: float, dry_run: bool) -> None:
@@ -117,14 +124,14 @@ class Rebuilder:
             await self._read_topic()
         log.info("topic read", extra={"topic": self._settings.kafka.topic, "clicks_in_all": len(self._past)})
         if not dry_run:
-            await self._restore_popularity()
+            await self._patiently(self._restore_popularity)
         users, unread = self._past.users(), []
         size = min(MAX_BATCH_USERS, max(1, int(rate_per_s * RATED_BATCH_S))) if rate_per_s else MAX_BATCH_USERS
         with show_progress(len(users)) as update:
             for begin in range(0, len(users), size):
                 began_s = time.monotonic()
                 await self._read_topic(timeout_ms=0)
-                unread += await self._rebuild(users[begin : begin + size])
+                unread += await self._patiently(partial(self._rebuild, users[begin : begin + size]))
                 update(min(len(users), begin + size))
                 if rate_per_s:
                     await asyncio.sleep(max(0.0, began_s + size / rate_per_s - time.monotonic()))
@@ -133,8 +140,16 @@ class Rebuilder:
     async def _restore_popularity(self) -> None:
         counts, counted_ms = self._past.popularity(self._settings.lists.popular_half_life_s)
         first_ms = None if self._past.has_imported else self._past.first_ts_ms
-        await self._lists.refresh()
-        self.report.popularity = await self._lists.restore(counts, counted_ms, first_ms)
+        await self._refresh_lists()
+        try:
+            self.report.popularity = await self._lists.restore(counts, counted_ms, first_ms)
+        except RedisRejected as error:
+            log.warning("the click counts are not restored: %s", error)
+
+    async def _refresh_lists(self) -> None:
+        await self._lists.read_blocklist()  # lists with blocked items must not be published
+        with contextlib.suppress(RedisRejected):  # ``_restore_popularity`` has warned
+            await self._lists.refresh()
 
     async def _retry(self, users: list[str]) -> None:
         """Rebuild users whose clicks were not all read, until none is left or nothing changes for a while."""
@@ -143,11 +158,25 @@ class Rebuilder:
             await self._read_topic()
             unread = []
             for begin in range(0, len(users), MAX_BATCH_USERS):
-                unread += await self._rebuild(users[begin : begin + MAX_BATCH_USERS])
+                unread += await self._patiently(partial(self._rebuild, users[begin : begin + MAX_BATCH_USERS]))
             if len(unread) < len(users):
                 until_s = time.monotonic() + RETRY_TIMEOUT_S
             users = unread
         self.report.ahead += len(users)
+
+    async def _patiently(self, step: Callable[[], Awaitable[R]]) -> R:
+        """Run a step; repeat it for some time while Redis takes no writes: it may be failing over."""
+        until_s = time.monotonic() + REDIS_TIMEOUT_S
+        while True:
+            before = dataclasses.replace(self.report, refused=set(self.report.refused))
+            try:
+                return await step()
+            except RedisUnavailable as error:
+                if isinstance(error, RedisRefused) or time.monotonic() > until_s:
+                    raise
+                self._log_waits("%s; waiting for it", error)
+                self.report = before
+            await asyncio.sleep(REDIS_PAUSE_S)
 
     async def _read_topic(self, timeout_ms: int | None = None) -> None:
         await self._reader.find_partitions()
@@ -162,7 +191,11 @@ class Rebuilder:
         changes: list[Change] = []
         to_publish: list[UserSequence] = []
         for user, value, old_list in zip(users, values, published, strict=True):
-            stored = StoredSequence.decode(user, value) if value is not None else None
+            try:
+                stored = StoredSequence.decode(user, value) if value is not None else None
+            except StreamrecError as error:
+                self._refuse(user, error)
+                continue
             rebuilt = self._past.sequence_of(user)
             if stored is not None and not includes(user, rebuilt, stored):
                 if self._is_unread(stored):
@@ -179,6 +212,9 @@ class Rebuilder:
                 if self._needs_list(stored, old_list):
                     to_publish.append(stored.for_user(user))
         for change, done in zip(changes, await self._replace(changes), strict=True):
+            if isinstance(done, RedisRejected):
+                self._refuse(change.user, done)
+                continue
             if not done:
                 retry.append(change.user)
                 continue
@@ -188,8 +224,8 @@ class Rebuilder:
         await self._publish(to_publish)
         return retry
 
-    async def _replace(self, changes: list[Change]) -> list[bool]:
-        """Store the sequences, compare-and-set; return for each whether it was stored."""
+    async def _replace(self, changes: list[Change]) -> list[bool | RedisRejected]:
+        """Store the sequences, compare-and-set; return for each whether it was stored, or why it never can be."""
         if self._dry_run or not changes:
             return [True] * len(changes)
         calls: list[tuple[list[str], list[RedisArg]]] = []
@@ -197,16 +233,23 @@ class Rebuilder:
             ttl_s = max(1, self._ttl_left_s(change.sequence, self._settings.sequences.ttl_s))
             args: list[RedisArg] = [change.value or b"", change.sequence.encode(), ttl_s]
             calls.append(([self._keys.sequence(change.user)], args))
-        return [bool(done) for (done,) in await self._redis.run_each(REPLACE, [], calls)]
+        replies = await self._redis.run_each(REPLACE, [], calls)
+        return [reply if isinstance(reply, RedisRejected) else bool(reply[0]) for reply in replies]
 
     async def _publish(self, sequences: list[UserSequence]) -> None:
         self.report.lists += len(sequences)
         if self._dry_run or not sequences:
             return
         if time.monotonic() - self._refreshed_s > self._settings.lists.refresh_s:  # the blocklist may have changed
-            await self._lists.refresh()
+            await self._refresh_lists()
             self._refreshed_s = time.monotonic()
-        await self._publisher.publish(await self._predictor.predict(sequences))
+        await self._publisher.publish(await self._predictor.predict(sequences), self._refuse)
+
+    def _refuse(self, user: str, error: StreamrecError) -> None:
+        """Leave a user alone whose data can never be read or written; the others are rebuilt."""
+        if user not in self.report.refused:
+            log.warning("user left alone: %s", error)
+        self.report.refused.add(user)
 
     def _is_unread(self, stored: StoredSequence) -> bool:
         """Return whether the topic has a click of the sequence that was not read yet."""

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -24,6 +24,7 @@ class Report:
     unchanged: int = 0
     ahead: int = 0  # Redis has clicks that neither archive nor topic have
     too_old: int = 0
+    refused: set[str] = field(default_factory=set)  # users whose data can never be read or written
     lists: int = 0
     popularity: bool = False
 
@@ -31,6 +32,7 @@ class Report:
         return (
             f"{self.rebuilt:,} users rebuilt, {self.unchanged:,} unchanged, {self.ahead:,} left alone because only "
             f"Redis has some of their clicks, {self.too_old:,} too old, {self.lists:,} lists published"
+            f"{f', {len(self.refused):,} left alone because of what the log says' if self.refused else ''}"
             f"{', popularity counted again' if self.popularity else ''}"
         )
 

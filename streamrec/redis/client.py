@@ -9,28 +9,24 @@ from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Self
 
-from redis.asyncio.connection import parse_url
-from redis.asyncio.retry import Retry
-from redis.backoff import ExponentialBackoff
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import RedisError
 
-from streamrec.errors import RedisUnavailable, SettingsError, StreamrecError
+from streamrec.errors import RedisRejected, RedisUnavailable, StreamrecError
 from streamrec.formats import FORMAT, refusal
 from streamrec.metrics import Metrics
-from streamrec.redis.errors import redis_error
+from streamrec.redis.connection import connect
+from streamrec.redis.errors import RedisFailure, redis_error
+from streamrec.redis.isolation import Call, Isolation
 from streamrec.redis.keys import Keys
-from streamrec.redis.nodes import Cluster, Command, NotReplicated, OneServer, RedisArg, Wait
+from streamrec.redis.nodes import Command, NotReplicated, RedisArg, Wait, pool_of
 from streamrec.redis.script import Script
-from streamrec.redis.sentinels import Sentinels, WatchedServer
+from streamrec.redis.sentinels import WatchedServer
 from streamrec.setting_groups import RedisSettings
-from streamrec.tls import REDIS, tls_context
 
-MAX_CONNECTIONS = 6  # per node: loop, refresh, probe, re-scoring, listener, page
-RETRIES = 2
 LISTEN_TIMEOUT_S = 0.5  # below any sensible socket time-out, which would end the subscription
 SCAN_COUNT = 1000
+PROBE_TTL_S = 60
 WAIT_SHARE = 0.8  # of the time-out: WAIT must end before the connection times out
-REFUSAL = "STREAMREC "  # first word of errors that our scripts raise
 
 
 class RedisClient:
@@ -44,20 +40,7 @@ class RedisClient:
     """
 
     def __init__(self, settings: RedisSettings, metrics: Metrics | None = None) -> None:
-        identity = _identity(settings)
-        try:
-            options = {
-                "max_connections": MAX_CONNECTIONS,
-                "timeout": settings.timeout_s * (RETRIES + 2),
-                "socket_timeout": settings.timeout_s,
-                "socket_connect_timeout": settings.timeout_s,
-                "retry": Retry(ExponentialBackoff(cap=0.2, base=0.02), RETRIES),
-                **identity,
-                **parse_url(settings.server_url),
-            }
-            self._nodes = _nodes(settings, options)
-        except (ValueError, TypeError, RedisError) as error:
-            raise SettingsError(f"redis_url: an option after the ? is unknown or wrong: {error}") from None
+        self._nodes = connect(settings)
         self._settings = settings
         self._cluster = settings.cluster
         self.keys = Keys(settings.key_prefix)
@@ -83,50 +66,76 @@ class RedisClient:
 
         Raises:
             RedisUnavailable: it could not be run, its answer was lost, or too few replicas have its writes.
-            StreamrecError: the script itself refused; waiting would not help.
+            RedisRejected: the script or Redis refuses the data; waiting would not help.
         """
-        return (await self._run(script, [(keys, args)]))[0]
+        return self._successful(await self._run(script, [(keys, args)]), [keys])[0]
 
     async def run_each(
-        self, script: Script, shared: Sequence[RedisArg], calls: Sequence[tuple[list[str], list[RedisArg]]]
-    ) -> list[list[Any]]:
+        self, script: Script, shared: Sequence[RedisArg], calls: Sequence[Call]
+    ) -> list[list[Any] | RedisRejected]:
         """Run a script for many users, each with their own keys and arguments; return the reply for each.
 
-        This is one call for all, on a cluster one call per user and one round trip per node. Raises like ``run``; the
-        script may then have run for some users.
+        This is one call for all, on a cluster one call per user and one round trip per node. A user whose call can
+        never succeed gets an error in place of the reply, and the others get theirs. Raises RedisUnavailable like
+        ``run``; the script may then have run for some users.
         """
+        isolation = Isolation(script, self._run, self._error)
         if self._cluster:
-            return await self._run(script, [(keys, [*shared, *args]) for keys, args in calls])
-        args = [*shared, *(arg for _, args in calls for arg in args)]
-        reply = await self.run(script, [key for keys, _ in calls for key in keys], args)
+            each = _with_shared(shared, calls)
+            return await isolation.each(await self._run(script, each), each)
+        together = [*shared, *(arg for _, args in calls for arg in args)]
+        try:
+            reply = await self.run(script, [key for keys, _ in calls for key in keys], together)
+        except (RedisUnavailable, RedisRejected) as error:
+            if not isinstance(error.__cause__, Exception):
+                raise
+            return await isolation.together(error.__cause__, _with_shared(shared, calls))
         size = len(reply) // len(calls)
         return [reply[start : start + size] for start in range(0, len(reply), size)]
 
     async def _run(self, script: Script, calls: Sequence[tuple[list[str], Iterable[RedisArg]]]) -> list[Any]:
+        """Return the answers, errors among them."""
         commands = [
             Command(keys[0] if keys else "", ("EVALSHA", script.sha, len(keys), *keys, *args)) for keys, args in calls
         ]
         started = time.perf_counter()
         try:
-            return await self._send(commands, script, self._wait if script.replicated else None)
+            return await self._answers(commands, script, self._wait if script.replicated else None)
         finally:
             if self._metrics is not None:
                 self._metrics.redis_seconds.labels(script.name).observe(time.perf_counter() - started)
 
     async def ping(self) -> None:
-        """Raise RedisUnavailable unless each primary answers and has its replicas."""
-        if isinstance(self._nodes, WatchedServer):
-            with _cancellation_preserved():
-                await self._nodes.follow()
+        """Raise RedisUnavailable unless each primary answers and has its replicas. This writes nothing."""
+        await self._follow()
         if self._wait is not None:
             fewest = min(await self._on_primaries("WAIT", *self._wait))
             if fewest < self._wait.replicas:
-                raise self._unavailable(NotReplicated(fewest, self._wait))
+                raise self._error(NotReplicated(fewest, self._wait))
         if self._cluster:
             await self._on_primaries("PING")
             await self._call("EXISTS", self._probed[0])  # nodes of a cluster that is down answer PING, not this
         else:
             await self._call("EXISTS", *self._probed)  # keys of two slots: a cluster refuses
+
+    async def probe(self) -> None:
+        """Raise RedisUnavailable or RedisRejected unless each primary takes a write and has its replicas.
+
+        A server that is full or read-only, or cannot save, still answers reads.
+        """
+        await self._follow()
+        try:
+            with _cancellation_preserved():
+                keys = await self._nodes.keys_at_primaries(self.keys.probe)
+        except (RedisError, OSError) as error:
+            raise self._error(error) from error
+        writes = [Command(key, ("SET", key, "1", "EX", PROBE_TTL_S)) for key in keys]
+        self._successful(await self._answers(writes, wait=self._wait), [[key] for key in keys])
+
+    async def _follow(self) -> None:
+        if isinstance(self._nodes, WatchedServer):
+            with _cancellation_preserved():
+                await self._nodes.follow()
 
     async def check_format(self, claim: bool = True) -> None:
         """Refuse data of an unknown format under the prefix; without a format key, data are new or lost.
@@ -147,9 +156,9 @@ class RedisClient:
             raise StreamrecError(refusal(where, text, "set another STREAMREC_REDIS_KEY_PREFIX"))
 
     async def get_many(self, keys: list[str]) -> list[bytes | None]:
-        """Return the values of string keys, None for a missing key."""
-        if self._cluster:
-            return await self._send([Command(key, ("GET", key)) for key in keys])
+        """Return the values of string keys, None for a missing key or one of another type."""
+        if self._cluster:  # MGET also here: a GET of a key of another type would be an error
+            return [value for (value,) in await self._send([Command(key, ("MGET", key)) for key in keys])]
         values: list[bytes | None] = await self._call("MGET", *keys) if keys else []
         return values
 
@@ -187,17 +196,18 @@ class RedisClient:
         try:
             with _cancellation_preserved():
                 node = await self._nodes.client_of(channel)  # any node would do: they forward messages
+            renewals = pool_of(node).renewals
             async with node.pubsub(ignore_subscribe_messages=True) as subscription:
                 with _cancellation_preserved():
                     await subscription.subscribe(channel)
-                while await self._nodes.client_of(channel) is node:
+                while await self._nodes.client_of(channel) is node and pool_of(node).renewals == renewals:
                     with _cancellation_preserved():
                         message = await subscription.get_message(timeout=LISTEN_TIMEOUT_S)
                     if message is not None:
                         yield message["data"].decode(errors="replace")
-            raise RedisError("another server is the primary now")
+            raise RedisError("another server may be the primary now")
         except (RedisError, OSError) as error:
-            raise self._unavailable(error) from error
+            raise self._error(error) from error
 
     async def scan(self, prefix: str) -> AsyncIterator[str]:
         """Yield the names of the keys that begin with a prefix, each once."""
@@ -210,24 +220,31 @@ class RedisClient:
                         seen.add(key)
                         yield key.decode(errors="replace")
         except (RedisError, OSError) as error:
-            raise self._unavailable(error) from error
+            raise self._error(error) from error
 
     async def _call(self, name: str, key: str, *more: RedisArg) -> Any:
         return (await self._send([Command(key, (name, key, *more))]))[0]
 
-    async def _send(
+    async def _send(self, commands: Sequence[Command]) -> list[Any]:
+        return self._successful(await self._answers(commands), [[command.key] for command in commands])
+
+    async def _answers(
         self, commands: Sequence[Command], script: Script | None = None, wait: Wait | None = None
     ) -> list[Any]:
+        """Return the answers, errors among them."""
+        if not commands:
+            return []
         try:
             with _cancellation_preserved():
-                answers = await self._nodes.send(commands, script, wait)
+                return await self._nodes.send(commands, script, wait)
         except (RedisError, OSError) as error:
-            raise self._unavailable(error) from error
-        failed = next((answer for answer in answers if isinstance(answer, Exception)), None)
-        if isinstance(failed, ResponseError) and str(failed).startswith(REFUSAL):
-            raise StreamrecError(str(failed).removeprefix(REFUSAL))
-        if failed is not None:
-            raise self._unavailable(failed) from failed
+            raise self._error(error) from error
+
+    def _successful(self, answers: list[Any], keys: Sequence[list[str]]) -> list[Any]:
+        """Return the answers if none is an error."""
+        for answer, of in zip(answers, keys, strict=True):
+            if isinstance(answer, Exception):
+                raise self._error(answer, of) from answer
         return answers
 
     async def _on_primaries(self, *parts: RedisArg) -> list[Any]:
@@ -241,35 +258,17 @@ class RedisClient:
                 raise error
             return answers
         except (RedisError, OSError) as error:
-            raise self._unavailable(error) from error
+            raise self._error(error) from error
 
-    def _unavailable(self, error: Exception) -> RedisUnavailable:
-        self._nodes.mark_stale()
-        return redis_error(self._settings, error)
-
-
-def _nodes(settings: RedisSettings, options: dict[str, Any]) -> OneServer | Cluster | WatchedServer:
-    """Return the server or servers that the settings name."""
-    sentinels = settings.sentinels
-    if sentinels is None:
-        return Cluster(options) if settings.cluster else OneServer(options)
-    password = settings.sentinel_password
-    login = {"username": settings.sentinel_username, "password": password.get_secret_value() if password else None}
-    return WatchedServer(options, Sentinels(sentinels.sentinels, sentinels.name, options, login))
+    def _error(self, error: Exception, keys: Sequence[str] = ()) -> RedisFailure:
+        failure = redis_error(self._settings, error, ", ".join(keys))
+        if isinstance(failure, RedisUnavailable):
+            self._nodes.mark_stale()
+        return failure
 
 
-def _identity(settings: RedisSettings) -> dict[str, Any]:
-    """Return the options of redis-py for login and TLS."""
-    password = settings.password
-    given: dict[str, Any] = {"username": settings.username}
-    given["password"] = password.get_secret_value() if password else None
-    if settings.uses_tls:
-        tls_context(settings.tls, REDIS)  # redis-py would read the files later, without naming the wrong one
-        files = {"ca_certs": settings.tls.ca_file, "certfile": settings.tls.cert_file}
-        files["keyfile"] = settings.tls.key_file
-        given |= {f"ssl_{name}": str(path) if path else None for name, path in files.items()}
-        given["ssl_check_hostname"] = True  # the default only of newer redis-py
-    return {name: value for name, value in given.items() if value}
+def _with_shared(shared: Sequence[RedisArg], calls: Sequence[Call]) -> list[Call]:
+    return [(keys, [*shared, *args]) for keys, args in calls]
 
 
 @contextlib.contextmanager

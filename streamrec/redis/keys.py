@@ -1,11 +1,17 @@
 """Name the Redis keys. The braces are literal: a hash tag places all keys of a user on one cluster node.
 
-Keys without braces belong to no user, so no user id can collide with them.
+A hash tag ends at the first ``}``, and an empty one does not count. So ``}`` of a user id is percent-encoded, and ``%``
+too: each id has one slot and one name. Keys without braces belong to no user, so no user id can collide with them.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+
+ENCODED = {"%": "%25", "}": "%7D"}
+DECODED = {code: character for character, code in ENCODED.items()}
+USER_KEY = re.compile(r":(?:seq|recs):\{((?:[^%}]|%25|%7D)+)\}", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -16,11 +22,11 @@ class Keys:
 
     def sequence(self, user_id: str) -> str:
         """Return the key of a user's sequence, STRING: header, then the last items (serving/sequences.py)."""
-        return f"{self.prefix}:seq:{{{user_id}}}"
+        return f"{self.prefix}:seq:{{{_encoded(user_id)}}}"
 
     def recommendation(self, user_id: str) -> str:
         """Return the key of a user's published list, STRING: JSON (serving/publisher.py)."""
-        return f"{self.prefix}:recs:{{{user_id}}}"
+        return f"{self.prefix}:recs:{{{_encoded(user_id)}}}"
 
     @property
     def popular(self) -> str:
@@ -60,6 +66,17 @@ class Keys:
         """Key of the training lock, STRING with a TTL."""
         return f"{self.prefix}:training"
 
-    def user_of(self, key: str) -> str:
-        """Return the user of a sequence or recommendation key."""
-        return key[key.index("{") + 1 : -1]
+    def probe(self, number: int) -> str:
+        """Return the key of a write that shows whether a primary takes writes, STRING with a TTL; one a primary."""
+        return f"{self.prefix}:probe:{number}"
+
+    def user_of(self, key: str) -> str | None:
+        """Return the user of a sequence or recommendation key; None for a key of no user."""
+        found = USER_KEY.fullmatch(key.removeprefix(self.prefix))
+        if found is None or not key.startswith(self.prefix):
+            return None
+        return re.sub("%25|%7D", lambda code: DECODED[code[0]], found[1])
+
+
+def _encoded(user_id: str) -> str:
+    return re.sub("[%}]", lambda character: ENCODED[character[0]], user_id)

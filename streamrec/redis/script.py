@@ -16,11 +16,13 @@ class Script:
         package: the package that holds ``NAME.lua``; pass ``__package__``.
         name: also the label of the script in the metrics.
         replicated: wait for ``redis.wait_replicas`` replicas after each call.
+        control: arguments of a test call, which succeeds wherever a call with good data succeeds.
     """
 
     package: str
     name: str
     replicated: bool = False
+    control: tuple[str | int, ...] = ()
 
     @cached_property
     def text(self) -> str:

@@ -17,7 +17,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, NoPermissionError, RedisError, ResponseError
 
-from streamrec.redis.nodes import Address, OneServer, new_client
+from streamrec.redis.nodes import Address, OneServer, new_client, renew
 
 OF_THE_PRIMARY = ("host", "port", "db", "username", "password")  # options that do not hold for a sentinel
 GRACE_S = (
@@ -79,6 +79,11 @@ class Sentinels:
                 f"soon, `SENTINEL CKQUORUM {self._name}` at a sentinel says why"
             )
         return host, port
+
+    async def renew(self) -> None:
+        """Resolve the names of the sentinels anew at the next query."""
+        for client in self._clients.values():
+            await renew(client)
 
     async def aclose(self) -> None:
         """Close all connections."""
@@ -173,15 +178,17 @@ class WatchedServer(OneServer):
 
     async def _query(self) -> None:
         """Query the sentinels; close idle connections to former primaries, and after an error to the current one."""
+        if self._stale:
+            await self._sentinels.renew()
         address = await self._sentinels.primary()
         if address != self._address:
             self._former.append(self._client)
             self._client = new_client(self._options | {"host": address[0], "port": address[1]})
             self._address = address
         elif self._stale:
-            await self._client.connection_pool.disconnect(inuse_connections=False)
+            await renew(self._client)
         for client in self._former:
-            await client.connection_pool.disconnect(inuse_connections=False)
+            await renew(client)
         self._stale = False
 
 

@@ -9,7 +9,7 @@ import socket
 import uuid
 from collections.abc import AsyncIterator
 
-from streamrec.errors import RedisUnavailable, RetrainError
+from streamrec.errors import RedisRejected, RedisUnavailable, RetrainError
 from streamrec.redis.client import RedisClient
 from streamrec.redis.script import Script
 
@@ -50,7 +50,7 @@ async def training_lock(redis: RedisClient) -> AsyncIterator[asyncio.Event]:
     finally:
         renewal.cancel()
         await asyncio.gather(renewal, return_exceptions=True)
-        with contextlib.suppress(RedisUnavailable):
+        with contextlib.suppress(RedisUnavailable, RedisRejected):
             await take_lock(redis, key, name, 0)
 
 
@@ -58,5 +58,9 @@ async def _renew(redis: RedisClient, key: str, name: str, taken_over: asyncio.Ev
     while True:
         await asyncio.sleep(RENEW_EVERY_S)
         with contextlib.suppress(RedisUnavailable):  # the next renewal finds out whether another worker took the lock
-            if await take_lock(redis, key, name, LOCK_TTL_MS) != name:
+            try:
+                held = await take_lock(redis, key, name, LOCK_TTL_MS) == name
+            except RedisRejected:  # another program has overwritten the key
+                held = False
+            if not held:
                 taken_over.set()

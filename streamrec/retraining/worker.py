@@ -20,6 +20,7 @@ from streamrec.archive.follow import Archiver
 from streamrec.archive.segments import EventArchive
 from streamrec.errors import (
     ArchiveError,
+    RedisRejected,
     RedisUnavailable,
     RegistryError,
     RetrainError,
@@ -47,6 +48,7 @@ FAILURE_REASONS: dict[type[StreamrecError], str] = {
     RegistryError: "registry",
     StoreUnavailable: "store",
     RedisUnavailable: "redis",
+    RedisRejected: "redis",
     RetrainStopped: "stopped",
 }
 
@@ -182,7 +184,7 @@ class RetrainWorker:
     async def _notify_daemons(self, redis: RedisClient, version: str) -> None:
         try:
             await redis.notify(redis.keys.models_channel, version)
-        except RedisUnavailable as error:
+        except (RedisUnavailable, RedisRejected) as error:
             log.warning(
                 "the daemons are not notified; they find the champion within %g s (%s)",
                 self._settings.registry.poll_s,

@@ -2,7 +2,8 @@
 -- KEYS: for each user, the sequence key.
 -- ARGV: max_len, ttl_s, session_gap_ms (0: none), topic_epoch;
 --       then for each key the number of events, and for each event partition, offset, timestamp_ms, item_id.
--- Returns for each key: events applied, 1 if the stored value was damaged and discarded (else 0), the new value.
+-- Returns for each key: events applied, 1 if the stored value was damaged and discarded (else 0), the new value;
+--       for a value of a later format, which is not changed: -1, 0, the reason.
 --
 -- Value: "1 n session_n count last_event_ts_ms topic_epoch partition:offset,..." NUL, then each item and a NUL.
 -- StoredSequence (sequences.py) reads the value, and calls the same values damaged.
@@ -10,7 +11,15 @@ local max_len, ttl_s, gap_ms, epoch = tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[
 local header = '^(%d+) (%d+) (%d+) (%d+) (%d+) (%d+) ([%d:,]*)%z(.*)$'
 local reply, at = {}, 5
 
-for i = 1, #KEYS do
+local function is_damaged(n, session_n, count, last_ts, stored_epoch)
+  for _, number in ipairs({n, session_n, count, last_ts, stored_epoch}) do
+    if #number > 16 then return true end  -- beyond what doubles count one by one
+  end
+  return tonumber(count) > tonumber(session_n) or tonumber(session_n) > tonumber(n)
+end
+
+-- Returns the reply for a key, or an error of Redis.
+local function append(i)
   local value = redis.pcall('GET', KEYS[i])
   if type(value) == 'table' then
     if string.sub(value.err, 1, 9) ~= 'WRONGTYPE' then return value end  -- no permission: not damaged
@@ -20,10 +29,11 @@ for i = 1, #KEYS do
   if value then
     format, n, session_n, count, last_ts, stored_epoch, applied_offsets, items = string.match(value, header)
     if format and format ~= '1' then
-      return redis.error_reply('STREAMREC sequence format ' .. format .. ' in ' .. KEYS[i]
-        .. ' was written by a newer streamrec; this one reads format 1: upgrade it')
+      at = at + 1 + 4 * tonumber(ARGV[at])
+      return -1, 0, 'sequence format ' .. format .. ' in ' .. KEYS[i]
+        .. ' was written by a newer streamrec; this one reads format 1: upgrade it'
     end
-    if format and (tonumber(count) > tonumber(session_n) or tonumber(session_n) > tonumber(n)) then format = nil end
+    if format and is_damaged(n, session_n, count, last_ts, stored_epoch) then format = nil end
     if not format then n, session_n, count, last_ts, stored_epoch, applied_offsets, items = nil end
   end
   local damaged = (value and not format) and 1 or 0
@@ -71,6 +81,12 @@ for i = 1, #KEYS do
   else
     redis.call('EXPIRE', KEYS[i], ttl_s)  -- a write: WAIT after a retry must cover this value too
   end
+  return applied, damaged, value
+end
+
+for i = 1, #KEYS do
+  local applied, damaged, value = append(i)
+  if type(applied) == 'table' then return applied end
   reply[#reply + 1] = applied
   reply[#reply + 1] = damaged
   reply[#reply + 1] = value

@@ -16,9 +16,17 @@ import asyncio
 import contextlib
 import logging
 import time
+from itertools import islice
 
 from streamrec.aliases import Champion, ShadowAlias
-from streamrec.errors import RedisRefused, RedisUnavailable, RegistryError, StoreUnavailable, StreamrecError
+from streamrec.errors import (
+    RedisRefused,
+    RedisRejected,
+    RedisUnavailable,
+    RegistryError,
+    StoreUnavailable,
+    StreamrecError,
+)
 from streamrec.logs import LogOnce
 from streamrec.registry import Registry
 from streamrec.serving.model import ServedModel
@@ -64,7 +72,7 @@ class ChampionFollower:
             try:
                 async for _ in self._redis.listen(channel):
                     self._notified.set()
-            except RedisRefused as error:
+            except (RedisRefused, RedisRejected) as error:
                 self._log_late("a new champion is noticed up to %g s late: %s", self._settings.registry.poll_s, error)
             except RedisUnavailable:  # polling continues
                 self._log_late.reset()
@@ -162,19 +170,22 @@ class ChampionFollower:
         """Publish new lists for recently active users, the latest click first, until the registry changes again."""
         waiting = self._predictor.recent_users()
         version, scored = self._predictor.version, 0
+        refused: dict[str, StreamrecError] = {}
         size = max(1, int(self._settings.serving.rescore_users_per_s * RESCORE_EVERY_S))
         while waiting and not self._notified.is_set():
             part, waiting = waiting[:size], waiting[size:]
             began = time.monotonic()
             try:
-                sequences = await self._store.read(part)
-                await self._publisher.publish(await self._predictor.predict(sequences))
+                sequences = await self._store.read(part, refused.__setitem__)
+                await self._publisher.publish(await self._predictor.predict(sequences), refused.__setitem__)
             except RedisUnavailable:
                 waiting = part + waiting
                 await asyncio.sleep(1.0)
                 continue
-            except StreamrecError as error:  # one value is damaged; the others get lists at their next click
-                log.warning("some users are not re-scored: %s", error)
+            except RedisRejected as rejection:
+                refused |= dict.fromkeys(part, rejection)
             scored += len(part)
             await asyncio.sleep(max(0.0, began + RESCORE_EVERY_S - time.monotonic()))
-        log.info("users re-scored", extra={"model": version, "users": scored})
+        for error in islice(refused.values(), 1):
+            log.warning("some users are not re-scored: %s", error, extra={"users": len(refused)})
+        log.info("users re-scored", extra={"model": version, "users": scored - len(refused)})

@@ -56,7 +56,8 @@ async def _values(
     all_users = users is None
     if users is None:
         prefix = key_of("").removesuffix("}")  # includes the opening brace
-        users = [redis.keys.user_of(name) async for name in redis.scan(prefix)]
+        found = [redis.keys.user_of(name) async for name in redis.scan(prefix)]
+        users = [user for user in found if user is not None]  # another program may have put a key there
     remaining = iter(users)
     while chunk := list(islice(remaining, SCAN_COUNT)):
         for user, value in zip(chunk, await redis.get_many([key_of(user) for user in chunk]), strict=True):

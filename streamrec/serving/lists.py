@@ -16,6 +16,7 @@ from itertools import islice
 import msgspec
 
 from sasrec import ItemVocab, Ranking
+from streamrec.errors import RedisRejected, RedisUnavailable
 from streamrec.redis.client import RedisClient
 from streamrec.redis.script import Script
 from streamrec.schemas import NO_ITEMS, PublishedList, StoredItems, UserSequence
@@ -69,13 +70,34 @@ class SharedLists:
             for item in sequence.clicks:
                 self._weights[item] = self._weights.get(item, 0.0) + weight
 
+    async def read_blocklist(self) -> None:
+        """Read the blocklist.
+
+        Raises:
+            RedisUnavailable: Redis does not answer.
+            RedisRejected: the key has another type.
+        """
+        self.blocked = frozenset(await self._redis.members(self._keys.blocklist))
+
     async def refresh(self) -> None:
-        """Flush the counts, read the blocklist, publish the popular list.
+        """Read the blocklist, flush the counts, publish the popular list; a step that cannot be done stops no other.
 
         Raises:
             RedisUnavailable: Redis does not answer; the counts are flushed next time.
+            RedisRejected: a key has another type; the same.
         """
-        self.blocked = frozenset(await self._redis.members(self._keys.blocklist))
+        errors = []
+        for step in (self.read_blocklist, self._flush_counts, self._publish_popular):
+            try:
+                await step()
+            except (RedisUnavailable, RedisRejected) as error:
+                errors.append(error)
+                if type(error) is RedisUnavailable:  # each step would wait for a server that does not answer
+                    break
+        if errors:
+            raise errors[0]
+
+    async def _flush_counts(self) -> None:
         self._rescale_to(self._newest_ms)
         weights, self._weights = self._weights, {}
         reference_ms = self._reference_ms
@@ -84,6 +106,8 @@ class SharedLists:
         except BaseException:
             self._put_back(weights, reference_ms)
             raise
+
+    async def _publish_popular(self) -> None:
         top = self.popular_for(NO_ITEMS, self._settings.top_k)
         value = PublishedList(top.items, top.scores, POPULAR, self._newest_ms, int(time.time() * 1000), 0)
         await self._redis.set(self._keys.popular, msgspec.json.encode(value), self._settings.ttl_s)
@@ -161,6 +185,9 @@ class SharedLists:
         scale = 2.0 ** self._half_lives(newer_ms)
         for item, weight in newer.items():
             self._weights[item] = self._weights.get(item, 0.0) + weight * scale
+        if len(self._weights) > 2 * MAX_COUNTED_ITEMS:  # the flush may have failed for days
+            largest = heapq.nlargest(MAX_COUNTED_ITEMS, self._weights.items(), key=lambda pair: pair[1])
+            self._weights = dict(largest)
 
     async def _add_counts(
         self, weights: dict[str, float], reference_ms: int, only_if_missing: bool = False, top: int | None = None
@@ -177,7 +204,10 @@ class SharedLists:
         for item, weight in weights.items():
             args += (item, weight)
         reply = await self._redis.run(POPULARITY, [self._keys.popularity], args)
-        items, scores = [item.decode() for item in reply[::2]], [float(weight) for weight in reply[1::2]]
+        items, scores = (
+            [item.decode(errors="replace") for item in reply[::2]],
+            [float(weight) for weight in reply[1::2]],
+        )
         if reply:
             self._set_popular(items, scores)
         return Ranking(items, scores)

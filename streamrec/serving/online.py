@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 
 from prometheus_client import Counter
 
-from streamrec.errors import StreamrecError
+from streamrec.errors import RedisRejected, StreamrecError
 from streamrec.metrics import Metrics
 from streamrec.redis.client import RedisClient
 from streamrec.redis.script import Script
@@ -95,11 +95,13 @@ class OnlineCounts:
         self._add(shadow, counted)
 
     async def flush(self) -> None:
-        """Add the counts since the last flush to the figures in Redis.
+        """Add the counts since the last flush to the figures in Redis; a version that is refused stops no other.
 
         Raises:
             RedisUnavailable: Redis does not answer; the next flush includes these counts.
+            RedisRejected: a version's key has another type; the same.
         """
+        rejected = None
         async with self._flushing:  # the last flush, at shutdown, waits for the current one
             for version in list(self._pending):
                 counted = self._pending.pop(version)
@@ -108,9 +110,14 @@ class OnlineCounts:
                     args += (name, amount)
                 try:
                     await self._redis.run(ONLINE, [self._keys.online(version)], args)
+                except RedisRejected as error:
+                    self._add(version, counted)
+                    rejected = error
                 except BaseException:
                     self._add(version, counted)
                     raise
+        if rejected is not None:
+            raise rejected
 
     def _add(self, version: str, counted: Mapping[str, float]) -> None:
         pending = self._pending.setdefault(version, {})

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from streamrec.health import Health
 from streamrec.metrics import Metrics
 from streamrec.redis.client import RedisClient
+from streamrec.redis.watch import RedisWatch
 from streamrec.serving.lists import SharedLists
 from streamrec.serving.online import OnlineCounts
 from streamrec.serving.predictor import Predictor
@@ -22,6 +23,7 @@ class ServingParts:
     metrics: Metrics
     health: Health
     redis: RedisClient
+    watch: RedisWatch
     lists: SharedLists
     predictor: Predictor
     store: SequenceStore

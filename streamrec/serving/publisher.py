@@ -6,13 +6,15 @@ import time
 
 import msgspec
 
+from streamrec.errors import RedisRejected
 from streamrec.metrics import Metrics
 from streamrec.redis.client import RedisClient
 from streamrec.redis.nodes import RedisArg
 from streamrec.redis.script import Script
 from streamrec.schemas import PublishedList, Recommendation
+from streamrec.serving.sequences import OnRefused, raise_refused
 
-PUBLISH = Script(__package__, "publish", replicated=True)
+PUBLISH = Script(__package__, "publish", replicated=True, control=(60, 0, "{}"))
 
 
 class Publisher:
@@ -25,8 +27,13 @@ class Publisher:
         self._metrics = metrics
         self._encoder = msgspec.json.Encoder()
 
-    async def publish(self, recommendations: list[Recommendation]) -> list[bytes | None]:
+    async def publish(
+        self, recommendations: list[Recommendation], on_refused: OnRefused = raise_refused
+    ) -> list[bytes | None]:
         """Publish lists, compare-and-set; return the previous value of each, None if there was none.
+
+        Args:
+            on_refused: called with each user whose list can never be published, and the reason [raise it].
 
         Raises:
             RedisUnavailable: try again; publishing twice is harmless.
@@ -40,11 +47,20 @@ class Publisher:
             keys = [self._keys.recommendation(r.user_id), self._keys.sequence(r.user_id)]
             calls.append((keys, [r.n, self._encoder.encode(value).decode()]))
         replies = await self._redis.run_each(PUBLISH, [self._ttl_s], calls)
-        written = sum(done for done, _ in replies)
-        self._metrics.published.labels("published").inc(written)
-        self._metrics.published.labels("superseded").inc(len(recommendations) - written)
-        now_ms = time.time() * 1000
-        for r in recommendations:
+        written, now_ms = 0, time.time() * 1000
+        previous: list[bytes | None] = []
+        for r, reply in zip(recommendations, replies, strict=True):
+            if isinstance(reply, RedisRejected):
+                on_refused(r.user_id, reply)
+                previous.append(None)
+                continue
+            done, value = reply
+            written += done
+            previous.append(value or None)
             for record_ts_ms in r.record_ts_ms:
                 self._metrics.click_to_published.observe(max(0.0, (now_ms - record_ts_ms) / 1000))
-        return [value or None for _, value in replies]
+        self._metrics.published.labels("published").inc(written)
+        self._metrics.published.labels("superseded").inc(
+            sum(not isinstance(r, RedisRejected) for r in replies) - written
+        )
+        return previous

@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
-from streamrec.errors import StreamrecError
+from streamrec.errors import RedisRejected, StreamrecError
 from streamrec.metrics import Metrics
 from streamrec.redis.client import RedisClient
 from streamrec.redis.nodes import RedisArg
@@ -25,9 +27,18 @@ from streamrec.setting_groups import SequenceSettings
 log = logging.getLogger(__name__)
 
 MASS_REJECTION = 0.5  # share of a batch's events; a larger share of rejected events is worth a line in the log
-APPEND = Script(__package__, "append", replicated=True)
-# append.lua has the same pattern
+# the control appends an item to one, for a minute
+APPEND = Script(__package__, "append", replicated=True, control=(1, 60, 0, 0, 1, 0, 0, 0, "item"))
+# append.lua has the same pattern and the same limit
 VALUE = re.compile(rb"(\d+) (\d+) (\d+) (\d+) (\d+) (\d+) ([\d:,]*)\0(.*)", re.DOTALL)
+MAX_DIGITS = 16
+
+OnRefused = Callable[[str, StreamrecError], None]
+
+
+def raise_refused(user_id: str, error: StreamrecError) -> None:
+    """Raise the error of a user whose data Redis, or this version, can never take."""
+    raise error
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,15 +96,17 @@ class SequenceStore:
         self.max_len = max_len
         self._rejecting = False
 
-    async def append(self, batch: EventBatch) -> list[UserSequence]:
+    async def append(self, batch: EventBatch, on_refused: OnRefused = raise_refused) -> list[UserSequence]:
         """Append the events of a batch; return the sequence of every user in it.
 
         Users whose events were all replays are returned too, to be scored and published again: the daemon may have
         crashed between append and publish.
 
+        Args:
+            on_refused: called with each user whose events can never be appended, and the reason [raise it].
+
         Raises:
             RedisUnavailable: try again; applied events are not applied twice.
-            StreamrecError: a newer streamrec has written a sequence.
         """
         by_user: dict[str, list[ClickEvent]] = {}
         for event in batch.events:
@@ -109,41 +122,68 @@ class SequenceStore:
         settings = self._settings
         shared = [self.max_len, settings.ttl_s, int(settings.session_gap_s * 1000), self._topic_epoch]
         replies = await self._redis.run_each(APPEND, shared, calls)
-        sequences = []
-        for (user_id, events), (applied, damaged, value) in zip(by_user.items(), replies, strict=True):
-            if damaged:
-                log.warning("a damaged sequence was discarded and begun anew", extra={"user_id": user_id})
-            sequences.append(parse_sequence(user_id, value, applied, tuple(e.record_ts_ms for e in events)))
-        self._count_rejections(batch, sum(s.applied for s in sequences))
+        sequences, refused_events = [], 0
+        for (user_id, events), reply in zip(by_user.items(), replies, strict=True):
+            try:
+                sequences.append(_appended(user_id, reply, tuple(e.record_ts_ms for e in events)))
+            except StreamrecError as error:
+                refused_events += len(events)
+                on_refused(user_id, error)
+        self._count_rejections(len(batch.events) - refused_events, sum(s.applied for s in sequences))
         return sequences
 
-    async def read(self, users: list[str]) -> list[UserSequence]:
+    async def read(self, users: list[str], on_refused: OnRefused = raise_refused) -> list[UserSequence]:
         """Return the stored sequences of users; users without one are left out.
+
+        Args:
+            on_refused: called with each user whose value cannot be read, and the reason [raise it].
 
         Raises:
             RedisUnavailable: Redis does not answer.
-            StreamrecError: a value cannot be read.
         """
         values = await self._redis.get_many([self._keys.sequence(user) for user in users])
-        return [parse_sequence(user, value) for user, value in zip(users, values, strict=True) if value is not None]
+        sequences = []
+        for user, value in zip(users, values, strict=True):
+            try:
+                if value is not None:
+                    sequences.append(parse_sequence(user, value))
+            except StreamrecError as error:
+                on_refused(user, error)
+        return sequences
 
-    def _count_rejections(self, batch: EventBatch, applied: int) -> None:
+    def _count_rejections(self, events: int, applied: int) -> None:
         """Count applied and rejected events; log when most are rejected, and when that ends."""
-        rejected = len(batch.events) - applied
+        rejected = events - applied
         self._metrics.events.labels("applied").inc(applied)
         self._metrics.events.labels("replayed").inc(rejected)
         self._metrics.guard_rejections.inc(rejected)
-        rejecting = rejected > MASS_REJECTION * len(batch.events)
+        rejecting = rejected > MASS_REJECTION * events
         if rejecting and not self._rejecting:
             log.warning(
                 "most events of a batch were applied before: normal for a moment after a crash or a rebalance, or "
                 "beside a rebuild; if this continues, the topic was probably deleted and created again: raise "
                 "STREAMREC_KAFKA_TOPIC_EPOCH",
-                extra={"rejected": rejected, "events": len(batch.events)},
+                extra={"rejected": rejected, "events": events},
             )
         elif self._rejecting and not rejecting:
             log.info("events are new again")
         self._rejecting = rejecting
+
+
+def _appended(user_id: str, reply: list[Any] | RedisRejected, record_ts_ms: tuple[int, ...]) -> UserSequence:
+    """Read the reply of append.lua for one user.
+
+    Raises:
+        StreamrecError: the user's events were refused.
+    """
+    if isinstance(reply, RedisRejected):
+        raise reply
+    applied, damaged, value = reply
+    if applied < 0:
+        raise RedisRejected(f"user {user_id!r}: {value.decode(errors='replace')}")
+    if damaged:
+        log.warning("a damaged sequence was discarded and begun anew", extra={"user_id": user_id})
+    return parse_sequence(user_id, value, applied, record_ts_ms)
 
 
 def parse_sequence(user_id: str, value: bytes, applied: int = 0, record_ts_ms: tuple[int, ...] = ()) -> UserSequence:
@@ -170,17 +210,15 @@ def _parse(user_id: str, value: bytes) -> tuple[int, int, int, int, int, bytes, 
     found = VALUE.fullmatch(value)
     if found is None:
         return None
-    version, n_text, session_text, count_text, last_text, epoch_text, offsets, items = found.groups()
+    version, *numbers, offsets, items = found.groups()
     if version != b"1":
         raise StreamrecError(
             f"the stored sequence of user {user_id!r} cannot be read: format {version.decode()} was written by a newer "
             "streamrec, this one reads format 1: upgrade it"
         )
-    try:
-        n, session_n, count = int(n_text), int(session_text), int(count_text)
-        last_event_ts_ms, topic_epoch = int(last_text), int(epoch_text)
-    except ValueError:  # more digits than Python converts
+    if any(len(number) > MAX_DIGITS for number in numbers):
         return None
+    n, session_n, count, last_event_ts_ms, topic_epoch = map(int, numbers)
     if not count <= session_n <= n:
         return None
     return n, session_n, count, last_event_ts_ms, topic_epoch, offsets, items

@@ -5,6 +5,7 @@
     predict          [UserSequence]     -> [Recommendation]    the model, on this thread
     publish          [Recommendation]   -> Redis               compare-and-set; returns the previous lists
     evaluate         new clicks against the previous lists; counters only
+    refuse           users whose data Redis can never take: their records become dead letters
     commit           offsets -> Kafka; last, so that Kafka redelivers the batch after a crash
     shadow           after the commit: a shadow model scores while the daemon is idle
 
@@ -17,18 +18,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from itertools import islice
 from typing import TypeVar
 
-from streamrec.errors import BatchAbandoned, KafkaUnavailable, RedisUnavailable
+from streamrec.errors import BatchAbandoned, KafkaUnavailable, RedisUnavailable, StreamrecError
 from streamrec.kafka.consumer import ClickConsumer
 from streamrec.schemas import EventBatch
 from streamrec.serving.judge import OnlineJudge
 from streamrec.serving.parts import ServingParts
+from streamrec.serving.sequences import OnRefused
 
 log = logging.getLogger(__name__)
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 5.0
+A = TypeVar("A")
 R = TypeVar("R")
 
 
@@ -60,13 +64,20 @@ class Worker:
     async def handle(self, batch: EventBatch) -> None:
         """Process one batch, from events to the commit."""
         parts = self._parts
-        sequences = await self._retried(batch, lambda: parts.store.append(batch))
+        sequences, refused = await self._retried(batch, lambda: _refusals(parts.store.append, batch))
         parts.lists.count(sequences)
         recommendations = await parts.predictor.predict(sequences)
-        previous = await self._retried(batch, lambda: parts.publisher.publish(recommendations))
+        previous, unpublished = await self._retried(batch, lambda: _refusals(parts.publisher.publish, recommendations))
         evaluated = self._judge.evaluate(sequences, previous)
+        self._refuse(batch, refused | unpublished)
         await self._retried(batch, lambda: self._consumer.commit(batch))
         parts.shadow.follow(sequences, evaluated)
+
+    def _refuse(self, batch: EventBatch, refused: Mapping[str, StreamrecError]) -> None:
+        """Make dead letters of all events of users whose data Redis can never take."""
+        self._consumer.refuse(batch, refused)
+        for error in islice(refused.values(), 1):
+            log.warning("dead letters, since Redis can never take them: %s", error, extra={"users": len(refused)})
 
     async def _retried(self, batch: EventBatch, step: Callable[[], Awaitable[R]]) -> R:
         """Run a step until it succeeds.
@@ -74,23 +85,35 @@ class Worker:
         Raises:
             BatchAbandoned: the group rebalances while Redis or Kafka is unreachable.
         """
-        pause_s = FIRST_PAUSE_S
-        while True:
-            try:
-                result = await step()
-            except (RedisUnavailable, KafkaUnavailable) as error:
-                if self._consumer.rebalancing or batch.assignment != self._consumer.assignment:
-                    raise BatchAbandoned from error  # otherwise the whole group would wait too
-                if pause_s == FIRST_PAUSE_S:
-                    log.warning("%s; the batch waits and is retried", error, extra={"events": len(batch.events)})
-                if isinstance(error, RedisUnavailable):
-                    self._health.redis_answers = False
-                await self._consumer.keep_alive()
-                await asyncio.sleep(pause_s)
-                pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
-                continue
-            if pause_s > FIRST_PAUSE_S:
-                log.info("reachable again; the batch continues")
-                self._health.redis_answers = True
-                self._health.progressed()
-            return result
+        watch, pause_s = self._parts.watch, FIRST_PAUSE_S
+        last: StreamrecError | None = None
+        try:
+            while True:
+                try:
+                    result = await step()
+                except (RedisUnavailable, KafkaUnavailable) as error:
+                    if last is None:
+                        log.warning("%s; the batch waits and is retried", error, extra={"events": len(batch.events)})
+                    last = error
+                    if isinstance(error, RedisUnavailable):
+                        watch.batch_waits(error)
+                    if self._consumer.rebalancing or batch.assignment != self._consumer.assignment:
+                        raise BatchAbandoned from error  # otherwise the whole group would wait too
+                    await self._consumer.keep_alive()
+                    await asyncio.sleep(pause_s)
+                    pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+                    continue
+                if isinstance(last, RedisUnavailable):
+                    watch.batch_continues()
+                elif last is not None:
+                    log.info("reachable again; the batch continues")
+                    self._health.progressed()
+                return result
+        finally:
+            watch.batch_abandoned()  # if it was
+
+
+async def _refusals(step: Callable[[A, OnRefused], Awaitable[R]], argument: A) -> tuple[R, dict[str, StreamrecError]]:
+    """Run a step; return its result, and the users that it refused, with the reason."""
+    refused: dict[str, StreamrecError] = {}
+    return await step(argument, refused.__setitem__), refused

@@ -49,7 +49,8 @@ def test_the_metrics_table_lists_every_metric(process: str, metrics: Metrics | R
 def test_the_redis_contract_names_the_keys_that_are_used() -> None:
     keys = Keys()
     used = [keys.recommendation("USER"), keys.popular, keys.sequence("USER"), keys.popularity]
-    used += [keys.blocklist, keys.online("VERSION"), keys.format, keys.training, keys.models_channel]
+    used += [keys.blocklist, keys.online("VERSION"), keys.format]
+    used += [keys.probe(0).replace("0", "N"), keys.training, keys.models_channel]
     assert [row[0] for row in rows_of_table(DAEMON, "key")] == [f"`{key}`" for key in used]
 
 

@@ -41,6 +41,8 @@ from support.kafka_client import delete_before, feed, feeding, produce_to, wait_
 from support.oracle import assert_delivered
 from support.preloaded import Command
 from support.redis_access import BASE_MS, batch, event, raw_redis, under
+from support.redis_cluster import node
+from support.relay import Relay, replicate, switch, two_servers
 from support.sequences import against_redis, fresh, store_of
 from support.servers import own_redis_server
 from support.waiting import eventually
@@ -330,8 +332,8 @@ async def test_a_list_that_is_older_than_its_sequence_is_published(redis: RedisC
 
 
 @pytest.mark.usefixtures("topic")
-async def test_damaged_values_are_replaced_and_a_value_of_a_newer_version_ends_the_rebuild(
-    redis: RedisClient, ageless: MakeSettings
+async def test_damaged_values_are_replaced_and_a_value_of_a_newer_version_is_left_alone(
+    redis: RedisClient, ageless: MakeSettings, caplog: pytest.LogCaptureFixture
 ) -> None:
     settings = ageless()
     assert settings.archive.dir is not None
@@ -345,15 +347,45 @@ async def test_damaged_values_are_replaced_and_a_value_of_a_newer_version_ends_t
         assert (await rebuild(settings)).rebuilt == 3
         assert [s.items for s in await store_of(redis, settings).read(["ann", "bob"])] == [["i1"], ["i1"]]
         await raw.set(keys.sequence("cid"), b"2 1 1 1 0 0 0:1\0newer")
-        with pytest.raises(
-            StreamrecError, match="sequence of user 'cid' cannot be read: format 2 was written by a newer streamrec"
-        ):
-            await rebuild(settings)
+        await raw.delete(keys.sequence("ann"))
+        report = await rebuild(settings)
+        assert (report.rebuilt, report.unchanged, report.refused) == (1, 1, {"cid"})
+        assert "sequence of user 'cid' cannot be read: format 2 was written by a newer streamrec" in caplog.text
+        assert await raw.get(keys.sequence("cid")) == b"2 1 1 1 0 0 0:1\0newer"
         await raw.set(keys.sequence("cid"), b"1 1 1 1 0 7 0:1\0i1\0")
         with pytest.raises(
             StreamrecError, match=r"'cid' has topic epoch 7, but kafka_topic_epoch is 0: set STREAMREC_K"
         ):
             await rebuild(settings)
+
+
+@pytest.mark.usefixtures("topic")
+@pytest.mark.parametrize("how", ["switched", "full"])
+async def test_a_failover_in_mid_run_delays_a_rebuild_and_does_not_end_it(ageless: MakeSettings, how: str) -> None:
+    with two_servers() as (former, new):
+        await replicate(new, former)
+        async with Relay(former) as relay:
+            settings = ageless(redis_url=f"redis://127.0.0.1:{relay.port}/0")
+            assert settings.archive.dir is not None
+            archived(settings.archive.dir, [event(f"u{n}", "i1", n, BASE_MS) for n in range(100)])
+            running = asyncio.create_task(rebuild(settings, rate_per_s=40))
+
+            async def has_begun() -> bool:
+                async with node(former) as client:
+                    return bool(await client.keys(f"{settings.redis.key_prefix}:seq:*")) or running.done()
+
+            await eventually(has_begun)
+            if how == "switched":
+                await switch(relay, former, new)
+            else:
+                async with node(former) as client:
+                    await client.config_set("maxmemory", 1)
+                    await asyncio.sleep(1.5)  # longer than the pause between two parts
+                    assert not running.done()
+                    await client.config_set("maxmemory", 0)
+            report = await running
+            assert report.rebuilt + report.unchanged == report.lists == 100  # an answer may have been lost
+            assert len(await values(settings)) == 200
 
 
 @pytest.mark.usefixtures("topic")

@@ -7,12 +7,16 @@ from collections.abc import Callable
 
 import pytest
 
-from streamrec.errors import RedisUnavailable
+from streamrec.errors import RedisRejected, RedisUnavailable
 from streamrec.metrics import Metrics
 from streamrec.redis.client import RedisClient
+from streamrec.redis.script import Script
 from streamrec.serving.publisher import PUBLISH
 from streamrec.serving.sequences import APPEND
 from streamrec.settings import Settings
+
+from support.redis_cluster import node
+from support.servers import OwnRedis
 
 MakeSettings = Callable[..., Settings]
 
@@ -105,13 +109,88 @@ async def test_more_callers_than_connections_wait_for_their_turn(redis: RedisCli
 async def test_a_command_that_redis_refuses_is_an_error(redis: RedisClient, make_settings: MakeSettings) -> None:
     key = f"{make_settings().redis.key_prefix}:list"
     await redis.set(key, b"a string", 60)
-    with pytest.raises(RedisUnavailable, match="WRONGTYPE"):
+    with pytest.raises(RedisRejected, match=rf"key {key} of Redis at .*WRONGTYPE.*remove or rename it"):
         await redis.members(key)
 
 
 async def test_a_script_that_fails_is_an_error(redis: RedisClient) -> None:
-    with pytest.raises(RedisUnavailable, match="script"):
+    with pytest.raises(RedisRejected, match="script"):
         await redis.run(APPEND, ["no arguments"], [])
+
+
+def script_of(text: str, *control: str) -> Script:
+    """Return a script that is in no file."""
+    script = Script("tests", "of_a_test", control=control)
+    vars(script)["text"] = text
+    return script
+
+
+# what Redis may answer to one user's call for ever, and to the others' never
+FOR_ONE_USER = [
+    "redis.error_reply('ERR an error that nobody knows')",
+    "redis.error_reply('STREAMREC the value is of a later version')",
+    "redis.call('LPUSH', KEYS[i])",
+    "tonumber(nil .. 'x')",
+    "redis.call('INCR', KEYS[i])",
+    "redis.call('SETRANGE', KEYS[i], 2^40, 'x')",
+]
+
+
+@pytest.mark.parametrize("reply", FOR_ONE_USER)
+async def test_an_error_that_one_user_causes_is_that_users_alone(
+    redis: RedisClient, make_settings: MakeSettings, reply: str
+) -> None:
+    script = script_of(
+        f"""local reply = {{}}
+        for i = 1, #KEYS do
+          redis.call('SET', KEYS[i], ARGV[i])
+          if ARGV[i] == 'bad' then
+            local answer = {reply}
+            if type(answer) == 'table' then return answer end
+          end
+          reply[i] = ARGV[i]
+        end
+        return reply""",
+        "good",
+    )
+    prefix = make_settings().redis.key_prefix
+    values = ["a", "bad", "b", "bad", "c"]
+    replies = await redis.run_each(script, [], [([f"{prefix}:{n}"], [value]) for n, value in enumerate(values)])
+    assert [reply if isinstance(reply, list) else type(reply) for reply in replies] == [
+        *([b"a"], RedisRejected, [b"b"], RedisRejected, [b"c"])
+    ]
+    alone = await redis.run_each(script, [], [([f"{prefix}:x"], ["bad"])])
+    assert isinstance(alone[0], RedisRejected), "also if no other user shows that the script works"
+
+
+@pytest.mark.parametrize("size", [1_100_000, 30_000_000])
+async def test_a_value_that_the_server_does_not_take_is_that_users_alone(
+    make_settings: MakeSettings, own_redis: OwnRedis, size: int
+) -> None:
+    settings = make_settings(redis_url=own_redis.redis_url)
+    async with node(own_redis.redis) as admin:
+        await admin.config_set("proto-max-bulk-len", 1_048_576)
+    async with RedisClient(settings.redis) as redis:
+        calls = [([f"k{n}", f"k{n}"], [1, "x" * (size if n == 1 else 10)]) for n in range(3)]
+        for some in (calls, calls[1:2]):  # it answers with an error, or closes the connection first
+            replies = await redis.run_each(PUBLISH, [60], some)
+            assert [isinstance(reply, RedisRejected) for reply in replies] == [call is calls[1] for call in some]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        *("ERR an error that nobody knows", "ERR upstream failure", "OOM command not allowed", "MISCONF no disk"),
+        *("NOREPLICAS Not enough good replicas", "READONLY You can't write", "LOADING the dataset", "BUSY script"),
+        *("MASTERDOWN Link with MASTER is down", "CLUSTERDOWN The cluster is down", "TRYAGAIN Multiple keys"),
+        *("ERR Error running script: -OOM command not allowed", "NOPERM this user has no permissions"),
+    ],
+)
+async def test_an_error_that_everybody_gets_is_waited_for(redis: RedisClient, error: str) -> None:
+    script = script_of(f'return redis.error_reply("{error}")', "good")
+    for users in (1, 3):
+        with pytest.raises(RedisUnavailable):
+            await redis.run_each(script, [], [([f"k{n}"], ["x"]) for n in range(users)])
 
 
 async def test_calls_are_timed_by_operation(make_settings: MakeSettings) -> None:

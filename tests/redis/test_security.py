@@ -343,7 +343,7 @@ async def test_a_batch_waits_while_a_right_is_missing(
         for line in warnings:  # Redis 7.0 does not name the command
             assert re.search(r"'set' command|can't run this command", line)
             assert "deploy/SECURITY.md" in line
-        assert len(warnings) == 2, warnings
+        assert 2 <= len(warnings) <= 3, "worker, refresh, and the probe if it was first"
         await give_rights(own_redis, "streamrec-serve")
         await daemon.wait_handled(2)
         assert "Traceback" not in daemon.output

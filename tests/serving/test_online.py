@@ -14,7 +14,7 @@ import torch
 
 from sasrec import ItemVocab, SASRec, SASRecConfig
 from streamrec.commands.main import main
-from streamrec.errors import RedisUnavailable
+from streamrec.errors import RedisRejected, RedisUnavailable
 from streamrec.local.daemon import environment
 from streamrec.local.process import free_port
 from streamrec.metrics import Metrics
@@ -130,7 +130,7 @@ async def test_a_version_whose_key_has_another_type_does_not_affect_other_versio
     for version in ("taken", "m1"):
         counts.count(version, ["a"], ["a"], 0)
     for _ in range(2):
-        with pytest.raises(RedisUnavailable, match="WRONGTYPE"):
+        with pytest.raises(RedisRejected, match="WRONGTYPE"):
             await counts.flush()
     assert await stored(settings, "m1") == figures(1, 1, 1, 0)
 

@@ -80,7 +80,16 @@ async def what_serve_does(settings: Settings, model_dir: Path) -> None:
                     async for _ in redis.listen(Keys().models_channel):
                         pass
 
-        steps = (redis.ping, redis.check_format, refresh, publish, figures, listen, lambda: store.read(["ann"]))
+        steps = (
+            redis.ping,
+            redis.probe,
+            redis.check_format,
+            refresh,
+            publish,
+            figures,
+            listen,
+            lambda: store.read(["ann"]),
+        )
         for step in steps:
             with contextlib.suppress(RedisRefused):
                 await step()
@@ -131,6 +140,7 @@ async def what_commands_do(settings: Settings, _: Path) -> None:
 
         for step in (
             redis.ping,
+            redis.probe,
             lambda: redis.check_format(claim=False),
             scan,
             lambda: redis.get_many([keys.recommendation("ann")]),
