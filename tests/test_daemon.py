@@ -205,13 +205,13 @@ async def test_field_names_of_the_producers_and_compressed_records_are_understoo
     await feed(settings, [])
     for codec in ("gzip", "snappy", "lz4", "zstd"):
         async with raw_producer(settings, compression_type=codec) as producer:
-            value = json.dumps({"uid": codec, "sku": "i1", "ts": 5, "more": "x" * 2_000}).encode()
+            value = json.dumps({"uid": codec, "sku": "i1", "ts": 1_700_000_000_005, "more": "x" * 2_000}).encode()
             assert len(gzip.compress(value)) < len(value)
             await producer.send_and_wait(settings.kafka.topic, value, key=codec.encode())
     assert await start_daemon("--burst", **names).wait_exit() == 0
     for codec in ("gzip", "snappy", "lz4", "zstd"):
         found = await list_of(redis, settings, codec)
-        assert found and (found.n, found.event_ts_ms) == (1, 5), codec
+        assert found and (found.n, found.event_ts_ms) == (1, 1_700_000_000_005), codec
 
 
 async def test_blocked_items_disappear_from_lists_published_after_they_were_blocked(

@@ -86,7 +86,8 @@ def import_file(settings: Settings, archive: EventArchive, options: argparse.Nam
     from sasrec import DataFileError, read_events
 
     try:
-        count = archive.import_events(read_events(options.file, columns_from(options)))
+        bounds = settings.events.bounds(time.time() * 1000)
+        count = archive.import_events(read_events(options.file, columns_from(options), bounds=bounds))
     except DataFileError as error:
         raise ArchiveError(str(error)) from None
     yield f"{count:,} events of {options.file} imported" if count else f"{options.file} was imported before"
