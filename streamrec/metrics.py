@@ -91,7 +91,8 @@ class Metrics(_MetricSet):
 
         self.judged = counter(
             "streamrec_judged_clicks",
-            "Clicks that were compared with the list published before them, by the model of that list",
+            "Clicks that were compared with the list published before them, by the model of that list (the last 8, "
+            "popular, other)",
             model=(),
         )
         self.hits = counter("streamrec_hits", "Compared clicks on one of the first 10 items of their list", model=())

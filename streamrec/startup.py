@@ -166,6 +166,7 @@ class Startup:
         lists = SharedLists(redis, settings.lists, settings.sequences.ttl_s, served.max_len, served.vocab)
         await self._until(REDIS, lists.refresh)
         counts = OnlineCounts(redis, metrics)
+        counts.serve(served.version)
         predictor = Predictor(served.engine, lists, settings.lists, settings.serving.rescore_users, metrics)
         await asyncio.to_thread(predictor.warm_up, served.engine)
         gc.collect()

@@ -156,3 +156,56 @@ async def test_the_figures_of_a_long_stream_match_a_plain_count(bench: Bench) ->
         judged, hits, ranks, _ = bench.counted(model)
         assert (judged, hits) == (counts["judged"], counts["hits"])
         assert ranks == pytest.approx(counts["ranks"])
+
+
+def labels_of(metrics: Metrics) -> set[str]:
+    return {
+        sample.labels["model"]
+        for family in metrics.registry.collect()
+        for sample in family.samples
+        if "model" in sample.labels
+    }
+
+
+@pytest.mark.parametrize("served", [True, False])
+async def test_only_the_last_few_model_versions_have_metrics_of_their_own(
+    redis: RedisClient, make_settings: MakeSettings, served: bool
+) -> None:
+    metrics = Metrics()
+    counts = OnlineCounts(under(redis, make_settings()), metrics)
+    counts.serve("champion")
+    for number in range(720):
+        if served:
+            counts.serve(f"v{number}")
+        counts.count(f"v{number}", ["a"], ["a"], 1)
+        counts.count("champion", ["a"], ["b"], 0)
+    counts.count("x" * 1_000, ["a"], ["a"], 0)
+    counts.count("popular", ["a"], ["a"], 1)
+    named = {f"v{number}" for number in (range(713, 720) if served else range(7))}
+    assert labels_of(metrics) == {"champion", "popular", "other", *named}
+    judged = {label: metrics.judged.labels(label)._value.get() for label in labels_of(metrics)}
+    assert (judged["champion"], judged["popular"]) == (720, 1)
+    assert sum(judged.values()) == (720 + 7 + 2 if served else 720 + 720 + 2)
+
+
+async def test_a_version_that_is_served_is_never_pushed_out_by_names_that_redis_has(
+    redis: RedisClient, make_settings: MakeSettings
+) -> None:
+    metrics = Metrics()
+    counts = OnlineCounts(under(redis, make_settings()), metrics)
+    for number in range(20):
+        counts.count(f"junk{number}", ["a"], ["a"], 0)
+    for number in range(8):
+        counts.serve(f"v{number}")
+    for number in range(20, 40):
+        counts.count(f"junk{number}", ["a"], ["a"], 0)
+    assert labels_of(metrics) == {"other", *(f"v{number}" for number in range(8))}
+
+
+async def test_names_of_models_do_not_fill_the_memory_while_redis_is_away(
+    redis: RedisClient, make_settings: MakeSettings
+) -> None:
+    counts = OnlineCounts(under(redis, make_settings()), Metrics())
+    for number in range(5_000):
+        counts.count(f"junk{number}", ["a"], ["a"], 0)
+    assert len(counts._pending) == 1_000
