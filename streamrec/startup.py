@@ -18,6 +18,7 @@ import logging
 import os
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -107,7 +108,7 @@ class Startup:
         torch.set_num_threads(settings.inference.threads)
         ignore_abandoned_requests(asyncio.get_running_loop())
         connection_options(settings.kafka)  # a wrong file is an error before the wait for a server
-        titles = await asyncio.to_thread(read_titles, settings.http.titles) if settings.http.titles else {}
+        titles = await asyncio.to_thread(_titles, settings.http.titles) if settings.http.titles else {}
         redis = await self._clients.enter_async_context(RedisClient(settings.redis, self._metrics))
         web = WebServer(settings.http, self._metrics, self._health, chosen="http_port" in settings.given)
         http = await web.start()
@@ -207,6 +208,15 @@ class Startup:
 
         letters = await self._until(KAFKA, producer)
         return await self._until(KAFKA, consumer)
+
+
+def _titles(path: Path) -> dict[str, str]:
+    """Return the titles of the page; none if they cannot be read, since clicks do without them."""
+    try:
+        return read_titles(path)
+    except Exception as error:
+        log.warning("the page shows item ids without titles: %s", error)
+        return {}
 
 
 async def _answers(redis: RedisClient) -> None:

@@ -18,7 +18,7 @@ from streamrec.serving.inspection import published
 from streamrec.settings import Settings
 
 from support.daemon_process import EVENTS, Daemon
-from support.kafka_client import feed, raw_producer, read_topic
+from support.kafka_client import feed, produce_clicks, raw_producer, read_topic, wait_caught_up
 from support.oracle import assert_delivered
 from support.preloaded import run_command
 from support.servers import own_redis_server
@@ -252,3 +252,19 @@ async def test_a_user_without_a_known_item_gets_the_popular_list(
     assert found is not None
     assert found.model == "popular"
     assert found.items[:3] == ["i0", "i1", "i2"], "the most clicked ones of the training data"
+
+
+async def test_titles_that_cannot_be_read_end_no_daemon(
+    start_daemon: StartDaemon, make_settings: MakeSettings, tmp_path: Path
+) -> None:
+    titles = {"a folder": tmp_path, "nothing there": tmp_path / "none.csv", "no titles": tmp_path / "bad.parquet"}
+    titles["no titles"].write_bytes(b"PAR1\xff\x00")
+    settings = make_settings()
+    daemons = [start_daemon(http_titles=path) for path in titles.values()]
+    await produce_clicks(settings, [(f"u{n}", f"i{n}") for n in range(20)])
+    for daemon, path in zip(daemons, titles.values(), strict=True):
+        await daemon.wait_ready()
+        (warning,) = daemon.lines("WARNING", "ERROR")
+        assert f"the page shows item ids without titles: titles in {path}: cannot be read: " in warning
+        assert (await daemon.get("/metrics"))[0] == 200
+    await wait_caught_up(settings)

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, example, given
@@ -273,3 +277,12 @@ async def test_the_worker_gets_time_to_commit_after_redis_is_reachable_again(
     await eventually(is_back, timeout_s=10)
     probe.cancel()
     assert watched.health.not_alive() is None
+
+
+def test_a_folder_for_the_metrics_of_other_programs_changes_nothing(tmp_path: Path) -> None:
+    code = "from streamrec.metrics import Metrics; m = Metrics(); m.rebalances.inc(); print(m.exposition().decode())"
+    for folder in (tmp_path, tmp_path / "none"):
+        env = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(folder)}
+        done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+        assert "streamrec_rebalances_total 1.0" in done.stdout, done.stderr
+    assert list(tmp_path.iterdir()) == []

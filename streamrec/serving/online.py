@@ -100,7 +100,7 @@ class ModelCounters:
         if found is not None:
             self._named.move_to_end(version)
             return found
-        if version != POPULAR and len(version) <= MAX_VERSION_CHARS and len(self._named) < MAX_LABELS:
+        if version != POPULAR and is_version(version) and len(self._named) < MAX_LABELS:
             self._named[version] = self._counters(version)
             self._named.move_to_end(version, last=False)
             return self._named[version]
@@ -166,11 +166,16 @@ class OnlineCounts:
                     raise
 
     def _add(self, version: str, counted: Mapping[str, float]) -> None:
-        if version not in self._pending and (len(self._pending) >= MAX_PENDING or len(version) > MAX_VERSION_CHARS):
+        if version not in self._pending and (len(self._pending) >= MAX_PENDING or not is_version(version)):
             return  # no daemon made so many versions, or this one
         pending = self._pending.setdefault(version, {})
         for name, amount in counted.items():
             pending[name] = pending.get(name, 0.0) + amount
+
+
+def is_version(text: str) -> bool:
+    """Return whether a text may be the name of a model version: others can break metrics and Redis keys."""
+    return 0 < len(text) <= MAX_VERSION_CHARS and text.isascii() and text.isprintable()
 
 
 async def read_figures(redis: RedisClient, versions: Sequence[str]) -> dict[str, OnlineFigures]:
