@@ -176,9 +176,18 @@ async def test_the_endpoints_show_the_counts(
     assert await daemon.metric("streamrec_rebalances_total") == 1
     assert await daemon.metric("streamrec_model_info") == 1
     clicks = [Record(f"u{n % 4}".encode(), click(f"u{n % 4}", f"i{n}" if n % 5 else "x", n)) for n in range(40)]
-    other = [Record(b"u1", click("u1", "i1", 1, event_type="impression")), Record(b"u1", b"junk", bad=True)]
-    for record in clicks + other:
+    shapes = [
+        {"item_id": "i1"},
+        {"item_id": ["i1", "i2"]},
+        {"items": [{"id": "i1"}]},
+        {"item_id": "i1", "timestamp": "2026-01-31T12:00:00Z"},
+        {"user_id": None},
+    ]
+    impressions = [json.dumps({"user_id": "u1", "event_type": "impression"} | shape).encode() for shape in shapes * 20]
+    other = [*(Record(b"u1", value) for value in impressions), Record(b"u1", b"junk", bad=True)]
+    for record in clicks:
         await feed(settings, [record])
+    await feed(settings, other)
     await daemon.wait_handled(40)
 
     async def settled() -> bool:
@@ -187,7 +196,7 @@ async def test_the_endpoints_show_the_counts(
 
     await eventually(settled)
     outcomes = {name: await daemon.metric(EVENTS, outcome=name) for name in ("applied", "ignored", "dead_letter")}
-    assert outcomes == {"applied": 40, "ignored": 1, "dead_letter": 1}
+    assert outcomes == {"applied": 40, "ignored": 100, "dead_letter": 1}
     assert await daemon.metric("streamrec_click_to_published_seconds_count") == 40
     assert await daemon.metric("streamrec_unknown_items_total") == 8
     assert await daemon.metric("streamrec_cache_evictions_total") > 0

@@ -15,7 +15,6 @@ import msgspec
 
 from sasrec.data.times import LATEST_MS
 from streamrec.errors import BadRecord
-from streamrec.logs import LogOnce
 from streamrec.schemas import ClickEvent
 from streamrec.setting_groups import EventSettings
 
@@ -62,7 +61,7 @@ class EventDecoder:
         self._now_ms = now_ms
         self._earliest_ms = events.min_timestamp_ms
         self._max_future_ms = events.max_future_s * 1000
-        self._clock_warning = LogOnce(log)
+        self._warned_of_clock = False
 
     def decode(self, value: bytes | None, partition: int, offset: int, record_ts_ms: int) -> ClickEvent | None:
         """Return the event of a record; None if its event type is not accepted.
@@ -88,6 +87,8 @@ class EventDecoder:
             timestamp_ms = self._timestamp("the record's timestamp", record_ts_ms, record_ts_ms)
         else:
             timestamp_ms = self._timestamp(self._events.timestamp, raw.timestamp, record_ts_ms)
+            if record_ts_ms < self._earliest_ms:  # else latencies would count from 1970
+                record_ts_ms = int(self._now_ms())
         return ClickEvent(user_id, item_id, timestamp_ms, partition, offset, record_ts_ms)
 
     def _accepts(self, event_type: object) -> bool:
@@ -114,11 +115,7 @@ class EventDecoder:
             return int(value)
         bounds = self._events.bounds(now_ms)
         if bounds.latest_ms < record_ts_ms <= LATEST_MS:
-            self._clock_warning(
-                "records have timestamps %.0f days ahead of this machine's clock: check the clocks of this machine and "
-                "of the producers",
-                (record_ts_ms - now_ms) / DAY_MS,
-            )
+            self._warn_of_clock((record_ts_ms - now_ms) / DAY_MS)
             bounds = self._events.bounds(record_ts_ms)
         problem = bounds.problem(name, value)
         if problem is None:
@@ -126,6 +123,15 @@ class EventDecoder:
         if value > bounds.latest_ms:
             problem = f"{problem}, more than {self._events.max_future_s:g} s in the future"
         raise BadRecord(problem)
+
+    def _warn_of_clock(self, ahead_days: float) -> None:
+        if not self._warned_of_clock:
+            log.warning(
+                "records have timestamps %.0f days ahead of this machine's clock: check the clocks of this machine and "
+                "of the producers",
+                ahead_days,
+            )
+        self._warned_of_clock = True
 
 
 def identifier(name: str, value: str | int) -> str:

@@ -135,6 +135,8 @@ class Rebuilder:
     async def _restore_popularity(self) -> None:
         counts, counted_ms = self._past.popularity(self._settings.lists.popular_half_life_s)
         first_ms = None if self._past.has_imported else self._past.first_ts_ms
+        if first_ms is not None and first_ms < EARLIEST_MS:  # as of 1970 the model's own counts would be nothing today
+            first_ms = counted_ms
         await self._lists.refresh()
         self.report.popularity = await self._lists.restore(counts, counted_ms, first_ms)
 

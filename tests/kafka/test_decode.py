@@ -165,6 +165,12 @@ def test_without_any_timestamp_the_time_is_now() -> None:
     assert (event.timestamp_ms, event.record_ts_ms) == (NOW_MS, NOW_MS)
 
 
+def test_a_record_timestamp_that_is_none_counts_as_now() -> None:
+    for record_ms in (0, NOW_MS // 1000):
+        assert decoded(click(timestamp=NOW_MS - 5), record_ms).record_ts_ms == NOW_MS
+    assert decoded(click(timestamp=NOW_MS - 5), RECORD_MS).record_ts_ms == RECORD_MS
+
+
 def test_a_record_timestamp_in_the_future_is_refused_if_it_is_used() -> None:
     microseconds = NOW_MS * 1000
     assert "the record's timestamp 1700000000000000 looks like microseconds" in reason(click(), microseconds)
@@ -231,6 +237,8 @@ def test_a_clock_that_is_behind_refuses_no_click_and_is_named_in_one_warning(cap
         "records have timestamps 3 days ahead of this machine's clock: check the clocks of this machine and of the "
         "producers"
     ]
+    late.decode(click().encode(), 0, 8, NOW_MS + 9 * DAY_MS)
+    assert len(caplog.records) == 1
     for text in (str(NOW_MS + DAY_MS + 1), str(NOW_MS * 1000), "1700000000"):
         with pytest.raises(BadRecord, match=f"timestamp {text}"):
             late.decode(timed(text).encode(), 0, 9, NOW_MS)

@@ -180,6 +180,7 @@ def test_the_latest_user_comes_first_and_a_click_halves_in_popularity(
         10,
     )
     assert past.users() == ["bob", "cid", "ann"]
+    assert past.first_ts_ms == 0
     assert past.popularity(10) == ({"x": 0.75, "y": 1.0}, 20_000)
     past.add([event("ann", "z", 3, 30_000)])
     assert past.users() == ["ann", "bob", "cid"]
