@@ -119,7 +119,10 @@ class Startup:
         await self._until(KAFKA, self._create_topics)
         parts = await self._start_serving(redis, served or await self._first_champion())
         history, explainer = History(parts.metrics, parts.health), Explainer(parts.predictor)
-        await web.show(self._page(settings.kafka, redis, parts.predictor, history, explainer, titles))
+        try:
+            await web.show(self._page(settings.kafka, redis, parts.predictor, history, explainer, titles))
+        except Exception as error:  # clicks, metrics and probes do without the page
+            log.warning("the live page is not served: %s", error)
         consumer = await self._start_consumer(history)
         judge = OnlineJudge(parts.lists, parts.counts, settings.lists.filter_seen)
         where = {"topic": settings.kafka.topic, "group": settings.kafka.group, "redis": settings.redis.address}
