@@ -35,11 +35,16 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return int(options.run(options))
     except (DataFileError, ModelDirectoryError, TrainingError, ValueError, ImportError) as error:
-        print(f"sasrec: {error}", file=sys.stderr)
+        print(_printable(f"sasrec: {error}"), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("sasrec: stopped", file=sys.stderr)
         return 130
+
+
+def _printable(text: str) -> str:
+    """Escape characters that break a line or control a terminal: ids in messages come from files."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _parser() -> argparse.ArgumentParser:

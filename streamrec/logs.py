@@ -50,6 +50,20 @@ def one_line(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def json_line(value: object) -> str:
+    """Return a value as one line of JSON that controls no terminal; printable text stays as it is."""
+    text = json.dumps(value, ensure_ascii=False)
+    return text if text.isprintable() else "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
+
+
+def utc(ts_ms: float) -> str:
+    """Return a Unix time as text; the number if no calendar has it."""
+    try:
+        return datetime.fromtimestamp(ts_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    except (ValueError, OverflowError, OSError):
+        return f"{ts_ms} ms since 1970"
+
+
 class LogOnce:
     """Log a repeated warning once, until its text changes or ``reset`` is called."""
 
@@ -76,7 +90,9 @@ class _TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         fields = "".join(f" {name}={value}" for name, value in _fields(record).items())
         line = one_line(f"{_time(record)} {record.levelname:7} {record.getMessage()}{fields}")
-        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+        if not record.exc_info:
+            return line
+        return "\n".join([line, *map(one_line, self.formatException(record.exc_info).split("\n"))])
 
 
 class _JsonFormatter(logging.Formatter):

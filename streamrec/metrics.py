@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import values as storage_of_values
 
 # dense where clicks are usually published, within 50 ms, since quantiles are interpolated
 _FAST = (0.001, 0.002, 0.003, 0.004, 0.005, 0.006, 0.008, 0.01, 0.0125, 0.015, 0.02, 0.025, 0.03, 0.04, 0.05)
@@ -21,6 +22,8 @@ class _MetricSet:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        # PROMETHEUS_MULTIPROC_DIR, which is for other programs, would store the values in files of its folder
+        storage_of_values.ValueClass = storage_of_values.MutexValue
 
     def exposition(self) -> bytes:
         """Return the text of /metrics."""
@@ -91,7 +94,8 @@ class Metrics(_MetricSet):
 
         self.judged = counter(
             "streamrec_judged_clicks",
-            "Clicks that were compared with the list published before them, by the model of that list",
+            "Clicks that were compared with the list published before them, by the model of that list (the last 8, "
+            "popular, other)",
             model=(),
         )
         self.hits = counter("streamrec_hits", "Compared clicks on one of the first 10 items of their list", model=())

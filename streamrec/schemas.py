@@ -207,6 +207,10 @@ def parse_published(user_id: str, value: bytes) -> PublishedList:
         StreamrecError: the value is not a list as this version writes it.
     """
     try:
-        return msgspec.json.decode(value, type=PublishedList)
-    except msgspec.MsgspecError as error:
+        found = msgspec.json.decode(value, type=PublishedList)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise StreamrecError(f"the published list of user {user_id!r} cannot be read: {error}") from None
+    if len(found.items) != len(found.scores):
+        counts = f"{len(found.items)} items, {len(found.scores)} scores"
+        raise StreamrecError(f"the published list of user {user_id!r} cannot be read: {counts}")
+    return found

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, SecretStr, field_validator, model_validator
 
+from sasrec.data.times import EARLIEST_MS, LATEST_MS, TimeBounds
 from streamrec.redis_urls import (
     SENTINEL_FORM,
     SentinelUrl,
@@ -259,10 +260,17 @@ class EventSettings(Group):
     types: tuple[str, ...] = Field(
         (), description="accepted event types, comma-separated; events without a type are always accepted [all]"
     )
+    min_timestamp_ms: int = Field(
+        EARLIEST_MS,
+        ge=0,
+        le=LATEST_MS,
+        description="an earlier timestamp makes a record a dead letter; the default refuses seconds, 0 refuses nothing",
+        json_schema_extra=ADVANCED,
+    )
     max_future_s: float = Field(
         DAY_S,
         ge=0,
-        description="a timestamp further in the future makes a record a dead letter",
+        description="a timestamp further ahead of the clock and of the record's own makes a record a dead letter",
         json_schema_extra=ADVANCED,
     )
 
@@ -284,6 +292,10 @@ class EventSettings(Group):
         if len(set(names)) < len(names):
             raise ValueError(f"event fields must have four different names, not {', '.join(names)}")
         return self
+
+    def bounds(self, now_ms: float) -> TimeBounds:
+        """Return the earliest and the latest timestamp that is accepted at this time."""
+        return TimeBounds(self.min_timestamp_ms, min(now_ms + self.max_future_s * 1000, LATEST_MS))
 
 
 class SequenceSettings(Group):

@@ -18,6 +18,7 @@ import logging
 import os
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -110,7 +111,7 @@ class Startup:
         torch.set_num_threads(settings.inference.threads)
         ignore_abandoned_requests(asyncio.get_running_loop())
         connection_options(settings.kafka)  # a wrong file is an error before the wait for a server
-        titles = await asyncio.to_thread(read_titles, settings.http.titles) if settings.http.titles else {}
+        titles = await asyncio.to_thread(_titles, settings.http.titles) if settings.http.titles else {}
         redis = await self._clients.enter_async_context(RedisClient(settings.redis, self._metrics))
         web = WebServer(settings.http, self._metrics, self._health, chosen="http_port" in settings.given)
         http = await web.start()
@@ -121,7 +122,10 @@ class Startup:
         await self._until(KAFKA, self._create_topics)
         parts = await self._start_serving(redis, served or await self._first_champion())
         history, explainer = History(parts.metrics, parts.health), Explainer(parts.predictor)
-        await web.show(self._page(settings.kafka, redis, parts.predictor, history, explainer, titles))
+        try:
+            await web.show(self._page(settings.kafka, redis, parts.predictor, history, explainer, titles))
+        except Exception as error:  # clicks, metrics and probes do without the page
+            log.warning("the live page is not served: %s", error)
         marks = TopicMarks(settings.kafka, redis, settings.sequences.ttl_s)
         consumer = await self._start_consumer(history, marks)
         judge = OnlineJudge(parts.lists, parts.counts, settings.lists.filter_seen)
@@ -170,6 +174,7 @@ class Startup:
         lists = SharedLists(redis, settings.lists, settings.sequences.ttl_s, served.max_len, served.vocab)
         await self._until(REDIS, lambda: _first_refresh(lists))
         counts = OnlineCounts(redis, metrics)
+        counts.serve(served.version)
         predictor = Predictor(served.engine, lists, settings.lists, settings.serving.rescore_users, metrics)
         await asyncio.to_thread(predictor.warm_up, served.engine)
         gc.collect()
@@ -211,6 +216,15 @@ class Startup:
 
         letters = await self._until(KAFKA, producer)
         return await self._until(KAFKA, consumer)
+
+
+def _titles(path: Path) -> dict[str, str]:
+    """Return the titles of the page; none if they cannot be read, since clicks do without them."""
+    try:
+        return read_titles(path)
+    except Exception as error:
+        log.warning("the page shows item ids without titles: %s", error)
+        return {}
 
 
 async def _answers(redis: RedisClient) -> None:

@@ -18,7 +18,7 @@ from streamrec.serving.inspection import published
 from streamrec.settings import Settings
 
 from support.daemon_process import EVENTS, Daemon
-from support.kafka_client import feed, raw_producer, read_topic
+from support.kafka_client import feed, produce_clicks, raw_producer, read_topic, wait_caught_up
 from support.oracle import assert_delivered
 from support.preloaded import run_command
 from support.servers import own_redis_server
@@ -176,9 +176,18 @@ async def test_the_endpoints_show_the_counts(
     assert await daemon.metric("streamrec_rebalances_total") == 1
     assert await daemon.metric("streamrec_model_info") == 1
     clicks = [Record(f"u{n % 4}".encode(), click(f"u{n % 4}", f"i{n}" if n % 5 else "x", n)) for n in range(40)]
-    other = [Record(b"u1", click("u1", "i1", 1, event_type="impression")), Record(b"u1", b"junk", bad=True)]
-    for record in clicks + other:
+    shapes = [
+        {"item_id": "i1"},
+        {"item_id": ["i1", "i2"]},
+        {"items": [{"id": "i1"}]},
+        {"item_id": "i1", "timestamp": "2026-01-31T12:00:00Z"},
+        {"user_id": None},
+    ]
+    impressions = [json.dumps({"user_id": "u1", "event_type": "impression"} | shape).encode() for shape in shapes * 20]
+    other = [*(Record(b"u1", value) for value in impressions), Record(b"u1", b"junk", bad=True)]
+    for record in clicks:
         await feed(settings, [record])
+    await feed(settings, other)
     await daemon.wait_handled(40)
 
     async def settled() -> bool:
@@ -187,7 +196,7 @@ async def test_the_endpoints_show_the_counts(
 
     await eventually(settled)
     outcomes = {name: await daemon.metric(EVENTS, outcome=name) for name in ("applied", "ignored", "dead_letter")}
-    assert outcomes == {"applied": 40, "ignored": 1, "dead_letter": 1}
+    assert outcomes == {"applied": 40, "ignored": 100, "dead_letter": 1}
     assert await daemon.metric("streamrec_click_to_published_seconds_count") == 40
     assert await daemon.metric("streamrec_unknown_items_total") == 8
     assert await daemon.metric("streamrec_cache_evictions_total") > 0
@@ -205,13 +214,13 @@ async def test_field_names_of_the_producers_and_compressed_records_are_understoo
     await feed(settings, [])
     for codec in ("gzip", "snappy", "lz4", "zstd"):
         async with raw_producer(settings, compression_type=codec) as producer:
-            value = json.dumps({"uid": codec, "sku": "i1", "ts": 5, "more": "x" * 2_000}).encode()
+            value = json.dumps({"uid": codec, "sku": "i1", "ts": 1_700_000_000_005, "more": "x" * 2_000}).encode()
             assert len(gzip.compress(value)) < len(value)
             await producer.send_and_wait(settings.kafka.topic, value, key=codec.encode())
     assert await start_daemon("--burst", **names).wait_exit() == 0
     for codec in ("gzip", "snappy", "lz4", "zstd"):
         found = await list_of(redis, settings, codec)
-        assert found and (found.n, found.event_ts_ms) == (1, 5), codec
+        assert found and (found.n, found.event_ts_ms) == (1, 1_700_000_000_005), codec
 
 
 async def test_blocked_items_disappear_from_lists_published_after_they_were_blocked(
@@ -252,3 +261,19 @@ async def test_a_user_without_a_known_item_gets_the_popular_list(
     assert found is not None
     assert found.model == "popular"
     assert found.items[:3] == ["i0", "i1", "i2"], "the most clicked ones of the training data"
+
+
+async def test_titles_that_cannot_be_read_end_no_daemon(
+    start_daemon: StartDaemon, make_settings: MakeSettings, tmp_path: Path
+) -> None:
+    titles = {"a folder": tmp_path, "nothing there": tmp_path / "none.csv", "no titles": tmp_path / "bad.parquet"}
+    titles["no titles"].write_bytes(b"PAR1\xff\x00")
+    settings = make_settings()
+    daemons = [start_daemon(http_titles=path) for path in titles.values()]
+    await produce_clicks(settings, [(f"u{n}", f"i{n}") for n in range(20)])
+    for daemon, path in zip(daemons, titles.values(), strict=True):
+        await daemon.wait_ready()
+        (warning,) = daemon.lines("WARNING", "ERROR")
+        assert f"the page shows item ids without titles: titles in {path}: cannot be read: " in warning
+        assert (await daemon.get("/metrics"))[0] == 200
+    await wait_caught_up(settings)

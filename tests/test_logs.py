@@ -51,6 +51,18 @@ def test_an_event_cannot_forge_a_line(monkeypatch: pytest.MonkeyPatch, log_forma
     assert line.removesuffix("\n").isprintable()
 
 
+def test_an_exception_cannot_control_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    stderr = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stderr)
+    configure_logging("INFO", "text")
+    try:
+        raise ValueError("an id \x1b[31m\x9b2J\r")
+    except ValueError:
+        logging.getLogger("streamrec.test").exception("failed")
+    assert "ValueError: an id" in stderr.getvalue()
+    assert all(line.isprintable() for line in stderr.getvalue().split("\n"))
+
+
 @pytest.mark.parametrize("value", ["plain", "two words", "é", "日本", 5, 1.5, None], ids=repr)
 def test_printable_values_are_not_escaped(monkeypatch: pytest.MonkeyPatch, value: object) -> None:
     assert logged(monkeypatch, "text", "x", field=value).endswith(f" x field={value}\n")

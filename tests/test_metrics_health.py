@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import logging
 import math
+import os
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, example, given
@@ -352,3 +356,12 @@ async def test_waiting_is_right_while_redis_refuses_but_not_if_only_this_batch_g
         watched.pass_s(1)
     assert (watched.health.not_alive() is None) is is_right
     assert watched.health.not_ready()
+
+
+def test_a_folder_for_the_metrics_of_other_programs_changes_nothing(tmp_path: Path) -> None:
+    code = "from streamrec.metrics import Metrics; m = Metrics(); m.rebalances.inc(); print(m.exposition().decode())"
+    for folder in (tmp_path, tmp_path / "none"):
+        env = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(folder)}
+        done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+        assert "streamrec_rebalances_total 1.0" in done.stdout, done.stderr
+    assert list(tmp_path.iterdir()) == []

@@ -14,6 +14,7 @@ This module does not know models and vocabularies.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,9 @@ from sasrec.data.formats import DEFAULT_COLUMNS, ITEM_ID, OUTCOME, TIMESTAMP, US
 from sasrec.data.layouts import Request
 from sasrec.data.sequences import Interactions
 from sasrec.data.tables import Data, read_frame, read_path
+from sasrec.data.times import LIBRARY_BOUNDS, looks_like
+
+log = logging.getLogger(__name__)
 
 INTERACTIONS_SCHEMA_PATH = Path(__file__).parent / "schemas" / "interactions.yaml"
 ITEMS_SCHEMA_PATH = Path(__file__).parent / "schemas" / "items.yaml"
@@ -133,8 +137,22 @@ def read_interactions(
     users, integer_users = checks.ids(data, USER_ID)
     items, integer_items = checks.ids(data, ITEM_ID)
     times = checks.timestamps(data) if TIMESTAMP in present else None
+    if times is not None and data.timestamp_unit is None:
+        _warn_of_unit(data, times)
     outcomes = checks.outcomes(data) if OUTCOME in present else None
     return InteractionRows(users, items, times, outcomes, integer_users, integer_items)
+
+
+def _warn_of_unit(data: Data, times: NDArray[np.int64]) -> None:
+    """Warn of a time that is usual in another unit than ms: where rows differ in unit, their order is wrong."""
+    for row in np.unique((times.argmin(), times.argmax())).tolist():
+        time = int(times[row])
+        if looks_like(time):
+            log.warning(
+                "%s: %s; give the unit if it is wrong",
+                data.where(row),
+                LIBRARY_BOUNDS.problem(data.label(TIMESTAMP), time),
+            )
 
 
 def read_items(source: Any) -> ItemRows:

@@ -23,11 +23,10 @@ from sasrec.data.formats import (
 from sasrec.data.layouts import Request
 from sasrec.data.lines import open_rows, reading, rows, text_of
 from sasrec.data.tables import data_files, is_parquet, parquet_batches
+from sasrec.data.times import LIBRARY_BOUNDS, TimeBounds
 
 log = logging.getLogger(__name__)
 
-# A timestamp below this, read as ms, is before 1973: it was almost surely in seconds.
-SECONDS_SUSPECTED_BELOW_MS = 100_000_000_000
 ROWS_PER_REPORT = 1000
 
 
@@ -45,6 +44,7 @@ def read_events(
     columns: Columns = DEFAULT_COLUMNS,
     on_bytes: Callable[[int], None] | None = None,
     outcomes: bool = False,
+    bounds: TimeBounds | None = None,
 ) -> Iterator[Event]:
     """Yield the events of a file in file order, or of the files in a folder in the order of their names.
 
@@ -52,9 +52,11 @@ def read_events(
         columns: column names, separator and unit of timestamps where they are not the format's own.
         on_bytes: called with the bytes read so far (as they are on disk), for a progress bar.
         outcomes: read column outcome or rating, too.
+        bounds: refuse times outside these. By default a time after ``LATEST_MS`` is refused, and earlier ones than
+            ``EARLIEST_MS`` cause a warning, unless the unit was given: numbers that only order the rows may be small.
 
     Raises:
-        DataFileError: a file is missing or of unknown format, or a row is damaged.
+        DataFileError: a file is missing or of unknown format, a row is damaged, or a time is out of bounds.
     """
     names: tuple[str, ...] = (USER_ID, ITEM_ID, TIMESTAMP)
     if outcomes:
@@ -69,25 +71,60 @@ def read_events(
                     on_bytes(before + position)
 
             events = _parquet_events if is_parquet(file, raw) else _text_events
-            yield from events(file, raw, request, None if on_bytes is None else report)
+            check = _TimeCheck(columns.timestamp_unit is None, bounds)
+            yield from events(file, raw, request, check, None if on_bytes is None else report)
             before += file.stat().st_size
 
 
 Report = Callable[[int], None] | None
 
 
-def _parquet_events(path: Path, raw: BufferedReader, request: Request, report: Report) -> Iterator[Event]:
+class _TimeCheck:
+    """Refuses times outside the bounds, or warns once.
+
+    Args:
+        guessed: whether the unit was not given.
+        bounds: None: those of the library; times before them only cause a warning.
+    """
+
+    def __init__(self, guessed: bool, bounds: TimeBounds | None) -> None:
+        self._bounds = bounds or LIBRARY_BOUNDS
+        self._strict = bounds is not None
+        self._warns = guessed
+        self._low, self._high = self._bounds.earliest_ms, self._bounds.latest_ms
+
+    def passes(self, time_ms: int | None) -> bool:
+        """Return whether there is nothing to say about a time."""
+        if time_ms is None or self._low <= time_ms <= self._high:
+            return True
+        # 0 is none to many writers
+        return not self._strict and time_ms < self._low and (not self._warns or not time_ms)
+
+    def report(self, where: str, time_ms: int, label: str, unit: str) -> None:
+        """Refuse a time that does not pass, or warn of it.
+
+        Raises:
+            DataFileError: it is refused.
+        """
+        value = time_ms if unit == "ms" else time_ms / 1000 if time_ms % 1000 else time_ms // 1000
+        problem = self._bounds.problem(label, value, unit)
+        if self._strict or time_ms > self._high:
+            raise DataFileError(f"{where}: {problem}; give the right unit (s or ms), or correct the row")
+        log.warning("%s: %s; give the unit if it is wrong", where, problem)
+        self._warns = False
+
+
+def _parquet_events(
+    path: Path, raw: BufferedReader, request: Request, check: _TimeCheck, report: Report
+) -> Iterator[Event]:
     size, is_empty = path.stat().st_size, True
-    suspect = request.columns.timestamp_unit is None
     for data, share in parquet_batches(path, raw, request):
         present = data.table.column_names
         users, items = checks.ids(data, USER_ID)[0], checks.ids(data, ITEM_ID)[0]
         times = [None] * len(users) if TIMESTAMP not in present else checks.timestamps(data).tolist()
-        if suspect and TIMESTAMP in present:
-            row = next((row for row, time in enumerate(times) if time is not None and _is_suspect(time)), None)
-            if row is not None:
-                _warn(data.where(row), times[row])
-                suspect = False
+        for row, time in enumerate(times):
+            if time is not None and not check.passes(time):
+                check.report(data.where(row), time, data.label(TIMESTAMP), data.timestamp_unit or "ms")
         good: list[float] | list[None] = [None] * len(users)
         if OUTCOME in request.names:
             if RATING in present and OUTCOME not in present:
@@ -103,21 +140,21 @@ def _parquet_events(path: Path, raw: BufferedReader, request: Request, report: R
         raise DataFileError(f"{path} has no rows")
 
 
-def _text_events(path: Path, raw: BufferedReader, request: Request, report: Report) -> Iterator[Event]:
+def _text_events(
+    path: Path, raw: BufferedReader, request: Request, check: _TimeCheck, report: Report
+) -> Iterator[Event]:
     with text_of(path, raw) as text:
         layout, lines = open_rows(path, text, request)
         labels = layout.labels
         factor = 1000 if layout.timestamp_unit == "s" else 1
-        suspect = request.columns.timestamp_unit is None and factor == 1
         number = -1
         for number, (line, (user_id, item_id, time, *outcome)) in enumerate(rows(path, layout, lines)):
             if user_id is None or item_id is None or user_id == "" or item_id == "":
                 which = labels[USER_ID if user_id is None or user_id == "" else ITEM_ID]
                 raise DataFileError(f"{path}:{line}: {which} is empty; give every row both ids, or remove the row")
             timestamp_ms = None if time is None or time == "" else _timestamp(path, line, time, factor)
-            if suspect and timestamp_ms is not None and _is_suspect(timestamp_ms):
-                _warn(f"{path}:{line}", time)
-                suspect = False
+            if timestamp_ms is not None and not check.passes(timestamp_ms):
+                check.report(f"{path}:{line}", timestamp_ms, labels[TIMESTAMP], layout.timestamp_unit)
             good = _outcome(path, line, outcome) if outcome else None
             yield Event(str(user_id), str(item_id), timestamp_ms, good)
             if report is not None and number % ROWS_PER_REPORT == 0:
@@ -126,16 +163,6 @@ def _text_events(path: Path, raw: BufferedReader, request: Request, report: Repo
             raise DataFileError(f"{path} has a header but no interactions")
         if report is not None:
             report(raw.tell())
-
-
-def _is_suspect(timestamp_ms: int) -> bool:
-    return 0 < timestamp_ms < SECONDS_SUSPECTED_BELOW_MS
-
-
-def _warn(where: str, time: object) -> None:
-    log.warning(
-        "%s: timestamp %s looks like seconds, but is read as milliseconds; give the unit if it is wrong", where, time
-    )
 
 
 def _timestamp(path: Path, line: int, time: object, factor: int) -> int:

@@ -4,7 +4,7 @@ In PyTorch this takes dozens of calls. Each costs microseconds, and the first on
 millisecond, until PyTorch's code is in the processor's cache again. Here it is one call of little code.
 
 A kernel is compiled on first use, once per precision, and cached on disk where numba may write (beside this file or in
-the user's cache folder), so that the next process does not wait seconds for each.
+the user's cache folder), so that the next process does not wait seconds for each (kernel_cache.py).
 
 Over 300 lines: numba recompiles a kernel when the file of that kernel changes, but not when a function that it
 calls changes in another file. So all kernels and their functions are in one file.
@@ -28,6 +28,7 @@ from numba.extending import intrinsic, overload, register_jitable
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sasrec.inference.kernel_cache import compiled
 from sasrec.model import LAYER_NORM_EPS
 
 Floats = NDArray[np.floating[Any]]
@@ -178,13 +179,7 @@ def _top_k_kernel(precision: Any) -> Callable[..., None]:
 
 def _compiled(function: Callable[..., None], signature: Any, **options: Any) -> Callable[..., None]:
     # an explicit signature: a batch of one has another memory layout, and numba would compile again while a click waits
-    options |= {"nogil": True, "error_model": "numpy"}
-    kernel: Callable[..., None]
-    try:
-        kernel = numba.njit(signature, cache=True, **options)(function)
-    except RuntimeError:  # numba may write to no folder
-        kernel = numba.njit(signature, **options)(function)
-    return kernel
+    return compiled(function, signature, nogil=True, error_model="numpy", **options)
 
 
 def _encode(

@@ -11,14 +11,13 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sasrec.data.options import FILE_HELP, add_column_options, columns_from
 from streamrec.commands.options import KAFKA, Subparsers, add_command, add_group, place
 from streamrec.errors import ArchiveError
-from streamrec.logs import one_line
+from streamrec.logs import one_line, utc
 from streamrec.settings import Settings
 from streamrec.stop_signals import stop_signals
 
@@ -86,7 +85,8 @@ def import_file(settings: Settings, archive: EventArchive, options: argparse.Nam
     from sasrec import DataFileError, read_events
 
     try:
-        count = archive.import_events(read_events(options.file, columns_from(options)))
+        bounds = settings.events.bounds(time.time() * 1000)
+        count = archive.import_events(read_events(options.file, columns_from(options), bounds=bounds))
     except DataFileError as error:
         raise ArchiveError(str(error)) from None
     yield f"{count:,} events of {options.file} imported" if count else f"{options.file} was imported before"
@@ -98,10 +98,7 @@ def stats(settings: Settings, archive: EventArchive, options: argparse.Namespace
     if options.json:
         yield json.dumps(vars(found))
         return
-    since, until = (
-        "-" if ts_ms is None else datetime.fromtimestamp(ts_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-        for ts_ms in (found.first_ts_ms, found.last_ts_ms)
-    )
+    since, until = ("-" if ts_ms is None else utc(ts_ms) for ts_ms in (found.first_ts_ms, found.last_ts_ms))
     yield f"{found.events:,} events, {found.imported_events:,} of them imported; {found.dead_letters:,} dead letters"
     yield f"from {since} to {until}"
     yield f"{found.segments:,} segments, {found.bytes:,} bytes in {archive.store}"

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 from collections.abc import AsyncIterator
 from itertools import groupby
 from typing import NamedTuple
 
 from streamrec.commands.options import KAFKA, REDIS, Subparsers, add_command
 from streamrec.errors import StreamrecError
+from streamrec.logs import json_line, one_line
 from streamrec.settings import Settings
 
 
@@ -48,7 +48,7 @@ def run(settings: Settings, options: argparse.Namespace) -> int:
         failed = 0
         async for finding in check(settings):
             failed += not finding.ok
-            print(f"{'ok    ' if finding.ok else 'FAILED'}  {finding.part:6}  {finding.detail}", flush=True)
+            print(one_line(f"{'ok    ' if finding.ok else 'FAILED'}  {finding.part:6}  {finding.detail}"), flush=True)
         return int(failed > 0)
 
     return asyncio.run(report())
@@ -110,5 +110,5 @@ def _toml(value: object) -> str:
     if isinstance(value, (bool, int, float)):
         return str(value).lower()
     if isinstance(value, tuple):
-        return json.dumps(list(value))
-    return json.dumps(str(value), ensure_ascii=False)
+        return json_line(list(value))
+    return json_line(str(value))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from typing import Any, Generic, TypeVar
 
 from streamrec.commands.options import REDIS, Run, Subparsers, add_command
 from streamrec.errors import StreamrecError
-from streamrec.logs import one_line
+from streamrec.logs import json_line, one_line
 from streamrec.redis.client import RedisClient
 from streamrec.settings import Settings
 
@@ -56,7 +55,7 @@ def show(settings: Settings, options: argparse.Namespace, view: View[V]) -> int:
                 if value is None:
                     problem(f"{view.missing} {user}")
                 elif options.json:
-                    print(json.dumps({"user_id": user} | view.fields(value), ensure_ascii=False))
+                    print(json_line({"user_id": user} | view.fields(value)))
                 else:
                     for line in view.lines(user, value):
                         print(one_line(line))

@@ -12,7 +12,7 @@ import sys
 from streamrec.commands import archive, bench, check, demo, models, rebuild, recs, replay, retrain, serve, user
 from streamrec.commands.options import EPILOG, given_flags
 from streamrec.errors import StreamrecError
-from streamrec.logs import configure_logging
+from streamrec.logs import configure_logging, one_line
 from streamrec.settings_sources import load_settings, unknown_variables
 
 COMMANDS = (serve, replay, recs, user, check, retrain, rebuild, models, archive, demo, bench)
@@ -49,10 +49,10 @@ def _run(options: argparse.Namespace) -> int:
         settings = load_settings(options.config, given_flags(options))
         configure_logging(settings.log.level, settings.log.format)
         for warning in unknown_variables():
-            print(f"streamrec: {warning}", file=sys.stderr)
+            print(one_line(f"streamrec: {warning}"), file=sys.stderr)
         return int(options.run(settings, options))
     except StreamrecError as error:
-        print(f"streamrec: {error}", file=sys.stderr)
+        print(one_line(f"streamrec: {error}"), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("streamrec: stopped", file=sys.stderr)

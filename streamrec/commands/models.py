@@ -127,7 +127,7 @@ async def _online_figures(settings: Settings, versions: list[str]) -> dict[str, 
         async with RedisClient(settings.redis) as redis:
             return await read_figures(redis, versions)
     except StreamrecError as error:
-        print(f"streamrec: without the online figures ({error})", file=sys.stderr)
+        print(one_line(f"streamrec: without the online figures ({error})"), file=sys.stderr)
         return {}
 
 
@@ -139,7 +139,10 @@ async def _notify(settings: Settings, version: str) -> None:
         async with RedisClient(settings.redis) as redis:
             await redis.notify(redis.keys.models_channel, version)
     except (RedisUnavailable, RedisRejected) as error:
-        print(f"streamrec: the daemons will load it within {settings.registry.poll_s:g} s ({error})", file=sys.stderr)
+        print(
+            one_line(f"streamrec: the daemons will load it within {settings.registry.poll_s:g} s ({error})"),
+            file=sys.stderr,
+        )
 
 
 def list_versions(registry: Registry, options: argparse.Namespace) -> Iterator[str]:

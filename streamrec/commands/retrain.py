@@ -9,6 +9,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from streamrec.commands.options import KAFKA, REDIS, Subparsers, add_command, place, seconds
+from streamrec.logs import one_line
 from streamrec.settings import Settings
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ def _print(verdict: Verdict, as_json: bool) -> None:
         }
         print(json.dumps(known | verdict.report))
         return
-    print(f"version {verdict.version} {'promoted' if verdict.promoted else 'not promoted'}: {verdict.reason}")
+    print(one_line(f"version {verdict.version} {'promoted' if verdict.promoted else 'not promoted'}: {verdict.reason}"))
     for name, values in verdict.report.items():
         if isinstance(values, dict):
             print(f"  {name:11}" + "  ".join(f"{metric} {value:.4f}" for metric, value in values.items()))

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Iterator
 from typing import Any
 
 from streamrec.commands.inspection import View, add_view, show
 from streamrec.commands.options import Subparsers
+from streamrec.logs import utc
 from streamrec.schemas import UserSequence
 from streamrec.settings import Settings
 
@@ -30,6 +30,5 @@ def _fields(value: UserSequence) -> dict[str, Any]:
 
 
 def _lines(user: str, value: UserSequence) -> Iterator[str]:
-    last = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(value.last_event_ts_ms / 1000))
-    yield f"user {user}: {value.n} events, the last at {last}; oldest first:"
+    yield f"user {user}: {value.n} events, the last at {utc(value.last_event_ts_ms)}; oldest first:"
     yield "  " + " ".join(value.items)

@@ -27,7 +27,7 @@ from streamrec.daemon import serve
 from streamrec.errors import StreamrecError
 from streamrec.kafka.replay import ClickProducer, click_producer
 from streamrec.local.embedded_kafka import adapt
-from streamrec.logs import configure_logging
+from streamrec.logs import configure_logging, one_line
 from streamrec.schemas import parse_published
 from streamrec.serving.lists import POPULAR
 from streamrec.setting_groups import EventSettings
@@ -114,7 +114,7 @@ def main() -> int:
         configure_logging(settings.log.level, settings.log.format)
         return asyncio.run(serve(settings, page=functools.partial(DemoPage, settings.events)))
     except StreamrecError as error:
-        print(f"streamrec: {error}", file=sys.stderr)
+        print(one_line(f"streamrec: {error}"), file=sys.stderr)
         return 1
 
 

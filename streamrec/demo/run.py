@@ -32,6 +32,7 @@ from streamrec.errors import StreamrecError
 from streamrec.local.daemon import DaemonProcess, forget_environment, running_daemon
 from streamrec.local.process import free_port
 from streamrec.local.servers import LocalServers
+from streamrec.setting_groups import LONGEST_S
 from streamrec.settings import Settings
 from streamrec.settings_sources import load_settings
 from streamrec.stop_signals import stop_signals
@@ -116,6 +117,9 @@ def _settings(data: DemoData, servers: LocalServers, folder: Path) -> dict[str, 
         "redis_url": servers.redis_url,
         "registry_dir": folder / "registry",
         "archive_dir": folder / "archive",
+        # the times of a file may only order its clicks
+        "events_min_timestamp_ms": 0,
+        "events_max_future_s": LONGEST_S,
         "sequences_max_len": STORED_ITEMS,
         "lists_filter_seen": data.filter_seen,
         "http_port": free_port(),

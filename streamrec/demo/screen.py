@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from streamrec.demo.snapshot import Snapshot
+from streamrec.logs import one_line
 
 LINE_EVERY_S = 5.0
 SHOWN_CLICKS, SHOWN_LISTED = 6, 10
@@ -53,7 +54,7 @@ class Screen:
             )
             if now.clicks and now.listed:
                 self._console.print(
-                    f"   user {now.user_id} clicked {self._title(now.clicks[-1])}; "
+                    f"   user {one_line(now.user_id)} clicked {self._title(now.clicks[-1])}; "
                     f"now first: {'; '.join(self._title(item) for item in now.listed[:3])}",
                     highlight=False,
                     soft_wrap=True,
@@ -63,11 +64,11 @@ class Screen:
     def note(self, line: str) -> None:
         """Print an event, unless the live picture shows it."""
         if not self._live:
-            self._console.print(line, highlight=False, soft_wrap=True, markup=False)
+            self._console.print(one_line(line), highlight=False, soft_wrap=True, markup=False)
 
     def say(self, line: str) -> None:
         """Print a line that remains, above the live picture if there is one."""
-        self._console.print(line, highlight=False, soft_wrap=True, markup=False)
+        self._console.print(one_line(line), highlight=False, soft_wrap=True, markup=False)
 
     def _picture(self, now: Snapshot) -> RenderableType:
         layout = Layout()
@@ -111,11 +112,11 @@ class Screen:
                 Text.assemble(("recommended next", "bold"), ("  " + caption, "dim")),
                 listed,
             ),
-            title=Text(f"user {now.user_id}") if now.user_id else "a user",
+            title=Text(f"user {one_line(now.user_id)}") if now.user_id else "a user",
         )
 
     def _title(self, item: str) -> str:
-        return self._titles.get(item, item)
+        return one_line(self._titles.get(item, item))
 
 
 class _Fixed:
@@ -161,7 +162,7 @@ def _retraining(now: Snapshot) -> Text:
             ("|", "bold"), (f" new model {now.swap.version} since click {now.swap.after_clicks:,}", "cyan")
         )
     if now.round and not now.round.promoted:
-        return Text(f"no new model this time: {now.round.reason}", style="dim")
+        return Text(one_line(f"no new model this time: {now.round.reason}"), style="dim")
     return Text("" if now.retraining_s is None else f"retraining beside the daemon, {now.retraining_s:.0f} s")
 
 

@@ -23,7 +23,7 @@ from aiokafka.errors import (
 )
 from aiokafka.protocol.metadata import MetadataRequest
 
-from streamrec.errors import RIGHTS_ARE_LISTED, KafkaForbidden, KafkaRefused, KafkaUnavailable
+from streamrec.errors import RIGHTS_ARE_LISTED, KafkaForbidden, KafkaRefused, KafkaUnavailable, SettingsError
 from streamrec.kafka.tokens import NoToken, TokenRefused, token_provider
 from streamrec.setting_groups import KafkaSettings
 from streamrec.tls import KAFKA, closed_connection_hint, tls_context, tls_problem
@@ -173,7 +173,10 @@ async def diagnose(kafka: KafkaSettings, error: Exception) -> KafkaUnavailable |
     """Connect once more to find out why the brokers refuse, which the client does not report; return the error."""
     if isinstance(error, NO_RIGHT):
         return kafka_error(kafka, error)
-    options = connection_options(kafka) | {"request_timeout_ms": DIAGNOSIS_TIMEOUT_MS}
+    try:
+        options = connection_options(kafka) | {"request_timeout_ms": DIAGNOSIS_TIMEOUT_MS}
+    except SettingsError as problem:  # a file is being replaced: the watch task and the batch must outlive that
+        return KafkaUnavailable(f"{kafka_error(kafka, error)}; {problem}")
     del options["metadata_max_age_ms"]
     for host, port, _ in collect_hosts(options.pop("bootstrap_servers")):
         address = f"Kafka at {host}:{port}"

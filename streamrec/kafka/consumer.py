@@ -31,7 +31,7 @@ from streamrec.kafka.connection import (
 from streamrec.kafka.decode import EventDecoder
 from streamrec.kafka.lag import Lag
 from streamrec.kafka.members import StaticPlace, member_name, remove_members
-from streamrec.kafka.polled import Decoded
+from streamrec.kafka.polled import Decoded, dead_letter
 from streamrec.kafka.positions import Marks, Positions, begin_at_end
 from streamrec.kafka.producer import Producer
 from streamrec.kafka.records import READING

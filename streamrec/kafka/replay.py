@@ -106,7 +106,8 @@ async def replay(
     pacer = Pacer(rate_per_s)
     with _progress_bar(console) as bar:
         task = bar.add_task("replay", total=path.stat().st_size if path.is_file() else None, events="")
-        events: Iterable[Event] = read_events(path, columns, lambda at: bar.update(task, completed=at))
+        bounds = fields.bounds(time.time() * 1000)  # the daemon would make a dead letter of other events
+        events: Iterable[Event] = read_events(path, columns, lambda at: bar.update(task, completed=at), bounds=bounds)
         try:
             async with click_producer(kafka, fields) as clicks:
                 for event in islice(events, limit):

@@ -4,6 +4,10 @@ Clicks are ordered as the daemon applied them, as far as this is known: imported
 topic epoch, within a partition by offset. A user has clicks in several partitions if partitions were added or producers
 do not key by user; these are merged by time.
 
+The daemon's TTL runs from the arrival of a click, which an archive does not store. The user's newest time before and
+up to the click stands for it: a late click neither cuts a sequence nor makes it too old, and a time before 1973, which
+is none, does not either.
+
 Memory: 36 bytes for each click of the archive, and each user and item id once.
 """
 
@@ -15,12 +19,15 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from sasrec.data.times import EARLIEST_MS, LIBRARY_BOUNDS, TimeBounds
 from streamrec.archive.segments import EventArchive
 from streamrec.errors import ArchiveError
+from streamrec.event_times import newest_ms, pauses_ms, usable
 from streamrec.schemas import ClickEvent, StoredItems
 from streamrec.serving.sequences import StoredSequence
 from streamrec.setting_groups import SequenceSettings
 
+Part = tuple[int, int, pa.Table]  # topic epoch, partition, clicks
 IMPORTED = -1  # the topic epoch of imported clicks
 
 
@@ -30,23 +37,26 @@ class PastClicks:
     Args:
         archive: read as a whole.
         max_len: items per user.
+        bounds: clicks after these times are skipped.
 
     Raises:
         ArchiveError: the archive cannot be read, or is empty.
     """
 
-    def __init__(self, archive: EventArchive, settings: SequenceSettings, max_len: int) -> None:
+    def __init__(
+        self, archive: EventArchive, settings: SequenceSettings, max_len: int, bounds: TimeBounds = LIBRARY_BOUNDS
+    ) -> None:
         self._epoch = archive.topic_epoch
         self._gap_ms = int(settings.session_gap_s * 1000)
         self._ttl_ms = settings.ttl_s * 1000
         self._max_len = max_len
         found = archive.tables()
         self.next_offsets = {segment.partition: segment.next for segment, _ in found if segment.partition is not None}
-        parts = [(IMPORTED, 0, table) for segment, table in found if segment.partition is None]
+        parts: list[Part] = [(IMPORTED, 0, table) for segment, table in found if segment.partition is None]
         followed = {epoch: earlier.tables(imported=False) for epoch, earlier in archive.before().items()}
         for epoch, of_epoch in (followed | {self._epoch: found}).items():
             parts += [(epoch, segment.partition, table) for segment, table in of_epoch if segment.partition is not None]
-        parts = [part for part in parts if part[2].num_rows]
+        parts = _usable_parts(parts, bounds, archive)
         if not parts:
             raise ArchiveError(
                 f"the archive {archive.store} is empty; fill it with: streamrec archive follow, or streamrec archive "
@@ -87,10 +97,11 @@ class PastClicks:
             self._later.setdefault(event.user_id, []).append(event)
 
     def users(self) -> list[str]:
-        """Return all users, the latest click first."""
-        last = dict(zip(self._users, np.maximum.reduceat(self._columns[3], self._begins[:-1]).tolist(), strict=True))
-        last |= {user: events[-1].timestamp_ms for user, events in self._later.items()}
-        return sorted(last, key=lambda user: -last[user])
+        """Return all users, the one with the newest click first."""
+        newest = dict(zip(self._users, np.maximum.reduceat(self._columns[3], self._begins[:-1]).tolist(), strict=True))
+        for user, later in self._later.items():
+            newest[user] = max(newest.get(user, 0), *(event.timestamp_ms for event in later))
+        return sorted(newest, key=lambda user: -newest[user])
 
     def sequence_of(self, user_id: str) -> StoredSequence:
         """Return the sequence that a user's clicks make on an empty Redis."""
@@ -101,9 +112,12 @@ class PastClicks:
         columns = np.concatenate((self._columns[:, own], np.array(rows, np.int64).reshape(-1, 4).T), axis=1)
         order = _applied_order(*columns)
         epochs, partitions, offsets, times_ms = columns[:, order]
-        pauses_ms = np.diff(times_ms)
-        begin = _after_last(pauses_ms > self._ttl_ms)  # a sequence that has expired is not restored
-        session = max(begin, _after_last(pauses_ms > self._gap_ms)) if self._gap_ms else begin
+        one_user = np.zeros(len(order), np.int64)
+        pauses = pauses_ms(one_user, times_ms)
+        expired = pauses > self._ttl_ms
+        expired[1:] &= newest_ms(one_user, times_ms)[:-1] >= EARLIEST_MS  # a time that is none tells no pause
+        begin = _last(expired)  # a sequence that has expired is not restored
+        session = max(begin, _last(pauses > self._gap_ms)) if self._gap_ms else begin
         archived = own.stop - own.start
         items = [
             self._items[self._item_of[own.start + row]] if row < archived else later[row - archived].item_id
@@ -115,7 +129,7 @@ class PastClicks:
             StoredItems.of(items),
             len(order) - begin,
             len(order) - session,
-            int(times_ms[-1]),
+            max(0, int(times_ms[begin:].max())),
             self._epoch,
             guard,
         )
@@ -123,14 +137,27 @@ class PastClicks:
     def popularity(self, half_life_s: float) -> tuple[dict[str, float], int]:
         """Return the clicks of each item, halved every half-life until the newest click, and its time."""
         later = [event for events in self._later.values() for event in events]
-        newest_ms = max([int(self._columns[3].max()), *(event.timestamp_ms for event in later)])
-        weights = np.exp2((self._columns[3] - newest_ms) / 1000 / half_life_s)
+        newest = max([int(self._columns[3].max()), *(event.timestamp_ms for event in later)])
+        weights = np.exp2((self._columns[3] - newest) / 1000 / half_life_s)
         counts = np.bincount(self._item_of, weights, len(self._items))
         found = dict(zip(self._items, counts.tolist(), strict=True))
         for event in later:
-            weight = 2.0 ** ((event.timestamp_ms - newest_ms) / 1000 / half_life_s)
+            weight = 2.0 ** ((event.timestamp_ms - newest) / 1000 / half_life_s)
             found[event.item_id] = found.get(event.item_id, 0.0) + weight
-        return found, newest_ms
+        return found, newest
+
+
+def _usable_parts(parts: list[Part], bounds: TimeBounds, archive: EventArchive) -> list[Part]:
+    """Return the parts that have clicks, without clicks whose time is none."""
+    if not parts:
+        return []
+    times = np.concatenate([table["timestamp_ms"].to_numpy() for _, _, table in parts])
+    masks = np.split(usable(times, bounds, archive.store), np.cumsum([table.num_rows for _, _, table in parts])[:-1])
+    left = [
+        (epoch, number, table if mask.all() else table.filter(pa.array(mask)))
+        for (epoch, number, table), mask in zip(parts, masks, strict=True)
+    ]
+    return [part for part in left if part[2].num_rows]
 
 
 def _applied_order(
@@ -145,7 +172,7 @@ def _applied_order(
     return np.lexsort((offsets, partitions, reached_ms, epochs))
 
 
-def _after_last(pauses: NDArray[np.bool_]) -> int:
-    """Return the row after the last pause, 0 if there is none."""
-    found = np.flatnonzero(pauses)
-    return int(found[-1]) + 1 if len(found) else 0
+def _last(marks: NDArray[np.bool_]) -> int:
+    """Return the row of the last mark, 0 if there is none."""
+    found = np.flatnonzero(marks)
+    return int(found[-1]) if len(found) else 0

@@ -24,6 +24,7 @@ from typing import NamedTuple, TypeVar
 
 import torch
 
+from sasrec.data.times import EARLIEST_MS
 from streamrec.archive.segments import EventArchive
 from streamrec.errors import RedisRefused, RedisRejected, RedisUnavailable, StreamrecError
 from streamrec.kafka.connection import ignore_abandoned_requests
@@ -81,7 +82,8 @@ async def rebuild(settings: Settings, rate_per_s: float = 0.0, dry_run: bool = F
     async with RedisClient(settings.redis) as redis:
         await redis.check_format(claim=not dry_run)
         archive = EventArchive(settings.archive.dir, settings.kafka.topic_epoch)
-        past = await asyncio.to_thread(PastClicks, archive, settings.sequences, served.max_len)
+        bounds = settings.events.bounds(time.time() * 1000)
+        past = await asyncio.to_thread(PastClicks, archive, settings.sequences, served.max_len, bounds)
         log.info("archive read", extra={"clicks": len(past), "archive": str(archive.store)})
         async with TopicReader(settings.kafka, settings.events, past.next_offsets) as reader:
             lists = SharedLists(redis, settings.lists, settings.sequences.ttl_s, served.max_len, served.vocab)
@@ -140,6 +142,8 @@ class Rebuilder:
     async def _restore_popularity(self) -> None:
         counts, counted_ms = self._past.popularity(self._settings.lists.popular_half_life_s)
         first_ms = None if self._past.has_imported else self._past.first_ts_ms
+        if first_ms is not None and first_ms < EARLIEST_MS:  # as of 1970 the model's own counts would be nothing today
+            first_ms = counted_ms
         await self._refresh_lists()
         try:
             self.report.popularity = await self._lists.restore(counts, counted_ms, first_ms)
@@ -202,7 +206,7 @@ class Rebuilder:
                     retry.append(user)
                 else:
                     self.report.ahead += 1
-            elif stored is None and self._ttl_left_s(rebuilt, self._settings.sequences.ttl_s) <= 0:
+            elif stored is None and _ttl_left_s(rebuilt, self._settings.sequences.ttl_s) <= 0:
                 self.report.too_old += 1
             elif (sequence := replacement(stored, rebuilt)) is not None:
                 changes.append(Change(user, value, sequence, old_list))
@@ -230,7 +234,7 @@ class Rebuilder:
             return [True] * len(changes)
         calls: list[tuple[list[str], list[RedisArg]]] = []
         for change in changes:
-            ttl_s = max(1, self._ttl_left_s(change.sequence, self._settings.sequences.ttl_s))
+            ttl_s = max(1, _ttl_left_s(change.sequence, self._settings.sequences.ttl_s))
             args: list[RedisArg] = [change.value or b"", change.sequence.encode(), ttl_s]
             calls.append(([self._keys.sequence(change.user)], args))
         replies = await self._redis.run_each(REPLACE, [], calls)
@@ -258,11 +262,13 @@ class Rebuilder:
     def _needs_list(self, sequence: StoredSequence, published: bytes | None) -> bool:
         """Return whether the list has fewer clicks than the sequence, or is missing although its TTL is not over."""
         if published is None:
-            return self._ttl_left_s(sequence, self._settings.lists.ttl_s) > 0
+            return _ttl_left_s(sequence, self._settings.lists.ttl_s) > 0
         with contextlib.suppress(StreamrecError):
             return parse_published("", published).n < sequence.n
         return True
 
-    def _ttl_left_s(self, sequence: StoredSequence, ttl_s: int) -> int:
-        """Return the seconds that remain of a TTL which began at the last click."""
-        return min(ttl_s, int(ttl_s - time.time() + sequence.last_event_ts_ms / 1000))
+
+def _ttl_left_s(sequence: StoredSequence, ttl_s: int) -> int:
+    """Return the seconds that remain of a TTL which began at the newest click; all of it if no click has a time."""
+    newest_ms = sequence.last_event_ts_ms
+    return ttl_s if newest_ms < EARLIEST_MS else min(ttl_s, int(ttl_s - time.time() + newest_ms / 1000))

@@ -34,9 +34,11 @@ from sasrec import (
     train,
 )
 from sasrec.data.sequences import Indices
+from sasrec.data.times import TimeBounds
 from sasrec.training.objectives import Loss
 from streamrec.archive.segments import EventArchive
 from streamrec.errors import RegistryError, RetrainError, RetrainStopped
+from streamrec.event_times import usable
 from streamrec.registry import Registry
 from streamrec.retraining.gate import K, Report, compare, refusal
 from streamrec.retraining.timeline import recent, sessions, split
@@ -92,10 +94,13 @@ def retrain(settings: Settings, *, progress: bool = False, stop: Callable[[], bo
     registry = Registry(settings.registry.dir)
     archive = EventArchive(settings.archive.dir, settings.kafka.topic_epoch)
     next_offsets = archive.next_offsets()
-    clicks = recent(archive.read(), settings.retrain.days)
+    bounds = settings.events.bounds(time.time() * 1000)
+    archived = archive.read()
+    clicks = recent(archived.where(usable(archived.timestamps_ms, bounds, archive.store)), settings.retrain.days)
     champion = _load_champion(registry)
-    past, held_out = split(clicks, settings.retrain.holdout_share, _trained_until_ms(champion))
-    start = _choose_start(settings, past, champion, _rounds_since_full(registry))
+    until_ms = _trained_until_ms(champion, bounds)
+    past, held_out = split(clicks, settings.retrain.holdout_share, until_ms)
+    start = _choose_start(settings, past, champion, until_ms, _rounds_since_full(registry))
     train_config = _train_config(settings, len(start.vocab), start.mode)
     _log_start(start, len(past), len(held_out))
 
@@ -142,14 +147,13 @@ def _train_config(settings: Settings, num_items: int, mode: str) -> TrainConfig:
 
 
 def _choose_start(
-    settings: Settings, past: Interactions, champion: SavedModel | None, rounds_since_full: int
+    settings: Settings, past: Interactions, champion: SavedModel | None, until_ms: int | None, rounds_since_full: int
 ) -> _Start:
     """Start from the champion if settings, shape and metadata allow it, else from scratch.
 
     Raises:
         RetrainError: the champion was trained on all of these clicks.
     """
-    until_ms = _trained_until_ms(champion)
     if settings.retrain.mode == "full":
         why = "retrain_mode is full"
     elif champion is None:
@@ -264,9 +268,19 @@ def _load_champion(registry: Registry) -> SavedModel | None:
         return None
 
 
-def _trained_until_ms(champion: SavedModel | None) -> int | None:
+def _trained_until_ms(champion: SavedModel | None, bounds: TimeBounds) -> int | None:
+    """Return the time of the newest click that the champion was trained on; None if its metadata do not say."""
     until_ms = champion.metadata.get("trained_until_ms") if champion else None
-    return until_ms if isinstance(until_ms, int) else None
+    if champion is None or not isinstance(until_ms, int):
+        return None
+    if until_ms > bounds.latest_ms:  # no click would ever be new to it
+        log.warning(
+            "the champion %s is taken as trained on unknown clicks: %s",
+            champion.version,
+            bounds.problem("trained_until_ms", until_ms),
+        )
+        return None
+    return until_ms
 
 
 def _rounds_since_full(registry: Registry) -> int:

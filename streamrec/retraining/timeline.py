@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sasrec import Interactions
 from streamrec.errors import RetrainError
+from streamrec.event_times import newest_ms, pauses_ms
 
 MIN_HOLDOUT_CLICKS = 500
 DAY_MS = 86_400_000
@@ -15,6 +17,9 @@ DAY_MS = 86_400_000
 
 def recent(events: Interactions, days: float) -> Interactions:
     """Return the events of the last days before the newest one, as a timeline.
+
+    Args:
+        events: without times that are none, or all others would be too old.
 
     Raises:
         RetrainError: there are no events.
@@ -32,12 +37,7 @@ def timeline(events: Interactions) -> Interactions:
     A click with an older timestamp than the user's click before it counts as simultaneous with that click: the
     daemon applied the two in this order.
     """
-    latest: dict[str, int] = {}
-    times = []
-    for user, ts_ms in zip(events.user_ids, events.timestamps_ms.tolist(), strict=True):
-        latest[user] = max(ts_ms, latest.get(user, ts_ms))
-        times.append(latest[user])
-    return events.in_order(np.array(times, np.int64))
+    return events.in_order(newest_ms(_numbers(events.user_ids), events.timestamps_ms))
 
 
 def split(
@@ -71,12 +71,17 @@ def sessions(events: Interactions, gap_ms: float) -> Interactions:
     """Give each session a user id of its own: the daemon begins a new sequence after a pause longer than the gap."""
     if not gap_ms:
         return events
-    number: dict[str, int] = {}
-    last: dict[str, int] = {}
-    users = []
-    for user, ts_ms in zip(events.user_ids, events.timestamps_ms.tolist(), strict=True):
-        if user in last and ts_ms - last[user] > gap_ms:
-            number[user] = number.get(user, 0) + 1
-        last[user] = ts_ms
-        users.append(f"{number.get(user, 0)}\0{user}")
-    return replace(events, user_ids=users)
+    users = _numbers(events.user_ids)
+    begins = pauses_ms(users, events.timestamps_ms) > gap_ms
+    number = [0] * len(set(events.user_ids))
+    names = []
+    for user_id, user, new in zip(events.user_ids, users.tolist(), begins.tolist(), strict=True):
+        number[user] += new
+        names.append(f"{number[user]}\0{user_id}")
+    return replace(events, user_ids=names)
+
+
+def _numbers(user_ids: list[str]) -> NDArray[np.int64]:
+    """Return a number for each user."""
+    known: dict[str, int] = {}
+    return np.array([known.setdefault(user, len(known)) for user in user_ids], np.int64)

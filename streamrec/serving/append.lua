@@ -7,6 +7,7 @@
 --
 -- Value: "1 n session_n count last_event_ts_ms topic_epoch partition:offset,..." NUL, then each item and a NUL.
 -- StoredSequence (sequences.py) reads the value, and calls the same values damaged.
+-- last_event_ts_ms is the largest timestamp of the applied events: see event_times.py for the rule.
 local max_len, ttl_s, gap_ms, epoch = tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 local header = '^(%d+) (%d+) (%d+) (%d+) (%d+) (%d+) ([%d:,]*)%z(.*)$'
 local reply, at = {}, 5
@@ -56,7 +57,8 @@ local function append(i)
         session_n, count, items, fresh = 0, 0, '', {}
       end
       offsets[partition] = offset
-      n, session_n, count, last_ts, applied = n + 1, session_n + 1, count + 1, ts, applied + 1
+      if tonumber(ts) > tonumber(last_ts) then last_ts = ts end
+      n, session_n, count, applied = n + 1, session_n + 1, count + 1, applied + 1
       fresh[#fresh + 1] = item .. '\0'
     end
   end

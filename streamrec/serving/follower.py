@@ -49,6 +49,7 @@ class ChampionFollower:
         self._shadow = parts.shadow
         self._store = parts.store
         self._publisher = parts.publisher
+        self._counts = parts.counts
         self._redis = parts.redis
         self._metrics = parts.metrics
         self._notified = asyncio.Event()
@@ -112,6 +113,7 @@ class ChampionFollower:
     def _swap(self, champion: Champion, served: ServedModel) -> None:
         started, previous = time.perf_counter(), self._predictor.version
         self._predictor.swap(served.engine)
+        self._counts.serve(served.version)
         self._store.max_len = served.max_len
         self._refused_version = ""
         self._log_refused.reset()

@@ -6,13 +6,17 @@ which is evaluated then. On every click the popular list, without the items this
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from streamrec.errors import StreamrecError
+from streamrec.logs import LogOnce
 from streamrec.schemas import NO_ITEMS, UserSequence, parse_published
 from streamrec.serving.lists import POPULAR, SharedLists
 from streamrec.serving.online import OnlineCounts
+
+log = logging.getLogger(__name__)
 
 K = 10
 
@@ -38,6 +42,7 @@ class OnlineJudge:
         self._lists = lists
         self._counts = counts
         self._filter_seen = filter_seen
+        self._warning = LogOnce(log)
 
     def evaluate(self, sequences: Sequence[UserSequence], previous: Sequence[bytes | None]) -> list[EvaluatedClicks]:
         """Evaluate the newly applied clicks.
@@ -45,11 +50,15 @@ class OnlineJudge:
         Args:
             previous: the value of each user's list before this batch was published; None if there was none.
         """
-        evaluated = [
-            self._evaluate(sequence, value)
-            for sequence, value in zip(sequences, previous, strict=True)
-            if sequence.clicks
-        ]
+        try:
+            evaluated = [
+                self._evaluate(sequence, value)
+                for sequence, value in zip(sequences, previous, strict=True)
+                if sequence.clicks
+            ]
+        except Exception as error:  # figures are a help: clicks continue without them
+            self._warning("the clicks of a batch are not judged: %s", repr(error))
+            return []
         return [clicks for clicks in evaluated if clicks is not None]
 
     def _evaluate(self, sequence: UserSequence, previous: bytes | None) -> EvaluatedClicks | None:

@@ -7,6 +7,7 @@ loses the counts since the last flush; a lost reply of Redis makes the flushed c
 from __future__ import annotations
 
 import asyncio
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 
@@ -16,10 +17,15 @@ from streamrec.errors import RedisRejected, StreamrecError
 from streamrec.metrics import Metrics
 from streamrec.redis.client import RedisClient
 from streamrec.redis.script import Script
+from streamrec.serving.lists import POPULAR
 from streamrec.setting_groups import DAY_S
 
 ONLINE = Script(__package__, "online")
 TTL_S = 90 * DAY_S
+MAX_LABELS = 8  # model versions with metrics of their own
+MAX_VERSION_CHARS = 64
+OTHER = "other"  # the label of all other versions
+MAX_PENDING = 1_000  # versions, between two flushes
 
 
 @dataclass(frozen=True)
@@ -56,16 +62,70 @@ class OnlineFigures:
         return rates
 
 
+class ModelCounters:
+    """The counters of the last ``MAX_LABELS`` model versions, of the popular list, and of all other versions together.
+
+    The version of a list is what Redis says. A version that this daemon serves, or scores as the shadow, replaces the
+    one that was served and counted longest ago; one that only Redis names gets a free place or none.
+    """
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = {
+            "judged": metrics.judged,
+            "hits": metrics.hits,
+            "reciprocal_ranks": metrics.reciprocal_ranks,
+            "popularity_hits": metrics.popularity_hits,
+        }
+        # a label is looked up once, not four times a click
+        self._named: OrderedDict[str, dict[str, Counter]] = OrderedDict()  # the version to replace next comes first
+        self._fixed: dict[str, dict[str, Counter]] = {}
+
+    def serve(self, version: str) -> None:
+        """Count a version under its own name from now on."""
+        if version not in self._named:
+            while len(self._named) >= MAX_LABELS:
+                replaced, _ = self._named.popitem(last=False)
+                for counter in self._metrics.values():
+                    counter.remove(replaced)
+            self._named[version] = self._counters(version)
+        self._named.move_to_end(version)
+
+    def add(self, version: str, counted: Mapping[str, float]) -> None:
+        """Add to the counters of a version."""
+        for name, counter in self._of(version).items():
+            counter.inc(counted[name])
+
+    def _of(self, version: str) -> dict[str, Counter]:
+        found = self._named.get(version)
+        if found is not None:
+            self._named.move_to_end(version)
+            return found
+        if version != POPULAR and is_version(version) and len(self._named) < MAX_LABELS:
+            self._named[version] = self._counters(version)
+            self._named.move_to_end(version, last=False)
+            return self._named[version]
+        label = POPULAR if version == POPULAR else OTHER
+        if label not in self._fixed:
+            self._fixed[label] = self._counters(label)
+        return self._fixed[label]
+
+    def _counters(self, label: str) -> dict[str, Counter]:
+        return {name: counter.labels(label) for name, counter in self._metrics.items()}
+
+
 class OnlineCounts:
     """Counts by model version: for Prometheus at once, for Redis at every flush."""
 
     def __init__(self, redis: RedisClient, metrics: Metrics) -> None:
         self._redis = redis
         self._keys = redis.keys
-        self._metrics = metrics
+        self._counters = ModelCounters(metrics)
         self._pending: dict[str, dict[str, float]] = {}
-        self._counters: dict[str, dict[str, Counter]] = {}
         self._flushing = asyncio.Lock()
+
+    def serve(self, version: str) -> None:
+        """Give a version that is served, or scored as the shadow, metrics of its own."""
+        self._counters.serve(version)
 
     def count(self, version: str, clicks: Sequence[str], items: Sequence[str], popular_hits: int) -> None:
         """Count clicks of a user who saw ``items``, listed by that version; ``popular_hits`` hit the popular list."""
@@ -75,14 +135,7 @@ class OnlineCounts:
             "reciprocal_ranks": sum(1 / (items.index(click) + 1) for click in clicks if click in items),
             "popularity_hits": popular_hits,
         }
-        if version not in self._counters:  # a label is looked up once, not four times a click
-            metrics = self._metrics
-            counters = (metrics.judged, metrics.hits, metrics.reciprocal_ranks, metrics.popularity_hits)
-            self._counters[version] = {
-                name: counter.labels(version) for name, counter in zip(counted, counters, strict=True)
-            }
-        for name, counter in self._counters[version].items():
-            counter.inc(counted[name])
+        self._counters.add(version, counted)
         self._add(version, counted)
 
     def compare(self, shadow: str, clicks: Sequence[str], items: Sequence[str], published: Sequence[str]) -> None:
@@ -120,9 +173,16 @@ class OnlineCounts:
             raise rejected
 
     def _add(self, version: str, counted: Mapping[str, float]) -> None:
+        if version not in self._pending and (len(self._pending) >= MAX_PENDING or not is_version(version)):
+            return  # no daemon made so many versions, or this one
         pending = self._pending.setdefault(version, {})
         for name, amount in counted.items():
             pending[name] = pending.get(name, 0.0) + amount
+
+
+def is_version(text: str) -> bool:
+    """Return whether a text may be the name of a model version: others can break metrics and Redis keys."""
+    return 0 < len(text) <= MAX_VERSION_CHARS and text.isascii() and text.isprintable()
 
 
 async def read_figures(redis: RedisClient, versions: Sequence[str]) -> dict[str, OnlineFigures]:

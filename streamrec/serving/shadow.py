@@ -59,6 +59,7 @@ class Shadow:
         """Make this engine the shadow, in the place of any other."""
         self.end()
         self._engine = engine
+        self._counts.serve(engine.version)
         log.info("a shadow begins", extra={"model": engine.version, "share": self._share})
 
     def end(self) -> None:

@@ -1,7 +1,8 @@
 """Access control of the HTTP port.
 
 With ``http_token`` set, every path but the health checks and the login form requires the token. Programs send it as
-``Authorization: Bearer TOKEN``; people type it once and get a cookie. Without a token a daemon on a loopback address
+``Authorization: Bearer TOKEN``; people type it once and get a cookie. An address that sends many wrong ones must wait.
+Without a token a daemon on a loopback address
 answers only requests for a loopback host name: otherwise a web site whose own name resolves to this machine (DNS
 rebinding) could read the page through its visitors' browsers. The headers of every response forbid scripts, styles
 and connections from elsewhere.
@@ -13,18 +14,21 @@ import hashlib
 import hmac
 import ipaddress
 import logging
+import math
 from pathlib import Path
 
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from streamrec.setting_groups import HttpSettings
+from streamrec.web.tries import Tries
 
 log = logging.getLogger(__name__)
 
 STATIC_FOLDER = Path(__file__).parent / "static"
 COOKIE = "streamrec"
 COOKIE_MAX_AGE_S = 30 * 86_400
+MAX_LOGINS, MAX_BEARERS = 10, 100  # wrong tokens of an address in a minute, in the form and in headers
 PUBLIC_PATHS = ("/livez", "/readyz", "/login", "/page/page.css", "/page/icon.svg")
 ANY_HOST_PATHS = ("/metrics", *PUBLIC_PATHS)  # for programs, under any host name; they reveal nothing about users
 
@@ -43,6 +47,7 @@ class Access:
     def __init__(self, settings: HttpSettings) -> None:
         token = settings.token
         self._token = token.get_secret_value().encode() if token else b""
+        self._logins, self._bearers = Tries(MAX_LOGINS), Tries(MAX_BEARERS)
         self._loopback_only = not self._token and is_loopback(settings.host)
 
     def register(self, app: web.Application) -> None:
@@ -55,6 +60,8 @@ class Access:
     @web.middleware
     async def _check(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         if self._token and request.path not in PUBLIC_PATHS and not self._has_token(request):
+            if "Authorization" in request.headers:
+                self._bearers.failed(request.remote)
             if request.method == "GET" and request.path == "/":
                 return web.FileResponse(STATIC_FOLDER / "login.html", status=401)
             raise web.HTTPUnauthorized(
@@ -68,14 +75,19 @@ class Access:
         return await handler(request)
 
     def _has_token(self, request: web.Request) -> bool:
-        scheme, _, credentials = request.headers.get("Authorization", "").partition(" ")
-        if scheme.lower() == "bearer" and _equal(credentials.strip(), self._token):
+        if _equal(request.cookies.get(COOKIE, ""), self._cookie()):
             return True
-        return _equal(request.cookies.get(COOKIE, ""), self._cookie())
+        if "Authorization" not in request.headers:
+            return False
+        _limit(self._bearers, request)
+        scheme, _, credentials = request.headers["Authorization"].partition(" ")
+        return scheme.lower() == "bearer" and _equal(credentials.strip(), self._token)
 
     async def _log_in(self, request: web.Request) -> web.StreamResponse:
+        _limit(self._logins, request)
         token = (await request.post()).get("token", "")
         if not isinstance(token, str) or not _equal(token.strip(), self._token):
+            self._logins.failed(request.remote)
             log.warning("login refused: wrong token", extra={"from": request.remote})
             return _redirect("./#wrong")
         response = _redirect("./")
@@ -93,6 +105,16 @@ class Access:
     def _cookie(self) -> bytes:
         """Return the value that proves knowledge of the token without revealing it."""
         return hmac.new(self._token, b"streamrec page", hashlib.sha256).hexdigest().encode()
+
+
+def _limit(tries: Tries, request: web.Request) -> None:
+    """Refuse a request whose address has sent too many wrong tokens, without looking at this one."""
+    wait_s = math.ceil(tries.wait_s(request.remote))
+    if wait_s:
+        raise web.HTTPTooManyRequests(
+            text=f"too many wrong tokens from this address: try again in {wait_s} s\n",
+            headers={"Retry-After": str(wait_s)},
+        )
 
 
 def is_loopback(host: str) -> bool:

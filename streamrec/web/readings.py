@@ -62,6 +62,8 @@ def hits_between(before: Reading, last: Reading) -> dict[str, Hits]:
     found = {}
     for version, (judged, hits, popularity_hits) in last.models.items():
         then = before.models.get(version, (0, 0, 0))
+        if judged < then[0]:  # the version's counters were removed meanwhile, and begun again
+            then = (0, 0, 0)
         if judged > then[0]:
             found[version] = (judged - then[0], hits - then[1], popularity_hits - then[2])
     return found

@@ -176,6 +176,28 @@ def test_a_file_is_imported_once_shown_and_pruned(run: Callable[..., Any], tmp_p
     assert run("stats")[1].startswith("0 events")
 
 
+@pytest.mark.parametrize(
+    ("time", "says"),
+    [
+        ("1700000000", "looks like seconds"),
+        ("1700000000000000", "looks like microseconds"),
+        ("4000000000000", "as Unix time in ms it is after 20"),
+        ("0", "as Unix time in ms it is before 1973-03-03"),
+    ],
+)
+def test_a_file_with_a_time_that_the_daemon_would_refuse_is_not_imported(
+    run: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, time: str, says: str
+) -> None:
+    path = tmp_path / "clicks.csv"
+    path.write_text(f"user_id,item_id,timestamp\nann,a,1700000000000\nbob,b,{time}\n")
+    status, out, err = run("import", str(path))
+    assert (status, out, err.count("\n")) == (1, "", 1)
+    assert err.startswith(f"streamrec: {path}:3: timestamp {time}") and says in err
+    assert run("stats")[1].startswith("0 events")
+    monkeypatch.setenv("STREAMREC_EVENTS_MIN_TIMESTAMP_MS", "0")
+    assert run("import", str(path))[0] == (0 if time in ("0", "1700000000") else 1)
+
+
 def test_a_mistake_is_reported_in_one_clear_line(
     run: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

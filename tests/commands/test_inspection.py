@@ -66,6 +66,35 @@ async def test_a_user_id_is_not_a_pattern(run: Callable[..., Any], make_settings
     assert result.status == 1
 
 
+CONTROLS = "\x1b[31m\x07\x9b2J\x7f\u202e\u2028\r\n"
+
+
+@pytest.mark.parametrize("command", ["recs", "user"])
+@pytest.mark.parametrize("form", [(), ("--json",)], ids=["for people", "JSON"])
+async def test_nothing_that_clients_sent_controls_the_terminal(
+    run: Callable[..., Any], make_settings: MakeSettings, command: str, form: tuple[str, ...]
+) -> None:
+    user = f"ann{CONTROLS}"
+    await write_users(make_settings(), {user: [f"item{CONTROLS}", "é"]})
+    for arguments in ((user,), ("--all",), (f"none{CONTROLS}",)):
+        result = await run(command, *arguments, *form)
+        for text in (result.out, result.err):
+            assert all(line.isprintable() for line in text.split("\n")), repr(text)
+    if form:
+        (found,) = lines_of_json((await run(command, user, *form)).out)
+        assert found["user_id"] == user
+    assert "é" in (await run(command, user, *form)).out
+
+
+async def test_a_time_that_no_calendar_has_is_shown_as_a_number(
+    run: Callable[..., Any], make_settings: MakeSettings
+) -> None:
+    settings = make_settings()
+    async with raw_redis(settings) as raw:
+        await raw.set(Keys(settings.redis.key_prefix).sequence("ann"), b"1 1 1 1 1700000000000000 0 0:1\0a\0")
+    assert "the last at 1700000000000000 ms since 1970" in (await run("user", "ann")).out
+
+
 async def test_for_people_lists_are_ranked_and_sequences_dated(
     run: Callable[..., Any], make_settings: MakeSettings
 ) -> None:

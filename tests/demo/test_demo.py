@@ -228,13 +228,18 @@ def test_unreadable_titles_are_an_error_before_training(arguments: list[str], me
     assert (done.returncode, done.stderr) == (1, f"streamrec: {message}\n")
 
 
-def test_the_demo_works_with_too_few_clicks_for_retraining(tmp_path: Path) -> None:
+def test_the_demo_works_with_too_few_clicks_for_retraining_and_times_in_seconds(tmp_path: Path) -> None:
     path, summary = tmp_path / "clicks.csv", tmp_path / "summary.json"
-    path.write_text("user_id,item_id,timestamp\n" + "".join(f"u{n % 2},i{n % 3},{NOON_MS + n}\n" for n in range(12)))
+    path.write_text(
+        "user_id,item_id,timestamp\n" + "".join(f"u{n % 2},i{n % 3},{NOON_MS // 1000 + n}\n" for n in range(12))
+    )
     with start_demo(path, "--json", str(summary)) as demo:
         output, _ = demo.communicate(timeout=200)
     assert demo.returncode == 0, output
-    assert json.loads(summary.read_text())["swap"] is None
+    assert "timestamp 1700000000 looks like seconds" in output
+    found = json.loads(summary.read_text())
+    assert found["swap"] is None
+    assert (found["events"] > 0, found["dead_letters"]) == (True, 0)
     assert "no new model this time: no user has a new event" in output
 
 

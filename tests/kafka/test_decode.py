@@ -18,6 +18,7 @@ from streamrec.settings import Settings
 NOW_MS = 1_700_000_000_000
 RECORD_MS = NOW_MS - 250
 DAY_MS = 86_400_000
+EARLIEST_MS = 100_000_000_000
 
 under_any_load = hypothesis_settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 ids = st.text(st.characters(exclude_characters="\0", codec="utf-8"), min_size=1, max_size=64)
@@ -68,7 +69,7 @@ def decode_anything(value: bytes) -> None:
         for text in (event.user_id, event.item_id):
             assert 1 <= len(text.encode()) <= MAX_ID_BYTES
             assert "\0" not in text
-        assert 0 <= event.timestamp_ms <= NOW_MS + DAY_MS
+        assert EARLIEST_MS <= event.timestamp_ms <= NOW_MS + DAY_MS
 
 
 @under_any_load
@@ -92,7 +93,7 @@ def test_a_damaged_event_is_an_event_or_a_bad_record(junk: bytes, start: int, en
 
 
 @under_any_load
-@given(ids, ids, st.none() | st.integers(0, NOW_MS), st.dictionaries(st.text(), json_values, max_size=3))
+@given(ids, ids, st.none() | st.integers(EARLIEST_MS, NOW_MS), st.dictionaries(st.text(), json_values, max_size=3))
 def test_a_valid_event_has_its_partition_and_offset(
     user: str, item: str, timestamp_ms: int | None, unknown: dict[str, Any]
 ) -> None:
@@ -164,15 +165,21 @@ def test_without_any_timestamp_the_time_is_now() -> None:
     assert (event.timestamp_ms, event.record_ts_ms) == (NOW_MS, NOW_MS)
 
 
+def test_a_record_timestamp_that_is_none_counts_as_now() -> None:
+    for record_ms in (0, NOW_MS // 1000):
+        assert decoded(click(timestamp=NOW_MS - 5), record_ms).record_ts_ms == NOW_MS
+    assert decoded(click(timestamp=NOW_MS - 5), RECORD_MS).record_ts_ms == RECORD_MS
+
+
 def test_a_record_timestamp_in_the_future_is_refused_if_it_is_used() -> None:
     microseconds = NOW_MS * 1000
-    assert "the record's timestamp=1700000000000000: more than 86400 s" in reason(click(), microseconds)
+    assert "the record's timestamp 1700000000000000 looks like microseconds" in reason(click(), microseconds)
     assert decoded(click(timestamp=NOW_MS), microseconds).timestamp_ms == NOW_MS
 
 
 @pytest.mark.parametrize(
     ("text", "expected_ms"),
-    [("0", 0), ("-0.0", 0), ("1.7e12", NOW_MS), ("1700000000000.9", NOW_MS), (str(NOW_MS + DAY_MS), NOW_MS + DAY_MS)],
+    [("1e11", EARLIEST_MS), ("1.7e12", NOW_MS), ("1700000000000.9", NOW_MS), (str(NOW_MS + DAY_MS), NOW_MS + DAY_MS)],
 )
 def test_a_timestamp_is_a_number_of_milliseconds(text: str, expected_ms: int) -> None:
     assert decoded(timed(text)).timestamp_ms == expected_ms
@@ -188,14 +195,65 @@ def test_a_timestamp_of_another_type_is_refused_by_name(text: str) -> None:
     assert "$.timestamp" in reason(timed(text))
 
 
-@pytest.mark.parametrize("text", ["-1", "-0.5", "-1e300", str(-(10**400))])
-def test_a_negative_timestamp_is_refused(text: str) -> None:
-    assert reason(timed(text)).endswith("must be Unix time in ms, at least 0")
+@pytest.mark.parametrize("text", ["0", "-0.0", "5", "-1", "-0.5", "-1e300", str(-(10**400)), "99999999"])
+def test_a_timestamp_before_1973_is_refused(text: str) -> None:
+    assert reason(timed(text)).endswith(": as Unix time in ms it is before 1973-03-03")
+
+
+@pytest.mark.parametrize(
+    ("text", "unit", "side"),
+    [
+        ("789652009", "seconds", "before 1973-03-03"),
+        ("1700000000", "seconds", "before 1973-03-03"),
+        ("1700000000.5", "seconds", "before 1973-03-03"),
+        ("99999999999", "seconds", "before 1973-03-03"),
+        (str(NOW_MS * 10**3), "microseconds", "after 2023-11-15"),
+        ("1.7e15", "microseconds", "after 2023-11-15"),
+        (str(NOW_MS * 10**6), "nanoseconds", "after 2023-11-15"),
+    ],
+)
+def test_a_timestamp_in_another_unit_is_refused_by_field_value_and_unit(text: str, unit: str, side: str) -> None:
+    shown = str(float(text)) if "e" in text else text
+    assert reason(timed(text)).startswith(f"timestamp {shown} looks like {unit}: as Unix time in ms it is {side}")
+    named = reason(f'{{"user_id": "u", "item_id": "i", "at": {text}}}', events_timestamp="at")
+    assert named.startswith(f"at {shown} looks like {unit}: ")
+    if "." not in text and "e" not in text:
+        assert f"the record's timestamp {shown} looks like {unit}" in reason(click(), int(text))
+
+
+def test_the_earliest_timestamp_is_a_setting() -> None:
+    assert decoded(timed("0"), events_min_timestamp_ms=0).timestamp_ms == 0
+    assert reason(timed("-1"), events_min_timestamp_ms=0).endswith("it is before 1970-01-01")
+    assert reason(timed("1600000000000"), events_min_timestamp_ms=NOW_MS).endswith("it is before 2023-11-14")
+
+
+def test_a_clock_that_is_behind_refuses_no_click_and_is_named_in_one_warning(caplog: pytest.LogCaptureFixture) -> None:
+    late = EventDecoder(Settings.of().events, lambda: float(NOW_MS - 3 * DAY_MS))
+    for offset, value in enumerate([click(), timed(str(NOW_MS)), timed(str(NOW_MS + DAY_MS))] * 2):
+        event = late.decode(value.encode(), 0, offset, NOW_MS)
+        assert event is not None
+        assert event.timestamp_ms >= NOW_MS
+    assert [record.getMessage() for record in caplog.records] == [
+        "records have timestamps 3 days ahead of this machine's clock: check the clocks of this machine and of the "
+        "producers"
+    ]
+    late.decode(click().encode(), 0, 8, NOW_MS + 9 * DAY_MS)
+    assert len(caplog.records) == 1
+    for text in (str(NOW_MS + DAY_MS + 1), str(NOW_MS * 1000), "1700000000"):
+        with pytest.raises(BadRecord, match=f"timestamp {text}"):
+            late.decode(timed(text).encode(), 0, 9, NOW_MS)
+
+
+def test_a_far_timestamp_of_a_record_that_came_today_says_nothing_about_the_clock(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    assert "in the future" in reason(timed(str(NOW_MS + 2 * DAY_MS)))
+    assert not caplog.records
 
 
 @pytest.mark.parametrize("text", [str(NOW_MS + DAY_MS + 1), str(NOW_MS * 1000), "1e300", str(10**400), "9" * 310])
 def test_a_timestamp_far_in_the_future_is_refused(text: str) -> None:
-    assert reason(timed(text)).endswith(": more than 86400 s in the future")
+    assert reason(timed(text)).endswith(" it is after 2023-11-15, more than 86400 s in the future")
 
 
 def test_an_integer_with_more_digits_than_python_prints_is_refused() -> None:
@@ -287,23 +345,23 @@ def test_the_last_of_two_fields_of_one_name_counts() -> None:
 
 def test_field_names_are_settings() -> None:
     names = {"events_user_id": "visitor", "events_item_id": "sku", "events_timestamp": "at", "events_type": "kind"}
-    value = {"visitor": 5, "sku": "s", "at": 9, "kind": "view", "user_id": None, "item_id": [], "timestamp": "no"}
+    value = {"visitor": 5, "sku": "s", "at": NOW_MS, "kind": "view", "user_id": None, "item_id": [], "timestamp": "no"}
     event = decoded(json.dumps(value), events_types="view", **names)
-    assert (event.user_id, event.item_id, event.timestamp_ms) == ("5", "s", 9)
+    assert (event.user_id, event.item_id, event.timestamp_ms) == ("5", "s", NOW_MS)
     assert decode(json.dumps(value | {"kind": "buy"}), events_types="view", **names) is None
     assert "`visitor`" in reason(click(), **names)
     assert reason(json.dumps(value | {"sku": ""}), **names) == "sku is empty"
-    assert reason(json.dumps(value | {"at": -1}), **names).startswith("at=-1: ")
+    assert reason(json.dumps(value | {"at": -1}), **names).startswith("at -1: ")
 
 
 def test_field_names_may_be_swapped_and_odd() -> None:
     event = decoded(
-        json.dumps({"item_id": "a", "user_id": "b", "it's {é} $.at": 9}),
+        json.dumps({"item_id": "a", "user_id": "b", "it's {é} $.at": NOW_MS}),
         events_user_id="item_id",
         events_item_id="user_id",
         events_timestamp="it's {é} $.at",
     )
-    assert (event.user_id, event.item_id, event.timestamp_ms) == ("a", "b", 9)
+    assert (event.user_id, event.item_id, event.timestamp_ms) == ("a", "b", NOW_MS)
 
 
 @pytest.mark.parametrize("event_type", ["click", "view"])
@@ -321,9 +379,9 @@ def test_an_event_without_a_type_is_always_accepted(fields: dict[str, Any]) -> N
     assert decode(click(**fields), events_types="click") is not None
 
 
-@pytest.mark.parametrize("value", [5, 1.5, True, [], {}], ids=repr)
-def test_an_event_type_that_is_no_text_is_refused_by_name(value: object) -> None:
-    assert "$.event_type" in reason(click(event_type=value), events_types="click")
+@pytest.mark.parametrize("value", [5, 1.5, True, [], ["click"], {}, {"name": "click"}], ids=repr)
+def test_an_event_type_that_is_no_text_is_none_of_the_accepted_ones(value: object) -> None:
+    assert decode(click(event_type=value), events_types="click") is None
 
 
 @pytest.mark.parametrize("value", ["anything", 5, 1.5, True, None, [], {"a": 1}])
@@ -331,5 +389,35 @@ def test_every_event_type_is_accepted_if_none_is_set(value: object) -> None:
     assert decode(click(event_type=value)) is not None
 
 
-def test_an_ignored_event_may_have_wrong_fields() -> None:
-    assert decode(click(event_type="buy", user_id="", timestamp=-1), events_types="click") is None
+OTHER_FIELDS: dict[str, dict[str, object]] = {
+    "no ids": {},
+    "no item": {"user_id": "u"},
+    "no user": {"item_id": "i"},
+    "a list of items": {"user_id": "u", "item_id": ["i", "j"]},
+    "a null user": {"user_id": None, "item_id": "i"},
+    "an empty user": {"user_id": "", "item_id": "i"},
+    "nested ids": {"user_id": {"id": "u"}, "item_id": {"id": "i"}},
+    "a float for an id": {"user_id": 1.5, "item_id": "i"},
+    "an over-long id": {"user_id": "u" * 300, "item_id": "i"},
+    "an ISO time": {"user_id": "u", "item_id": "i", "timestamp": "2026-01-31T12:00:00Z"},
+    "a time in seconds": {"user_id": "u", "item_id": "i", "timestamp": 1_700_000_000},
+    "a negative time": {"user_id": "u", "item_id": "i", "timestamp": -1},
+    "a time that is a list": {"user_id": "u", "item_id": "i", "timestamp": [1]},
+}
+
+
+@pytest.mark.parametrize("fields", OTHER_FIELDS.values(), ids=OTHER_FIELDS)
+@pytest.mark.parametrize("first", [True, False], ids=["type first", "type last"])
+@pytest.mark.parametrize("event_type", ["buy", "", 5, ["click"], {"name": "click"}], ids=repr)
+def test_an_event_of_another_type_is_ignored_whatever_its_fields_are(
+    fields: dict[str, object], first: bool, event_type: object
+) -> None:
+    kind: dict[str, object] = {"event_type": event_type}
+    assert decode(json.dumps(kind | fields if first else fields | kind), events_types="click") is None
+    for accepted in ({"event_type": "click"}, {"event_type": None}, {}):
+        assert reason(json.dumps(fields | accepted), events_types="click")
+    assert reason(json.dumps(fields | kind)), "without accepted types every event is checked"
+
+
+def test_bytes_that_are_no_json_are_refused_whatever_type_they_begin_with() -> None:
+    assert reason('{"event_type": "buy", "user_id": ', events_types="click").startswith("not a click event: ")

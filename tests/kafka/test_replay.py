@@ -111,10 +111,10 @@ async def test_a_missing_topic_is_created_and_reported(
 
 async def test_thousands_of_events_keep_each_users_order(make_settings: MakeSettings, tmp_path: Path) -> None:
     settings, count = make_settings(), 12_000  # more than may be in flight
-    lines = "".join(f"u{k % 97},{k},{k}\n" for k in range(count))
+    lines = "".join(f"u{k % 97},{k},{BASE_S * 1000 + k}\n" for k in range(count))
     assert await run(settings, write(tmp_path, "many.csv", f"user_id,item_id,timestamp\n{lines}")) == count
     found = by_user(await events_in(settings))
-    assert found == by_user([Event(f"u{k % 97}", str(k), k) for k in range(count)])
+    assert found == by_user([Event(f"u{k % 97}", str(k), BASE_S * 1000 + k) for k in range(count)])
 
 
 async def test_events_without_a_timestamp_are_sent_without_one(make_settings: MakeSettings, tmp_path: Path) -> None:
@@ -283,3 +283,18 @@ async def test_rate_0_never_waits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_kafka_error_without_a_text_is_named_by_its_class(make_settings: MakeSettings) -> None:
     assert str(kafka_error(make_settings().kafka, OSError())).endswith(": OSError")
+
+
+@pytest.mark.parametrize(
+    ("time", "says"),
+    [(BASE_S, "looks like seconds"), (BASE_S * 10**6, "looks like microseconds"), (0, "before 1973-03-03")],
+)
+async def test_a_time_that_the_daemon_would_refuse_is_not_sent(
+    make_settings: MakeSettings, tmp_path: Path, time: int, says: str
+) -> None:
+    settings = make_settings(kafka_partitions=1)
+    path = write(tmp_path, "clicks.csv", f"user_id,item_id,timestamp\nu,i,{BASE_S * 1000}\nu,j,{time}\n")
+    with pytest.raises(StreamrecError, match=f"clicks.csv:3: timestamp {time}.*{says}.*1 events before it were sent"):
+        await run(settings, path)
+    if not time:
+        assert await run(settings.but(events_min_timestamp_ms=0), path) == 2

@@ -6,11 +6,14 @@ import asyncio
 import contextlib
 import re
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+from aiokafka.errors import KafkaConnectionError
 
 from streamrec.errors import KafkaUnavailable
+from streamrec.kafka.connection import diagnose
 from streamrec.kafka.topics import topic_partitions
 from streamrec.settings import Settings
 
@@ -299,3 +302,17 @@ async def test_a_quota_slows_the_daemon_down_and_nothing_is_lost(
     assert "it answers a new connection, but not ours; does a quota slow this client down" in daemon.output
     await eventually(lambda: daemon.has_logged("Kafka is reachable again"))
     assert "Traceback" not in daemon.output
+
+
+async def test_a_file_that_is_being_replaced_does_not_end_the_search_for_a_reason(
+    make_settings: Callable[..., Settings], tmp_path: Path
+) -> None:
+    """The watch of the broker and the retried batch ask for the reason while an operator rotates certificates."""
+    ca = tmp_path / "ca.pem"
+    settings = make_settings(kafka_security_protocol="SSL", kafka_tls_ca_file=ca)
+    for content in (None, "", "half of a certif"):
+        if content is not None:
+            ca.write_text(content)
+        found = await diagnose(settings.kafka, KafkaConnectionError())
+        assert isinstance(found, KafkaUnavailable), "it is waited for"
+        assert f"kafka_tls_ca_file: {'cannot read ' if content is None else ''}{ca}" in str(found)

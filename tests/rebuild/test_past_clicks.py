@@ -21,6 +21,7 @@ from streamrec.settings import Settings
 from support.archives import CENTURY_S, archived
 from support.redis_access import BASE_MS, batch, event, raw_redis
 from support.sequences import against_redis, fresh, ids, store_of
+from support.sessions import current_session
 
 MakeSettings = Callable[..., Settings]
 
@@ -34,7 +35,7 @@ def topics(draw: st.DrawFn) -> list[ClickEvent]:
     for _ in range(draw(st.integers(1, 30))):
         number = draw(st.integers(0, len(users) - 1))
         partition = number % 3
-        at_ms = BASE_MS + draw(st.integers(0, 60))
+        at_ms = draw(st.just(0) | st.integers(BASE_MS, BASE_MS + 60))
         events.append(ClickEvent(users[number], draw(ids), at_ms, partition, next_offsets[partition], at_ms))
         next_offsets[partition] += draw(st.sampled_from([1, 1, 1, 2, 10]))
     return events
@@ -67,6 +68,25 @@ async def test_the_sequence_of_all_clicks_is_what_is_appended_one_by_one(
             assert past.sequence_of(user).encode() == stored
 
 
+@against_redis
+@given(topics(), st.sampled_from([0, 0.005, 0.02]))
+def test_the_sequence_is_the_last_session_by_definition(
+    make_settings: MakeSettings,
+    tmp_path_factory: pytest.TempPathFactory,
+    events: list[ClickEvent],
+    gap_s: float,
+) -> None:
+    settings = make_settings(sequences_session_gap_s=gap_s)
+    past = PastClicks(archived(tmp_path_factory.mktemp("archive"), events), settings.sequences, 100)
+    for user in {click.user_id for click in events}:
+        own = [click for click in events if click.user_id == user]
+        times = [click.timestamp_ms for click in own]
+        session = own[current_session(times, gap_s * 1000) :]
+        found = past.sequence_of(user)
+        assert (found.items.ids(), found.session_n) == ([click.item_id for click in session], len(session))
+        assert (found.n, found.last_event_ts_ms) == (len(own), max(times))
+
+
 def items_of(past: PastClicks, user: str) -> list[str]:
     return past.sequence_of(user).items.ids()
 
@@ -78,7 +98,7 @@ def test_imported_clicks_come_first_by_time_and_guard_nothing(make_settings: Mak
     past = PastClicks(archive, make_settings(sequences_ttl_s=CENTURY_S).sequences, 10)
     assert items_of(past, "ann") == ["f1", "f2", "f3", "t1", "t2"]
     found = past.sequence_of("ann")
-    assert (found.n, found.last_event_ts_ms, found.offsets) == (5, BASE_MS + 1, {0: 5})
+    assert (found.n, found.last_event_ts_ms, found.offsets) == (5, BASE_MS + 30, {0: 5})
     assert past.sequence_of("bob").encode() == b"1 1 1 1 1 0 \0b\0"
     assert (past.has_imported, past.first_ts_ms, past.next_offsets) == (True, 1, {0: 6})
 
@@ -116,6 +136,41 @@ def test_a_sequence_that_expired_is_not_restored(make_settings: MakeSettings, tm
     assert (items_of(past, "bob"), past.sequence_of("bob").n) == (["b1", "b2"], 2)
 
 
+@pytest.mark.parametrize("wrong_ms", [1_700_000_000_000_000, 1_700_000_000_000_000_000])
+def test_clicks_of_a_year_to_come_are_skipped_with_a_warning(
+    make_settings: MakeSettings, tmp_path: Path, caplog: pytest.LogCaptureFixture, wrong_ms: int
+) -> None:
+    archive = archived(tmp_path, [event("ann", "t1", 4, BASE_MS)])
+    archive.import_events([Event("ann", "wrong", wrong_ms), Event("bob", "wrong", wrong_ms)])
+    past = PastClicks(archive, make_settings().sequences, 10)
+    assert (past.users(), items_of(past, "ann"), past.sequence_of("ann").last_event_ts_ms) == (["ann"], ["t1"], BASE_MS)
+    assert past.popularity(10) == ({"t1": 1.0}, BASE_MS) or past.popularity(10)[0]["wrong"] == 0.0
+    (warning,) = [record.getMessage() for record in caplog.records]
+    assert warning.startswith(f"2 clicks in {archive.store} are skipped: timestamp_ms {wrong_ms} looks like ")
+
+
+@pytest.mark.parametrize("times", [(0, 1, 2), (1, 0, 2), (1, 2, 0), (0, 0, 1), (0, 0, 0)])
+@pytest.mark.parametrize("archived_clicks", [1, 2, 3])
+def test_a_click_whose_time_is_years_old_neither_cuts_nor_ages_a_sequence(
+    make_settings: MakeSettings, tmp_path: Path, times: tuple[int, ...], archived_clicks: int
+) -> None:
+    clicks = [event("ann", f"i{n}", n, time and BASE_MS + time) for n, time in enumerate(times)]
+    past = PastClicks(archived(tmp_path, clicks[:archived_clicks]), make_settings().sequences, 10)
+    past.add(clicks[archived_clicks:])
+    found = past.sequence_of("ann")
+    assert (found.items.ids(), found.n, found.session_n) == (["i0", "i1", "i2"], 3, 3)
+    assert found.last_event_ts_ms == max(click.timestamp_ms for click in clicks)
+
+
+def test_the_user_with_the_newest_click_comes_first_whatever_came_last(
+    make_settings: MakeSettings, tmp_path: Path
+) -> None:
+    clicks = [event("ann", "new", 0, BASE_MS + 9), event("bob", "b", 1, BASE_MS + 5), event("ann", "late", 2, BASE_MS)]
+    past = PastClicks(archived(tmp_path, clicks[:2]), make_settings().sequences, 10)
+    past.add(clicks[2:])
+    assert past.users() == ["ann", "bob"]
+
+
 def test_the_latest_user_comes_first_and_a_click_halves_in_popularity(
     make_settings: MakeSettings, tmp_path: Path
 ) -> None:
@@ -125,6 +180,7 @@ def test_the_latest_user_comes_first_and_a_click_halves_in_popularity(
         10,
     )
     assert past.users() == ["bob", "cid", "ann"]
+    assert past.first_ts_ms == 0
     assert past.popularity(10) == ({"x": 0.75, "y": 1.0}, 20_000)
     past.add([event("ann", "z", 3, 30_000)])
     assert past.users() == ["ann", "bob", "cid"]

@@ -590,3 +590,28 @@ async def test_no_click_is_lost_or_doubled_with_any_stored_and_archived_clicks(
     expected = fresh(ageless, sequences_session_gap_s=gap_s)
     (whole,) = await store_of(redis, expected, max_len).append(batch(*clicks))
     assert (found.items[-max_len:], found.n, found.session_n) == (whole.items, whole.n, whole.session_n)
+
+
+@pytest.mark.usefixtures("topic")
+async def test_a_click_without_a_usable_time_neither_cuts_nor_drops_a_user(
+    make_settings: MakeSettings, model_dir: Path, tmp_path: Path
+) -> None:
+    settings = make_settings(model_dir=model_dir, archive_dir=tmp_path / "archive")
+    now_ms = int(time.time() * 1000)
+    times = {"ann": (now_ms, 0, now_ms + 1), "bob": (0, now_ms, now_ms), "cid": (now_ms, now_ms, 0), "dan": (0, 0, 0)}
+    clicks = [
+        event(user, f"i{n}", 3 * place + n, ts_ms)
+        for place, (user, own) in enumerate(times.items())
+        for n, ts_ms in enumerate(own)
+    ]
+    archived(tmp_path / "archive", clicks)
+    report = await rebuild(settings)
+    assert (report.rebuilt, report.too_old, report.lists) == (4, 0, 4)
+    async with RedisClient(settings.redis) as redis:
+        found = {user: value async for user, value in stored(redis, None)}
+        assert {user async for user, _ in published(redis, None)} == {*times}
+    for user, own in times.items():
+        value = found[user]
+        assert value is not None
+        assert (value.items, value.n, value.last_event_ts_ms) == (["i0", "i1", "i2"], 3, max(own))
+    assert (await rebuild(settings)).unchanged == 4

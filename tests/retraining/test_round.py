@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sasrec import Event, Interactions, ItemVocab, SASRec, SASRecConfig, SavedModel
 from streamrec.archive.segments import EventArchive
@@ -23,6 +24,8 @@ from streamrec.retraining.gate import Figures, Report, compare, refusal
 from streamrec.retraining.round import retrain
 from streamrec.retraining.timeline import sessions, timeline
 from streamrec.settings import Settings
+
+from support.sessions import is_begin
 
 MakeSettings = Callable[..., Settings]
 ITEMS = 12
@@ -75,6 +78,27 @@ def test_the_first_model_that_beats_popularity_becomes_champion(bench: Bench) ->
     metadata = registry.versions()[0].metadata
     assert (metadata["parent"], metadata["refused"]) == (None, None)
     assert metadata["trained_until_ms"] < 1_000 * 270, "held-out clicks are not trained on"
+
+
+@pytest.mark.parametrize("wrong_ms", [1_700_000_000_000_000, 1_700_000_000_000_000_000, 4_000_000_000_000])
+def test_clicks_of_a_year_to_come_end_no_round(bench: Bench, caplog: pytest.LogCaptureFixture, wrong_ms: int) -> None:
+    """They were imported before imports were checked, and a champion was trained on them."""
+    settings, archive, registry = bench
+    archive.import_events(circle(steps=10))
+    archive.import_events([Event("ann", "i0", wrong_ms), Event("bob", "i1", wrong_ms + 1)])
+    first = retrain(settings)
+    (warning,) = [record.getMessage() for record in caplog.records if "skipped" in record.getMessage()]
+    assert warning.startswith(f"2 clicks in {archive.store} are skipped: timestamp_ms {wrong_ms}")
+    assert "import it again with --timestamp-unit" in warning
+    champion = registry.load(first.version)
+    assert champion.metadata["trained_until_ms"] < 1_000 * 270
+    with torch.no_grad():
+        champion.model.final_norm.weight.mul_(1.01)  # equal weights would be the same version
+    poisoned = registry.publish(champion.model, champion.vocab, {**champion.metadata, "trained_until_ms": wrong_ms})
+    registry.promote(poisoned, "trained before the check")
+    archive.import_events(circle(steps=2, start=10))
+    assert retrain(settings).mode == "full"
+    assert f"the champion {poisoned} is taken as trained on unknown clicks: trained_until_ms {wrong_ms}" in caplog.text
 
 
 def test_a_worse_model_remains_in_the_registry_with_its_report_and_the_reason(bench: Bench) -> None:
@@ -180,20 +204,26 @@ def test_a_model_with_nan_weights_is_measured_and_refused() -> None:
     assert refusal(report, 0.02) == "its scores are NaN or infinite"
 
 
-def test_a_pause_longer_than_the_gap_begins_a_session_as_in_the_daemon() -> None:
-    rng = random.Random(1)
-    events = [Event(f"u{rng.randrange(3)}", "i", 1_000 * n + rng.randrange(900)) for n in range(200)]
-    ordered = Interactions.from_events(events)
-    gap_ms = 4_000
-    named = sessions(ordered, gap_ms)
-    last: dict[str, tuple[int, str]] = {}
-    for user, session, ts_ms in zip(ordered.user_ids, named.user_ids, ordered.timestamps_ms.tolist(), strict=True):
-        if user in last:
-            before, name = last[user]
-            assert (name == session) == (ts_ms - before <= gap_ms)
-        last[user] = (ts_ms, session)
-    assert len(set(named.user_ids)) > 3
-    assert sessions(ordered, 0) is ordered
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["ann", "bob", "cid"]), st.sampled_from([0, 1, 2, 3, 9, 20, 10**15])), min_size=1
+    ),
+    st.sampled_from([0, 1, 5, 10]),
+)
+def test_sessions_begin_where_the_daemon_begins_them(clicks: list[tuple[str, int]], gap_ms: int) -> None:
+    users, times = zip(*clicks, strict=True)
+    arrived = Interactions([*users], [str(n) for n in range(len(users))], np.array(times, np.int64))
+    found = sessions(arrived, gap_ms)
+    assert found.item_ids == arrived.item_ids
+    for user in set(users):
+        places = [at for at, name in enumerate(users) if name == user]
+        own = [times[at] for at in places]
+        for at in range(1, len(places)):
+            same = found.user_ids[places[at]] == found.user_ids[places[at - 1]]
+            assert same != is_begin(own, at, gap_ms)
+    if gap_ms:
+        names = dict(zip(found.user_ids, users, strict=True))
+        assert len({*zip(found.user_ids, users, strict=True)}) == len(names), "users do not share sessions"
 
 
 def test_a_late_click_comes_after_the_click_that_the_daemon_applied_before_it() -> None:
@@ -201,6 +231,7 @@ def test_a_late_click_comes_after_the_click_that_the_daemon_applied_before_it() 
         ["ann", "bob", "ann", "ann", "bob"], ["a", "b", "late", "c", "d"], np.array([10, 20, 5, 15, 12], np.int64)
     )
     found = timeline(arrived)
+    assert found.timestamps_ms.tolist() == [10, 5, 15, 20, 12]
     assert [item for user, item in zip(found.user_ids, found.item_ids, strict=True) if user == "ann"] == [
         "a",
         "late",

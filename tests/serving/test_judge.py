@@ -14,7 +14,7 @@ from sasrec import ItemVocab
 from streamrec.metrics import Metrics
 from streamrec.redis.client import RedisClient
 from streamrec.redis.keys import Keys
-from streamrec.schemas import Recommendation, UserSequence
+from streamrec.schemas import Recommendation, StoredItems, UserSequence
 from streamrec.serving.judge import OnlineJudge
 from streamrec.serving.lists import SharedLists
 from streamrec.serving.online import OnlineCounts
@@ -156,3 +156,97 @@ async def test_the_figures_of_a_long_stream_match_a_plain_count(bench: Bench) ->
         judged, hits, ranks, _ = bench.counted(model)
         assert (judged, hits) == (counts["judged"], counts["hits"])
         assert ranks == pytest.approx(counts["ranks"])
+
+
+def labels_of(metrics: Metrics) -> set[str]:
+    return {
+        sample.labels["model"]
+        for family in metrics.registry.collect()
+        for sample in family.samples
+        if "model" in sample.labels
+    }
+
+
+@pytest.mark.parametrize("served", [True, False])
+async def test_only_the_last_few_model_versions_have_metrics_of_their_own(
+    redis: RedisClient, make_settings: MakeSettings, served: bool
+) -> None:
+    metrics = Metrics()
+    counts = OnlineCounts(under(redis, make_settings()), metrics)
+    counts.serve("champion")
+    for number in range(720):
+        if served:
+            counts.serve(f"v{number}")
+        counts.count(f"v{number}", ["a"], ["a"], 1)
+        counts.count("champion", ["a"], ["b"], 0)
+    counts.count("x" * 1_000, ["a"], ["a"], 0)
+    counts.count("popular", ["a"], ["a"], 1)
+    named = {f"v{number}" for number in (range(713, 720) if served else range(7))}
+    assert labels_of(metrics) == {"champion", "popular", "other", *named}
+    judged = {label: metrics.judged.labels(label)._value.get() for label in labels_of(metrics)}
+    assert (judged["champion"], judged["popular"]) == (720, 1)
+    assert sum(judged.values()) == (720 + 7 + 2 if served else 720 + 720 + 2)
+
+
+async def test_a_version_that_is_served_is_never_pushed_out_by_names_that_redis_has(
+    redis: RedisClient, make_settings: MakeSettings
+) -> None:
+    metrics = Metrics()
+    counts = OnlineCounts(under(redis, make_settings()), metrics)
+    for number in range(20):
+        counts.count(f"junk{number}", ["a"], ["a"], 0)
+    for number in range(8):
+        counts.serve(f"v{number}")
+    for number in range(20, 40):
+        counts.count(f"junk{number}", ["a"], ["a"], 0)
+    assert labels_of(metrics) == {"other", *(f"v{number}" for number in range(8))}
+
+
+@pytest.mark.parametrize("name", ["", "\ud800", "é", "a\nb", "\x1b[31m", "x" * 65])
+async def test_a_model_name_that_is_none_breaks_neither_metrics_nor_figures(
+    redis: RedisClient, make_settings: MakeSettings, name: str
+) -> None:
+    metrics = Metrics()
+    counts = OnlineCounts(under(redis, make_settings()), metrics)
+    counts.count(name, ["a"], ["a"], 0)
+    counts.compare(name, ["a"], ["a"], ["a"])
+    await counts.flush()
+    assert labels_of(metrics) == {"other"}
+    assert b'streamrec_judged_clicks_total{model="other"} 1.0' in metrics.exposition()
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        b'{"items": ["\xff"], "scores": [1.0], "model": "m", "event_ts_ms": 1, "published_ts_ms": 1, "n": 1}',
+        b'{"items": ["\\ud800"], "scores": [1.0], "model": "\\ud800", "event_ts_ms": 1, "published_ts_ms": 1, "n": 1}',
+        b'{"x": ' + b"[" * 100_000,
+        b"\xff",
+    ],
+    ids=["no UTF-8", "half a surrogate pair", "nested", "a byte"],
+)
+async def test_a_list_that_another_program_wrote_ends_nothing(bench: Bench, value: bytes) -> None:
+    sequences = [UserSequence("ann", StoredItems.of(["a", "b"]), 2, 2, BASE_MS, applied=1)]
+    assert len(bench.judge.evaluate(sequences, [value])) <= 1
+    assert bench.counted("m1") == (0, 0, 0, 0)
+    assert bench.metrics.exposition()
+
+
+async def test_a_fault_in_judging_is_one_warning(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(SharedLists, "popular_hits", lambda *_: 1 / 0)
+    for _ in range(3):
+        await bench.click("ann", "a", then=["b"])
+    assert [record.getMessage() for record in caplog.records] == [
+        "the clicks of a batch are not judged: ZeroDivisionError('division by zero')"
+    ]
+
+
+async def test_names_of_models_do_not_fill_the_memory_while_redis_is_away(
+    redis: RedisClient, make_settings: MakeSettings
+) -> None:
+    counts = OnlineCounts(under(redis, make_settings()), Metrics())
+    for number in range(5_000):
+        counts.count(f"junk{number}", ["a"], ["a"], 0)
+    assert len(counts._pending) == 1_000

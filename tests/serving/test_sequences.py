@@ -23,6 +23,7 @@ from streamrec.settings import Settings
 
 from support.redis_access import BASE_MS, batch, clicks, commands_about, event, raw_redis, stored
 from support.sequences import against_redis, fresh, ids, store_of
+from support.sessions import is_begin
 
 MakeSettings = Callable[..., Settings]
 
@@ -32,7 +33,7 @@ class OracleUser:
     items: list[str] = field(default_factory=list)
     n: int = 0
     session_n: int = 0
-    last_ts_ms: int = 0
+    times_ms: list[int] = field(default_factory=list)  # of all applied clicks, since gaps may differ between steps
     epoch: int = 0
     offsets: dict[int, int] = field(default_factory=dict)
 
@@ -64,7 +65,15 @@ class Oracle:
             if count:
                 self.users[name].items = self.users[name].items[-step.max_len :]
         return [
-            UserSequence(name, stored(user.items), user.n, user.session_n, user.last_ts_ms, applied[name], tuple(times))
+            UserSequence(
+                name,
+                stored(user.items),
+                user.n,
+                user.session_n,
+                max(user.times_ms, default=0),
+                applied[name],
+                tuple(times),
+            )
             for name, times in records.items()
             for user in (self.users[name],)
         ]
@@ -77,10 +86,11 @@ class Oracle:
         if click.offset <= user.offsets.get(click.partition, -1):
             return False
         user.offsets[click.partition] = click.offset
-        if step.gap_ms and user.session_n and click.timestamp_ms - user.last_ts_ms > step.gap_ms:
+        user.times_ms.append(click.timestamp_ms)
+        if is_begin(user.times_ms, user.n, step.gap_ms):
             user.items, user.session_n = [], 0
         user.items = [*user.items, click.item_id]
-        user.n, user.session_n, user.last_ts_ms = user.n + 1, user.session_n + 1, click.timestamp_ms
+        user.n, user.session_n = user.n + 1, user.session_n + 1
         return True
 
 
@@ -175,7 +185,7 @@ async def test_at_least_once_delivery_becomes_each_event_exactly_once(
     for user in {e.user_id for e in log}:
         own = [e for e in log if e.user_id == user]
         assert final[user].items == [e.item_id for e in own][-max_len:]
-        assert (final[user].n, final[user].last_event_ts_ms) == (len(own), own[-1].timestamp_ms)
+        assert (final[user].n, final[user].last_event_ts_ms) == (len(own), max(e.timestamp_ms for e in own))
 
 
 async def test_an_empty_batch_sends_redis_nothing(redis: RedisClient, make_settings: MakeSettings) -> None:
@@ -265,6 +275,20 @@ async def test_a_late_event_begins_no_session(redis: RedisClient, make_settings:
     store = store_of(redis, make_settings(sequences_session_gap_s=10))
     (found,) = await store.append(batch(event("ann", "new", 0, BASE_MS), event("ann", "late", 1, BASE_MS - 60_000)))
     assert (found.items, found.session_n) == (["new", "late"], 2)
+
+
+async def test_a_pause_counts_from_the_newest_click_not_from_the_last(
+    redis: RedisClient, make_settings: MakeSettings
+) -> None:
+    store = store_of(redis, make_settings(sequences_session_gap_s=1800))
+    times = {"first": BASE_MS, "an hour late": BASE_MS - 3_600_000, "a minute after": BASE_MS + 60_000}
+    for offset, (item, at_ms) in enumerate(times.items()):
+        (found,) = await store.append(batch(event("ann", item, offset, at_ms)))
+    assert (found.items, found.session_n, found.last_event_ts_ms) == ([*times], 3, BASE_MS + 60_000)
+    (found,) = await store.append(batch(event("ann", "late again", 3, 0)))
+    assert (found.session_n, found.last_event_ts_ms) == (4, BASE_MS + 60_000)
+    (found,) = await store.append(batch(event("ann", "a new session", 4, BASE_MS + 1_860_001)))
+    assert (found.items, found.session_n) == (["a new session"], 1)
 
 
 async def test_max_len_may_shrink_and_grow_between_restarts(redis: RedisClient, make_settings: MakeSettings) -> None:

@@ -18,6 +18,7 @@ from streamrec.serving.inspection import published, stored
 from streamrec.settings import Settings
 
 from support.kafka_client import read_topic
+from support.sessions import current_session
 from support.workload import BAD
 
 TOLERANCE = 1e-3
@@ -26,20 +27,32 @@ LONGEST_DEAD_LETTER = 900_000
 
 @dataclass
 class Expected:
-    """The expected sequence of a user."""
+    """The expected sequence of a user, from all clicks in the order of their application."""
 
-    n: int = 0
-    session_n: int = 0
-    last_event_ts_ms: int = 0
-    items: list[str] = field(default_factory=list)
+    max_len: int
+    gap_ms: float
+    all_items: list[str] = field(default_factory=list)
+    times_ms: list[int] = field(default_factory=list)
 
-    def append(self, item: str, ts_ms: int, max_len: int, gap_ms: float) -> None:
-        if gap_ms and self.session_n and ts_ms - self.last_event_ts_ms > gap_ms:
-            self.session_n, self.items = 0, []
-        self.n += 1
-        self.session_n += 1
-        self.last_event_ts_ms = ts_ms
-        self.items = [*self.items, item][-max_len:]
+    def append(self, item: str, ts_ms: int) -> None:
+        self.all_items.append(item)
+        self.times_ms.append(ts_ms)
+
+    @property
+    def n(self) -> int:
+        return len(self.all_items)
+
+    @property
+    def session_n(self) -> int:
+        return self.n - current_session(self.times_ms, self.gap_ms)
+
+    @property
+    def last_event_ts_ms(self) -> int:
+        return sorted(self.times_ms)[-1]
+
+    @property
+    def items(self) -> list[str]:
+        return self.all_items[-self.session_n :][-self.max_len :]
 
 
 def is_bad(record: Any) -> bool:
@@ -53,8 +66,9 @@ def expected_sequences(records: list[Any], settings: Settings, max_len: int) -> 
         if not is_bad(record):
             event = json.loads(record.value)
             ts_ms = event.get(settings.events.timestamp) or record.timestamp
-            user = users.setdefault(str(event[settings.events.user_id]), Expected())
-            user.append(str(event[settings.events.item_id]), ts_ms, max_len, settings.sequences.session_gap_s * 1000)
+            new = Expected(max_len, settings.sequences.session_gap_s * 1000)
+            user = users.setdefault(str(event[settings.events.user_id]), new)
+            user.append(str(event[settings.events.item_id]), ts_ms)
     return users
 
 

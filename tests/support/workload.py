@@ -10,9 +10,14 @@ from typing import Any
 
 # A header of records that are no click events; the daemon ignores it.
 BAD = "test.bad"
+BASE_MS = 1_700_000_000_000
+DAY_MS = 86_400_000
 
 
 def click(user: str | int, item: str | int, timestamp_ms: int | None = None, **more: Any) -> bytes:
+    """Return the value of a click's record. A time below a day counts from BASE_MS: tests number their clicks."""
+    if isinstance(timestamp_ms, int) and 0 <= timestamp_ms < DAY_MS:
+        timestamp_ms += BASE_MS
     timed = {} if timestamp_ms is None else {"timestamp": timestamp_ms}
     return json.dumps({"user_id": user, "item_id": item, **timed, **more}).encode()
 
@@ -43,6 +48,8 @@ NO_EVENTS: dict[str, bytes | None] = {
     "half a surrogate pair": b'{"user_id": "\\ud800", "item_id": "i1"}',
     "a time that is no number": b'{"user_id": "u1", "item_id": "i1", "timestamp": "noon"}',
     "a time before 1970": click("u1", "i1", -1),
+    "a time in seconds": click("u1", "i1", BASE_MS // 1000),
+    "a time in microseconds": click("u1", "i1", BASE_MS * 1000),
     "a time in the far future": click("u1", "i1", FAR_FUTURE_MS),
     "a tombstone": None,
     "no bytes": b"",
@@ -58,7 +65,7 @@ def workload(seed: int, bad_share: float = 0.02) -> Iterator[Record]:
     users: list[str | int] = [*(f"u{n}" for n in range(40)), *range(1000, 1020), *(f"stranger {n}" for n in range(5))]
     rng.shuffle(users)
     weights = [1 / (place + 3) for place in range(len(users))]
-    ts_ms = 1_700_000_000_000
+    ts_ms = BASE_MS
     while True:
         user = rng.choices(users, weights)[0]
         key = str(user).encode()
@@ -69,5 +76,5 @@ def workload(seed: int, bad_share: float = 0.02) -> Iterator[Record]:
         item: str | int = rng.choice([f"x{rng.randrange(30)}", rng.randrange(30)] if unknown else KNOWN_ITEMS)
         ts_ms += rng.randrange(2_000)
         # some are out of order, and some have only the timestamp of the record
-        stamp = None if rng.random() < 0.02 else ts_ms - rng.choice((0, 0, 0, 500))
+        stamp = None if rng.random() < 0.02 else ts_ms - rng.choice((0, 0, 0, 500, 90 * DAY_MS))
         yield Record(key, click(user, item, stamp))

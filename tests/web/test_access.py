@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 from aiohttp import ClientSession
 
-from streamrec.web.access import is_loopback
+from streamrec.web.access import MAX_BEARERS, MAX_LOGINS, is_loopback
+from streamrec.web.tries import MAX_ADDRESSES, WINDOW_S, Tries
 
 from support.daemon_process import Daemon
 from support.page import get_json, status
@@ -75,6 +76,55 @@ async def test_the_form_sets_a_cookie_that_does_not_reveal_the_token(
     async with ClientSession(headers={"Cookie": cookie.split(";")[0]}) as known:
         assert await status(known, daemon.http) == 200
         assert await get_json(known, f"{daemon.http}/api/users") == []
+
+
+async def test_an_address_may_try_few_tokens_a_minute(start_daemon: StartDaemon, http: ClientSession) -> None:
+    daemon = start_daemon(http_token=TOKEN)
+    await daemon.wait_ready()
+    login = f"{daemon.http}/login"
+    async with http.post(login, data={"token": TOKEN}, allow_redirects=False) as answer:
+        cookie = {"Cookie": answer.headers["Set-Cookie"].split(";")[0]}
+    answers = []
+    for number in range(MAX_LOGINS + 20):
+        token = TOKEN if number > MAX_LOGINS + 10 else f"guess {number}"
+        async with http.post(login, data={"token": token}, allow_redirects=False) as answer:
+            answers.append(answer.status)
+    assert answers == [303] * MAX_LOGINS + [429] * 20, "the right token is not looked at either"
+    async with http.post(login, data={"token": TOKEN}, allow_redirects=False) as answer:
+        assert 1 <= int(answer.headers["Retry-After"]) <= 60
+        assert "try again in" in await answer.text()
+    right = {"Authorization": f"Bearer {TOKEN}"}
+    assert await status(http, daemon.http, headers=right) == 200, "programs are not affected"
+    assert await status(http, daemon.http, headers=cookie) == 200
+    assert daemon.output.count("login refused") == MAX_LOGINS
+    for number in range(MAX_BEARERS + 1):
+        guess = {"Authorization": f"Bearer guess-{number}"}
+        expected = 401 if number < MAX_BEARERS else 429
+        assert await status(http, f"{daemon.http}/metrics", headers=guess) == expected
+    assert await status(http, f"{daemon.http}/metrics", headers=right) == 429
+    assert await status(http, daemon.http, headers=right | cookie) == 200
+    assert await status(http, f"{daemon.http}/livez", headers=guess) == 200
+
+
+def test_tries_count_by_address_and_window_in_bounded_memory() -> None:
+    now = [1_000.0]
+    tries = Tries(3, lambda: now[0])
+    for _ in range(3):
+        assert tries.wait_s("10.0.0.1") == 0
+        tries.failed("10.0.0.1")
+        now[0] += 1
+    assert tries.wait_s("10.0.0.1") == WINDOW_S - 3
+    assert tries.wait_s("::ffff:10.0.0.1") == WINDOW_S - 3
+    assert tries.wait_s("10.0.0.2") == tries.wait_s(None) == 0
+    now[0] += WINDOW_S
+    assert tries.wait_s("10.0.0.1") == 0
+    for number in range(3):
+        tries.failed(f"2001:db8::{number}")
+    assert tries.wait_s("2001:db8::ffff") == WINDOW_S, "one customer has a whole network"
+    assert tries.wait_s("2001:db8:0:1::1") == 0
+    for number in range(5_000):
+        tries.failed(f"10.{number // 250}.{number % 250}.1")
+    assert len(tries._failed) == MAX_ADDRESSES
 
 
 async def test_without_a_token_only_names_of_this_machine_open_the_page(

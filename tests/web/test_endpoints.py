@@ -16,7 +16,7 @@ from streamrec.serving.predictor import Predictor
 from streamrec.settings import Settings
 
 from support.daemon_process import Daemon, get
-from support.kafka_client import feed, member
+from support.kafka_client import feed, member, wait_caught_up
 from support.waiting import eventually
 from support.workload import Record, click
 
@@ -65,6 +65,25 @@ async def test_a_stuck_consumer_is_not_alive_and_a_waiting_one_is(
             await asyncio.sleep(0.1)
         await feed(settings, [Record(b"ann", click("ann", "i1", 1))])
         await eventually(lambda: has_status(http, "/livez", 503), timeout_s=10)
+
+
+async def test_a_page_whose_files_are_missing_stops_no_click(
+    make_settings: MakeSettings,
+    model_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("streamrec.web.page.STATIC_FOLDER", tmp_path / "none")
+    settings = make_settings(model_dir=model_dir)
+    async with served(settings, caplog) as http:
+        await eventually(lambda: has_status(http, "/readyz", 200))
+        await feed(settings, [Record(b"ann", click("ann", "i1", 1))])
+        await wait_caught_up(settings)
+        assert "streamrec_events_total" in (await asyncio.to_thread(get, http + "/metrics"))[1]
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert warning.startswith("the live page is not served: ")
+    assert str(tmp_path / "none") in warning
 
 
 async def has_status(http: str, path: str, expected: int) -> bool:

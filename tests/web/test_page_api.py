@@ -191,6 +191,27 @@ async def test_viewers_are_limited_and_do_not_stop_a_daemon_from_exiting(start_d
     assert "Traceback" not in daemon.output
 
 
+async def test_asking_for_the_head_of_the_stream_takes_no_place(start_daemon: StartDaemon) -> None:
+    daemon = start_daemon()
+    await daemon.wait_ready()
+    async with contextlib.AsyncExitStack() as requests:
+        http = await requests.enter_async_context(ClientSession())
+        for _ in range(2 * MAX_VIEWERS):
+            answer = await requests.enter_async_context(http.head(f"{daemon.http}/api/live"))
+            assert (answer.status, answer.content_type) == (200, "text/event-stream")
+            assert await answer.read() == b""
+        host, port = daemon.http.removeprefix("http://").rsplit(":", 1)
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(b"HEAD /api/live HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        head, _, body = (await asyncio.wait_for(reader.read(), 10)).partition(b"\r\n\r\n")
+        writer.close()
+        assert head.startswith(b"HTTP/1.1 200 ") and body == b""
+        for _ in range(MAX_VIEWERS):
+            assert (await requests.enter_async_context(http.get(f"{daemon.http}/api/live"))).status == 200
+        answer = await requests.enter_async_context(http.head(f"{daemon.http}/api/live"))
+        assert answer.status == 200
+
+
 async def test_a_closed_page_makes_room_for_another(start_daemon: StartDaemon) -> None:
     daemon = start_daemon()
     await daemon.wait_ready()

@@ -121,7 +121,10 @@ def test_seconds_read_as_milliseconds_are_warned_of_once(tmp_path: Path, caplog:
     content = "user_id,item_id,timestamp\nu,a,1700000000\nu,b,1700000001\n"
     list(read_events(write(tmp_path, content)))
     assert [record.levelname for record in caplog.records] == ["WARNING"]
-    assert "clicks.csv:2: timestamp 1700000000 looks like seconds" in caplog.text
+    assert (
+        "clicks.csv:2: timestamp 1700000000 looks like seconds: as Unix time in ms it is before 1973-03-03"
+        in caplog.text
+    )
     caplog.clear()
     list(read_events(write(tmp_path, content), Columns(timestamp_unit="s")))
     list(read_events(write(tmp_path, content), Columns(timestamp_unit="ms")))
