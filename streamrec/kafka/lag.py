@@ -1,4 +1,4 @@
-"""The lag of the assigned partitions: offsets between the committed one and the end, and the age of what is read.
+"""The lag of the assigned partitions: offsets between the committed one and the end, and the age of the last record.
 
 Records of an open transaction count for the metric. They cannot be read yet, so they are no reason for a restart.
 """

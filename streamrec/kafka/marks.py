@@ -1,4 +1,4 @@
-"""What identifies a topic: a record that was read of each partition.
+"""Identify a topic by one record of each partition.
 
 aiokafka knows no topic ids. But a topic that was created again, or a log that was cut back, does not have the same
 record at the same offset: its time and its bytes differ.

@@ -1,4 +1,4 @@
-"""What a poll has read of a partition: events, dead letters, and what is missing."""
+"""Decode the records of a poll to events and dead letters; log missing offsets."""
 
 from __future__ import annotations
 

@@ -75,10 +75,10 @@ async def committed(
 
 
 class Marks(Protocol):
-    """What is known of the topic from before (serving/topic_marks.py)."""
+    """Marks of earlier records of the topic (serving/topic_marks.py)."""
 
     async def check(self, partitions: Collection[int]) -> None:
-        """Compare partitions with what was read of them before."""
+        """Compare partitions of the topic with their marks."""
 
     def note(self, marks: Mapping[int, RecordMark]) -> None:
         """Note the last committed record of partitions."""
@@ -212,7 +212,7 @@ class Positions:
 
 
 async def move_into_range(consumer: AIOKafkaConsumer, error: OffsetOutOfRangeError) -> None:
-    """Continue at the first offset that the topic still has, and say what was lost.
+    """Continue at the first offset that the topic still has, and log the lost offsets.
 
     Raises:
         KafkaError, TimeoutError: Kafka does not answer.

@@ -171,7 +171,7 @@ class TopicReader:
         """Continue after what retention has removed.
 
         Raises:
-            KafkaUnavailable: Kafka does not answer. TopicChanged: the topic ends before what was read of it.
+            KafkaUnavailable: Kafka does not answer. TopicChanged: the topic ends before the next offset.
         """
         try:
             await move_into_range(self._client, error)

@@ -1,4 +1,4 @@
-"""The records of a fetch, whatever bytes they are made of.
+"""Read the records of a fetch. No bytes of a record stop this.
 
 aiokafka decodes header names, which a click does not need. An error there ends `getmany`, and loses the records around
 it. Here a batch that aiokafka cannot decode is decoded again without its headers. What remains unreadable is returned
@@ -124,7 +124,7 @@ class PartitionRecords(fetcher.PartitionRecords):  # type: ignore[misc]
                     yield from self._gap_before(offset)
                 self.next_fetch_offset = offset + 1
                 yield self._consumer_record(tp, record)
-        except Exception as error:  # whatever the decoder raises, the next batches must be read
+        except Exception as error:  # the decoder raises errors of many kinds, and the next batches must be read
             if is_old:
                 yield self._unreadable(batch.next_offset, data, str(error))
             else:
@@ -259,7 +259,7 @@ def _is_abort_marker(batch: Any) -> bool:
 
 
 def _likely_end(first: int, claimed: int, data: bytes, following: bytes) -> int:
-    """Return the offset after a damaged batch: the header that claims one may be what is damaged."""
+    """Return the offset after a damaged batch: its own header may be damaged."""
     if following:
         claimed, _ = FRAME.unpack_from(following)
     return claimed if first < claimed <= first + len(data) else first + 1

@@ -3,7 +3,7 @@
 -- ARGV: max_len, ttl_s, session_gap_ms (0: none), topic_epoch;
 --       then for each key the number of events, and for each event partition, offset, timestamp_ms, item_id.
 -- Returns for each key: events applied, 1 if the stored value was damaged and discarded (else 0), the new value;
---       for a value of a later format, which is not changed: -1, 0, the reason.
+--       for a value of a later format or topic epoch, which is not changed: -1, 0, the reason.
 --
 -- Value: "1 n session_n count last_event_ts_ms topic_epoch partition:offset,..." NUL, then each item and a NUL.
 -- StoredSequence (sequences.py) reads the value, and calls the same values damaged.
@@ -35,6 +35,11 @@ local function append(i)
         .. ' was written by a newer streamrec; this one reads format 1: upgrade it'
     end
     if format and is_damaged(n, session_n, count, last_ts, stored_epoch) then format = nil end
+    if format and tonumber(stored_epoch) > epoch then
+      at = at + 1 + 4 * tonumber(ARGV[at])
+      return -1, 0, 'topic epoch ' .. stored_epoch .. ' in ' .. KEYS[i] .. ' is later than this daemon\'s ' .. epoch
+        .. ': set STREAMREC_KAFKA_TOPIC_EPOCH as the other daemons do'
+    end
     if not format then n, session_n, count, last_ts, stored_epoch, applied_offsets, items = nil end
   end
   local damaged = (value and not format) and 1 or 0
@@ -52,7 +57,7 @@ local function append(i)
   for _ = 1, num_events do
     local partition, offset, ts, item = ARGV[at], tonumber(ARGV[at + 1]), ARGV[at + 2], ARGV[at + 3]
     at = at + 4
-    if stored_epoch <= epoch and (not offsets[partition] or offset > offsets[partition]) then
+    if not offsets[partition] or offset > offsets[partition] then
       if gap_ms > 0 and session_n > 0 and tonumber(ts) - tonumber(last_ts) > gap_ms then
         session_n, count, items, fresh = 0, 0, '', {}
       end

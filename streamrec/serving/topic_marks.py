@@ -8,13 +8,17 @@ partition is assigned to it. The stored value is `TOPIC_EPOCH OFFSET TIMESTAMP_M
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Collection, Mapping
 
-from streamrec.errors import SettingsError
+from streamrec.errors import RedisRefused, RedisRejected, RedisUnavailable, SettingsError
 from streamrec.kafka.marks import check_topic
+from streamrec.logs import LogOnce
 from streamrec.redis.client import RedisClient
 from streamrec.schemas import RecordMark
 from streamrec.setting_groups import KafkaSettings
+
+log = logging.getLogger(__name__)
 
 STORE_EVERY_S = 2.0
 
@@ -71,6 +75,13 @@ class TopicMarks:
 
     async def run(self) -> None:
         """Store marks regularly."""
+        warning = LogOnce(log)
         while True:
             await asyncio.sleep(STORE_EVERY_S)
-            await self.store()
+            try:
+                await self.store()
+                warning.reset()
+            except (RedisRefused, RedisRejected) as error:
+                warning("a topic that is created again may not be noticed: %s", error)
+            except RedisUnavailable:  # the probe warns
+                pass

@@ -31,6 +31,7 @@ from streamrec.redis.client import RedisClient
 from streamrec.registry import Registry
 from streamrec.retraining.worker import RetrainWorker
 from streamrec.serving.inspection import stored
+from streamrec.serving.topic_marks import TopicMarks
 from streamrec.settings import ENV_PREFIX, Settings, all_settings
 from streamrec.settings_sources import secret_variables
 
@@ -267,7 +268,8 @@ async def test_a_long_session_time_out_slows_no_rebalance(make_settings: MakeSet
     for timeout_s, expected_ms in ((120, 3000), (6, 2000)):
         settings = make_settings(kafka_session_timeout_s=timeout_s)
         producer = Producer(settings.kafka)
-        consumer = ClickConsumer(settings.kafka, settings.events, producer, Metrics(), Health(1, 1))
+        marks = TopicMarks(settings.kafka, RedisClient(settings.redis), 60)
+        consumer = ClickConsumer(settings.kafka, settings.events, producer, marks, Metrics(), Health(1, 1))
         assert consumer._consumer._heartbeat_interval_ms == expected_ms
         await consumer.stop()
         await producer.stop()

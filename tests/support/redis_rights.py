@@ -16,11 +16,12 @@ from streamrec.rebuild.rebuild import REPLACE
 from streamrec.redis.client import RedisClient
 from streamrec.redis.keys import Keys
 from streamrec.retraining.lock import take_lock
-from streamrec.schemas import Recommendation
+from streamrec.schemas import Recommendation, RecordMark
 from streamrec.serving.lists import SharedLists
 from streamrec.serving.online import OnlineCounts
 from streamrec.serving.publisher import Publisher
 from streamrec.serving.sequences import SequenceStore
+from streamrec.serving.topic_marks import TopicMarks
 from streamrec.settings import Settings
 
 from support.redis_access import clicks
@@ -74,6 +75,12 @@ async def what_serve_does(settings: Settings, model_dir: Path) -> None:
             counts.count("m", ["i1"], ["i1"], 1)
             await counts.flush()
 
+        async def mark() -> None:
+            marks = TopicMarks(settings.kafka, redis, 60)
+            marks.note({0: RecordMark(0, 0, 0)})
+            await marks.store()
+            await redis.get_many([redis.keys.topic_mark(0)])
+
         async def listen() -> None:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(0.1):
@@ -87,6 +94,7 @@ async def what_serve_does(settings: Settings, model_dir: Path) -> None:
             refresh,
             publish,
             figures,
+            mark,
             listen,
             lambda: store.read(["ann"]),
         )
