@@ -60,6 +60,7 @@ class ModelMetadata(TypedDict, total=False):
     trained_until_ms: int
     train_s: float
     estimator: EstimatorMetadata
+    number: int  # place in its registry: a later version has a greater one
     # of a retraining round
     mode: str  # full or incremental
     rounds_since_full: int

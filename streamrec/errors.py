@@ -12,8 +12,10 @@ StreamrecError
 ├── NoChampion         the registry has no champion yet
 ├── Stopped            a signal came while the process waited
 ├── EmbeddedError      an embedded server cannot be started
-├── ArchiveError       the event archive is damaged, or another process writes to it
+├── ArchiveError       the event archive is damaged
+│   └── ArchiveTaken   another process writes to the archive
 ├── RegistryError      a model version is missing or damaged, or cannot be published or promoted
+│   └── Overtaken      the champion is no longer the one that a round was judged against, or is held
 ├── RetrainError       training failed, or there are too few clicks to train or to compare models on
 ├── RetrainStopped     a round of retraining was stopped before it had a model
 ├── Unexplained        the daemon cannot explain now why an item is in a list
@@ -76,8 +78,16 @@ class ArchiveError(StreamrecError):
     """The event archive cannot be used; the message names the file and the remedy."""
 
 
+class ArchiveTaken(ArchiveError):
+    """Another process writes to the event archive; only an operator can fix this."""
+
+
 class RegistryError(StreamrecError):
     """The registry or one of its versions cannot be used; the message names it and the remedy."""
+
+
+class Overtaken(RegistryError):
+    """A round may not promote: the champion was changed or is held, or another worker began a round meanwhile."""
 
 
 class RetrainError(StreamrecError):

@@ -13,8 +13,36 @@ from dataclasses import dataclass, field
 
 
 @dataclass
+class Loops:
+    """The loops of a process that fail now, with the reason (supervisor.py)."""
+
+    failing: dict[str, str] = field(default_factory=dict)
+
+    def remark(self) -> str | None:
+        """Return which loops fail; None if all work."""
+        return "; ".join(f"the loop {name} fails: {reason}" for name, reason in sorted(self.failing.items())) or None
+
+
+@dataclass
+class WorkerHealth:
+    """Health of the retrain worker: a restart mends nothing, and it is ready while all its loops work."""
+
+    loops: Loops = field(default_factory=Loops)
+
+    def not_alive(self) -> None:
+        """Return None: the worker is alive."""
+
+    def not_ready(self) -> str | None:
+        """Return what fails; None if all works."""
+        return self.loops.remark()
+
+
+@dataclass
 class Health:
-    """State that the parts of the daemon update; all times are monotonic seconds."""
+    """State that the parts of the daemon update; all times are monotonic seconds.
+
+    A loop beside the clicks that fails does not make the daemon unready: lists are published without it.
+    """
 
     timeout_s: float
     rebalance_grace_s: float
@@ -29,6 +57,7 @@ class Health:
     rebalancing_since_s: float | None = None
     last_tick_s: float = field(default=0.0)
     last_progress_s: float = field(default=0.0)
+    loops: Loops = field(default_factory=Loops)
 
     def __post_init__(self) -> None:
         self.tick()

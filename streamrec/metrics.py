@@ -45,7 +45,20 @@ class _MetricSet:
         return Histogram(name, meaning, labels, registry=self.registry, buckets=buckets)
 
 
-class Metrics(_MetricSet):
+class LoopMetrics(_MetricSet):
+    """Metrics of the loops beside the main work (supervisor.py)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loop_failures = self._counter(
+            "streamrec_loop_failures", "Failed steps of the loops beside the clicks", loop=()
+        )
+        self.loop_failing = self._gauge(
+            "streamrec_loop_failing", "1 while a loop beside the clicks fails; the log and /readyz say why", "loop"
+        )
+
+
+class Metrics(LoopMetrics):
     """All metrics of a daemon. Over 40 lines: the constructor is one list of declarations."""
 
     def __init__(self) -> None:
@@ -117,20 +130,24 @@ class Metrics(_MetricSet):
             outcome=("swapped", "refused"),
         )
         self.model = gauge("streamrec_model_info", "1 for the model version in use", "version")
+        self.model_held = gauge(
+            "streamrec_model_held", "1 while a person holds the champion: no round of retraining promotes"
+        )
         self.model_created = gauge(
             "streamrec_model_created_timestamp_seconds", "Time when the model in use was made, in Unix time"
         )
 
 
-class RetrainMetrics(_MetricSet):
+class RetrainMetrics(LoopMetrics):
     """All metrics of a `streamrec retrain`."""
 
     def __init__(self) -> None:
         super().__init__()
         self.rounds = self._counter(
             "streamrec_retrain_rounds",
-            "Rounds that made a model, by outcome: promoted, refused (by the gate)",
-            outcome=("promoted", "refused"),
+            "Rounds that made a model, by outcome: promoted, refused (by the gate), overtaken (the champion was "
+            "changed meanwhile, or is held)",
+            outcome=("promoted", "refused", "overtaken"),
         )
         self.failures = self._counter(
             "streamrec_retrain_failures",
@@ -140,6 +157,15 @@ class RetrainMetrics(_MetricSet):
         self.last_round = self._gauge(
             "streamrec_retrain_last_round_timestamp_seconds",
             "Time when the last round made a model, promoted or not, in Unix time",
+        )
+        self.held = self._gauge("streamrec_retrain_held", "1 while a person holds the champion: no round promotes")
+        self.archived = self._gauge(
+            "streamrec_archive_next_offset", "Offset after the last archived record", "partition"
+        )
+        self.archive_behind = self._gauge(
+            "streamrec_archive_unwritten_seconds",
+            "For how long records of a partition have been read and could not be archived",
+            "partition",
         )
 
 

@@ -85,17 +85,24 @@ class Folder:
             shutil.rmtree(self._path / folder)
 
     def sweep(self, older_than_s: float = ABANDONED_AFTER_S) -> None:
-        """Delete the files that processes which crashed left unfinished, and the folders that are empty then."""
-        until_s = time.time() - older_than_s
+        """Delete the files that processes which crashed left unfinished, and the folders that are empty then.
+
+        The age counts from the newest file, or from now if that is earlier: one of the two clocks may be wrong.
+        """
+        changed: dict[Path, float] = {}
         for parent, _, names in os.walk(self._path, topdown=False):
-            folder = Path(parent)
-            with contextlib.suppress(OSError):  # deleted or renamed meanwhile, or not empty
-                is_old = folder.stat().st_mtime < until_s
-                for path in (folder / name for name in names if UNFINISHED.fullmatch(name)):
-                    if path.stat().st_mtime < until_s:
-                        path.unlink()
-                if is_old and folder != self._path:
-                    folder.rmdir()
+            for path in (*(Path(parent) / name for name in names), Path(parent)):
+                with contextlib.suppress(OSError):  # deleted or renamed meanwhile
+                    changed[path] = path.stat().st_mtime
+        until_s = min(time.time(), max(changed.values(), default=0.0)) - older_than_s
+        for path, changed_s in changed.items():
+            with contextlib.suppress(OSError):  # deleted meanwhile, or not empty
+                if changed_s >= until_s or path == self._path:
+                    continue
+                if UNFINISHED.fullmatch(path.name):
+                    path.unlink()
+                elif path.is_dir():
+                    path.rmdir()
 
     def seen(self, name: str) -> Seen:
         """Read a file that others may replace."""

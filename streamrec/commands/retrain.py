@@ -12,7 +12,7 @@ from streamrec.commands.options import KAFKA, REDIS, Subparsers, add_command, pl
 from streamrec.settings import Settings
 
 if TYPE_CHECKING:
-    from streamrec.retraining.round import Verdict
+    from streamrec.retraining.promotion import Verdict
 
 
 def add_to(commands: Subparsers) -> None:
