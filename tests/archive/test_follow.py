@@ -233,7 +233,7 @@ async def test_a_partition_that_cannot_be_written_stops_no_other(
                 append(partition, *arguments)
 
             monkeypatch.setattr(archiver._archive, "append", broken)
-        records = [Record(f"u{n}".encode(), click(f"u{n}", "i1", n)) for n in range(600)]
+        records = [Record(f"u{n}".encode(), click(f"u{n}", "i1", 1_000 + n)) for n in range(600)]
         await feed(settings, records)
         ends = Counter(record.partition for record in await read_topic(settings, settings.kafka.topic))
         for partition in (0, 2, 3):
