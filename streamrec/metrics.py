@@ -45,11 +45,13 @@ class _MetricSet:
         return Histogram(name, meaning, labels, registry=self.registry, buckets=buckets)
 
 
-class LoopMetrics(_MetricSet):
-    """Metrics of the loops beside the main work (supervisor.py)."""
+class ProcessMetrics(_MetricSet):
+    """Metrics of every process: its start, and its loops (supervisor.py)."""
 
     def __init__(self) -> None:
         super().__init__()
+        self.started = self._gauge("streamrec_start_timestamp_seconds", "Time when the process started, in Unix time")
+        self.started.set_to_current_time()
         self.loop_failures = self._counter(
             "streamrec_loop_failures", "Failed steps of the loops beside the clicks", loop=()
         )
@@ -58,7 +60,7 @@ class LoopMetrics(_MetricSet):
         )
 
 
-class Metrics(LoopMetrics):
+class Metrics(ProcessMetrics):
     """All metrics of a daemon. Over 40 lines: the constructor is one list of declarations."""
 
     def __init__(self) -> None:
@@ -138,7 +140,7 @@ class Metrics(LoopMetrics):
         )
 
 
-class RetrainMetrics(LoopMetrics):
+class RetrainMetrics(ProcessMetrics):
     """All metrics of a `streamrec retrain`."""
 
     def __init__(self) -> None:

@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
 from streamrec.errors import StreamrecError
 from streamrec.health import Loops
-from streamrec.metrics import LoopMetrics
+from streamrec.metrics import ProcessMetrics
 from streamrec.waiting import pause
 
 log = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ class Supervisor:
         loops: gets the same for /readyz.
     """
 
-    def __init__(self, metrics: LoopMetrics, loops: Loops) -> None:
+    def __init__(self, metrics: ProcessMetrics, loops: Loops) -> None:
         self._metrics = metrics
         self._loops = loops
 

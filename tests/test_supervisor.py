@@ -8,7 +8,7 @@ import pytest
 
 from streamrec.errors import RegistryError
 from streamrec.health import Loops
-from streamrec.metrics import LoopMetrics
+from streamrec.metrics import ProcessMetrics
 from streamrec.supervisor import Supervisor
 
 from support.waiting import eventually
@@ -18,7 +18,7 @@ class Watched:
     """A supervisor with its metrics, and a loop whose steps succeed or fail as the test says."""
 
     def __init__(self) -> None:
-        self.metrics, self.loops = LoopMetrics(), Loops()
+        self.metrics, self.loops = ProcessMetrics(), Loops()
         self.supervisor = Supervisor(self.metrics, self.loops)
         self.error: BaseException | None = None
         self.steps = 0
