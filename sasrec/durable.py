@@ -1,7 +1,7 @@
 """Flush files and folders to disk, where the system can.
 
-Some file systems (FUSE, SMB) cannot flush a folder or a file, and Windows opens no folder. Nothing can be done about
-that, and what was written is not undone by it. Every other error is one: the disk is full, or damaged.
+Some file systems (FUSE, SMB) cannot flush a folder or a file, and Windows opens no folder. The data are written, so
+these errors are ignored. All others are raised: the disk is full, or damaged.
 """
 
 from __future__ import annotations

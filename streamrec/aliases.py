@@ -88,14 +88,14 @@ def change_alias(
 def overtaken(claimed: Champion | None, now: Champion | None) -> str | None:
     """Return why a round that has claimed a champion must not promote; None if it may."""
     if now is not None and now.hold is not None:
-        return f"the champion {now.version} is held ({now.hold.reason}); to lift it: streamrec models hold --off"
+        return f"the champion {now.version} is on hold ({now.hold.reason}); to lift it: streamrec models hold --off"
     if (now and now.version) != (claimed and claimed.version):
         return (
             f"it was judged against {claimed.version if claimed else 'no champion'}, and meanwhile "
             f"{now.version if now else 'none'} has become champion"
         )
     if now != claimed:
-        return "meanwhile another worker began a round, or somebody changed the champion and back"
+        return "meanwhile another worker began a round, or the champion was changed and changed back"
     return None
 
 
@@ -107,7 +107,7 @@ def forward_to(version: str, reason: str, now: Champion) -> Champion:
 
 
 def back_to(version: str, reason: str, now: Champion, before: tuple[str, ...]) -> Champion:
-    """Return the alias of an older champion that comes back: held, so that no round brings the rejected one again."""
+    """Return the alias of an older champion that comes back, with a hold, so that no round undoes it."""
     rejected = (*(each for each in now.rejected if each not in (version, now.version)), now.version)
     return Champion(version, now_ms(), reason, before, rejected[-REMEMBERED:], Hold(now_ms(), reason))
 

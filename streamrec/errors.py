@@ -15,7 +15,7 @@ StreamrecError
 ├── ArchiveError       the event archive is damaged
 │   └── ArchiveTaken   another process writes to the archive
 ├── RegistryError      a model version is missing or damaged, or cannot be published or promoted
-│   └── Overtaken      the champion is no longer the one that a round was judged against, or is held
+│   └── Overtaken      the champion is no longer the one that a round was judged against, or is on hold
 ├── RetrainError       training failed, or there are too few clicks to train or to compare models on
 ├── RetrainStopped     a round of retraining was stopped before it had a model
 ├── Unexplained        the daemon cannot explain now why an item is in a list
@@ -87,7 +87,7 @@ class RegistryError(StreamrecError):
 
 
 class Overtaken(RegistryError):
-    """A round may not promote: the champion was changed or is held, or another worker began a round meanwhile."""
+    """A round may not promote: the champion was changed or is on hold, or another worker began a round meanwhile."""
 
 
 class RetrainError(StreamrecError):

@@ -132,8 +132,8 @@ class Metrics(ProcessMetrics):
             outcome=("swapped", "refused"),
         )
         self.model = gauge("streamrec_model_info", "1 for the model version in use", "version")
-        self.model_held = gauge(
-            "streamrec_model_held", "1 while a person holds the champion: no round of retraining promotes"
+        self.model_on_hold = gauge(
+            "streamrec_model_on_hold", "1 while a person holds the champion: no round of retraining promotes"
         )
         self.model_created = gauge(
             "streamrec_model_created_timestamp_seconds", "Time when the model in use was made, in Unix time"
@@ -148,7 +148,7 @@ class RetrainMetrics(ProcessMetrics):
         self.rounds = self._counter(
             "streamrec_retrain_rounds",
             "Rounds that made a model, by outcome: promoted, refused (by the gate), overtaken (the champion was "
-            "changed meanwhile, or is held)",
+            "changed meanwhile, or is on hold)",
             outcome=("promoted", "refused", "overtaken"),
         )
         self.failures = self._counter(
@@ -160,7 +160,9 @@ class RetrainMetrics(ProcessMetrics):
             "streamrec_retrain_last_round_timestamp_seconds",
             "Time when the last round made a model, promoted or not, in Unix time",
         )
-        self.held = self._gauge("streamrec_retrain_held", "1 while a person holds the champion: no round promotes")
+        self.on_hold = self._gauge(
+            "streamrec_retrain_on_hold", "1 while a person holds the champion: no round promotes"
+        )
         self.archived = self._gauge(
             "streamrec_archive_next_offset", "Offset after the last archived record", "partition"
         )

@@ -8,7 +8,7 @@
 
 Each change ends with the write of one file, so a reader sees the state before or after it, even in a crash. An alias is
 replaced by compare-and-set: a writer whom another one overtook begins again with the new state. A round of retraining
-does not begin again: it claims the alias when it begins, and promotes only if nobody has written the alias since.
+does not begin again: it claims the alias when it begins, and promotes only if the alias has not changed since.
 
 Versions are ordered by a number that ``publish`` gives them, never by a clock. Old ones without a number come first.
 """
@@ -64,7 +64,7 @@ class Registry(Versions):
         return self._read_alias(SHADOW, ShadowAlias, "set a shadow again")
 
     def promote(self, version: str, reason: str) -> Champion:
-        """Verify a version, and make it the champion, by hand. An older one than the champion is held (``rollback``).
+        """Verify a version, and make it the champion by hand. One older than the champion gets a hold (``rollback``).
 
         Raises:
             RegistryError: there is no version of this name, it is damaged, or others change the champion all the time.
@@ -100,10 +100,10 @@ class Registry(Versions):
         return self._set_champion(after)
 
     def promote_challenger(self, version: str, reason: str, claimed: Champion | None) -> Champion:
-        """Verify a version, and make it the champion if nobody has written the alias since ``claim`` returned it.
+        """Verify a version, and make it the champion if the alias is as ``claim`` returned it.
 
         Raises:
-            Overtaken: somebody has.
+            Overtaken: the alias has changed.
             RegistryError: the version is damaged.
         """
         self.load(version)

@@ -95,7 +95,7 @@ class Archiver:
         )
 
     async def _follow(self, reader: TopicReader, stop: asyncio.Event, burst: bool) -> bool:
-        """Copy; return whether to connect again, to read what was dropped."""
+        """Copy; return whether to connect again, to read dropped records."""
         log.info("archiving", extra={"topic": self._kafka.topic, "archive": str(self._archive.store)})
         warning = LogOnce(log)
         while not stop.is_set():
@@ -190,7 +190,7 @@ class Archiver:
         self._reported = self._reported | failing if failing else set()
 
     async def _merge(self, partitions: Iterable[int]) -> None:
-        """Merge small segments. What was written is committed: nothing depends on this."""
+        """Merge small segments, after the commit: nothing depends on this."""
         if time.monotonic() < self._merge_again_s:
             return
         for partition in partitions:

@@ -111,7 +111,7 @@ def stats(settings: Settings, archive: EventArchive, options: argparse.Namespace
 def prune(settings: Settings, archive: EventArchive, options: argparse.Namespace) -> Iterator[str]:
     """Remove segments without an event of the last days."""
     written_s = max((file.modified_s for file in archive.store.files()), default=0.0)
-    now_s = min(time.time(), written_s)  # a clock that is ahead must not remove what is new
+    now_s = min(time.time(), written_s)  # a clock that is ahead must not remove new events
     if time.time() - now_s > DAY_MS / 1000:
         newest = datetime.fromtimestamp(now_s, UTC).strftime("%Y-%m-%d %H:%M UTC")
         yield f"nothing was archived since {newest}: the days count from then"

@@ -150,7 +150,7 @@ def list_versions(registry: Registry, options: argparse.Namespace) -> Iterator[s
             known = {
                 "version": version.version,
                 "champion": mark == "champion",
-                "held": hold.reason if hold and mark == "champion" else None,
+                "hold": hold.reason if hold and mark == "champion" else None,
                 "shadow": mark == "shadow",
                 "problem": version.problem,
             }
@@ -160,7 +160,7 @@ def list_versions(registry: Registry, options: argparse.Namespace) -> Iterator[s
             rows.append((mark, version.version, f"damaged: {version.problem}"))
         else:
             made = version.created_at[:19].replace("T", " ")
-            mark += " (held)" if hold and mark == "champion" else ""
+            mark += " (on hold)" if hold and mark == "champion" else ""
             rows.append((mark, version.version, made, *offline(version), *online(figures, with_shadows)))
     yield from aligned(rows) if len(rows) > 1 else ()
     if hold is not None:
@@ -229,7 +229,7 @@ def prune(registry: Registry, options: argparse.Namespace) -> Iterator[str]:
 
 
 def _champion(champion: Champion) -> Iterator[str]:
-    """Yield the champion; print to stderr whether it is held."""
+    """Yield the champion; print to stderr whether it is on hold."""
     yield f"champion: {champion.version}"
     if champion.hold is not None:
         print(f"streamrec: {_held(champion.hold)}", file=sys.stderr)
@@ -238,8 +238,8 @@ def _champion(champion: Champion) -> Iterator[str]:
 def _held(hold: Hold) -> str:
     since = datetime.fromtimestamp(hold.since_ts_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M UTC")
     return (
-        f"the champion is held since {since} ({hold.reason}): no round of retraining promotes; to lift it: streamrec "
-        "models hold --off"
+        f"the champion is on hold since {since} ({hold.reason}): no round of retraining promotes; to lift it: "
+        "streamrec models hold --off"
     )
 
 

@@ -56,7 +56,7 @@ class TrainingLock:
             )
 
     async def confirm(self) -> bool:
-        """Renew the lock; return whether this worker still has it. Redis may be away: then nobody else can take it."""
+        """Renew the lock; return whether this worker still has it. Without Redis no other can take it."""
         with contextlib.suppress(StreamrecError):
             self.lost |= await take_lock(self._redis, self._key, self._name, LOCK_TTL_MS) != self._name
         return not self.lost
@@ -67,7 +67,7 @@ class TrainingLock:
         await self.confirm()
 
     async def release(self) -> None:
-        """Let another worker train; if Redis is away, the lock expires."""
+        """Let another worker train; without an answer of Redis the lock expires."""
         with contextlib.suppress(StreamrecError):
             await take_lock(self._redis, self._key, self._name, 0)
 

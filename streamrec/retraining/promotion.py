@@ -1,8 +1,8 @@
-"""Publish the model of a round, and promote it if nobody objects.
+"""Publish the model of a round, and promote it unless there is an objection.
 
 A person has the last word, and of two workers the later one. A model that passed the gate (gate.py) is not promoted if
 
-* the champion is held: it was rolled back, and the hold was not lifted yet
+* the champion is on hold: it was rolled back, and the hold was not lifted yet
 * the champion was changed since the round claimed it, or another worker has claimed it since
 * a person has rejected it, or a model that was trained on the same clicks
 
@@ -53,7 +53,7 @@ class Promotion:
     may_promote: Callable[[], bool]
 
     def publish(self, model: SASRec, vocab: ItemVocab, metadata: ModelMetadata) -> Verdict:
-        """Publish the model, and promote it unless its metadata say that the gate refused it, or somebody objects."""
+        """Publish the model, and promote it unless the gate has refused it or there is an objection."""
         refused, outcome, report = metadata["refused"], "refused", metadata["report"]
         if refused is None:
             refused = metadata["refused"] = self._objection(metadata)

@@ -77,6 +77,8 @@ def retrain(
 ) -> Verdict:
     """Train on the archive, compare with the champion, publish, and promote if the gate allows it.
 
+    Over 40 lines: the steps of a round, one after the other.
+
     Args:
         progress: draw a progress bar on stderr.
         stop: called after every batch; True ends the round without a model.

@@ -7,7 +7,7 @@ lock       in Redis, so that one worker trains at a time (lock.py)
 train      in a thread (round.py)
 notify     the daemons of a new champion
 
-Archiving and rounds are two loops (supervisor.py): one that fails is tried again, and the other goes on.
+Archiving and rounds are two loops (supervisor.py): one that fails is tried again, and does not stop the other.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class RetrainWorker:
         self._health = WorkerHealth()
         self._supervisor = Supervisor(self._metrics, self._health.loops)
         self._log_held = LogOnce(log)
-        self._due_s: float | None = None  # monotonic; None: nobody has looked yet
+        self._due_s: float | None = None  # monotonic; None: before the first look
         self._stop = asyncio.Event()
 
     async def once(self) -> Verdict:
@@ -208,7 +208,7 @@ class RetrainWorker:
     async def _notify_daemons(self, redis: RedisClient, version: str) -> None:
         try:
             await redis.notify(redis.keys.models_channel, version)
-        except Exception as error:  # the model is promoted all the same
+        except Exception as error:  # the promotion is done
             log.warning(
                 "the daemons are not notified; they find the champion within %g s (%s)",
                 self._settings.registry.poll_s,
@@ -220,22 +220,23 @@ class RetrainWorker:
         return Archiver(settings.kafka, settings.events, self._archive, settings.archive.flush_s, self._metrics)
 
     def _first_due_s(self) -> float:
-        """Return when the first round is due: a restart waits like a run, but never longer, whatever clocks said."""
+        """Return when the first round is due: a restart waits like a run, and never longer: clocks err."""
         made = [unix_s(version.created_at) for version in self._registry.versions()]
         last_s = min(made[-1], time.time()) if made else 0.0
         self._metrics.last_round.set(last_s)
         return time.monotonic() + self._settings.retrain.every_s - (time.time() - last_s)
 
     def _has_new_events(self) -> bool:
-        """Return whether there are enough new clicks for a round; note whether the champion is held."""
+        """Return whether there are enough new clicks for a round; note whether the champion is on hold."""
         champion = self._registry.champion()
         held = champion.hold if champion else None
-        self._metrics.held.set(held is not None)
+        self._metrics.on_hold.set(held is not None)
         if held is None:
             self._log_held.reset()
         else:
             self._log_held(
-                "rounds do not promote: the champion is held (%s); to lift it: streamrec models hold --off", held.reason
+                "rounds do not promote: the champion is on hold (%s); to lift it: streamrec models hold --off",
+                held.reason,
             )
         return self._new_events() >= self._settings.retrain.min_new_events
 

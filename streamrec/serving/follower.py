@@ -100,14 +100,14 @@ class ChampionFollower:
             async with asyncio.timeout(self._settings.registry.poll_s):
                 await self._notified.wait()
         if self._notified.is_set():
-            self._refused.until_s = 0.0  # somebody has changed something
+            self._refused.until_s = 0.0  # the registry has changed
 
     async def _follow_champion(self) -> bool:
         """Load and swap in a new champion, if there is one; return whether it did."""
         champion = None
         try:
             champion = await asyncio.to_thread(self._registry.champion)
-            self._metrics.model_held.set(bool(champion and champion.hold))
+            self._metrics.model_on_hold.set(bool(champion and champion.hold))
             if champion is None or champion.version == self._predictor.version:
                 self._refused = _Refusal()
                 self._log_refused.reset()

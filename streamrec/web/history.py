@@ -68,7 +68,7 @@ class Now(msgspec.Struct, frozen=True):
 
     at_ms: int
     version: str
-    held: bool
+    on_hold: bool
     not_ready: str | None
     events: int
     events_per_s: float
@@ -198,7 +198,7 @@ class History:
         return Now(
             at_ms=int(last.at_s * 1000),
             version=self._version,
-            held=last.held,
+            on_hold=last.on_hold,
             not_ready=self._health.not_ready(),
             events=last.events,
             events_per_s=events_per_s(before, last),

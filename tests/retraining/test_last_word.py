@@ -89,7 +89,7 @@ def test_a_rollback_while_a_round_trains_is_not_undone_by_it_or_by_the_rounds_af
     meanwhile(lambda: bench.command("rollback"))
     third = bench.round()
     assert (third.outcome, bench.champion) == ("overtaken", first)
-    assert f"the champion {first} is held (rolled back by hand)" in third.reason
+    assert f"the champion {first} is on hold (rolled back by hand)" in third.reason
     stored = {version.version: version.metadata for version in bench.registry.versions()}
     assert stored[third.version]["refused"] == third.reason
     assert bench.round(new_clicks=False).outcome == bench.round().outcome == "overtaken"
@@ -198,20 +198,20 @@ def test_a_hold_is_shown_and_lifted(bench: Bench, capsys: pytest.CaptureFixture[
     assert "has no champion to hold; promote a version first" in capsys.readouterr().err
     for version in (old, new):
         bench.command("promote", version)
-    assert "held" not in (capsys.readouterr().err + listed(bench, capsys))
+    assert "on hold" not in (capsys.readouterr().err + listed(bench, capsys))
     assert bench.command("hold", "--reason", "Christmas sale") == 0
-    assert "the champion is held since" in capsys.readouterr().err
+    assert "the champion is on hold since" in capsys.readouterr().err
     assert "(Christmas sale): no round of retraining promotes; to lift it: streamrec models hold --off" in listed(
         bench, capsys
     )
     bench.command("list", "--json")
-    assert [json.loads(line)["held"] for line in capsys.readouterr().out.splitlines()] == [None, "Christmas sale"]
+    assert [json.loads(line)["hold"] for line in capsys.readouterr().out.splitlines()] == [None, "Christmas sale"]
     assert bench.command("hold", "--off") == 0
-    assert "held" not in listed(bench, capsys)
+    assert "on hold" not in listed(bench, capsys)
     bench.command("promote", old)
     assert "(by hand): no round of retraining promotes" in listed(bench, capsys), "an older version comes back"
     main(["check"])
-    assert "; held (by hand): no round promotes" in capsys.readouterr().out
+    assert "; on hold (by hand): no round promotes" in capsys.readouterr().out
 
 
 def listed(bench: Bench, capsys: pytest.CaptureFixture[str]) -> str:
@@ -219,5 +219,5 @@ def listed(bench: Bench, capsys: pytest.CaptureFixture[str]) -> str:
     capsys.readouterr()
     bench.command("list")
     out, err = capsys.readouterr()
-    assert ("\nchampion (held)  " in out) == ("the champion is held" in err)
+    assert ("\nchampion (on hold)  " in out) == ("the champion is on hold" in err)
     return out + err

@@ -158,7 +158,7 @@ async def test_a_hold_is_shown_by_the_daemons(
     await daemon.wait_ready()
 
     async def held(expected: bool) -> bool:
-        return await daemon.metric("streamrec_model_held") == expected
+        return await daemon.metric("streamrec_model_on_hold") == expected
 
     for arguments, expected in ((["rollback"], True), (["hold", "--off"], False), (["hold"], True)):
         assert models(make_settings(**where), *arguments).returncode == 0  # only the message notifies the daemon
