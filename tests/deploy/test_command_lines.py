@@ -182,7 +182,7 @@ def test_pods_reach_names_kafka_and_redis_also_behind_tls_sentinel_and_nodelocal
 def test_no_container_of_ours_may_take_all_cores() -> None:
     for name, service in SERVICES.items():
         if service["image"].startswith("streamrec:"):
-            assert service["cpus"] == "${STREAMREC_CPUS:-1}", name
+            assert service["cpus"] == "${CPUS:-1}", name
 
 
 def test_trouble_at_kafka_changes_no_number_of_pods() -> None:
