@@ -11,6 +11,7 @@ StreamrecError
 │   └── StoreUnreachable   the object store does not answer
 ├── NoChampion         the registry has no champion yet
 ├── Stopped            a signal came while the process waited
+├── DaemonEnded        the daemon of a demo or a measurement has ended
 ├── EmbeddedError      an embedded server cannot be started
 ├── ArchiveError       the event archive is damaged
 │   └── ArchiveTaken   another process writes to the archive
@@ -68,6 +69,10 @@ class StoreUnavailable(StreamrecError):
 
 class StoreUnreachable(StoreUnavailable):
     """An object store does not answer; waiting may help."""
+
+
+class DaemonEnded(StreamrecError):
+    """A daemon that this process has started has ended; its log says why."""
 
 
 class EmbeddedError(StreamrecError):

@@ -14,13 +14,13 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Loops:
-    """The loops of a process that fail now, with the reason (supervisor.py)."""
+    """The loops of a process that fail now (supervisor.py). Reasons are in the log: everybody may read /readyz."""
 
-    failing: dict[str, str] = field(default_factory=dict)
+    failing: set[str] = field(default_factory=set)
 
     def remark(self) -> str | None:
         """Return which loops fail; None if all work."""
-        return "; ".join(f"the loop {name} fails: {reason}" for name, reason in sorted(self.failing.items())) or None
+        return "; ".join(f"the loop {name} fails, and the log says why" for name in sorted(self.failing)) or None
 
 
 @dataclass

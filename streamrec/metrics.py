@@ -56,7 +56,7 @@ class ProcessMetrics(_MetricSet):
             "streamrec_loop_failures", "Failed steps of the loops beside the clicks", loop=()
         )
         self.loop_failing = self._gauge(
-            "streamrec_loop_failing", "1 while a loop beside the clicks fails; the log and /readyz say why", "loop"
+            "streamrec_loop_failing", "1 while a loop beside the clicks fails; the log says why", "loop"
         )
 
 

@@ -91,11 +91,12 @@ class Supervisor:
         reason = str(error) if known else f"{type(error).__name__}: {error}"
         if name not in self._loops.failing:
             log.warning("the loop %s fails and is tried again: %s", name, reason, exc_info=None if known else error)
-        self._loops.failing[name] = reason
+        self._loops.failing.add(name)
         self._metrics.loop_failing.labels(name).set(1)
 
     def _well(self, name: str) -> None:
-        if self._loops.failing.pop(name, None) is not None:
+        if name in self._loops.failing:
+            self._loops.failing.remove(name)
             log.info("the loop %s works again", name)
             self._metrics.loop_failing.labels(name).set(0)
 

@@ -266,8 +266,7 @@ async def test_a_loop_beside_the_clicks_that_fails_goes_on_and_is_shown(
         return await daemon.metric("streamrec_loop_failing", loop="history") == 1
 
     await eventually(fails)
-    loop_fails = "the loop history fails: ZeroDivisionError: division by zero"
-    assert await daemon.get("/readyz") == (200, f"ok; {loop_fails}\n")
+    assert await daemon.get("/readyz") == (200, "ok; the loop history fails, and the log says why\n")
     assert await daemon.metric("streamrec_loop_failures_total", loop="history") >= 1
     await feed(settings, [Record(b"ann", click("ann", "i1", 1))])
     await daemon.wait_handled(1)

@@ -12,7 +12,6 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from streamrec.errors import SettingsError
 from streamrec.health import Loops
-from streamrec.logs import one_line
 from streamrec.setting_groups import HttpSettings
 from streamrec.web.access import Access, is_loopback
 
@@ -146,5 +145,5 @@ class WebServer:
 
 
 def _response(problem: str | None, remark: str | None) -> web.Response:
-    text = one_line(problem or (f"ok; {remark}" if remark else "ok"))
+    text = problem or (f"ok; {remark}" if remark else "ok")
     return web.Response(text=f"{text}\n", status=503 if problem else 200)
