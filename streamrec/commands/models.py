@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from streamrec.commands.model_table import HEADER, SHADOW_HEADER, aligned, offline, online
 from streamrec.commands.options import REDIS, Subparsers, add_command, add_group, place, positive
-from streamrec.errors import RedisUnavailable, RegistryError, StreamrecError
+from streamrec.errors import RegistryError, StreamrecError
 from streamrec.logs import one_line
 from streamrec.settings import Settings
 
@@ -133,7 +133,7 @@ async def _notify(settings: Settings, version: str) -> None:
     try:
         async with RedisClient(settings.redis) as redis:
             await redis.notify(redis.keys.models_channel, version)
-    except RedisUnavailable as error:
+    except StreamrecError as error:
         print(f"streamrec: the daemons will load it within {settings.registry.poll_s:g} s ({error})", file=sys.stderr)
 
 
