@@ -11,6 +11,7 @@ inference     the engine, the cache of keys and values, compiled kernels, rankin
 checkpoint    model directories on disk
 model         the network and its shape
 data          files and frames, the vocabulary, sequences, training windows
+durable       files and folders that are flushed to disk
 
 The command line is `sasrec` (__main__.py).
 """

@@ -28,6 +28,7 @@ import safetensors.torch
 import torch
 
 from sasrec.data.vocab import ItemVocab
+from sasrec.durable import flush_file, flush_folder
 from sasrec.model import SASRec, SASRecConfig
 
 FORMAT = 1
@@ -60,6 +61,7 @@ class ModelMetadata(TypedDict, total=False):
     trained_until_ms: int
     train_s: float
     estimator: EstimatorMetadata
+    number: int  # place in its registry: a later version has a greater one
     # of a retraining round
     mode: str  # full or incremental
     rounds_since_full: int
@@ -172,8 +174,8 @@ def _write(folder: Path, model: SASRec, vocab: ItemVocab, metadata: ModelMetadat
     version = _version(hashes)
     _write_json(folder / MANIFEST, {"format": FORMAT, "version": version, "sha256": hashes})
     for name in (*FILES, MANIFEST):
-        _flush(folder / name)
-    _flush(folder)
+        flush_file(folder / name)
+    flush_folder(folder)
     return version
 
 
@@ -192,8 +194,10 @@ def _replace(new: Path, path: Path) -> None:
         if old.exists():
             old.rename(path)
         raise
-    _flush(path.parent)
-    shutil.rmtree(old, ignore_errors=True)
+    try:
+        flush_folder(path.parent)
+    finally:
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def _verify(path: Path) -> tuple[str, dict[str, bytes]]:
@@ -265,11 +269,3 @@ def _write_json(path: Path, content: Mapping[str, object]) -> None:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -8,18 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
-from collections.abc import AsyncIterator, Coroutine, Sequence
-from typing import Any
 
-from streamrec.errors import (
-    RedisRefused,
-    RedisRejected,
-    RedisTakesNoWrites,
-    RedisUnavailable,
-    Stopped,
-    StreamrecError,
-)
+from streamrec.errors import RedisRefused, RedisRejected, RedisTakesNoWrites, RedisUnavailable, Stopped
 from streamrec.health import Health
 from streamrec.logs import LogOnce
 from streamrec.registry import Registry
@@ -29,6 +21,7 @@ from streamrec.serving.online import OnlineCounts
 from streamrec.settings import Settings
 from streamrec.startup import Daemon, Startup
 from streamrec.stop_signals import stop_signals
+from streamrec.supervisor import Step, Supervisor
 from streamrec.web.page import LivePage, PageMaker
 
 log = logging.getLogger(__name__)
@@ -51,7 +44,8 @@ async def serve(settings: Settings, burst: bool = False, page: PageMaker = LiveP
         except Stopped:
             log.info("stopped", extra={"events": 0})
             return 0
-        async with _background(_background_work(settings, daemon)):
+        supervisor = Supervisor(daemon.parts.metrics, daemon.parts.health.loops)
+        async with supervisor.running(_beside_the_clicks(settings, daemon)):
             with stop_signals(stop, lambda name: _on_signal(daemon, name)):
                 serving = asyncio.create_task(daemon.worker.run(stop, burst), name="worker")
                 await _run(serving, stop)
@@ -92,20 +86,22 @@ def _on_signal(daemon: Daemon, name: str) -> None:
     daemon.parts.health.stopping = True
 
 
-def _background_work(settings: Settings, daemon: Daemon) -> list[Coroutine[Any, Any, None]]:
-    """Return what runs beside the clicks."""
+def _beside_the_clicks(settings: Settings, daemon: Daemon) -> dict[str, Step]:
+    """Return the steps of the loops that run beside the clicks, by name."""
     parts, wait_idle = daemon.parts, daemon.consumer.wait_idle
-    work = [
-        _refresh(parts.lists, parts.counts, parts.health, settings.lists.refresh_s),
-        parts.watch.run(),
-        parts.shadow.run(wait_idle),
-        daemon.marks.run(),
-        daemon.history.run(),
-        daemon.explainer.run(wait_idle),
-    ]
-    if settings.registry.dir is not None:
-        work.append(ChampionFollower(settings, Registry(settings.registry.dir), parts).run())
-    return work
+    registry = settings.registry.dir
+    loops: dict[str, Step] = {
+        "lists": functools.partial(_refresh, parts.lists, parts.counts, parts.health, settings.lists.refresh_s),
+        "redis-watch": parts.watch.run,
+        "kafka-watch": daemon.consumer.watch.run,
+        "topic-marks": daemon.marks.run,
+        "shadow": functools.partial(parts.shadow.run, wait_idle),
+        "history": daemon.history.run,
+        "explainer": functools.partial(daemon.explainer.run, wait_idle),
+    }
+    if registry is not None:
+        loops |= ChampionFollower(settings, Registry(registry), parts).loops()
+    return loops
 
 
 async def _refresh(lists: SharedLists, counts: OnlineCounts, health: Health, every_s: float) -> None:
@@ -123,27 +119,3 @@ async def _refresh(lists: SharedLists, counts: OnlineCounts, health: Health, eve
                     warning("popular list and online figures are behind: %s", error)
             else:
                 warning.reset()
-
-
-@contextlib.asynccontextmanager
-async def _background(coroutines: Sequence[Coroutine[Any, Any, None]]) -> AsyncIterator[None]:
-    """Run coroutines while the block runs."""
-    tasks = [asyncio.create_task(coroutine) for coroutine in coroutines]
-    for task in tasks:
-        task.add_done_callback(_report)
-    try:
-        yield
-    finally:
-        for task in tasks:
-            task.cancel()
-        for result in await asyncio.gather(*tasks, return_exceptions=True):
-            if isinstance(result, StreamrecError):
-                raise result
-
-
-def _report(task: asyncio.Task[None]) -> None:
-    """Log the failure of a background task: the clicks continue without it."""
-    if not task.cancelled() and task.exception() is not None:
-        log.error(
-            "a background task has failed and is not restarted; clicks are still served", exc_info=task.exception()
-        )

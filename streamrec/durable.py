@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
+
+from sasrec.durable import flush, flush_folder
 
 UNFINISHED = re.compile(r"\..+\.[0-9a-f]{32}")
 
@@ -27,12 +28,12 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
         with temporary.open("wb") as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
+            flush(file.fileno())
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    _flush(path.parent)  # or a power failure may undo the rename
+    flush_folder(path.parent)  # or a power failure may undo the rename
 
 
 def make_folder(path: Path) -> None:
@@ -45,12 +46,4 @@ def make_folder(path: Path) -> None:
         return
     make_folder(path.parent)
     path.mkdir(exist_ok=True)
-    _flush(path.parent)
-
-
-def _flush(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    flush_folder(path.parent)

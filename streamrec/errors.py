@@ -14,9 +14,12 @@ StreamrecError
 │   └── StoreUnreachable   the object store does not answer
 ├── NoChampion         the registry has no champion yet
 ├── Stopped            a signal came while the process waited
+├── DaemonEnded        the daemon of a demo or a measurement has ended
 ├── EmbeddedError      an embedded server cannot be started
-├── ArchiveError       the event archive is damaged, or another process writes to it
+├── ArchiveError       the event archive is damaged
+│   └── ArchiveTaken   another process writes to the archive
 ├── RegistryError      a model version is missing or damaged, or cannot be published or promoted
+│   └── Overtaken      the champion is no longer the one that a round was judged against, or is on hold
 ├── RetrainError       training failed, or there are too few clicks to train or to compare models on
 ├── RetrainStopped     a round of retraining was stopped before it had a model
 ├── Unexplained        the daemon cannot explain now why an item is in a list
@@ -83,6 +86,10 @@ class StoreUnreachable(StoreUnavailable):
     """An object store does not answer; waiting may help."""
 
 
+class DaemonEnded(StreamrecError):
+    """A daemon that this process has started has ended; its log says why."""
+
+
 class EmbeddedError(StreamrecError):
     """An embedded server is not installed or cannot be started."""
 
@@ -91,8 +98,16 @@ class ArchiveError(StreamrecError):
     """The event archive cannot be used; the message names the file and the remedy."""
 
 
+class ArchiveTaken(ArchiveError):
+    """Another process writes to the event archive; only an operator can fix this."""
+
+
 class RegistryError(StreamrecError):
     """The registry or one of its versions cannot be used; the message names it and the remedy."""
+
+
+class Overtaken(RegistryError):
+    """A round may not promote: the champion was changed or is on hold, or another worker began a round meanwhile."""
 
 
 class RetrainError(StreamrecError):

@@ -14,8 +14,36 @@ from dataclasses import dataclass, field
 
 
 @dataclass
+class Loops:
+    """The loops of a process that fail now (supervisor.py). Reasons are in the log: everybody may read /readyz."""
+
+    failing: set[str] = field(default_factory=set)
+
+    def remark(self) -> str | None:
+        """Return which loops fail; None if all work."""
+        return "; ".join(f"the loop {name} fails, and the log says why" for name in sorted(self.failing)) or None
+
+
+@dataclass
+class WorkerHealth:
+    """Health of the retrain worker: a restart mends nothing, and it is ready while all its loops work."""
+
+    loops: Loops = field(default_factory=Loops)
+
+    def not_alive(self) -> None:
+        """Return None: the worker is alive."""
+
+    def not_ready(self) -> str | None:
+        """Return what fails; None if all works."""
+        return self.loops.remark()
+
+
+@dataclass
 class Health:
-    """State that the parts of the daemon update; all times are monotonic seconds."""
+    """State that the parts of the daemon update; all times are monotonic seconds.
+
+    A loop beside the clicks that fails does not make the daemon unready: lists are published without it.
+    """
 
     timeout_s: float
     rebalance_grace_s: float
@@ -33,6 +61,7 @@ class Health:
     rebalancing_since_s: float | None = None
     last_tick_s: float = field(default=0.0)
     last_progress_s: float = field(default=0.0)
+    loops: Loops = field(default_factory=Loops)
 
     def __post_init__(self) -> None:
         self.tick()

@@ -48,7 +48,22 @@ class _MetricSet:
         return Histogram(name, meaning, labels, registry=self.registry, buckets=buckets)
 
 
-class Metrics(_MetricSet):
+class ProcessMetrics(_MetricSet):
+    """Metrics of every process: its start, and its loops (supervisor.py)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.started = self._gauge("streamrec_start_timestamp_seconds", "Time when the process started, in Unix time")
+        self.started.set_to_current_time()
+        self.loop_failures = self._counter(
+            "streamrec_loop_failures", "Failed steps of the loops beside the clicks", loop=()
+        )
+        self.loop_failing = self._gauge(
+            "streamrec_loop_failing", "1 while a loop beside the clicks fails; the log says why", "loop"
+        )
+
+
+class Metrics(ProcessMetrics):
     """All metrics of a daemon. Over 40 lines: the constructor is one list of declarations."""
 
     def __init__(self) -> None:
@@ -121,20 +136,24 @@ class Metrics(_MetricSet):
             outcome=("swapped", "refused"),
         )
         self.model = gauge("streamrec_model_info", "1 for the model version in use", "version")
+        self.model_on_hold = gauge(
+            "streamrec_model_on_hold", "1 while a person holds the champion: no round of retraining promotes"
+        )
         self.model_created = gauge(
             "streamrec_model_created_timestamp_seconds", "Time when the model in use was made, in Unix time"
         )
 
 
-class RetrainMetrics(_MetricSet):
+class RetrainMetrics(ProcessMetrics):
     """All metrics of a `streamrec retrain`."""
 
     def __init__(self) -> None:
         super().__init__()
         self.rounds = self._counter(
             "streamrec_retrain_rounds",
-            "Rounds that made a model, by outcome: promoted, refused (by the gate)",
-            outcome=("promoted", "refused"),
+            "Rounds that made a model, by outcome: promoted, refused (by the gate), overtaken (the champion was "
+            "changed meanwhile, or is on hold)",
+            outcome=("promoted", "refused", "overtaken"),
         )
         self.failures = self._counter(
             "streamrec_retrain_failures",
@@ -144,6 +163,17 @@ class RetrainMetrics(_MetricSet):
         self.last_round = self._gauge(
             "streamrec_retrain_last_round_timestamp_seconds",
             "Time when the last round made a model, promoted or not, in Unix time",
+        )
+        self.on_hold = self._gauge(
+            "streamrec_retrain_on_hold", "1 while a person holds the champion: no round promotes"
+        )
+        self.archived = self._gauge(
+            "streamrec_archive_next_offset", "Offset after the last archived record", "partition"
+        )
+        self.archive_behind = self._gauge(
+            "streamrec_archive_unwritten_seconds",
+            "For how long records of a partition have been read and could not be archived",
+            "partition",
         )
 
 

@@ -14,21 +14,30 @@ segment of the archive counts by its name.
 from __future__ import annotations
 
 import contextlib
-import fcntl
+import errno
+import logging
 import os
 import shutil
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TypeAlias
+from typing import IO, TypeAlias
 
 from streamrec.bucket import Bucket, Seen, StoredFile
 from streamrec.durable import UNFINISHED, atomic_file, make_folder
 from streamrec.errors import StoreUnavailable
 from streamrec.store_urls import check_url, is_url
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+log = logging.getLogger(__name__)
+
 Place: TypeAlias = Path | str  # a folder, or a URL
 LOCK = "lock"
+NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP}
 ABANDONED_AFTER_S = 3600.0  # unfinished files this old are of a process that crashed
 
 
@@ -37,6 +46,7 @@ class Folder:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._warned = False  # that there are no locks
 
     def __str__(self) -> str:
         return str(self._path)
@@ -85,17 +95,24 @@ class Folder:
             shutil.rmtree(self._path / folder)
 
     def sweep(self, older_than_s: float = ABANDONED_AFTER_S) -> None:
-        """Delete the files that processes which crashed left unfinished, and the folders that are empty then."""
-        until_s = time.time() - older_than_s
+        """Delete the files that processes which crashed left unfinished, and the folders that are empty then.
+
+        The age counts from the newest file, or from now if that is earlier: one of the two clocks may be wrong.
+        """
+        changed: dict[Path, float] = {}
         for parent, _, names in os.walk(self._path, topdown=False):
-            folder = Path(parent)
-            with contextlib.suppress(OSError):  # deleted or renamed meanwhile, or not empty
-                is_old = folder.stat().st_mtime < until_s
-                for path in (folder / name for name in names if UNFINISHED.fullmatch(name)):
-                    if path.stat().st_mtime < until_s:
-                        path.unlink()
-                if is_old and folder != self._path:
-                    folder.rmdir()
+            for path in (*(Path(parent) / name for name in names), Path(parent)):
+                with contextlib.suppress(OSError):  # deleted or renamed meanwhile
+                    changed[path] = path.stat().st_mtime
+        until_s = min(time.time(), max(changed.values(), default=0.0)) - older_than_s
+        for path, changed_s in changed.items():
+            with contextlib.suppress(OSError):  # deleted meanwhile, or not empty
+                if changed_s >= until_s or path == self._path:
+                    continue
+                if UNFINISHED.fullmatch(path.name):
+                    path.unlink()
+                elif path.is_dir():
+                    path.rmdir()
 
     def seen(self, name: str) -> Seen:
         """Read a file that others may replace."""
@@ -116,7 +133,7 @@ class Folder:
 
     @contextlib.contextmanager
     def locked(self, wait: bool = True) -> Iterator[None]:
-        """Lock the folder while the block runs.
+        """Lock the folder while the block runs. A file system without locks is warned of, and not locked.
 
         Raises:
             BlockingIOError: another process has locked it, and ``wait`` is False.
@@ -124,8 +141,27 @@ class Folder:
         with self._explained("write", LOCK):
             lock = (self._path / LOCK).open("w")
         with lock:
-            fcntl.flock(lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._lock(lock, wait)
             yield
+
+    def _lock(self, file: IO[str], wait: bool) -> None:
+        try:
+            if fcntl is None:
+                raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise StoreUnavailable(f"cannot lock {self.at(LOCK)}: {error.strerror or error}") from error
+            if not self._warned:
+                log.warning(
+                    "%s cannot be locked (%s): see that one process at a time changes the champion or writes the "
+                    "archive",
+                    self,
+                    error.strerror,
+                )
+            self._warned = True
 
     @contextlib.contextmanager
     def _explained(self, verb: str, name: str) -> Iterator[None]:

@@ -20,7 +20,7 @@ from streamrec.settings import Settings
 from support.daemon_process import EVENTS, Daemon
 from support.kafka_client import feed, produce_clicks, raw_producer, read_topic, wait_caught_up
 from support.oracle import assert_delivered
-from support.preloaded import run_command
+from support.preloaded import program, run_command
 from support.servers import own_redis_server
 from support.waiting import eventually
 from support.workload import NO_EVENTS, Record, click
@@ -277,3 +277,26 @@ async def test_titles_that_cannot_be_read_end_no_daemon(
         assert f"the page shows item ids without titles: titles in {path}: cannot be read: " in warning
         assert (await daemon.get("/metrics"))[0] == 200
     await wait_caught_up(settings)
+
+
+async def test_a_loop_beside_the_clicks_that_fails_goes_on_and_is_shown(
+    start_daemon: StartDaemon, make_settings: MakeSettings, model_dir: Path, redis: RedisClient, tmp_path: Path
+) -> None:
+    settings, broken = make_settings(model_dir=model_dir), tmp_path / "broken"
+    broken.touch()
+    daemon = start_daemon(command=("support.broken_history", str(broken), program(), "serve"))
+    await daemon.wait_ready()
+
+    async def fails() -> bool:
+        return await daemon.metric("streamrec_loop_failing", loop="history") == 1
+
+    await eventually(fails)
+    assert await daemon.get("/readyz") == (200, "ok; the loop history fails, and the log says why\n")
+    assert await daemon.metric("streamrec_loop_failures_total", loop="history") >= 1
+    await feed(settings, [Record(b"ann", click("ann", "i1", 1))])
+    await daemon.wait_handled(1)
+    assert await eventually(lambda: list_of(redis, settings, "ann"))
+    broken.unlink()
+    await eventually(lambda: daemon.has_logged("the loop history works again"))
+    assert await daemon.get("/readyz") == (200, "ok\n")
+    assert daemon.output.count("the loop history fails and is tried again: ZeroDivisionError") == 1

@@ -385,3 +385,61 @@ def test_a_mistake_is_reported_in_one_clear_line(run: Callable[..., Any], argume
 def test_a_missing_registry_setting_is_named(run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("STREAMREC_REGISTRY_DIR")
     assert run("list") == (1, [], "streamrec: no registry: set STREAMREC_REGISTRY_DIR or --registry-dir\n")
+
+
+# --- order
+
+
+def of_before(registry: Registry, seed: int, created_at: str) -> str:
+    """Add a version as a streamrec did that gave versions no number."""
+    with tempfile.TemporaryDirectory() as folder:
+        version = save_model(Path(folder) / "model", model(seed), VOCAB, {"created_at": created_at})
+        for file in (Path(folder) / "model").iterdir():
+            registry.store.write(f"versions/{version}/{file.name}", file.read_bytes())
+    return version
+
+
+def test_versions_are_ordered_by_their_number_and_not_by_a_clock(place: Place) -> None:
+    registry = Registry(place)
+    names = [
+        registry.publish(model(seed), VOCAB, {"created_at": f"{year}-01-01T00:00:00+00:00"})
+        for seed, year in enumerate((2031, 1970, 2026))
+    ]
+    assert [version.version for version in registry.versions()] == names
+    again = registry.load(names[0])
+    with tempfile.TemporaryDirectory() as folder:  # a copy by hand has the number of its first publication
+        save_model(Path(folder) / "model", model(3), VOCAB, again.metadata)
+        assert main(["models", "publish", str(Path(folder) / "model"), "--registry-dir", str(place)]) == 0
+    assert [version.metadata["number"] for version in registry.versions()] == [1, 2, 3, 4]
+    assert registry.prune(keep=1) == names
+
+
+def test_versions_without_a_number_come_first_by_their_time(place: Place) -> None:
+    registry = Registry(place)
+    first = registry.publish(model(0), VOCAB)
+    old = [of_before(registry, seed, f"20{year}-01-01T00:00:00+00:00") for seed, year in ((1, 31), (2, 25))]
+    last = registry.publish(model(3), VOCAB)
+    assert [version.version for version in registry.versions()] == [*reversed(old), first, last]
+    assert registry.prune(keep=2) == list(reversed(old))
+
+
+def test_what_a_publisher_writes_now_is_not_swept_when_the_clock_is_ahead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry, (a,) = filled(tmp_path, 1)
+    registry.store.write("versions/half/config.json", b"half")
+    unfinished = tmp_path / "versions" / a / f".model.safetensors.{uuid.uuid4().hex}"
+    unfinished.write_bytes(b"half")
+    monkeypatch.setattr(time, "time", lambda: 1_925_000_000.0)  # 2031
+    registry.prune(keep=1)
+    assert unfinished.exists()
+    assert registry.store.read("versions/half/config.json") == b"half"
+
+
+def test_a_file_beside_the_versions_prevents_no_pruning(tmp_path: Path) -> None:
+    registry, names = filled(tmp_path, 3)
+    stray = tmp_path / "versions" / "README"
+    stray.write_text("mine")
+    os.utime(stray, (0, 0))
+    assert registry.prune(keep=1) == names[:2]
+    assert stray.exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import logging
 from collections.abc import Callable
@@ -11,13 +12,24 @@ from typing import Any
 import pyarrow.fs
 import pytest
 
+from streamrec.archive.segments import EventArchive
 from streamrec.bucket import Bucket
 from streamrec.commands.main import main
 from streamrec.errors import SettingsError, StoreUnavailable
 from streamrec.local.process import free_port
+from streamrec.registry import Registry
 from streamrec.storage import Folder, Place, open_store
 from streamrec.store_urls import check_place
 
+from support.file_systems import (
+    LIMITED,
+    LIMITED_IDS,
+    FileSystem,
+    without_flush,
+    without_flush_of_folders,
+    without_locks,
+)
+from support.registry import publish
 from support.s3_server import REFUSED_KEY, SECRET, S3Server
 
 URLS = {
@@ -211,3 +223,49 @@ def test_a_folder_that_cannot_be_used_is_reported(tmp_path: Path) -> None:
     for use in (lambda: store.read("a"), lambda: store.write("a", b""), store.files):
         with pytest.raises(StoreUnavailable, match=r"cannot .*/file/models.*: (Not a directory|File exists)"):
             use()
+
+
+# --- file systems that can do less
+
+
+@pytest.mark.parametrize(("limited", "code"), LIMITED, ids=LIMITED_IDS)
+def test_what_was_written_is_not_reported_as_failed_where_the_system_can_do_less_than_linux(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limited: FileSystem, code: int
+) -> None:
+    limited(monkeypatch, code)
+    store = open_store(tmp_path / "a" / "b")
+    store.write("one/two", b"three")
+    assert store.exchange("one/two", b"four", store.seen("one/two"))
+    assert store.read("one/two") == b"four"
+    assert publish(registry := Registry(tmp_path / "registry"), seed=1) == registry.versions()[0].version
+
+
+def test_a_disk_that_fails_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for limited in (without_flush, without_flush_of_folders, without_locks):
+        with monkeypatch.context() as patch:
+            limited(patch, errno.EIO)
+            store = open_store(tmp_path)
+            with pytest.raises(StoreUnavailable, match="Input/output error"):
+                store.exchange("alias", b"one", store.seen("alias"))
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, None], ids=lambda code: str(code))
+def test_without_locks_all_works_and_a_warning_says_what_to_see_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, code: int | None
+) -> None:
+    if code is None:
+        monkeypatch.setattr("streamrec.storage.fcntl", None)  # Windows
+    else:
+        without_locks(monkeypatch, code)
+    store = open_store(tmp_path / "models")
+    for content in (b"one", b"two"):
+        store.write("other", content)
+        assert store.exchange("alias", content, store.seen("alias"))
+    assert store.read("alias") == b"two"
+    (warning,) = [record.getMessage() for record in caplog.records]
+    assert f"{tmp_path}/models cannot be locked (" in warning
+    assert "see that one process at a time changes the champion or writes the archive" in warning
+    archive = EventArchive(tmp_path / "archive")
+    with archive.following():
+        archive.append(0, 0, 1, [])
+    assert archive.next_offsets() == {0: 1}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -84,3 +84,12 @@ def events_in(tables: Sequence[pa.Table]) -> Interactions:
 def dead_letters_in(table: pa.Table) -> int:
     """Return how many dead letters lay in the offsets of a segment."""
     return int((table.schema.metadata or {}).get(DEAD_LETTERS, b"0"))
+
+
+def next_offsets_of(segments: Iterable[Segment]) -> dict[int, int]:
+    """Return the offset after the last archived one, by partition."""
+    ends: dict[int, int] = {}
+    for segment in segments:
+        if segment.partition is not None:
+            ends[segment.partition] = max(ends.get(segment.partition, 0), segment.next)
+    return ends

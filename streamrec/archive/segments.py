@@ -35,10 +35,11 @@ from streamrec.archive.segment_files import (
     concatenate,
     dead_letters_in,
     events_in,
+    next_offsets_of,
     read_table,
     write_table,
 )
-from streamrec.errors import ArchiveError
+from streamrec.errors import ArchiveError, ArchiveTaken, StoreUnavailable
 from streamrec.formats import check_format, claim_format
 from streamrec.schemas import ClickEvent
 from streamrec.storage import ABANDONED_AFTER_S, Place, open_store
@@ -83,7 +84,7 @@ class EventArchive:
         """Lock the archive for the process that copies the topic into it; an object store has no lock.
 
         Raises:
-            ArchiveError: another process holds the lock.
+            ArchiveTaken: another process holds the lock.
         """
         self._check_format()
         claim_format(self.store)
@@ -91,16 +92,21 @@ class EventArchive:
             try:
                 lock.enter_context(self.store.locked(wait=False))
             except BlockingIOError:
-                raise ArchiveError(
+                raise ArchiveTaken(
                     f"another process writes the topic into {self.store} (streamrec retrain, or archive follow): "
                     "stop it, or set another folder"
                 ) from None
-            self.store.sweep(ABANDONED_AFTER_S)
+            with contextlib.suppress(StoreUnavailable):  # upkeep
+                self.store.sweep(ABANDONED_AFTER_S)
             yield
 
     def next_offsets(self) -> dict[int, int]:
         """Return the next offset to archive, by partition."""
-        return _next_offsets(self.segments())
+        return next_offsets_of(self._segments_of())
+
+    def next_offset(self, partition: int) -> int:
+        """Return the next offset to archive of a partition."""
+        return next_offsets_of(self._segments_of(partition)).get(partition, 0)
 
     def segments(self) -> list[Segment]:
         """List imported files, then segments by partition and offset: the order in which events are read.
@@ -139,11 +145,12 @@ class EventArchive:
             next_offset: offset after the range; some offsets may have no event, such as those of dead letters.
 
         Raises:
-            ArchiveError: the range overlaps archived offsets, or an event lies outside the range.
+            ArchiveTaken: the range overlaps archived offsets, or an event lies outside the range.
+            ArchiveError: the folder of the partition has another file.
         """
-        expected = _next_offsets(self._segments_of(partition)).get(partition, 0)
+        expected = self.next_offset(partition)
         if not expected <= first < next_offset or any(not first <= event.offset < next_offset for event in events):
-            raise ArchiveError(
+            raise ArchiveTaken(
                 f"offsets {first} to {next_offset - 1} of partition {partition} do not follow {expected - 1}, the last "
                 f"offset in {self.store}; does another process write to the archive?"
             )
@@ -159,9 +166,10 @@ class EventArchive:
         Raises:
             ArchiveError: a segment is damaged.
         """
-        with contextlib.suppress(FileNotFoundError):
+        try:
             return self._merge(partition)
-        return 0
+        except FileNotFoundError:
+            return 0
 
     def _merge(self, partition: int) -> int:
         sizes = self._files_of(partition)
@@ -228,12 +236,11 @@ class EventArchive:
         The newest segment of each partition is not removed: its name stores the next offset.
         """
         found = self.tables()
-        ends, removed = _next_offsets(segment for segment, _ in found), 0
+        ends, removed = next_offsets_of(segment for segment, _ in found), 0
         for segment, table in found:
-            if segment.partition is not None and segment.next == ends[segment.partition]:
-                continue
             times = table["timestamp_ms"].to_numpy()
-            if not len(times) or times.max() < before_ms:
+            is_last = segment.partition is not None and segment.next == ends[segment.partition]
+            if not is_last and (not len(times) or times.max() < before_ms):
                 self.store.delete(segment.name)
                 removed += 1
         return removed
@@ -250,7 +257,7 @@ class EventArchive:
             bytes=sum(file.bytes for file in self.store.files() if file.name.endswith(".parquet")),
             first_ts_ms=int(times.min()) if len(times) else None,
             last_ts_ms=int(times.max()) if len(times) else None,
-            next_offsets=_next_offsets(segment for segment, _ in found),
+            next_offsets=next_offsets_of(segment for segment, _ in found),
         )
 
     def before(self) -> dict[int, EventArchive]:
@@ -285,12 +292,3 @@ def _without_overlap(found: Iterable[Segment]) -> list[Segment]:
         if reached < segment.next:
             listed.append(replace(segment, first=max(segment.first, reached)))
     return listed
-
-
-def _next_offsets(segments: Iterable[Segment]) -> dict[int, int]:
-    """Return the offset after the last archived one, by partition."""
-    ends: dict[int, int] = {}
-    for segment in segments:
-        if segment.partition is not None:
-            ends[segment.partition] = max(ends.get(segment.partition, 0), segment.next)
-    return ends

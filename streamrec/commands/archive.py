@@ -107,5 +107,9 @@ def stats(settings: Settings, archive: EventArchive, options: argparse.Namespace
 
 def prune(settings: Settings, archive: EventArchive, options: argparse.Namespace) -> Iterator[str]:
     """Remove segments without an event of the last days."""
-    removed = archive.prune(int(time.time() * 1000 - options.days * DAY_MS))
+    written_s = max((file.modified_s for file in archive.store.files()), default=0.0)
+    now_s = min(time.time(), written_s)  # a clock that is ahead must not remove new events
+    if time.time() - now_s > DAY_MS / 1000:
+        yield f"nothing was archived since {utc(int(now_s * 1000))}: the days count from then"
+    removed = archive.prune(int(now_s * 1000 - options.days * DAY_MS))
     yield f"{removed:,} segments without an event of the last {options.days:g} days removed"

@@ -83,13 +83,17 @@ async def check(settings: Settings) -> AsyncIterator[Finding]:
 
 
 def _model(settings: Settings) -> str:
+    from streamrec.registry import Registry
     from streamrec.serving.model import read_model
 
     saved = read_model(settings)
     config = saved.model.config
+    champion = Registry(settings.registry.dir).champion() if settings.registry.dir is not None else None
+    held = f"; on hold ({champion.hold.reason}): no round promotes" if champion and champion.hold else ""
     return (
         f"{saved.version} in {settings.registry.dir or settings.model.dir}: {len(saved.vocab):,} items, "
         f"max_len {config.max_len}, {config.num_blocks} blocks of {config.hidden_units}, {config.position} positions"
+        + held
     )
 
 

@@ -9,35 +9,25 @@ import argparse
 import asyncio
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from streamrec.commands.model_table import HEADER, SHADOW_HEADER, aligned, offline, online
 from streamrec.commands.options import REDIS, Subparsers, add_command, add_group, place, positive
-from streamrec.errors import RedisRejected, RedisUnavailable, RegistryError, StreamrecError
+from streamrec.errors import RegistryError, StreamrecError
 from streamrec.logs import one_line
 from streamrec.settings import Settings
 
 if TYPE_CHECKING:  # torch takes seconds to import; --help must not wait for it
-    from streamrec.registry import Registry, Version
+    from streamrec.aliases import Champion, Hold
+    from streamrec.registry import Registry
     from streamrec.serving.online import OnlineFigures
+    from streamrec.versions import Version
 
 
-HEADER = (
-    "",
-    "version",
-    "made, UTC",
-    "offline on",
-    "hr@10",
-    "ndcg@10",
-    "mrr@10",
-    "online hr@10",
-    "online mrr@10",
-    "popular hr@10",
-    "clicks",
-)
 VERSION_HELP = "name of a version, or its first characters"
-SHADOW_HEADER = ("as shadow hr@10", "champion on the same clicks", "same clicks")
 
 
 Lines = Callable[["Registry", argparse.Namespace], Iterator[str]]
@@ -63,7 +53,12 @@ def add_to(commands: Subparsers) -> None:
     command = _add(actions, "promote", promote, "verify a version and make it the champion", _change)
     _add_version(command)
     command.add_argument("--reason", default="by hand", help="reason to record [by hand]")
-    _add(actions, "rollback", rollback, "make the previous champion the champion again", _change)
+    _add(actions, "rollback", rollback, "make the previous champion the champion again, and hold it", _change)
+    command = _add(
+        actions, "hold", hold, "let no round of retraining promote, until: streamrec models hold --off", _change
+    )
+    command.add_argument("--reason", default="by hand", help="reason to record [by hand]")
+    command.add_argument("--off", action="store_true", help="lift the hold")
     command = _add(actions, "shadow", shadow, "let a version score some users without publishing its lists", _change)
     command.add_argument("version", metavar="VERSION", nargs="?", help=VERSION_HELP)
     command.add_argument("--off", action="store_true", help="end the shadow")
@@ -138,7 +133,7 @@ async def _notify(settings: Settings, version: str) -> None:
     try:
         async with RedisClient(settings.redis) as redis:
             await redis.notify(redis.keys.models_channel, version)
-    except (RedisUnavailable, RedisRejected) as error:
+    except StreamrecError as error:
         print(
             one_line(f"streamrec: the daemons will load it within {settings.registry.poll_s:g} s ({error})"),
             file=sys.stderr,
@@ -149,6 +144,7 @@ def list_versions(registry: Registry, options: argparse.Namespace) -> Iterator[s
     """List the versions, mark champion and shadow; ``options.figures`` has the online figures."""
     champion, shadow = registry.champion(), registry.shadow()
     marks = {alias.version: mark for mark, alias in (("shadow", shadow), ("champion", champion)) if alias}
+    hold = champion.hold if champion else None
     with_shadows = any(figures.champion_judged for figures in options.figures.values())
     rows: list[tuple[str, ...]] = [HEADER + SHADOW_HEADER if with_shadows else HEADER]
     for version in registry.versions():
@@ -157,6 +153,7 @@ def list_versions(registry: Registry, options: argparse.Namespace) -> Iterator[s
             known = {
                 "version": version.version,
                 "champion": mark == "champion",
+                "hold": hold.reason if hold and mark == "champion" else None,
                 "shadow": mark == "shadow",
                 "problem": version.problem,
             }
@@ -166,8 +163,11 @@ def list_versions(registry: Registry, options: argparse.Namespace) -> Iterator[s
             rows.append((mark, version.version, f"damaged: {version.problem}"))
         else:
             made = version.created_at[:19].replace("T", " ")
-            rows.append((mark, version.version, made, *_offline(version), *_online(figures, with_shadows)))
-    yield from _aligned(rows) if len(rows) > 1 else ()
+            mark += " (on hold)" if hold and mark == "champion" else ""
+            rows.append((mark, version.version, made, *offline(version), *online(figures, with_shadows)))
+    yield from aligned(rows) if len(rows) > 1 else ()
+    if hold is not None:
+        print(f"streamrec: {_held(hold)}", file=sys.stderr)
 
 
 def show(registry: Registry, options: argparse.Namespace) -> Iterator[str]:
@@ -192,12 +192,17 @@ def publish(registry: Registry, options: argparse.Namespace) -> Iterator[str]:
 
 def promote(registry: Registry, options: argparse.Namespace) -> Iterator[str]:
     """Make a version the champion."""
-    yield f"champion: {registry.promote(_find(registry, options.version).version, options.reason).version}"
+    yield from _champion(registry.promote(_find(registry, options.version).version, options.reason))
 
 
 def rollback(registry: Registry, options: argparse.Namespace) -> Iterator[str]:
     """Make the previous champion the champion again."""
-    yield f"champion: {registry.rollback('rolled back by hand').version}"
+    yield from _champion(registry.rollback("rolled back by hand"))
+
+
+def hold(registry: Registry, options: argparse.Namespace) -> Iterator[str]:
+    """Hold the champion, or lift the hold."""
+    yield from _champion(registry.release() if options.off else registry.hold(options.reason))
 
 
 def shadow(registry: Registry, options: argparse.Namespace) -> Iterator[str]:
@@ -226,38 +231,19 @@ def prune(registry: Registry, options: argparse.Namespace) -> Iterator[str]:
     yield f"{len(registry.versions())} versions are left"
 
 
-def _offline(version: Version) -> Iterator[str]:
-    """Yield the data and the metrics of the gate's comparison, or of training if the gate did not compare it."""
-    report = version.metadata.get("report")
-    judged = report.get("challenger") if isinstance(report, dict) else None
-    validation = version.metadata.get("validation")
-    for judged_on, found in (("newest clicks", judged), ("validation", validation), ("-", {})):
-        if isinstance(found, dict) and (found or judged_on == "-"):
-            yield judged_on
-            yield from (_rate(found, name) for name in ("hr@10", "ndcg@10", "mrr@10"))
-            return
+def _champion(champion: Champion) -> Iterator[str]:
+    """Yield the champion; print to stderr whether it is on hold."""
+    yield f"champion: {champion.version}"
+    if champion.hold is not None:
+        print(f"streamrec: {_held(champion.hold)}", file=sys.stderr)
 
 
-def _online(figures: OnlineFigures | None, with_shadows: bool) -> Iterator[str]:
-    rates = figures.rates() if figures else {}
-    yield from (_rate(rates, name) for name in ("hr@10", "mrr@10", "popularity_hr@10"))
-    yield f"{rates.get('judged', 0):,}"
-    if with_shadows:
-        yield from (_rate(rates, name) for name in ("shadow_hr@10", "champion_hr@10"))
-        yield f"{rates.get('champion_judged', 0):,}"
-
-
-def _rate(found: Mapping[str, Any], name: str) -> str:
-    value = found.get(name)
-    return f"{value:.4f}" if isinstance(value, (int, float)) else "-"
-
-
-def _aligned(rows: list[tuple[str, ...]]) -> Iterator[str]:
-    """Yield the rows with aligned columns; the last cell of a short row may exceed its column."""
-    width = len(rows[0])
-    widths = [max(len(row[at]) for row in rows if len(row) == width) for at in range(width)]
-    for row in rows:
-        yield "  ".join(f"{cell:{size}}" for cell, size in zip(row, widths, strict=False)).rstrip()
+def _held(hold: Hold) -> str:
+    since = datetime.fromtimestamp(hold.since_ts_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M UTC")
+    return (
+        f"the champion is on hold since {since} ({hold.reason}): no round of retraining promotes; to lift it: "
+        "streamrec models hold --off"
+    )
 
 
 def _find(registry: Registry, name: str) -> Version:

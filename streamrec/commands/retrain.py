@@ -13,7 +13,7 @@ from streamrec.logs import one_line
 from streamrec.settings import Settings
 
 if TYPE_CHECKING:
-    from streamrec.retraining.round import Verdict
+    from streamrec.retraining.promotion import Verdict
 
 
 def add_to(commands: Subparsers) -> None:

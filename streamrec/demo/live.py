@@ -15,12 +15,15 @@ from streamrec.demo.retrain import Retraining, Round
 from streamrec.demo.screen import Screen
 from streamrec.demo.snapshot import Snapshot
 from streamrec.demo.watch import Watcher
-from streamrec.errors import StreamrecError
+from streamrec.errors import DaemonEnded, StreamrecError
+from streamrec.health import Loops
 from streamrec.kafka.topics import ensure_topics
 from streamrec.local.daemon import DaemonProcess
+from streamrec.metrics import ProcessMetrics
 from streamrec.redis.client import RedisClient
 from streamrec.settings import Settings
 from streamrec.stop_signals import stop_signals
+from streamrec.supervisor import Supervisor
 
 PROCESS_TIMEOUT_S = 30.0  # for the clicks that wait after the last one was sent
 SWAP_TIMEOUT_S = 30.0  # after the last click, if the new model is not serving yet
@@ -70,7 +73,10 @@ class LiveReplay:
         await self._daemon.wait_ready(http)
         self._screen.say(f"see it live, and click yourself: {self._daemon.address}")
         await ensure_topics(kafka, (kafka.topic,))
-        watching = asyncio.create_task(self._watcher.run(redis, http, self._screen))
+        supervisor = Supervisor(ProcessMetrics(), Loops())
+        watching = asyncio.create_task(
+            supervisor.repeat("watch", lambda: self._watcher.run(redis, http, self._screen), fatal=(DaemonEnded,))
+        )
         try:
             started_s = time.monotonic()
             await self._feeder.run(redis, self._rate_per_s, started_s)

@@ -14,7 +14,6 @@ A crash before 5 redelivers the batch; the replay guard in Redis makes that harm
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
 
@@ -96,7 +95,7 @@ class ClickConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
         self._idle.set()
         self._lag = Lag(metrics, health)
         self._positions = Positions(kafka, self._consumer, marks, self._lag, health)
-        self._watch: asyncio.Task[None] | None = None
+        self.watch = BrokerWatch(kafka, self._consumer, self._lag, health)
         self._paused: frozenset[TopicPartition] = frozenset()
         self._in_hand: Polled = {}  # the records of the current batch
 
@@ -130,15 +129,9 @@ class ClickConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
             await begin_at_end(self._kafka)
         await start_client(self._kafka, self._consumer)
         self._consumer.subscribe([self._kafka.topic], listener=self)
-        watch = BrokerWatch(self._kafka, self._consumer, self._lag, self._health)
-        self._watch = asyncio.create_task(watch.run(), name="watch-broker")
 
     async def stop(self) -> None:
         """Leave the group."""
-        if self._watch is not None:
-            self._watch.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._watch
         # The client leaves only after its join has ended, which may take longer than the shutdown.
         # A static member does not leave: it resumes its place.
         if self.rebalancing and not self._kafka.group_instance_id:

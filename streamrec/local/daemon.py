@@ -16,7 +16,7 @@ import aiohttp
 from prometheus_client.parser import text_string_to_metric_families
 from pydantic import SecretStr
 
-from streamrec.errors import StreamrecError
+from streamrec.errors import DaemonEnded, StreamrecError
 from streamrec.local.process import die_with_parent
 from streamrec.settings import ENV_PREFIX, Settings
 
@@ -90,12 +90,12 @@ class DaemonProcess:
         """Return its current metrics; None if it runs but did not answer.
 
         Raises:
-            StreamrecError: it ended.
+            DaemonEnded: it ended.
         """
         try:
             async with http.get(self._url("/metrics")) as answer:
                 text = await answer.text()
-        except aiohttp.ClientError:
+        except (aiohttp.ClientError, TimeoutError):
             self._check()
             return None
         reading = Reading(time.monotonic())
@@ -119,7 +119,7 @@ class DaemonProcess:
 
     def _check(self) -> None:
         if self._process.poll() is not None:
-            raise StreamrecError("the daemon ended; its log is above")
+            raise DaemonEnded("the daemon ended; its log is above")
 
     def _url(self, path: str) -> str:
         return f"http://{self._settings.http.host}:{self._settings.http.port}{path}"

@@ -9,9 +9,10 @@ import socket
 import uuid
 from collections.abc import AsyncIterator
 
-from streamrec.errors import RedisRejected, RedisUnavailable, RetrainError
+from streamrec.errors import RetrainError, StreamrecError
 from streamrec.redis.client import RedisClient
 from streamrec.redis.script import Script
+from streamrec.supervisor import Supervisor
 
 LOCK = Script(__package__, "lock")
 LOCK_TTL_MS = 15_000
@@ -28,39 +29,61 @@ async def take_lock(redis: RedisClient, key: str, holder: str, ttl_ms: int) -> s
     return found.decode(errors="replace")
 
 
+class TrainingLock:
+    """The lock, while this worker trains. It saves work; that two workers do no harm is the registry's compare-and-set.
+
+    A worker may lose it: its process was stopped for longer than the lock lives, or Redis has failed over.
+    """
+
+    def __init__(self, redis: RedisClient) -> None:
+        self._redis = redis
+        self._key = redis.keys.training
+        self._name = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4()}"
+        self.lost = False
+
+    async def take(self) -> None:
+        """Take the lock.
+
+        Raises:
+            RetrainError: another worker has it.
+            RedisUnavailable: Redis does not answer.
+        """
+        holder = await take_lock(self._redis, self._key, self._name, LOCK_TTL_MS)
+        if holder != self._name:
+            raise RetrainError(
+                f"another worker trains: {holder} holds the lock {self._key} in Redis; if that worker is dead, the "
+                f"lock expires within {LOCK_TTL_MS // 1000} s"
+            )
+
+    async def confirm(self) -> bool:
+        """Renew the lock; return whether this worker still has it. Without Redis no other can take it."""
+        with contextlib.suppress(StreamrecError):
+            self.lost |= await take_lock(self._redis, self._key, self._name, LOCK_TTL_MS) != self._name
+        return not self.lost
+
+    async def keep(self) -> None:
+        """Wait, then renew the lock."""
+        await asyncio.sleep(RENEW_EVERY_S)
+        await self.confirm()
+
+    async def release(self) -> None:
+        """Let another worker train; without an answer of Redis the lock expires."""
+        with contextlib.suppress(StreamrecError):
+            await take_lock(self._redis, self._key, self._name, 0)
+
+
 @contextlib.asynccontextmanager
-async def training_lock(redis: RedisClient) -> AsyncIterator[asyncio.Event]:
-    """Hold the lock while the block runs; the event is set when another worker takes it over.
+async def training_lock(redis: RedisClient, supervisor: Supervisor) -> AsyncIterator[TrainingLock]:
+    """Hold the lock while the block runs.
 
     Raises:
         RetrainError: another worker holds the lock.
         RedisUnavailable: Redis does not answer.
     """
-    key, name = redis.keys.training, f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4()}"
-    holder = await take_lock(redis, key, name, LOCK_TTL_MS)
-    if holder != name:
-        raise RetrainError(
-            f"another worker trains: {holder} holds the lock {key} in Redis; if that worker is dead, the lock expires "
-            f"within {LOCK_TTL_MS // 1000} s"
-        )
-    taken_over = asyncio.Event()
-    renewal = asyncio.create_task(_renew(redis, key, name, taken_over))
+    lock = TrainingLock(redis)
+    await lock.take()
     try:
-        yield taken_over
+        async with supervisor.running({"lock": lock.keep}):
+            yield lock
     finally:
-        renewal.cancel()
-        await asyncio.gather(renewal, return_exceptions=True)
-        with contextlib.suppress(RedisUnavailable, RedisRejected):
-            await take_lock(redis, key, name, 0)
-
-
-async def _renew(redis: RedisClient, key: str, name: str, taken_over: asyncio.Event) -> None:
-    while True:
-        await asyncio.sleep(RENEW_EVERY_S)
-        with contextlib.suppress(RedisUnavailable):  # the next renewal finds out whether another worker took the lock
-            try:
-                held = await take_lock(redis, key, name, LOCK_TTL_MS) == name
-            except RedisRejected:  # another program has overwritten the key
-                held = False
-            if not held:
-                taken_over.set()
+        await lock.release()

@@ -6,6 +6,8 @@ embeddings, new items get rows.
 
 The newest clicks are held out (timeline.py) and decide whether the new model, the challenger, is promoted (gate.py).
 A challenger that is not promoted remains in the registry with its report and the reason.
+
+Between training and champion stands promotion.py: a person has the last word.
 """
 
 from __future__ import annotations
@@ -37,10 +39,11 @@ from sasrec.data.sequences import Indices
 from sasrec.data.times import TimeBounds
 from sasrec.training.objectives import Loss
 from streamrec.archive.segments import EventArchive
-from streamrec.errors import RegistryError, RetrainError, RetrainStopped
+from streamrec.errors import RetrainError, RetrainStopped
 from streamrec.event_times import usable
 from streamrec.registry import Registry
-from streamrec.retraining.gate import K, Report, compare, refusal
+from streamrec.retraining.gate import compare, refusal
+from streamrec.retraining.promotion import Promotion, Verdict, load_champion, prune
 from streamrec.retraining.timeline import recent, sessions, split
 from streamrec.settings import Settings
 from streamrec.source import git
@@ -50,17 +53,6 @@ log = logging.getLogger(__name__)
 # Validation uses the last click of a tenth of the users, at least of these. It chooses the epoch.
 MIN_VALIDATION_USERS = 500
 MANY_ITEMS = 10_000  # above this, ranking all items at every click is slow
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """Outcome of a round."""
-
-    version: str
-    mode: str  # full or incremental
-    promoted: bool
-    reason: str
-    report: Report
 
 
 @dataclass(frozen=True)
@@ -78,12 +70,21 @@ class _Start:
         return "full" if self.champion is None else "incremental"
 
 
-def retrain(settings: Settings, *, progress: bool = False, stop: Callable[[], bool] = lambda: False) -> Verdict:
+def retrain(
+    settings: Settings,
+    *,
+    progress: bool = False,
+    stop: Callable[[], bool] = lambda: False,
+    may_promote: Callable[[], bool] = lambda: True,
+) -> Verdict:
     """Train on the archive, compare with the champion, publish, and promote if the gate allows it.
+
+    Over 40 lines: the steps of a round, one after the other.
 
     Args:
         progress: draw a progress bar on stderr.
         stop: called after every batch; True ends the round without a model.
+        may_promote: called last of all; False: another worker has the lock.
 
     Raises:
         RetrainError: there are too few clicks to train or to compare on.
@@ -93,11 +94,12 @@ def retrain(settings: Settings, *, progress: bool = False, stop: Callable[[], bo
     assert settings.archive.dir is not None and settings.registry.dir is not None
     registry = Registry(settings.registry.dir)
     archive = EventArchive(settings.archive.dir, settings.kafka.topic_epoch)
+    claimed = registry.claim()
     next_offsets = archive.next_offsets()
     bounds = settings.events.bounds(time.time() * 1000)
     archived = archive.read()
     clicks = recent(archived.where(usable(archived.timestamps_ms, bounds, archive.store)), settings.retrain.days)
-    champion = _load_champion(registry)
+    champion = load_champion(registry, claimed)
     until_ms = _trained_until_ms(champion, bounds)
     past, held_out = split(clicks, settings.retrain.holdout_share, until_ms)
     start = _choose_start(settings, past, champion, until_ms, _rounds_since_full(registry))
@@ -124,8 +126,9 @@ def retrain(settings: Settings, *, progress: bool = False, stop: Callable[[], bo
         "git_commit": git("rev-parse", "HEAD"),
         "refused": refused,
     }
-    version = _publish(registry, model, start.vocab, metadata, settings.registry.keep_versions)
-    return Verdict(version, start.mode, refused is None, refused or "it passed the gate", report)
+    verdict = Promotion(registry, claimed, may_promote).publish(model, start.vocab, metadata)
+    prune(registry, settings.registry.keep_versions)
+    return verdict
 
 
 def loss_for(num_items: int) -> Loss:
@@ -240,32 +243,6 @@ def _lineage(start: _Start, champion: SavedModel | None, past: Interactions) -> 
         "trained_from_ms": int(past.timestamps_ms.min()),
         "trained_until_ms": int(past.timestamps_ms.max()),
     }
-
-
-def _publish(registry: Registry, model: SASRec, vocab: ItemVocab, metadata: ModelMetadata, keep: int) -> str:
-    """Publish the model, promote it unless the gate refused it, and prune; return its version."""
-    version = registry.publish(model, vocab, metadata)
-    refused = metadata["refused"]
-    if refused is None:
-        ndcg = metadata["report"]["challenger"]["ndcg@10"]
-        registry.promote(version, f"NDCG@{K} {ndcg:.4f} on the newest clicks")
-    registry.prune(keep)
-    log.info(
-        "promoted" if refused is None else "not promoted",
-        extra={"model": version, "reason": refused or "better", "train_s": metadata["train_s"]},
-    )
-    return version
-
-
-def _load_champion(registry: Registry) -> SavedModel | None:
-    champion = registry.champion()
-    if champion is None:
-        return None
-    try:
-        return registry.load(champion.version)
-    except RegistryError as error:  # a damaged champion must not prevent a better one
-        log.warning("the champion cannot be loaded, so the new model is not compared with it: %s", error)
-        return None
 
 
 def _trained_until_ms(champion: SavedModel | None, bounds: TimeBounds) -> int | None:

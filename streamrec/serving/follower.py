@@ -1,8 +1,8 @@
 """Hot swap: follow the registry's champion and load a new one while the daemon serves.
 
 notice      read the registry every ``registry_poll_s``, and at once after a Redis message
-load        beside the live engine, every byte verified; a damaged version is refused. If the registry cannot be read,
-            the next poll tries again
+load        beside the live engine, every byte verified. A version that cannot be loaded is refused, and tried again
+            after a pause that grows: it may be in the middle of a copy
 warm up     on the sequences of users who clicked last
 swap        one assignment between two batches: weights, vocabulary and an empty cache together
 re-score    publish new lists for recently active users, at a bounded rate
@@ -16,6 +16,8 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from itertools import islice
 
 from streamrec.aliases import Champion, ShadowAlias
@@ -37,6 +39,24 @@ log = logging.getLogger(__name__)
 
 RESCORE_EVERY_S = 0.1
 RETRY_LISTENING_S = 5.0
+LONGEST_REFUSAL_S = 300.0  # a champion that was refused is tried again
+
+
+@dataclass
+class _Refusal:
+    """A version that could not be loaded, and until when it is not tried again, in monotonic seconds."""
+
+    version: str = ""
+    until_s: float = 0.0
+    pause_s: float = 0.0
+
+    def covers(self, version: str) -> bool:
+        return version == self.version and time.monotonic() < self.until_s
+
+    def after_another(self, version: str, poll_s: float) -> _Refusal:
+        """Return the refusal after one more failure."""
+        pause_s = min(2 * self.pause_s or poll_s, LONGEST_REFUSAL_S) if version == self.version else poll_s
+        return _Refusal(version, time.monotonic() + pause_s, pause_s)
 
 
 class ChampionFollower:
@@ -53,69 +73,77 @@ class ChampionFollower:
         self._redis = parts.redis
         self._metrics = parts.metrics
         self._notified = asyncio.Event()
-        self._refused_version = ""
-        self._shadow_alias: ShadowAlias | None = None  # of the current shadow, or of one that was refused
+        self._refused = _Refusal()
+        self._shadow_alias: ShadowAlias | None = None  # of the current shadow
+        self._shadow_refused = _Refusal()
         self._log_refused = LogOnce(log, logging.ERROR)
         self._log_shadow = LogOnce(log, logging.ERROR)
+        self._log_shadow_refused = LogOnce(log, logging.ERROR)
         self._log_late = LogOnce(log)
         self._log_unavailable = LogOnce(log)
 
-    async def run(self) -> None:
-        """Follow the registry until cancelled."""
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self._listen())
-            group.create_task(self._poll())
+    def loops(self) -> dict[str, Callable[[], Awaitable[None]]]:
+        """Return the steps of the loops that follow the registry, by name."""
+        return {"announcements": self._listen, "registry": self._poll}
 
     async def _listen(self) -> None:
-        """Wake ``_poll`` at each message of a promotion."""
+        """Wake ``_poll`` at each message of a promotion, as long as the connection lasts."""
         channel = self._redis.keys.models_channel
-        while True:
-            try:
-                async for _ in self._redis.listen(channel):
-                    self._notified.set()
-            except (RedisRefused, RedisRejected) as error:
-                self._log_late("a new champion is noticed up to %g s late: %s", self._settings.registry.poll_s, error)
-            except RedisUnavailable:  # polling continues
-                self._log_late.reset()
-            await asyncio.sleep(RETRY_LISTENING_S)
+        try:
+            async for _ in self._redis.listen(channel):
+                self._notified.set()
+        except (RedisRefused, RedisRejected) as error:
+            self._log_late("a new champion is noticed up to %g s late: %s", self._settings.registry.poll_s, error)
+        except RedisUnavailable:  # polling continues
+            self._log_late.reset()
+        await asyncio.sleep(RETRY_LISTENING_S)
 
     async def _poll(self) -> None:
-        while True:
-            swapped = await self._follow_champion()
-            await self._follow_shadow()
-            if swapped:
-                await self._rescore()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._settings.registry.poll_s):
-                    await self._notified.wait()
-            self._notified.clear()
+        """Look once, then wait for the next message or the next poll."""
+        self._notified.clear()
+        swapped = await self._follow_champion()
+        await self._follow_shadow()
+        if swapped:
+            await self._rescore()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._settings.registry.poll_s):
+                await self._notified.wait()
+        if self._notified.is_set():
+            self._refused.until_s = 0.0  # the registry has changed
 
     async def _follow_champion(self) -> bool:
         """Load and swap in a new champion, if there is one; return whether it did."""
         champion = None
         try:
             champion = await asyncio.to_thread(self._registry.champion)
-            if champion is None or champion.version in (self._predictor.version, self._refused_version):
-                self._log_unavailable.reset()
-                return False
-            served = await asyncio.to_thread(self._load, champion.version)
+            self._metrics.model_on_hold.set(bool(champion and champion.hold))
+            if champion is None or champion.version == self._predictor.version:
+                self._refused = _Refusal()
+                self._log_refused.reset()
+            elif not self._refused.covers(champion.version):
+                self._swap(champion, await asyncio.to_thread(self._load, champion.version))
+                return True
+            self._log_unavailable.reset()
         except StoreUnavailable as error:
             self._log_unavailable("the registry is unavailable, %s continues: %s", self._predictor.version, error)
-            return False
-        except RegistryError as error:
-            self._refused_version = champion.version if champion else ""
-            if self._log_refused("the new champion is refused, %s continues: %s", self._predictor.version, error):
-                self._metrics.swaps.labels("refused").inc()
-            return False
-        self._swap(champion, served)
-        return True
+        except Exception as error:  # any error: the current model must be served on
+            self._refuse(champion.version if champion else "", error)
+        return False
+
+    def _refuse(self, version: str, error: Exception) -> None:
+        """Leave a champion alone for a while; an alias that cannot be read is read again at the next poll."""
+        if version:
+            self._refused = self._refused.after_another(version, self._settings.registry.poll_s)
+        reason = str(error) if isinstance(error, StreamrecError) else f"{type(error).__name__}: {error}"
+        if self._log_refused("the new champion is refused, %s continues: %s", self._predictor.version, reason):
+            self._metrics.swaps.labels("refused").inc()
 
     def _swap(self, champion: Champion, served: ServedModel) -> None:
         started, previous = time.perf_counter(), self._predictor.version
         self._predictor.swap(served.engine)
         self._counts.serve(served.version)
         self._store.max_len = served.max_len
-        self._refused_version = ""
+        self._refused = _Refusal()
         self._log_refused.reset()
         self._log_unavailable.reset()
         self._metrics.swaps.labels("swapped").inc()
@@ -142,7 +170,7 @@ class ChampionFollower:
         self._log_shadow.reset()
         if alias is not None and alias.version == self._predictor.version:
             alias = None  # the shadow has become champion
-        if alias == self._shadow_alias:
+        if alias == self._shadow_alias or (alias is not None and self._shadow_refused.covers(alias.version)):
             return
         self._shadow_alias = alias
         self._shadow.end()
@@ -155,8 +183,12 @@ class ChampionFollower:
             self._shadow_alias = None  # the next poll tries again
             return
         except Exception as error:  # any error: the shadow must not disturb the champion
-            log.error("the shadow %s is refused: %s", alias.version, error)
+            self._log_shadow_refused("the shadow %s is refused: %s", alias.version, error)
+            self._shadow_refused = self._shadow_refused.after_another(alias.version, self._settings.registry.poll_s)
+            self._shadow_alias = None  # tried again, as a champion is
             return
+        self._shadow_refused = _Refusal()
+        self._log_shadow_refused.reset()
         self._shadow.begin(served.engine)
 
     def _load(self, version: str, cache_share: float = 1.0) -> ServedModel:
@@ -184,10 +216,10 @@ class ChampionFollower:
                 waiting = part + waiting
                 await asyncio.sleep(1.0)
                 continue
-            except RedisRejected as rejection:
-                refused |= dict.fromkeys(part, rejection)
+            except StreamrecError as error:  # the others get lists at their next click
+                refused |= dict.fromkeys(part, error)
             scored += len(part)
             await asyncio.sleep(max(0.0, began + RESCORE_EVERY_S - time.monotonic()))
-        for error in islice(refused.values(), 1):
-            log.warning("some users are not re-scored: %s", error, extra={"users": len(refused)})
+        for reason in islice(refused.values(), 1):
+            log.warning("some users are not re-scored: %s", reason, extra={"users": len(refused)})
         log.info("users re-scored", extra={"model": version, "users": scored - len(refused)})

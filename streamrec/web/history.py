@@ -68,6 +68,7 @@ class Now(msgspec.Struct, frozen=True):
 
     at_ms: int
     version: str
+    on_hold: bool
     not_ready: str | None
     events: int
     events_per_s: float
@@ -131,10 +132,9 @@ class History:
         self._readings.append(self._start)
 
     async def run(self) -> None:
-        """Read the counters regularly until cancelled."""
-        while True:
-            await asyncio.sleep(TICK_S)
-            self.tick()
+        """Wait, then read the counters."""
+        await asyncio.sleep(TICK_S)
+        self.tick()
 
     def tick(self) -> None:
         """Read the counters, and notify the open pages."""
@@ -198,6 +198,7 @@ class History:
         return Now(
             at_ms=int(last.at_s * 1000),
             version=self._version,
+            on_hold=last.on_hold,
             not_ready=self._health.not_ready(),
             events=last.events,
             events_per_s=events_per_s(before, last),

@@ -19,6 +19,7 @@ class Reading:
 
     at_s: float
     version: str  # empty during a swap
+    on_hold: bool
     events: int
     lag_records: int
     lag_s: float
@@ -41,6 +42,7 @@ def read(metrics: Metrics, at_s: float) -> Reading:
     return Reading(
         at_s=at_s,
         version=next(iter(_values(metrics.model)), ""),
+        on_hold=bool(_value(metrics.model_on_hold)),
         events=int(_values(metrics.events)["applied"]),
         lag_records=int(sum(_values(metrics.lag_records).values())),
         lag_s=max(_values(metrics.lag_seconds).values(), default=0.0),

@@ -11,7 +11,7 @@ from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from streamrec.errors import SettingsError
-from streamrec.health import Health
+from streamrec.health import Loops
 from streamrec.setting_groups import HttpSettings
 from streamrec.web.access import Access, is_loopback
 
@@ -28,6 +28,18 @@ class Exposed(Protocol):
         """Return the response to /metrics."""
 
 
+class Probes(Protocol):
+    """The health of a process: a text is a problem."""
+
+    loops: Loops
+
+    def not_alive(self) -> str | None:
+        """Return why a restart would help."""
+
+    def not_ready(self) -> str | None:
+        """Return why the process does not do its work now."""
+
+
 class Routes(Protocol):
     """Further routes of a process."""
 
@@ -39,7 +51,7 @@ class WebServer:
     """The HTTP server of a process; access.py says who may read what.
 
     Args:
-        health: decides /livez and /readyz; None: both answer "ok".
+        health: decides /livez and /readyz.
         chosen: whether the port was set by hand; a default port that is taken is replaced by a free one.
         variable: name of the environment variable that sets the port.
     """
@@ -48,7 +60,7 @@ class WebServer:
         self,
         settings: HttpSettings,
         metrics: Exposed,
-        health: Health | None,
+        health: Probes,
         chosen: bool = True,
         variable: str = "STREAMREC_HTTP_PORT",
     ) -> None:
@@ -111,7 +123,7 @@ class WebServer:
         app.router.add_get("/readyz", self._get_readyz)
         if routes is not None:
             routes.register(app)
-        elif self._health is not None:
+        else:
             app.router.add_get("/", self._get_readyz)  # why there is no page yet
         return web.AppRunner(app, access_log=None, shutdown_timeout=CLOSE_TIMEOUT_S)
 
@@ -126,11 +138,12 @@ class WebServer:
         return web.Response(body=self._metrics.exposition(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     async def _get_livez(self, _: web.Request) -> web.Response:
-        return _response(self._health.not_alive() if self._health else None)
+        return _response(self._health.not_alive(), None)
 
     async def _get_readyz(self, _: web.Request) -> web.Response:
-        return _response(self._health.not_ready() if self._health else None)
+        return _response(self._health.not_ready(), self._health.loops.remark())
 
 
-def _response(problem: str | None) -> web.Response:
-    return web.Response(text=f"{problem or 'ok'}\n", status=503 if problem else 200)
+def _response(problem: str | None, remark: str | None) -> web.Response:
+    text = problem or (f"ok; {remark}" if remark else "ok")
+    return web.Response(text=f"{text}\n", status=503 if problem else 200)

@@ -7,19 +7,23 @@ import contextlib
 import json
 import random
 import signal
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from streamrec.archive.follow import Archiver
 from streamrec.archive.segments import EventArchive
 from streamrec.commands.main import main
 from streamrec.kafka.topics import topic_partitions
+from streamrec.metrics import RetrainMetrics
 from streamrec.settings import Settings
 from streamrec.storage import Place
 
+from support.file_systems import fill, small_disk
 from support.kafka_client import feed, feeding, read_topic
 from support.oracle import is_bad
 from support.preloaded import Command
@@ -142,6 +146,122 @@ async def test_a_stopped_process_archives_the_events_that_it_has_read(
     with archiving(settings, "--burst") as process:
         await ends(process)
     await assert_equals_the_topic(archive, settings)
+
+
+def archiver_of(settings: Settings) -> Archiver:
+    assert settings.archive.dir is not None
+    return Archiver(settings.kafka, settings.events, EventArchive(settings.archive.dir), 0.05, RetrainMetrics())
+
+
+@contextlib.asynccontextmanager
+async def archiving_here(archiver: Archiver) -> AsyncIterator[None]:
+    stop = asyncio.Event()
+    running = asyncio.create_task(archiver.run(stop))
+    try:
+        yield
+    finally:
+        stop.set()
+        await running
+
+
+async def test_a_merge_without_room_stops_no_archiving(
+    make_settings: MakeSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with small_disk(tmp_path / "disk", 4 * 2**20) as disk:
+        settings = make_settings(archive_dir=disk)
+        archive, rng = EventArchive(disk), random.Random(1)
+        for _ in range(3):
+            users = [f"u{rng.randbytes(100).hex()}" for _ in range(2_000)]
+            await feed(settings, [Record(user.encode(), click(user, "i1", 1_000)) for user in users])
+            await archiver_of(settings).run(asyncio.Event(), burst=True)
+        segments = len(archive.segments())
+        fill(disk, left_bytes=100_000)
+        monkeypatch.setattr("streamrec.archive.segments.MIN_SEGMENTS_TO_MERGE", 2)
+        for _ in range(2):  # at every start
+            await feed(settings, islice(workload(2), 40))
+            await archiver_of(settings).run(asyncio.Event(), burst=True)
+            await assert_equals_the_topic(archive, settings)
+        warnings = warnings_in(caplog)
+        assert len(warnings) == 2, "one for each start"
+        assert all("small segments are not merged; this is tried again: " in line for line in warnings)
+        assert all("No space left on device" in line for line in warnings)
+        assert len(archive.segments()) > segments
+        (disk / ".filler").unlink()
+        await feed(settings, islice(workload(3), 40))
+        await archiver_of(settings).run(asyncio.Event(), burst=True)
+        assert len(archive.segments()) == 4, "there is room now"
+        await assert_equals_the_topic(archive, settings)
+
+
+@pytest.mark.parametrize("fault", ["cannot be written", "has a stray file", "fails in an unknown way"])
+async def test_a_partition_that_cannot_be_written_stops_no_other(
+    make_settings: MakeSettings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    fault: str,
+) -> None:
+    monkeypatch.setattr("streamrec.archive.follow.SEGMENT_EVENTS", 20)  # more than that is dropped from memory
+    monkeypatch.setattr("streamrec.archive.follow.RETRY_PAUSE_S", 0.05)
+    settings = make_settings(archive_dir=tmp_path / "archive")
+    archive = EventArchive(tmp_path / "archive")
+    folder = tmp_path / "archive" / "epoch-0" / "partition-1"
+    await feed(settings, [])
+    archiver = archiver_of(settings)
+
+    async def archived(partition: int, records: int) -> bool:
+        found = await asyncio.to_thread(
+            EventArchive(tmp_path / "archive").store.files, f"epoch-0/partition-{partition}"
+        )
+        ends = [int(file.name.split("-")[-1].removesuffix(".parquet")) for file in found if "parquet" in file.name]
+        return max(ends, default=0) >= records
+
+    async with archiving_here(archiver):
+        await eventually(lambda: asyncio.to_thread((tmp_path / "archive" / "format").exists))
+        folder.parent.mkdir()
+        if fault == "cannot be written":
+            folder.write_text("a file where the folder should be")
+        elif fault == "has a stray file":
+            folder.mkdir()
+            (folder / "notes.txt").write_text("mine")
+        else:
+            append = archiver._archive.append
+
+            def broken(partition: int, *arguments: Any) -> None:
+                if partition == 1:
+                    raise MemoryError("no memory")
+                append(partition, *arguments)
+
+            monkeypatch.setattr(archiver._archive, "append", broken)
+        records = [Record(f"u{n}".encode(), click(f"u{n}", "i1", 1_000 + n)) for n in range(600)]
+        await feed(settings, records)
+        ends = Counter(record.partition for record in await read_topic(settings, settings.kafka.topic))
+        for partition in (0, 2, 3):
+            await eventually(lambda partition=partition: archived(partition, ends[partition]))  # type: ignore[misc]
+        assert 'streamrec_archive_unwritten_seconds{partition="1"} 0.0' not in exposed(archiver).splitlines()
+        assert 'streamrec_archive_unwritten_seconds{partition="0"} 0.0' in exposed(archiver).splitlines()
+        if fault == "cannot be written":
+            folder.unlink()
+        elif fault == "has a stray file":
+            (folder / "notes.txt").unlink()
+        else:
+            monkeypatch.setattr(archiver._archive, "append", append)
+        await eventually(lambda: archived(1, ends[1]))
+    await assert_equals_the_topic(archive, settings)
+    (warning,) = warnings_in(caplog)
+    assert "the archive is unavailable, waiting for it (partitions 1): " in warning
+    assert f'streamrec_archive_next_offset{{partition="1"}} {ends[1]}.0' in exposed(archiver)
+
+
+def warnings_in(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """Return our warnings; the client of Kafka has its own."""
+    ours = [record for record in caplog.records if record.name.startswith("streamrec.")]
+    return [record.getMessage() for record in ours if record.levelname == "WARNING"]
+
+
+def exposed(archiver: Archiver) -> str:
+    assert archiver._metrics is not None
+    return archiver._metrics.exposition().decode()
 
 
 async def test_a_topic_that_does_not_exist_is_created(make_settings: MakeSettings, tmp_path: Path) -> None:

@@ -126,7 +126,7 @@ FLAGS = {
         "num_heads",
     ),
 }
-ACTIONS = ("list", "show", "publish", "promote", "rollback", "shadow", "diff", "prune")
+ACTIONS = ("list", "show", "publish", "promote", "rollback", "hold", "shadow", "diff", "prune")
 
 
 async def test_help_names_every_command(run: Callable[..., Any]) -> None:

@@ -6,7 +6,6 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -25,31 +24,10 @@ from streamrec.retraining.round import retrain
 from streamrec.retraining.timeline import sessions, timeline
 from streamrec.settings import Settings
 
+from support.rounds import ITEMS, QUICK, circle
 from support.sessions import is_begin
 
 MakeSettings = Callable[..., Settings]
-ITEMS = 12
-QUICK: dict[str, Any] = {
-    "model_max_len": 8,
-    "model_hidden_units": 16,
-    "model_num_blocks": 1,
-    "model_dropout_rate": 0.0,
-    "train_epochs": 60,
-    "train_batch_size": 16,
-    "train_learning_rate": 0.01,
-    "retrain_update_learning_rate": 0.01,
-    "train_patience": 0,
-    "lists_filter_seen": False,
-}
-
-
-def circle(steps: int, start: int = 0, users: int = 30) -> list[Event]:
-    """Return clicks in which item n + 1 always follows item n."""
-    return [
-        Event(f"u{user}", f"i{(user + step) % ITEMS}", 1_000 * (step * users + user))
-        for step in range(start, start + steps)
-        for user in range(users)
-    ]
 
 
 @pytest.fixture

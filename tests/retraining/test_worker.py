@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import random
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from sasrec import Event
+from sasrec import Event, ItemVocab, SASRec, SASRecConfig, save_model
 from streamrec.archive.segments import EventArchive
 from streamrec.errors import ArchiveError, RetrainError, RetrainStopped
 from streamrec.redis.client import RedisClient
@@ -219,6 +220,24 @@ async def test_a_worker_that_loses_the_lock_publishes_nothing(
     assert await redis.get_many([lock]) == [b"another"]
 
 
+@pytest.mark.long
+async def test_a_worker_that_was_stopped_for_longer_than_its_lock_lives_promotes_nothing(
+    settings: Settings, start: StartRetrain
+) -> None:
+    assert settings.archive.dir is not None
+    EventArchive(settings.archive.dir).import_events(ring(steps=10))
+    slow = start("--once", "--no-follow", train_epochs=2_000)
+    await slow.says(" training ")
+    slow.process.send_signal(signal.SIGSTOP)
+    await eventually(lambda: lock_is_free(settings), LOCK_TTL_MS / 1000 + 5)
+    assert "promoted: it passed the gate" in await start("--once", "--no-follow").ends()
+    other = champion_of(settings)
+    slow.process.send_signal(signal.SIGCONT)
+    output = await slow.ends()
+    assert f"not promoted: it was judged against no champion, and meanwhile {other} has become champion" in output
+    assert champion_of(settings) == other
+
+
 async def test_two_workers_do_not_write_one_archive(settings: Settings) -> None:
     assert settings.archive.dir is not None
     archive = EventArchive(settings.archive.dir)
@@ -280,6 +299,94 @@ async def test_without_clicks_a_worker_waits_for_them(settings: Settings, start:
         return champion_of(settings)
 
     await eventually(trained)
+
+
+# --- what fails for a while
+
+
+def stray_file(settings: Settings) -> Callable[[], object]:
+    path = below(settings.archive.dir, "epoch-0/partition-0/notes.txt")
+    path.parent.mkdir(parents=True)
+    path.write_text("mine")
+    return path.unlink
+
+
+def another_format(settings: Settings) -> Callable[[], object]:
+    path = below(settings.registry.dir, "format")
+    whole = path.read_text()
+    path.write_text("9\n")
+    return lambda: path.write_text(whole)
+
+
+def folder_instead_of_a_file(settings: Settings) -> Callable[[], object]:
+    """A registry that cannot be read: the alias is a folder."""
+    path = below(settings.registry.dir, "champion.json")
+    whole = path.read_bytes()
+    path.unlink()
+    path.mkdir()
+    return lambda: (path.rmdir(), path.write_bytes(whole))
+
+
+def below(place: object, name: str) -> Path:
+    assert isinstance(place, Path)
+    return place / name
+
+
+@pytest.mark.parametrize("fault", [stray_file, another_format, folder_instead_of_a_file])
+async def test_a_look_that_fails_ends_no_rounds_and_is_shown(
+    settings: Settings, start: StartRetrain, fault: Callable[[Settings], Callable[[], object]]
+) -> None:
+    assert settings.archive.dir is not None
+    archive = EventArchive(settings.archive.dir)
+    archive.import_events(ring(steps=10))
+    await train_once(settings)
+    before = champion_of(settings)
+    worker = start("--every", "1s", "--no-follow", retrain_min_new_events=0, retrain_http_port=0)
+    await worker.says("retraining")
+    mended = fault(settings)
+    await worker.says("the loop rounds fails and is tried again: ")
+    status, text = await worker.get("/readyz")
+    assert (status, text) == (503, "the loop rounds fails, and the log says why\n")
+    assert await worker.get("/livez") == (200, "ok\n"), "a restart would not help"
+    metrics = (await worker.get("/metrics"))[1]
+    assert 'streamrec_loop_failing{loop="rounds"} 1.0' in metrics
+    reasons = {"stray_file": "archive", "another_format": "registry", "folder_instead_of_a_file": "store"}
+    assert f'streamrec_retrain_failures_total{{reason="{reasons[fault.__name__]}"}} 0.0' not in metrics
+    mended()
+    await worker.says("the loop rounds works again")
+    archive.import_events(ring(steps=10, start=10))
+
+    async def another() -> bool:
+        return champion_of(settings) != before
+
+    await eventually(another)
+    assert await worker.get("/readyz") == (200, "ok\n")
+    assert worker.output.count("the loop rounds fails") == 1
+
+
+async def test_a_version_dated_years_ahead_delays_no_round(
+    settings: Settings, start: StartRetrain, tmp_path: Path
+) -> None:
+    assert settings.archive.dir is not None and settings.registry.dir is not None
+    EventArchive(settings.archive.dir).import_events(ring(steps=10))
+    first = await train_once(settings)
+    saved = Registry(settings.registry.dir).load(first.version)
+    version = save_model(tmp_path / "m", saved.model, saved.vocab, {"created_at": "2031-01-01T00:00:00.000+00:00"})
+    shutil.rmtree(settings.registry.dir)
+    Registry(settings.registry.dir).publish(
+        ring_model(), ItemVocab(["i1"]), {"created_at": "2031-01-01T00:00:00+00:00"}
+    )
+    (tmp_path / "m").rename(below(settings.registry.dir, f"versions/{version}"))  # without a number, as of before
+    start("--every", "1s", "--no-follow", retrain_min_new_events=0)
+
+    async def trained() -> bool:
+        return champion_of(settings) is not None
+
+    await eventually(trained)
+
+
+def ring_model() -> SASRec:
+    return SASRec(SASRecConfig(num_items=1, max_len=4, hidden_units=8, num_blocks=1))
 
 
 @pytest.mark.parametrize(

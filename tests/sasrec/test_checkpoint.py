@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import ast
+import errno
 import hashlib
 import json
 import pickle
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +26,8 @@ from sasrec.checkpoint import FILES, MANIFEST, ModelDirectoryError, load_model, 
 from sasrec.data.vocab import ItemVocab
 from sasrec.inference.engine import Engine
 from sasrec.model import SASRec, SASRecConfig
+
+from support.file_systems import LIMITED, LIMITED_IDS, FileSystem, without_flush, without_flush_of_folders
 
 ALL_FILES = (*FILES, MANIFEST)
 IDS = ["plain", "with,comma", 'quo"te', "new\nline\r", "é日\u2028", ""]
@@ -425,3 +430,33 @@ def test_a_vocabulary_of_another_size_is_not_saved(tmp_path: Path) -> None:
     with pytest.raises(ModelDirectoryError, match="the vocabulary has 5 items but the model 6"):
         save_model(tmp_path / "model", make_model(), ItemVocab(IDS[1:]))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("limited", "code"), LIMITED, ids=LIMITED_IDS)
+def test_a_model_is_saved_and_replaced_where_the_system_can_do_less_than_linux(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limited: FileSystem, code: int
+) -> None:
+    with monkeypatch.context() as patch:
+        limited(patch, code)
+        for seed in (0, 1):
+            version = save_model(tmp_path / "model", make_model(seed), make_vocab())
+            assert load_model(tmp_path / "model").version == version
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_disk_that_fails_to_flush_is_no_such_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for limited in (without_flush, without_flush_of_folders):
+        with monkeypatch.context() as patch:
+            limited(patch, errno.EIO)
+            with pytest.raises(ModelDirectoryError, match="Input/output error"):
+                save_model(tmp_path / "model", make_model(), make_vocab())
+
+
+def test_sasrec_imports_nothing_that_windows_lacks(tmp_path: Path) -> None:
+    program = (
+        "import sys\n"
+        "sys.modules.update(dict.fromkeys(['fcntl', 'resource', 'pwd', 'grp', 'termios', 'syslog']))\n"
+        "import sasrec.checkpoint, sasrec.__main__, sasrec.estimator, sasrec.inference.engine, streamrec.storage\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert ended.returncode == 0, ended.stderr

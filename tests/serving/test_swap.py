@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -116,6 +117,52 @@ async def test_a_damaged_version_is_refused_and_a_good_one_taken_later(
     await produce_clicks(settings, [("ann", "i2")])
     await wait_caught_up(settings)
     assert (await versions_published(settings))["ann"] == good
+
+
+@pytest.mark.parametrize("broken", ["weights", "metadata", "manifest is gone", "format"])
+async def test_a_champion_that_cannot_be_read_for_a_moment_is_served_once_it_is_whole(
+    start_daemon: StartDaemon, make_settings: MakeSettings, tmp_path: Path, broken: str
+) -> None:
+    """Nobody promotes another one: the copy of the version takes a while, or the folder is away for a moment."""
+    registry = Registry(tmp_path / "registry")
+    old, new = publish(registry, seed=1), publish(registry, seed=2)
+    registry.promote(old, "first")
+    daemon = start_daemon(model_dir=None, registry_dir=registry.place, registry_poll_s=0.1)
+    await daemon.wait_ready()
+    names = {"weights": "model.safetensors", "metadata": "metadata.json", "manifest is gone": "manifest.json"}
+    name = f"versions/{new}/{names[broken]}" if broken in names else "format"
+    whole = registry.store.read(name)
+    assert whole is not None
+    registry.promote(new, "better")  # no message: the daemon polls
+    alias = registry.store.read("champion.json") or b""
+    registry.promote(old, "by hand")
+    registry.store.delete(name) if broken == "manifest is gone" else registry.store.write(name, b"half")
+    registry.store.write("champion.json", alias)
+
+    async def refused() -> bool:
+        return await daemon.metric("streamrec_model_swaps_total", outcome="refused") == 1
+
+    await eventually(refused)
+    registry.store.write(name, whole)
+    await eventually(lambda: serves(daemon, new))
+    assert daemon.output.count("the new champion is refused") == 1
+
+
+async def test_a_hold_is_shown_by_the_daemons(
+    start_daemon: StartDaemon, make_settings: MakeSettings, registry: Registry
+) -> None:
+    where = {"model_dir": None, "registry_dir": registry.place, "registry_poll_s": 3600}
+    for seed in (1, 2):
+        registry.promote(publish(registry, seed), "in turn")
+    daemon = start_daemon(**where)
+    await daemon.wait_ready()
+
+    async def held(expected: bool) -> bool:
+        return await daemon.metric("streamrec_model_on_hold") == expected
+
+    for arguments, expected in ((["rollback"], True), (["hold", "--off"], False), (["hold"], True)):
+        assert models(make_settings(**where), *arguments).returncode == 0  # only the message notifies the daemon
+        await eventually(lambda expected=expected: held(expected))  # type: ignore[misc]
 
 
 def test_without_redis_a_promotion_reports_that_daemons_load_it_later(

@@ -124,6 +124,12 @@ class Retrain:
     def output(self) -> str:
         return self._log.read_text()
 
+    async def get(self, path: str) -> tuple[int, str]:
+        """Return HTTP status and text of the worker's port."""
+        found = re.search(r"http=(http://\S+)", self.output)
+        assert found, self.output
+        return await asyncio.to_thread(get, found.group(1) + path)
+
     async def says(self, text: str) -> None:
         async def said() -> bool:
             assert self.process.poll() is None or text in self.output, self.output

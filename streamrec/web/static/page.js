@@ -58,8 +58,8 @@ function show({ now, points: more, swaps, dead_letters }) {
 
 function show_tiles(now) {
   const windows = now.cache_hits + now.cache_misses;
-  set_text("version", short(now.version));
-  byId("version").title = now.version;
+  set_text("version", short(now.version) + (now.on_hold ? " (on hold)" : ""));
+  byId("version").title = now.on_hold ? `${now.version}: on hold, no round of retraining promotes` : now.version;
   set_text("events-per-s", count(now.events_per_s));
   set_text("events", `${count(now.events)} since the start`);
   set_text("p50", milliseconds(now.p50_ms));
