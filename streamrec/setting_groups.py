@@ -423,6 +423,12 @@ class HttpSettings(Group):
         return value
 
 
+class CommandSettings(Group):
+    """Commands other than `serve`, which waits without a limit."""
+
+    wait_s: float = Field(30, ge=0, description="longest time that a command waits for a Kafka or Redis that starts")
+
+
 class LogSettings(Group):
     """Log lines on stderr."""
 

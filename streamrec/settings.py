@@ -20,6 +20,7 @@ from streamrec.errors import SettingsError
 from streamrec.redis_urls import MASK
 from streamrec.setting_groups import (
     ArchiveSettings,
+    CommandSettings,
     EventSettings,
     Group,
     HttpSettings,
@@ -104,6 +105,7 @@ class Settings:
     archive: ArchiveSettings
     retrain: RetrainSettings
     http: HttpSettings
+    commands: CommandSettings
     log: LogSettings
     # the values that were set, by name; not shown, since some are secrets
     given: Mapping[str, Any] = field(default_factory=dict, repr=False)

@@ -115,6 +115,7 @@ def make_settings(servers: Servers) -> Callable[..., Settings]:
             "kafka_group": f"group-{unique}",
             "redis_key_prefix": f"test-{unique}",
             "http_port": 0,
+            "commands_wait_s": 0,  # a server that is missing in a test will not come
         }
         settings = load_settings(flags=own | changes)
         if settings.redis.url.get_secret_value() == servers.redis_url:

@@ -89,9 +89,10 @@ class Archiver:
         for topic in await ensure_topics(self._kafka, (self._kafka.topic,)):
             log.info("topic created", extra={"topic": topic, "partitions": self._kafka.partitions})
         start = await asyncio.to_thread(self._archive.next_offsets)
+        marks = await asyncio.to_thread(self._archive.marks)
         self._show(start)
         return await clients.enter_async_context(
-            TopicReader(self._kafka, self._events, start, f"{self._kafka.group}-archive")
+            TopicReader(self._kafka, self._events, start, marks, f"{self._kafka.group}-archive")
         )
 
     async def _follow(self, reader: TopicReader, stop: asyncio.Event, burst: bool) -> bool:
@@ -127,6 +128,7 @@ class Archiver:
             return
         pending = self._pending.setdefault(partition, OffsetRange(found.first, found.first))
         pending.next = found.next
+        pending.mark = found.mark or pending.mark
         pending.events += found.events
         pending.dead_letters += found.dead_letters
 
@@ -178,7 +180,9 @@ class Archiver:
         # a write whose answer was lost has succeeded
         again = partition in self._failing_since_s
         if not (again and self._archive.next_offset(partition) >= pending.next):
-            self._archive.append(partition, pending.first, pending.next, pending.events, pending.dead_letters)
+            self._archive.append(
+                partition, pending.first, pending.next, pending.events, pending.dead_letters, pending.mark
+            )
 
     def _report(self, problem: Exception | None) -> None:
         """Log once that a partition fails: the reason names a file, whose name changes at every try."""

@@ -12,12 +12,15 @@ import pyarrow.parquet as parquet
 
 from sasrec import Interactions
 from streamrec.errors import ArchiveError
+from streamrec.schemas import RecordMark
 from streamrec.storage import Store
 
 SCHEMA = pa.schema(
     [("user_id", pa.string()), ("item_id", pa.string()), ("timestamp_ms", pa.int64()), ("offset", pa.int64())]
 )
-DEAD_LETTERS = b"streamrec.dead_letters"  # number of dead letters, in the metadata of the schema
+# in the metadata of the schema
+DEAD_LETTERS = b"streamrec.dead_letters"  # number of dead letters
+MARK = b"streamrec.mark"  # of the last record
 
 
 @dataclass(frozen=True)
@@ -33,14 +36,17 @@ class Segment:
     next: int = 0
 
 
-def write_table(store: Store, name: str, table: pa.Table, dead_letters: int | None = None) -> None:
+def write_table(
+    store: Store, name: str, table: pa.Table, dead_letters: int | None = None, mark: RecordMark | None = None
+) -> None:
     """Write a segment, whole or not at all.
 
     Raises:
         StoreUnavailable: the file cannot be written.
     """
     if dead_letters is not None:
-        table = table.replace_schema_metadata({DEAD_LETTERS: str(dead_letters).encode()})
+        metadata = {DEAD_LETTERS: str(dead_letters)} | ({MARK: str(mark)} if mark else {})
+        table = table.replace_schema_metadata(metadata)
     content = pa.BufferOutputStream()
     parquet.write_table(table, content, compression="zstd")
     store.write(name, content.getvalue().to_pybytes())
@@ -84,6 +90,11 @@ def events_in(tables: Sequence[pa.Table]) -> Interactions:
 def dead_letters_in(table: pa.Table) -> int:
     """Return how many dead letters lay in the offsets of a segment."""
     return int((table.schema.metadata or {}).get(DEAD_LETTERS, b"0"))
+
+
+def mark_in(table: pa.Table) -> RecordMark | None:
+    """Return the mark of the last record of a segment; None if the segment was written without."""
+    return RecordMark.parse((table.schema.metadata or {}).get(MARK, b"").decode(errors="replace"))
 
 
 def next_offsets_of(segments: Iterable[Segment]) -> dict[int, int]:

@@ -35,13 +35,14 @@ from streamrec.archive.segment_files import (
     concatenate,
     dead_letters_in,
     events_in,
+    mark_in,
     next_offsets_of,
     read_table,
     write_table,
 )
 from streamrec.errors import ArchiveError, ArchiveTaken, StoreUnavailable
 from streamrec.formats import check_format, claim_format
-from streamrec.schemas import ClickEvent
+from streamrec.schemas import ClickEvent, RecordMark
 from streamrec.storage import ABANDONED_AFTER_S, Place, open_store
 
 SEGMENT = re.compile(r"(\d+)-(\d+)\.parquet")
@@ -136,13 +137,20 @@ class EventArchive:
         return Segment(name, int(parts[1]), int(offsets[1]), int(offsets[2]))
 
     def append(
-        self, partition: int, first: int, next_offset: int, events: Sequence[ClickEvent], dead_letters: int = 0
+        self,
+        partition: int,
+        first: int,
+        next_offset: int,
+        events: Sequence[ClickEvent],
+        dead_letters: int = 0,
+        mark: RecordMark | None = None,
     ) -> None:
         """Add the events of a range of offsets as a segment, whole or not at all.
 
         Args:
             first: first offset of the range.
             next_offset: offset after the range; some offsets may have no event, such as those of dead letters.
+            mark: of the last record, to recognize the topic.
 
         Raises:
             ArchiveTaken: the range overlaps archived offsets, or an event lies outside the range.
@@ -156,7 +164,20 @@ class EventArchive:
             )
         columns = [[getattr(event, name) for event in events] for name in SCHEMA.names]
         claim_format(self.store)
-        write_table(self.store, self._name(partition, first, next_offset), pa.table(columns, SCHEMA), dead_letters)
+        table = pa.table(columns, SCHEMA)
+        write_table(self.store, self._name(partition, first, next_offset), table, dead_letters, mark)
+
+    def marks(self) -> dict[int, RecordMark]:
+        """Return the mark of the last archived record, by partition; partitions without one are left out.
+
+        Raises:
+            ArchiveError: a segment is damaged.
+        """
+        last = {segment.partition: segment for segment in self._segments_of() if segment.partition is not None}
+        with contextlib.suppress(FileNotFoundError):  # another process merges or prunes
+            found = zip(last, map(mark_in, self._read(list(last.values()))), strict=True)
+            return {partition: mark for partition, mark in found if mark is not None}
+        return {}
 
     def merge(self, partition: int) -> int:
         """Merge the small segments of a partition if there are many; return the number of merged segments.
@@ -181,7 +202,7 @@ class EventArchive:
             return 0
         tables = self._read(small)
         name = self._name(partition, small[0].first, small[-1].next)
-        write_table(self.store, name, concatenate(tables), sum(map(dead_letters_in, tables)))
+        write_table(self.store, name, concatenate(tables), sum(map(dead_letters_in, tables)), mark_in(tables[-1]))
         for segment in small:
             self.store.delete(segment.name)
         return len(small)

@@ -69,8 +69,11 @@ def _print(settings: Settings, options: argparse.Namespace) -> int:
 def follow(settings: Settings, archive: EventArchive, options: argparse.Namespace) -> Iterator[str]:
     """Write the topic into the archive until a signal comes."""
     from streamrec.archive.follow import Archiver
+    from streamrec.commands import servers
 
     async def run() -> int:
+        if options.burst:
+            await servers.wait_for(settings, servers.KAFKA)
         stop = asyncio.Event()
         archiver = Archiver(settings.kafka, settings.events, archive, settings.archive.flush_s)
         with stop_signals(stop, lambda name: log.info("stopping", extra={"signal": name})):

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+from streamrec.commands import servers
 from streamrec.commands.options import REDIS, Run, Subparsers, add_command
 from streamrec.errors import StreamrecError
 from streamrec.logs import json_line, one_line
@@ -49,6 +50,7 @@ def show(settings: Settings, options: argparse.Namespace, view: View[V]) -> int:
         print(one_line(text), file=sys.stderr)
 
     async def run() -> int:
+        await servers.wait_for(settings, servers.REDIS)
         async with RedisClient(settings.redis) as redis:
             users = _users(options)
             async for user, value in view.read(redis, users, lambda error: problem(f"streamrec: {error}")):

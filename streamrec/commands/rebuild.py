@@ -29,9 +29,16 @@ def add_to(commands: Subparsers) -> None:
 def run(settings: Settings, options: argparse.Namespace) -> int:
     """Rebuild, and print a report."""
     place(settings.archive.dir, "archive_dir")
+    from streamrec.commands import servers
     from streamrec.rebuild.rebuild import rebuild
+    from streamrec.rebuild.report import Report
 
     started = time.monotonic()
-    report = asyncio.run(rebuild(settings, options.rate, options.dry_run))
+
+    async def work() -> Report:
+        await servers.wait_for(settings, servers.KAFKA, servers.REDIS)
+        return await rebuild(settings, options.rate, options.dry_run)
+
+    report = asyncio.run(work())
     print(f"{'would be: ' if options.dry_run else ''}{report}; {time.monotonic() - started:.1f} s")
     return 0

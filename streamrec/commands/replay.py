@@ -30,11 +30,15 @@ def add_to(commands: Subparsers) -> None:
 
 def run(settings: Settings, options: argparse.Namespace) -> int:
     """Produce the events, and print how many."""
+    from streamrec.commands import servers
     from streamrec.kafka.replay import replay
 
+    async def work() -> int:
+        await servers.wait_for(settings, servers.KAFKA)
+        columns = columns_from(options)
+        return await replay(settings.kafka, settings.events, options.file, options.rate, columns, options.limit)
+
     started = time.monotonic()
-    sent = asyncio.run(
-        replay(settings.kafka, settings.events, options.file, options.rate, columns_from(options), options.limit)
-    )
+    sent = asyncio.run(work())
     print(f"{sent:,} events to topic {settings.kafka.topic} in {time.monotonic() - started:.1f} s")
     return 0

@@ -50,11 +50,15 @@ def run(settings: Settings, options: argparse.Namespace) -> int:
     """Retrain until a signal comes, or once."""
     place(settings.archive.dir, "archive_dir")
     place(settings.registry.dir, "registry_dir")
+    from streamrec.commands import servers
     from streamrec.retraining.worker import RetrainWorker
 
     async def work() -> Verdict | None:
         worker = RetrainWorker(settings, follow=not options.no_follow, progress=sys.stderr.isatty())
         if options.once:
+            if not options.no_follow:
+                await servers.wait_for(settings, servers.KAFKA)
+            await servers.wait_for(settings, servers.REDIS)
             return await worker.once()
         await worker.run()
         return None

@@ -72,9 +72,9 @@ async def _check(kafka: KafkaSettings, consumer: AIOKafkaConsumer, marks: dict[T
 
 
 def topic_changed(place: TopicPartition, offset: int) -> TopicChanged:
-    """Return the error for a topic that no longer has the record that was read at an offset."""
+    """Return the error for a topic that does not have the record that was read at an offset."""
     return TopicChanged(
-        f"topic {place.topic} was created again, or cut back: partition {place.partition} no longer has the record "
-        f"that was read at offset {offset}. Raise STREAMREC_KAFKA_TOPIC_EPOCH by one for daemons and retraining "
-        "(deploy/UPGRADES.md)"
+        f"topic {place.topic} is not the one that was read before: at offset {offset} of partition {place.partition} "
+        "it has another record, or none. If it was created again or cut back, raise STREAMREC_KAFKA_TOPIC_EPOCH by one "
+        "for daemons and retraining (deploy/UPGRADES.md); else correct STREAMREC_KAFKA_TOPIC, or the brokers"
     )

@@ -120,9 +120,10 @@ class Positions:
         if not assigned:
             return
         try:
-            await self._marks.check([place.partition for place in assigned])
             async with asyncio.timeout(BROKER_TIMEOUT_S):
                 found = self._of_this_epoch(await committed(self._consumer, assigned))
+            await self._marks.check([place.partition for place in assigned])
+            async with asyncio.timeout(BROKER_TIMEOUT_S):
                 begins = await self._consumer.beginning_offsets(assigned - found.keys())
         except (KafkaUnavailable, RedisUnavailable):
             return

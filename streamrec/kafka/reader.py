@@ -26,12 +26,12 @@ from streamrec.kafka.connection import (
     start_client,
 )
 from streamrec.kafka.decode import EventDecoder
-from streamrec.kafka.marks import topic_changed
+from streamrec.kafka.marks import check_topic, topic_changed
 from streamrec.kafka.polled import Decoded, warn_of_lost
 from streamrec.kafka.positions import move_into_range
 from streamrec.kafka.records import READING
 from streamrec.kafka.topics import topic_partitions
-from streamrec.schemas import ClickEvent
+from streamrec.schemas import ClickEvent, RecordMark
 from streamrec.setting_groups import EventSettings, KafkaSettings
 
 log = logging.getLogger(__name__)
@@ -48,6 +48,7 @@ class OffsetRange:
     next: int
     events: list[ClickEvent] = field(default_factory=list)
     dead_letters: int = 0
+    mark: RecordMark | None = None  # of the last record
 
 
 class TopicReader:
@@ -55,14 +56,22 @@ class TopicReader:
 
     Args:
         start: the first offset to read, by partition; other partitions are read from their beginning.
+        marks: of the records before these, by partition, as far as known: the topic must have them.
         group: the consumer group for which ``commit`` commits; None: nothing is committed.
     """
 
     def __init__(
-        self, kafka: KafkaSettings, events: EventSettings, start: Mapping[int, int], group: str | None = None
+        self,
+        kafka: KafkaSettings,
+        events: EventSettings,
+        start: Mapping[int, int],
+        marks: Mapping[int, RecordMark],
+        group: str | None = None,
     ) -> None:
         self._kafka = kafka
         self._decoder = EventDecoder(events)
+        self._marks = dict(marks)
+        self._is_checked = False
         self._group = group
         self._consumer: AIOKafkaConsumer | None = None
         self._assigned: set[TopicPartition] = set()
@@ -92,6 +101,7 @@ class TopicReader:
         Raises:
             KafkaUnavailable: the brokers do not answer, or the topic does not exist.
             KafkaForbidden: the right to describe the topic is missing.
+            TopicChanged: the topic is not the one that was read before.
         """
         if time.monotonic() - self._checked_s < NEW_PARTITIONS_EVERY_S:
             return
@@ -102,9 +112,13 @@ class TopicReader:
             raise await diagnose(self._kafka, error) from error
         count = (await topic_partitions(self._kafka, (topic,)))[topic]
         if not count:  # without a partition the client would wait forever
+            self._is_checked = False
             raise KafkaUnavailable(
                 f"Kafka has no topic {topic}; is STREAMREC_KAFKA_TOPIC right? streamrec serve creates it"
             )
+        if not self._is_checked:  # the topic is new to this reader, or was missing for a while
+            await check_topic(self._kafka, self._marks)
+            self._is_checked = True
         wanted = {TopicPartition(topic, number) for number in range(count)}
         if wanted != self._assigned:
             await self._assign(wanted)
@@ -165,7 +179,9 @@ class TopicReader:
         """Return the events of the offsets that were read of a partition; control records have none."""
         decoded = Decoded()
         decoded.add(self._decoder, records)
-        return OffsetRange(self.next_offsets[partition], next_offset, decoded.events, len(decoded.dead_letters))
+        self._marks |= decoded.marks
+        first, letters = self.next_offsets[partition], len(decoded.dead_letters)
+        return OffsetRange(first, next_offset, decoded.events, letters, decoded.marks.get(partition))
 
     async def _move_into_range(self, error: OffsetOutOfRangeError) -> None:
         """Continue after what retention has removed.

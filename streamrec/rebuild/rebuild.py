@@ -85,7 +85,7 @@ async def rebuild(settings: Settings, rate_per_s: float = 0.0, dry_run: bool = F
         bounds = settings.events.bounds(time.time() * 1000)
         past = await asyncio.to_thread(PastClicks, archive, settings.sequences, served.max_len, bounds)
         log.info("archive read", extra={"clicks": len(past), "archive": str(archive.store)})
-        async with TopicReader(settings.kafka, settings.events, past.next_offsets) as reader:
+        async with TopicReader(settings.kafka, settings.events, past.next_offsets, archive.marks()) as reader:
             lists = SharedLists(redis, settings.lists, settings.sequences.ttl_s, served.max_len, served.vocab)
             predictor = Predictor(served.engine, lists, settings.lists, settings.serving.rescore_users, Metrics())
             rebuilder = Rebuilder(settings, redis, past, reader, lists, predictor)
