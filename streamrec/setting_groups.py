@@ -89,7 +89,9 @@ class KafkaSettings(Group):
     partitions: int = Field(4, ge=1, description="partitions of topics that streamrec creates")
     replication_factor: int = Field(1, ge=1, description="replicas of topics that streamrec creates; usually 3")
     topic_epoch: int = Field(0, ge=0, le=2**31, description="raise by one when the topic was deleted and created again")
-    auto_offset_reset: Literal["earliest", "latest"] = Field("earliest", description="where a new group begins")
+    auto_offset_reset: Literal["earliest", "latest"] = Field(
+        "earliest", description="where a group without any commit begins"
+    )
     session_timeout_s: float = Field(
         10, ge=1, description="Kafka removes a member after this time without a heartbeat", json_schema_extra=ADVANCED
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -34,6 +34,20 @@ class Segment:
     partition: int | None = None
     first: int = 0
     next: int = 0
+
+
+@dataclass(frozen=True)
+class ArchiveStats:
+    """Size and content of an archive. The times are None if there are no events."""
+
+    segments: int
+    events: int
+    imported_events: int
+    dead_letters: int
+    bytes: int
+    first_ts_ms: int | None
+    last_ts_ms: int | None
+    next_offsets: dict[int, int]
 
 
 def write_table(
@@ -104,3 +118,13 @@ def next_offsets_of(segments: Iterable[Segment]) -> dict[int, int]:
         if segment.partition is not None:
             ends[segment.partition] = max(ends.get(segment.partition, 0), segment.next)
     return ends
+
+
+def without_overlap(found: Iterable[Segment]) -> list[Segment]:
+    """Return the segments by partition and offset, each from the end of the one before; not those within another."""
+    listed: list[Segment] = []
+    for segment in sorted(found, key=lambda segment: (segment.partition, segment.first, -segment.next)):
+        reached = listed[-1].next if listed and listed[-1].partition == segment.partition else 0
+        if reached < segment.next:
+            listed.append(replace(segment, first=max(segment.first, reached)))
+    return listed

@@ -8,11 +8,11 @@
 A segment appears whole or not at all. The next offset of a partition follows from the file names alone. So a crash
 neither loses nor duplicates an event: an unfinished segment is read from Kafka again, a finished one never.
 
-One process writes at a time. A folder is locked; an object store has no locks, and two archivers may write segments
-that overlap there until one notices. An offset always has the same event, so readers take it from the first segment.
+One process writes at a time. A folder is locked. In an object store two archivers may write segments that overlap until
+one notices. An offset always has the same event, so readers take it from the first segment.
 
-Small segments of a partition are merged once there are MIN_SEGMENTS_TO_MERGE. The merged file is in place before they
-are removed; until then segments within the offsets of another one are ignored.
+Small segments of a partition are merged. The merged file is in place before they are removed; until then segments
+within the offsets of another one are ignored.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ import itertools
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -31,6 +30,7 @@ import pyarrow as pa
 from sasrec import Event, Interactions
 from streamrec.archive.segment_files import (
     SCHEMA,
+    ArchiveStats,
     Segment,
     concatenate,
     dead_letters_in,
@@ -38,6 +38,7 @@ from streamrec.archive.segment_files import (
     mark_in,
     next_offsets_of,
     read_table,
+    without_overlap,
     write_table,
 )
 from streamrec.errors import ArchiveError, ArchiveTaken, StoreUnavailable
@@ -52,20 +53,6 @@ MIN_SEGMENTS_TO_MERGE = 64
 SMALL_BYTES = 2**20  # segments below this size are merged
 READ_ATTEMPTS = 5  # while another process merges or prunes
 PARALLEL_READS = 8  # an object store answers each after some 10 ms
-
-
-@dataclass(frozen=True)
-class ArchiveStats:
-    """Size and content of an archive. The times are None if there are no events."""
-
-    segments: int
-    events: int
-    imported_events: int
-    dead_letters: int
-    bytes: int
-    first_ts_ms: int | None
-    last_ts_ms: int | None
-    next_offsets: dict[int, int]
 
 
 class EventArchive:
@@ -122,7 +109,7 @@ class EventArchive:
     def _segments_of(self, partition: int | None = None) -> list[Segment]:
         """List the segments of a partition, or of all, by partition and offset."""
         self._check_format()
-        return _without_overlap(self._parse(name) for name in self._files_of(partition))
+        return without_overlap(self._parse(name) for name in self._files_of(partition))
 
     def _files_of(self, partition: int | None) -> dict[str, int]:
         """Return the size of each file of a partition, or of all, by name."""
@@ -168,15 +155,11 @@ class EventArchive:
         write_table(self.store, self._name(partition, first, next_offset), table, dead_letters, mark)
 
     def marks(self) -> dict[int, RecordMark]:
-        """Return the mark of the last archived record, by partition; partitions without one are left out.
-
-        Raises:
-            ArchiveError: a segment is damaged.
-        """
-        last = {segment.partition: segment for segment in self._segments_of() if segment.partition is not None}
+        """Return the mark of the last archived record, by partition; partitions without one are left out."""
+        last = [*{segment.partition: segment for segment in self._segments_of()}.values()]
         with contextlib.suppress(FileNotFoundError):  # another process merges or prunes
-            found = zip(last, map(mark_in, self._read(list(last.values()))), strict=True)
-            return {partition: mark for partition, mark in found if mark is not None}
+            found = zip(last, map(mark_in, self._read(last)), strict=True)
+            return {segment.partition: mark for segment, mark in found if mark and segment.partition is not None}
         return {}
 
     def merge(self, partition: int) -> int:
@@ -194,7 +177,7 @@ class EventArchive:
 
     def _merge(self, partition: int) -> int:
         sizes = self._files_of(partition)
-        segments = _without_overlap(map(self._parse, sizes))
+        segments = without_overlap(map(self._parse, sizes))
         for name in sizes.keys() - {segment.name for segment in segments}:
             self.store.delete(name)  # an earlier merge was killed before it removed this segment
         small = list(itertools.takewhile(lambda s: sizes[s.name] < SMALL_BYTES, reversed(segments)))[::-1]
@@ -303,13 +286,3 @@ class EventArchive:
         check_format(
             self.store, lambda name: name.endswith(".parquet"), "set another STREAMREC_ARCHIVE_DIR", ArchiveError
         )
-
-
-def _without_overlap(found: Iterable[Segment]) -> list[Segment]:
-    """Return the segments by partition and offset, each from the end of the one before; not those within another."""
-    listed: list[Segment] = []
-    for segment in sorted(found, key=lambda segment: (segment.partition, segment.first, -segment.next)):
-        reached = listed[-1].next if listed and listed[-1].partition == segment.partition else 0
-        if reached < segment.next:
-            listed.append(replace(segment, first=max(segment.first, reached)))
-    return listed

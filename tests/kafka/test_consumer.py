@@ -23,10 +23,11 @@ MakeSettings = Callable[..., Settings]
 @contextlib.asynccontextmanager
 async def consuming(settings: Settings) -> AsyncIterator[ClickConsumer]:
     dead_letters = Producer(settings.kafka, idempotent=False)
-    marks = TopicMarks(settings.kafka, RedisClient(settings.redis), 60)
+    redis = RedisClient(settings.redis)
+    marks = TopicMarks(settings.kafka, redis, 60)
     consumer = ClickConsumer(settings.kafka, settings.events, dead_letters, marks, Metrics(), Health(60, 60))
     await consumer.wait_idle()
-    async with contextlib.AsyncExitStack() as parts:
+    async with redis, contextlib.AsyncExitStack() as parts:
         await dead_letters.start()
         parts.push_async_callback(dead_letters.stop)
         await consumer.start()

@@ -37,7 +37,7 @@ from streamrec.settings import Settings
 
 from support.archives import CENTURY_S, archived
 from support.daemon_process import Daemon
-from support.kafka_client import delete_before, feed, feeding, produce_to, wait_caught_up
+from support.kafka_client import delete_before, feed, feeding, raw_producer, wait_caught_up
 from support.oracle import assert_delivered
 from support.preloaded import Command
 from support.redis_access import BASE_MS, batch, event, raw_redis, under
@@ -70,9 +70,11 @@ async def archived_and_expired(settings: Settings, clicks: list[ClickEvent]) -> 
     """Archive clicks that retention has removed from the topic since."""
     assert settings.archive.dir is not None
     archive = archived(settings.archive.dir, clicks, settings.kafka.topic_epoch)
+    async with raw_producer(settings) as producer:
+        for partition, end in archive.next_offsets().items():
+            for _ in range(end):
+                await producer.send(settings.kafka.topic, b"expired", partition=partition)
     for partition, end in archive.next_offsets().items():
-        for _ in range(end):
-            await produce_to(settings, partition, b"expired")
         await delete_before(settings, end, partition)
 
 
@@ -367,7 +369,7 @@ async def test_a_failover_in_mid_run_delays_a_rebuild_and_does_not_end_it(ageles
         async with Relay(former) as relay:
             settings = ageless(redis_url=f"redis://127.0.0.1:{relay.port}/0")
             assert settings.archive.dir is not None
-            archived(settings.archive.dir, [event(f"u{n}", "i1", n, BASE_MS) for n in range(100)])
+            await archived_and_expired(settings, [event(f"u{n}", "i1", n, BASE_MS) for n in range(100)])
             running = asyncio.create_task(rebuild(settings, rate_per_s=40))
 
             async def has_begun() -> bool:
@@ -604,7 +606,7 @@ async def test_a_click_without_a_usable_time_neither_cuts_nor_drops_a_user(
         for place, (user, own) in enumerate(times.items())
         for n, ts_ms in enumerate(own)
     ]
-    archived(tmp_path / "archive", clicks)
+    await archived_and_expired(settings, clicks)
     report = await rebuild(settings)
     assert (report.rebuilt, report.too_old, report.lists) == (4, 0, 4)
     async with RedisClient(settings.redis) as redis:
