@@ -6,12 +6,14 @@ import asyncio
 import os
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from aiokafka.consumer.group_coordinator import GroupCoordinator
 
+from streamrec.kafka.members import member_prefix
 from streamrec.local import embedded_kafka
 from streamrec.local.embedded_kafka import CHANGES, EMPTY_FETCH_PAUSE_S, adapt, has_died
 
@@ -84,3 +86,13 @@ def test_only_a_process_of_this_machine_that_has_ended_is_dead() -> None:
     assert not has_died(f"prefix-{os.getpid()}-abc", "prefix-")
     assert not has_died(f"other-{ended.pid}-abc", "prefix-")
     assert not has_died("prefix-what-abc", "prefix-")
+
+
+def test_the_dead_of_another_machine_with_the_same_name_are_not_taken_for_ours() -> None:
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    with subprocess.Popen([sys.executable, "-c", "pass"]) as ended:
+        ended.wait()
+    ours = f"{member_prefix()}{ended.pid}-abc"
+    assert boot in ours
+    assert has_died(ours, member_prefix())
+    assert not has_died(ours.replace(boot, "0" * len(boot)), member_prefix())
