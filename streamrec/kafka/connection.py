@@ -37,8 +37,8 @@ TOKEN_HINTS = {
     "OAUTHBEARER": "see issuer, audience and claims that it requires, and STREAMREC_KAFKA_OAUTH_SCOPE",
     "AWS_MSK_IAM": "allow kafka-cluster:Connect in the identity's IAM policy, and see STREAMREC_KAFKA_AWS_REGION",
 }
-# codes of brokers that pass, though aiokafka does not call them retriable
-PASSING = {-1, 2, 8, 9, 11, 13, 22, 25, 27}
+# codes of brokers that pass, though aiokafka does not call them retriable; the last three are a refused login
+PASSING = {-1, 2, 8, 9, 11, 13, 22, 25, 27, 33, 34, 58}
 # what a broker refuses for good, and what to do; aiokafka reports some of these only as part of a text
 SETTING_REFUSED = {
     "FencedInstanceIdError": "another daemon joined under the same name: give each its own "
