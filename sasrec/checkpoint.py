@@ -68,6 +68,7 @@ class ModelMetadata(TypedDict, total=False):
     parent: str | None  # the version that was champion
     report: Any  # the gate's figures
     refused: str | None  # why the gate refused the model
+    topic_epoch: int  # of the offsets
     next_offsets: dict[str, int]  # by partition
     git_commit: str | None
 

@@ -121,6 +121,7 @@ def retrain(
         "report": report,
         **_lineage(start, champion, past),
         "train_s": train_s,
+        "topic_epoch": archive.topic_epoch,
         "next_offsets": {str(partition): offset for partition, offset in next_offsets.items()},
         "train_config": asdict(train_config),
         "git_commit": git("rev-parse", "HEAD"),

@@ -243,9 +243,10 @@ class RetrainWorker:
         return self._new_events() >= self._settings.retrain.min_new_events
 
     def _new_events(self) -> int:
-        """Count the records that were archived after the last round that made a model."""
-        known = [version.metadata.get("next_offsets") for version in self._registry.versions()]
-        last = next((offsets for offsets in reversed(known) if isinstance(offsets, dict)), {})
+        """Count the records of this topic epoch that were archived after the last round that made a model."""
+        known = [version.metadata for version in self._registry.versions()]
+        of_epoch = (m.get("next_offsets") for m in known if m.get("topic_epoch", 0) == self._archive.topic_epoch)
+        *_, last = {}, *(offsets for offsets in of_epoch if isinstance(offsets, dict))
         return sum(end - int(last.get(str(number), 0)) for number, end in self._archive.next_offsets().items())
 
 
