@@ -29,7 +29,7 @@ async def test_new_clicks_count_from_the_beginning_of_the_new_topic(
     make_settings: Callable[..., Settings], tmp_path: Path
 ) -> None:
     folders = {"archive_dir": tmp_path / "archive", "registry_dir": tmp_path / "registry"}
-    settings = make_settings(**QUICK, **folders)
+    settings = make_settings(**QUICK | folders | {"train_epochs": 1})
     append(tmp_path / "archive", 0, circle(steps=20))
     retrain(settings)
     append(tmp_path / "archive", 1, circle(steps=10, start=20))  # 300 clicks, at lower offsets than the 600 before
