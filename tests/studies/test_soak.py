@@ -36,7 +36,7 @@ def soak(tmp_path: Path) -> Iterator[Callable[[], subprocess.Popen[bytes]]]:
     started: list[subprocess.Popen[bytes]] = []
 
     def start() -> subprocess.Popen[bytes]:
-        more = ("--folder", str(tmp_path), "--kills", "12", "--events", "3000", "--kill-every", "1", "--seed", "7")
+        more = ("--folder", str(tmp_path), "--kills", "12", "--events", "3000", "--kill-every", "1", "--seed", "12")
         paths = os.pathsep.join((str(TESTS), *sys.path))
         environ = {**os.environ, "PYTHONPATH": paths, "KAFKA_HOME": str(home)}
         started.append(subprocess.Popen([sys.executable, "-m", "studies.soak", *more], env=environ))

@@ -146,10 +146,8 @@ class Chaos:
         while True:
             for member in (*self._plant.daemons, self._plant.third):
                 pid, applied = await member.applied()
-                more = applied - self._last.get(pid, 0.0)
-                if more > 0:
+                if applied > self._last.get(pid, 0.0):
                     self._applied_at, self._last[pid] = time.monotonic(), applied
-                    self._state.applied += int(more)
             await asyncio.sleep(0.1)
 
     async def _watch_ends(self) -> None:

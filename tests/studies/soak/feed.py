@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import random
 import time
 from collections import deque
@@ -28,7 +27,6 @@ from support.raw_batches import RawBatch, RawRecord, produce_raw
 from support.topic_files import read_topic_files
 from support.workload import BAD, KNOWN_ITEMS, NO_EVENTS, click
 
-log = logging.getLogger(__name__)
 NUMBER = "soak.number"  # header
 BAD_SHARE, RAW_SHARE, LATE_SHARE = 0.02, 0.005, 0.05
 DAY_MS = 86_400_000

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from studies.soak.chaos import VICTIMS
 from studies.soak.state import State
 
 COLORS = {
@@ -22,9 +23,9 @@ COLORS = {
 def draw(state: State, title: str, path: Path) -> None:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 6), dpi=150, layout="constrained", facecolor="white")
-    figure.suptitle(title, x=0.01, ha="left", fontsize=11)
-    grid = figure.add_gridspec(2, 2, width_ratios=(2.6, 1), height_ratios=(1.5, 1))
+    figure = Figure(figsize=(10, 5.2), dpi=150, layout="constrained", facecolor="white")
+    figure.suptitle(title, x=0.01, ha="left", fontsize=10)
+    grid = figure.add_gridspec(2, 2, width_ratios=(2, 1), height_ratios=(1.4, 1))
     over_time = figure.add_subplot(grid[0, 0])
     _behind(over_time, state)
     _events(figure.add_subplot(grid[1, 0], sharex=over_time), state)
@@ -43,7 +44,7 @@ def _behind(axes: Any, state: State) -> None:
     axes.step(times / 60, behind, where="post", color=COLORS["daemon"], linewidth=0.7)
     axes.set_ylim(0)
     axes.set_xlim(0, max(state.run_s, 1) / 60)
-    axes.set_ylabel("records behind")
+    axes.set_ylabel("records behind (gap: no broker)")
     axes.yaxis.set_major_formatter("{x:,.0f}")
     axes.tick_params(labelbottom=False)
     _plain(axes)
@@ -59,11 +60,12 @@ def _events(axes: Any, state: State) -> None:
         linelengths=0.7,
         linewidths=1.0,
         colors=[COLORS[name] for name in names],
+        alpha=0.8,
     )
     axes.set_yticks(range(len(names)), [f"{name} ({len(times[name])})" for name in names])
     for label, name in zip(axes.get_yticklabels(), names, strict=True):
         label.set_color(COLORS[name])
-    axes.set_xlabel("minutes; a line is a SIGKILL, a rebalance, or a swap")
+    axes.set_xlabel("minutes")
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
     _plain(axes)
@@ -71,20 +73,19 @@ def _events(axes: Any, state: State) -> None:
 
 def _recoveries(axes: Any, state: State) -> None:
     rng = np.random.default_rng(0)
-    for place, name in enumerate(list(COLORS)[:4]):
+    names = list(COLORS)[: len(VICTIMS)]
+    for place, name in enumerate(names):
         found = [kill.recovered_s for kill in state.killed if kill.victim == name and kill.recovered_s is not None]
         if found:
-            axes.plot(
-                place + rng.uniform(-0.28, 0.28, len(found)), found, ".", color=COLORS[name], alpha=0.45, markersize=5
-            )
-            axes.plot((place - 0.36, place + 0.36), [np.median(found)] * 2, color=COLORS[name], linewidth=2)
-            axes.text(place + 0.4, np.median(found), f"{np.median(found):.1f}", color=COLORS[name], va="center")
-    axes.set_xticks(range(4), [name.replace(" ", "\n") for name in list(COLORS)[:4]])
-    axes.set_xlim(-0.5, 3.9)
+            middle, jitter = float(np.median(found)), rng.uniform(-0.26, 0.26, len(found))
+            axes.plot(place + jitter, found, ".", color=COLORS[name], alpha=0.5, markersize=5, markeredgewidth=0)
+            axes.plot((place - 0.34, place + 0.34), (middle, middle), color=COLORS[name], linewidth=2)
+            axes.text(place + 0.38, middle, f"{middle:.1f}", color=COLORS[name], va="center", fontsize=9)
+    axes.set_xticks(range(len(names)), [name.replace(" ", "\n") for name in names], fontsize=9)
+    axes.set_xlim(-0.5, len(names) - 0.2)
     axes.set_ylim(0)
-    axes.set_title(
-        "seconds from SIGKILL until it is up and\nclicks are applied again; lines: medians", fontsize=9, loc="left"
-    )
+    axes.set_title("seconds from SIGKILL until it is up\nand clicks are applied; bar: median", fontsize=9, loc="left")
     axes.yaxis.grid(color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)
+    axes.tick_params(axis="x", length=0)
     _plain(axes)

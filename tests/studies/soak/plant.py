@@ -136,6 +136,7 @@ class Plant:
         self.servers = [self._redis(number) for number in range(2)]
         self.relay = Relay(self.servers[state.primary])
         self.registry = Registry(folder / "registry")
+        self.members: list[Member] = []
 
     def _redis(self, number: int) -> ServerProcess:
         data = self.folder / f"redis-{number}"
@@ -181,21 +182,18 @@ class Plant:
         self.daemons = [Member(f"daemon-{number}", self.settings, self) for number in range(2)]
         self.third = Member("daemon-2", self.settings, self)  # joins and leaves
         self.worker = Member("retrain", self.settings, self, retrains=True)
+        self.members = [*self.daemons, self.third, self.worker]
         for member in (*self.daemons, self.worker):
             await member.start_ready()
 
     async def __aexit__(self, *_: object) -> None:
-        for member in getattr(self, "daemons", []) and self.members:
+        for member in self.members:
             if member.running is not None:
                 member.end()
         self.kafka.stop()
         for server in self.servers:
             server.stop()
         await self.relay.__aexit__()
-
-    @property
-    def members(self) -> list[Member]:
-        return [*self.daemons, self.third, self.worker]
 
     async def in_step(self) -> bool:
         """Return whether the replica has every write, and all of them in its file."""

@@ -35,12 +35,12 @@ class State:
     runs: int = 0
     primary: int = 0  # number of the Redis server that has every acknowledged write
     produced: int = 0
-    applied: int = 0
     transactions: int = 0
     killed: list[Kill] = field(default_factory=list)
     rebalances: list[float] = field(default_factory=list)
     swaps: list[float] = field(default_factory=list)
-    samples: list[tuple[float, int, int]] = field(default_factory=list)  # time, records acknowledged, records behind
+    # time, records acknowledged, records behind; None while the broker does not answer
+    samples: list[tuple[float, int, int | None]] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)  # a process that ended by itself, a traceback
 
     def __post_init__(self) -> None:

@@ -62,8 +62,7 @@ async def watching(state: State, settings: Settings, folder: Path) -> AsyncItera
         try:
             while True:
                 number = await behind.read()
-                if number is not None:
-                    state.samples.append((state.now_s, state.produced, number))
+                state.samples.append((state.now_s, state.produced, number))
                 state.save(folder)
                 show(state, number, folder if shown % LOG_EVERY_SAMPLES == 0 else None)
                 shown += 1
