@@ -1,10 +1,10 @@
-# make demo | test | test-lowest | test-kafka-3.9 | test-redis | test-long | drift | viewers | bench | reference | lint | clean
+# make demo | test | test-lowest | test-kafka-3.9 | test-redis | test-long | drift | viewers | soak | bench | reference | lint | clean
 # Needs Python 3.11+ and pip; all else is installed into .venv
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-lowest test-kafka-3.9 test-redis test-long drift viewers bench reference lint clean
+.PHONY: demo test test-lowest test-kafka-3.9 test-redis test-long drift viewers soak bench reference lint clean
 
 demo: $(VENV)/.demo-installed
 	$(BIN)/streamrec demo $(ARGS)
@@ -36,6 +36,11 @@ drift: $(VENV)/.test-installed
 
 viewers: $(VENV)/.test-installed
 	$(BIN)/python -m pytest tests/studies/study_page.py --log-cli-level=INFO $(ARGS)
+
+# SIGKILLs for an hour on the Apache Kafka of KAFKA_HOME; the same command continues it after Ctrl-C or a crash
+SOAK := build/soak
+soak: $(VENV)/.test-installed
+	PYTHONPATH=tests $(BIN)/python -m studies.soak --folder $(SOAK) $(ARGS)
 
 bench: .venv-bench/.installed
 	@mkdir -p build

@@ -7,6 +7,7 @@ import contextlib
 import logging
 
 from aiokafka import AIOKafkaConsumer
+from aiokafka.client import AIOKafkaClient
 from aiokafka.errors import KafkaError
 
 from streamrec.errors import StreamrecError
@@ -31,6 +32,10 @@ class BrokerWatch:
         self._health = health
         self._answered_s = health.now_s()
 
+    @property
+    def _client(self) -> AIOKafkaClient:
+        return vars(self._consumer)["_client"]
+
     async def run(self) -> None:
         """Watch without end."""
         while True:
@@ -53,7 +58,10 @@ class BrokerWatch:
     async def _fetch_lag(self) -> None:
         assigned = self._consumer.assignment()
         if not assigned or self._rebalancing:  # the coordinator is busy; metadata shows whether a broker answers
-            await self._consumer.topics()
+            # The group's leader assigns the partitions that its metadata name. Those of a broker that has just started
+            # may lack the topic: without new ones the group would have no partitions until they expire.
+            if not await self._client.force_metadata_update():
+                raise KafkaError("no broker answers a request for metadata")
         else:
             await self._lag.fetch(self._consumer, assigned)
 
@@ -77,4 +85,4 @@ class BrokerWatch:
         if self._health.now_s() - self._answered_s > LEARN_AGAIN_AFTER_S:
             with contextlib.suppress(StreamrecError, KafkaError, OSError):
                 async with asyncio.timeout(BROKER_TIMEOUT_S):
-                    await learn_brokers_again(self._kafka, vars(self._consumer)["_client"])
+                    await learn_brokers_again(self._kafka, self._client)

@@ -5,6 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+from aiokafka.cluster import ClusterMetadata
 
 from streamrec.health import Health
 from streamrec.kafka.consumer import ClickConsumer
@@ -16,6 +20,7 @@ from streamrec.serving.topic_marks import TopicMarks
 from streamrec.settings import Settings
 
 from support.kafka_client import produce_clicks
+from support.waiting import eventually
 
 MakeSettings = Callable[..., Settings]
 
@@ -62,3 +67,31 @@ async def test_records_that_arrive_during_a_batch_form_the_next_one(make_setting
         for n in range(3):  # each acknowledged before the next is sent
             await produce_clicks(settings, [("ann", f"i{n}")])
         assert [event.item_id for event in (await anext(batches)).events] == ["i0", "i1", "i2"]
+
+
+async def test_a_group_gets_its_partitions_soon_after_a_broker_that_did_not_know_the_topic_yet(
+    make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a broker does for a moment after its start: the leader of the group then has nothing to assign."""
+    settings = make_settings(kafka_session_timeout_s=6)
+    await ensure_topics(settings.kafka, (settings.kafka.topic,))
+    await produce_clicks(settings, [("ann", "i1")])
+    knows_topics, complete = asyncio.Event(), ClusterMetadata.update_metadata
+
+    def update(cluster: ClusterMetadata, metadata: Any) -> None:
+        if not knows_topics.is_set():
+            metadata.topics = []
+        complete(cluster, metadata)
+
+    monkeypatch.setattr(ClusterMetadata, "update_metadata", update)
+    async with consuming(settings) as consumer, contextlib.aclosing(consumer.batches(asyncio.Event())) as batches:
+        watching, first = asyncio.create_task(consumer.watch.run()), asyncio.ensure_future(anext(batches))
+
+        async def has_joined() -> bool:
+            return consumer.assignment > 0 and not consumer.rebalancing
+
+        await eventually(has_joined)
+        assert not first.done()
+        knows_topics.set()
+        assert [event.item_id for event in (await asyncio.wait_for(first, 15)).events] == ["i1"]
+        watching.cancel()
