@@ -1,0 +1,441 @@
+"""Freshness through faults: how long clicks wait for their list while something dies, moves or changes.
+
+Two daemons read one topic; users click in turn at a fixed rate, and 15 s later the fault strikes. A reader in this
+process follows one user in five, and reads the lists of those who wait. The time runs from the moment at which a click
+was due (its record's timestamp) to the moment at which a GET has returned a list that contains the click: the reader
+polls every 4 ms, every 20 ms while more than 50 users wait. At the end every user has every click once.
+
+`make freshness KAFKA_HOME=...` runs all faults in about 10 minutes, or some: ARGS='-k broker'. It writes
+build/freshness.json and .md, and draws .github/freshness.png. FRESHNESS_PER_S is the rate [1500], FRESHNESS_AFTER_S the
+length after the fault [30].
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import numpy as np
+import pytest
+import redis.asyncio as redis
+from redis.asyncio.sentinel import Sentinel
+
+from streamrec.bench.engine import SHAPES, Subject, random_model
+from streamrec.bench.run import machine, versions
+from streamrec.bench.users import fill_windows
+from streamrec.kafka.topics import ensure_topics
+from streamrec.local.apache_kafka import apache_kafka, release
+from streamrec.local.daemon import DaemonProcess, environment
+from streamrec.local.process import ServerProcess, die_with_parent, free_port
+from streamrec.redis.client import RedisClient
+from streamrec.registry import Registry
+from streamrec.settings import Settings
+from streamrec.settings_sources import load_settings
+from streamrec.source import git
+
+from support.due_clicks import ListReader, Schedule, Seen, producing
+from support.kafka_cluster import kafka_cluster
+from support.redis_sentinels import NAME, WatchedServers, watched
+from support.servers import apache_kafka_home, own_redis_server
+from support.waiting import eventually
+
+log = logging.getLogger(__name__)
+pytestmark = [pytest.mark.study, pytest.mark.timeout(400)]
+
+PER_S = float(os.environ.get("FRESHNESS_PER_S", "1500"))
+AFTER_S = float(os.environ.get("FRESHNESS_AFTER_S", "30"))
+WARM_UP_S, BEFORE_S = 5.0, 15.0
+PATIENCE_S = 90.0
+USERS = 2_000
+DOWN_AFTER_MS = 5_000  # as deploy/REDIS.md recommends
+BIN_S = 0.5
+# slow: longer than twice the p99 before the fault. Recovered: 5 s in which no half second has a tenth of slow clicks
+LEAST_SLOW_S, SLOW_SHARE, CALM_S = 0.1, 0.1, 5.0
+
+
+@dataclass
+class Stage:
+    """Everything that runs, and what happened."""
+
+    settings: Settings
+    brokers: list[ServerProcess]
+    registry: Registry
+    versions: list[str]
+    redis: RedisClient
+    sentinels: WatchedServers | None
+    folder: Path
+    http: aiohttp.ClientSession
+    daemons: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    addresses: dict[int, DaemonProcess] = field(default_factory=dict)  # by process id
+    marks: list[tuple[float, str]] = field(default_factory=list)  # the first one is the fault
+
+    def mark(self, text: str) -> None:
+        self.marks.append((time.time(), text))
+        log.info("%s", text)
+
+    def start_daemon(self) -> subprocess.Popen[bytes]:
+        """Start a daemon as an operator does: a Python process that imports everything first."""
+        settings = load_settings(flags=self.settings.given | {"http_port": free_port()})
+        with (self.folder / "daemons.log").open("ab") as output:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "streamrec", "serve"],
+                env=environment(settings),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                preexec_fn=die_with_parent if sys.platform == "linux" else None,
+            )
+        self.daemons.append(process)
+        self.addresses[process.pid] = DaemonProcess(settings, process)
+        return process
+
+    async def wait_ready(self, process: subprocess.Popen[bytes]) -> None:
+        await self.addresses[process.pid].wait_ready(self.http)
+
+
+async def kill_a_daemon(stage: Stage) -> None:
+    stage.mark("killed")
+    stage.daemons[0].kill()
+
+
+async def kill_a_daemon_that_is_started_again(stage: Stage) -> None:
+    await kill_a_daemon(stage)
+    await stage.wait_ready(stage.start_daemon())
+    stage.mark("ready again")
+
+
+async def start_another_daemon(stage: Stage) -> None:
+    stage.mark("started")
+    await stage.wait_ready(stage.start_daemon())
+    stage.mark("ready")
+
+
+async def stop_a_daemon(stage: Stage) -> None:
+    stage.mark("SIGTERM")
+    stage.daemons[0].send_signal(signal.SIGTERM)
+    await asyncio.to_thread(stage.daemons[0].wait)
+    stage.mark("has left")
+
+
+async def kill_the_broker(stage: Stage) -> None:
+    stage.mark("killed")
+    broker = stage.brokers[0]
+    broker.kill()
+    await asyncio.to_thread(broker.start)
+    stage.mark("answers again")
+
+
+async def kill_one_broker_of_three(stage: Stage) -> None:
+    stage.mark("killed")
+    stage.brokers[0].kill()
+
+
+async def kill_the_primary(stage: Stage) -> None:
+    assert stage.sentinels is not None
+    former = await stage.sentinels.primary()
+    stage.mark("killed")
+    former.kill()
+    await stage.sentinels.wait_failed_over(former)
+    stage.mark("replica promoted")
+
+
+async def swap_the_model(stage: Stage) -> None:
+    stage.mark("promoted")
+    stage.registry.promote(stage.versions[1], "the study")
+    await stage.redis.notify(stage.redis.keys.models_channel, stage.versions[1])
+
+    async def is_served_by_all() -> bool:
+        readings = [await stage.addresses[daemon.pid].read(stage.http) for daemon in stage.daemons]
+        return all(reading is not None and reading.version == stage.versions[1] for reading in readings)
+
+    await eventually(is_served_by_all, every_s=0.2)
+    stage.mark("both serve it")
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What strikes, and on what."""
+
+    title: str
+    strike: Callable[[Stage], Awaitable[None]]
+    daemons: int = 2
+    brokers: int = 1
+    sentinels: bool = False
+
+
+FAULTS = {
+    "daemon-killed": Fault("SIGKILL of one of two daemons", kill_a_daemon),
+    "daemon-restarted": Fault("SIGKILL of a daemon, started again at once", kill_a_daemon_that_is_started_again),
+    "daemon-joins": Fault("a second daemon joins", start_another_daemon, daemons=1),
+    "daemon-leaves": Fault("one of two daemons is stopped (SIGTERM)", stop_a_daemon),
+    "broker-killed": Fault("SIGKILL of the only broker, started again at once", kill_the_broker),
+    "broker-of-three": Fault("SIGKILL of one of three brokers", kill_one_broker_of_three, brokers=3),
+    "redis-failover": Fault("SIGKILL of the Redis primary, failover by Sentinel", kill_the_primary, sentinels=True),
+    "model-swap": Fault("a new model becomes champion", swap_the_model),
+}
+
+
+@contextlib.asynccontextmanager
+async def stage_for(fault: Fault, subject: Subject, folder: Path) -> AsyncIterator[Stage]:
+    """Run servers and daemons for a fault."""
+    home = apache_kafka_home()
+    flags: dict[str, Any] = {"registry_dir": folder / "models", "kafka_replication_factor": fault.brokers}
+    async with contextlib.AsyncExitStack() as stack:
+        http = await stack.enter_async_context(aiohttp.ClientSession())
+        running = kafka_cluster if fault.brokers > 1 else one_broker
+        brokers = stack.enter_context(running(home, folder / "kafka"))
+        flags["kafka_bootstrap_servers"] = ",".join(f"127.0.0.1:{broker.port}" for broker in brokers)
+        sentinels = None
+        if fault.sentinels:
+            sentinels = await stack.enter_async_context(watched(replicas=2, down_after_ms=DOWN_AFTER_MS))
+            flags |= {"redis_url": sentinels.redis_url, "redis_wait_replicas": 1}
+        else:
+            flags["redis_url"] = stack.enter_context(own_redis_server()).redis_url
+        settings = load_settings(flags=flags)
+        registry = Registry(folder / "models")
+        models = [registry.publish(subject.model, subject.vocab, {"number": number}) for number in range(2)]
+        registry.promote(models[0], "the study")
+        client = await stack.enter_async_context(RedisClient(settings.redis))
+        stage = Stage(settings, brokers, registry, models, client, sentinels, folder, http)
+        stack.callback(end_all, stage.daemons)
+        await ensure_topics(settings.kafka, (settings.kafka.topic, settings.kafka.dead_letters))
+        yield stage
+
+
+@contextlib.contextmanager
+def one_broker(home: Path, folder: Path) -> Iterator[list[ServerProcess]]:
+    broker = apache_kafka(home, folder)
+    broker.start()
+    try:
+        yield [broker]
+    finally:
+        broker.kill()
+
+
+def end_all(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    for process in processes:
+        process.kill()
+        process.wait()
+
+
+@contextlib.asynccontextmanager
+async def reader_client(stage: Stage) -> AsyncIterator[redis.Redis]:
+    """Connect to Redis as an application does."""
+    async with contextlib.AsyncExitStack() as stack:
+        if stage.sentinels is None:
+            client = redis.Redis.from_url(stage.settings.redis.url.get_secret_value())
+        else:
+            addresses = [("127.0.0.1", sentinel.port) for sentinel in stage.sentinels.sentinels]
+            sentinel = Sentinel(addresses, socket_timeout=0.5)
+            stack.push_async_callback(close_sentinel, sentinel)
+            client = sentinel.master_for(NAME, socket_timeout=0.5)
+        stack.push_async_callback(client.aclose)
+        yield client
+
+
+async def close_sentinel(sentinel: Sentinel) -> None:
+    for client in sentinel.sentinels:
+        await client.aclose()
+
+
+async def measure(fault: Fault, subject: Subject, folder: Path) -> dict[str, Any]:
+    """Run a fault under clicks; return its figures and all followed clicks."""
+    items = folder / "items.json"
+    items.write_text(json.dumps(list(subject.vocab.ids)), "utf-8")
+    async with stage_for(fault, subject, folder) as stage, reader_client(stage) as client:
+        users = await fill_windows(stage.redis, stage.settings, subject, USERS)
+        n_before = [user.n for user in sorted(users, key=lambda user: int(user.user_id.removeprefix("user")))]
+        for daemon in [stage.start_daemon() for _ in range(fault.daemons)]:
+            await stage.wait_ready(daemon)
+        clicks = round((WARM_UP_S + BEFORE_S + AFTER_S) * PER_S)
+        schedule = Schedule(time.time() + 3.0, PER_S, clicks, USERS)
+        keys = stage.redis.keys
+        reader = ListReader(schedule, client, lambda user: keys.recommendation(f"user{user}"), n_before)
+        kafka = stage.settings.kafka
+        async with asyncio.TaskGroup() as group:
+            reading = group.create_task(reader.run(PATIENCE_S))
+            async with producing(schedule, kafka.bootstrap_servers, kafka.topic, items):
+                await asyncio.sleep(schedule.start_s + WARM_UP_S + BEFORE_S - time.time())
+                await fault.strike(stage)
+        seen = reading.result()
+        load = os.getloadavg()
+        info = await client.info("server")
+        values = await client.mget([keys.recommendation(f"user{user}") for user in range(USERS)])
+    wrong = sum(
+        json.loads(value)["n"] != n_before[user] + schedule.clicks_of(user) if value else 1
+        for user, value in enumerate(values)
+    )
+    struck_s = stage.marks[0][0]
+    return {
+        "title": fault.title,
+        "redis": f"{info.get('server_name', 'redis')} {info.get('valkey_version', info['redis_version'])}",
+        "load_1_min": load[0],
+        "marks": [(at_s - struck_s, text) for at_s, text in stage.marks],
+        "users_with_lost_or_doubled_clicks": wrong,
+        **figures(seen, struck_s, stage.marks[-1][0], schedule),
+        "seen": [(click.due_s - struck_s, click.waited_s) for click in seen],
+    }
+
+
+def figures(seen: Sequence[Seen], struck_s: float, last_mark_s: float, schedule: Schedule) -> dict[str, Any]:
+    """Return the latencies before the fault and after it, and the time until they are as before.
+
+    A click that waits when the fault strikes belongs to those after it.
+    """
+    warm = [click for click in seen if click.due_s >= schedule.start_s + WARM_UP_S]
+    before = [click for click in warm if click.seen_s < struck_s]
+    after = [click for click in warm if click.seen_s >= struck_s]
+    found = quantiles(before)
+    slow_s = max(LEAST_SLOW_S, 2 * found["p99_ms"] / 1000)
+    return {
+        "before": found,
+        "after": quantiles(after),
+        "slow_ms": slow_s * 1000,
+        "recovered_s": recovered_s(after, struck_s, last_mark_s, slow_s),
+    }
+
+
+def quantiles(clicks: Sequence[Seen]) -> dict[str, float]:
+    waited_ms = 1000 * np.array([click.waited_s for click in clicks])
+    p50, p99, highest = np.quantile(waited_ms, (0.5, 0.99, 1.0))
+    return {"clicks": len(clicks), "p50_ms": float(p50), "p99_ms": float(p99), "max_ms": float(highest)}
+
+
+def recovered_s(after: Sequence[Seen], struck_s: float, last_mark_s: float, slow_s: float) -> float:
+    """Return the time from the fault until the last slow click of the disturbance has its list; 0: none was slow.
+
+    The disturbance ends when no half second of the next 5 s has a tenth of slow clicks; noise after that is not its.
+    """
+    bins: dict[int, list[Seen]] = {}
+    for click in after:
+        bins.setdefault(int((click.due_s - struck_s) / BIN_S), []).append(click)
+    found_s, calm_after_s = 0.0, last_mark_s - struck_s + CALM_S
+    for number, clicks in sorted(bins.items()):
+        late = [click for click in clicks if click.waited_s > slow_s]
+        if number * BIN_S > calm_after_s:
+            break
+        if len(late) >= SLOW_SHARE * len(clicks):
+            found_s = max(found_s, *(click.seen_s - struck_s for click in late))
+            calm_after_s = max(calm_after_s, (number + 1) * BIN_S + CALM_S)
+    return found_s
+
+
+@pytest.fixture(scope="module")
+def measured() -> dict[str, dict[str, Any]]:
+    """The figures of the faults so far, by name."""
+    return {}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+async def test_clicks_are_in_lists_again_after_a_fault(
+    name: str, measured: dict[str, dict[str, Any]], tmp_path: Path
+) -> None:
+    logging.getLogger("aiokafka").setLevel(logging.ERROR)
+    found = measured[name] = await measure(FAULTS[name], random_model(SHAPES[1]), tmp_path)
+    write(measured)
+    log.info("%s", " ".join(f"{key}={value}" for key, value in found.items() if key not in ("seen", "title")))
+    assert found["users_with_lost_or_doubled_clicks"] == 0
+    assert found["recovered_s"] < AFTER_S
+
+
+def write(measured: dict[str, dict[str, Any]]) -> None:
+    """Write figures, table and picture."""
+    if path := os.environ.get("FRESHNESS_JSON"):
+        report = {
+            "machine": machine(),
+            "versions": versions(),
+            "commit": git("describe", "--always", "--dirty"),
+            "kafka": f"Apache Kafka {release(apache_kafka_home())}",
+            "clicks_per_s": PER_S,
+            "users": USERS,
+            "after_s": AFTER_S,
+            "faults": {
+                name: {key: value for key, value in found.items() if key != "seen"} | {"course": course(found["seen"])}
+                for name, found in measured.items()
+            },
+        }
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(json.dumps(report, indent=1) + "\n", "utf-8")
+        target.with_suffix(".md").write_text(table(report), "utf-8")
+    if path := os.environ.get("FRESHNESS_PLOT"):
+        draw(measured, path)
+
+
+def course(seen: Sequence[tuple[float, float]]) -> list[dict[str, float]]:
+    """Return quantiles by half second in which the clicks were due."""
+    bins: dict[int, list[float]] = {}
+    for at_s, waited_s in seen:
+        bins.setdefault(int(at_s // BIN_S), []).append(waited_s * 1000)
+    return [
+        {"at_s": number * BIN_S, "p50_ms": statistics.median(waited), "max_ms": max(waited)}
+        for number, waited in sorted(bins.items())
+    ]
+
+
+def table(report: dict[str, Any]) -> str:
+    """Return the table of the performance page."""
+    lines = [
+        f"`make freshness`, commit {report['commit']}, {report['kafka']}, "
+        f"{', '.join(sorted({fault['redis'] for fault in report['faults'].values()}))}, "
+        f"{report['clicks_per_s']:,.0f} clicks per second.",
+        "",
+        "| fault | p50 before, ms | p99 before | p50 after | p99 after | max after | recovered after, s |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for found in report["faults"].values():
+        before, after = found["before"], found["after"]
+        values = before["p50_ms"], before["p99_ms"], after["p50_ms"], after["p99_ms"], after["max_ms"]
+        cells = " | ".join(f"{value:,.0f}" for value in values)
+        lines.append(f"| {found['title']} | {cells} | {found['recovered_s']:.1f} |")
+    return "\n".join(lines) + "\n"
+
+
+def draw(measured: dict[str, dict[str, Any]], path: str) -> None:
+    """Draw the time that clicks waited, over the moment at which they were due; a panel a fault."""
+    from matplotlib.figure import Figure
+
+    blue, orange, grey = "#1b5faa", "#c4500f", "#555555"
+    rows = -(-len(measured) // 2)
+    figure = Figure(figsize=(11, 0.6 + 2.5 * rows), dpi=150, layout="constrained", facecolor="white")
+    panels = figure.subplots(rows, 2, sharex=True, sharey=True, squeeze=False)
+    for axes, found in zip(panels.flat, measured.values(), strict=False):
+        at_s, waited_s = np.array(found["seen"]).T
+        axes.scatter(at_s, waited_s, s=1.5, color=blue, alpha=0.25, linewidths=0, rasterized=True)
+        middle = [(point["at_s"] + BIN_S / 2, point["p50_ms"] / 1000) for point in course(found["seen"])]
+        axes.plot(*np.array(middle).T, color=orange, linewidth=1.6)
+        for place, (mark_s, text) in enumerate(found["marks"]):
+            axes.axvline(mark_s, color="black", linewidth=1.2, linestyle=":" if place else "--")
+            axes.text(
+                mark_s + 0.3,
+                55,
+                text,
+                fontsize=8,
+                color=grey,
+                va="top",
+                bbox={"color": "white", "alpha": 0.7, "pad": 1},
+            )
+        axes.set_title(f"{found['title']}: recovered after {found['recovered_s']:.1f} s", fontsize=9.5, loc="left")
+        axes.grid(axis="y", color="#dddddd", linewidth=0.6)
+        axes.spines[["top", "right"]].set_visible(False)
+    for axes in panels.flat[len(measured) :]:
+        axes.set_visible(False)
+    first = panels[0][0]
+    first.set(yscale="log", ylim=(0.002, 70), xlim=(-10, AFTER_S))
+    first.set_yticks((0.01, 0.1, 1, 10), ("10 ms", "100 ms", "1 s", "10 s"))
+    figure.supxlabel("moment of the click, s from the fault", fontsize=10)
+    figure.supylabel(f"click to list: each point a click, line: median of {BIN_S} s", fontsize=10)
+    figure.savefig(path)
