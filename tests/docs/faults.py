@@ -168,10 +168,8 @@ def main(arguments: Sequence[str]) -> int:
         found = run(tests, home, arguments)
         verdicts += [(broker, cell, verdict(cell, collected, found)) for cell in mine]
     for broker, cell, result in verdicts:
-        color = COLORS[result.outcome]
-        console.print(
-            f"[{color}]{result.outcome:>7}[/]  {escape(f'{cell.fault} | {cell.column} | {broker}  {result.reason}')}"
-        )
+        color, text = COLORS[result.outcome], escape(f"{cell.fault} | {cell.column} | {broker}")
+        console.print(f"[{color}]{result.outcome:>7}[/]  {text}", *filter(None, [escape(result.reason)]))
     outcomes = [result.outcome for _, _, result in verdicts]
     console.print(", ".join(f"{outcomes.count(outcome)} {outcome}" for outcome in COLORS))
     return int("red" in outcomes)

@@ -61,7 +61,7 @@ PATIENCE_S = 90.0
 USERS = 2_000
 DOWN_AFTER_MS = 5_000  # as deploy/REDIS.md recommends
 BIN_S = 0.5
-# Slow: over four times the median before the fault. Recovered: a tenth of slow clicks in no half second of the next 5 s.
+# slow: over four times the median before the fault; recovered: for 5 s no half second has a tenth of slow clicks
 SLOW_MEDIANS, LEAST_SLOW_S, SLOW_SHARE, CALM_S = 4, 0.1, 0.1, 5.0
 
 
