@@ -80,12 +80,16 @@ def _cells_of(row: Sequence[str], columns: Sequence[str]) -> Iterator[Cell]:
 
 
 def variants(test: str, collected: Iterable[str]) -> list[str]:
-    """Return the collected tests that a cell means: all variants, or those with the named one."""
+    """Return the collected tests that a cell means: all variants, or those with all named parts."""
     function, _, variant = test.partition("[")
     named = [other for other in collected if other.partition("[")[0] == function]
     if not variant:
         return named
-    return [other for other in named if variant.rstrip("]") in re.split(r"[\[\]-]", other.partition("[")[2])]
+    return [other for other in named if _parts(variant) <= _parts(other.partition("[")[2])]
+
+
+def _parts(variant: str) -> set[str]:
+    return set(variant.removesuffix("]").split("-"))
 
 
 def pytest(*arguments: str, home: str | None = None, **options: object) -> subprocess.CompletedProcess[str]:
