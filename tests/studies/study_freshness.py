@@ -31,6 +31,7 @@ import pytest
 import redis.asyncio as redis
 from redis.asyncio.sentinel import Sentinel
 
+from sasrec import SASRec
 from streamrec.bench.engine import SHAPES, Subject, random_model
 from streamrec.bench.run import machine, versions
 from streamrec.bench.users import fill_windows
@@ -202,7 +203,9 @@ async def stage_for(fault: Fault, subject: Subject, folder: Path) -> AsyncIterat
             flags["redis_url"] = stack.enter_context(own_redis_server()).redis_url
         settings = load_settings(flags=flags)
         registry = Registry(folder / "models")
-        models = [registry.publish(subject.model, subject.vocab, {"number": number}) for number in range(2)]
+        other = SASRec(subject.model.config).eval()  # of other random weights, so of another version
+        models = [registry.publish(model, subject.vocab) for model in (subject.model, other)]
+        assert models[0] != models[1]
         registry.promote(models[0], "the study")
         client = await stack.enter_async_context(RedisClient(settings.redis))
         stage = Stage(settings, brokers, registry, models, client, sentinels, folder, http)
