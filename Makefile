@@ -1,10 +1,11 @@
-# make demo | test | test-lowest | test-kafka-3.9 | test-redis | test-long | drift | viewers | soak | bench | reference | lint | clean
+# make demo | test | test-lowest | test-kafka-3.9 | test-redis | test-long | faults | drift | viewers | freshness | soak |
+#      bench | reference | lint | clean
 # Needs Python 3.11+ and pip; all else is installed into .venv
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-lowest test-kafka-3.9 test-redis test-long drift viewers soak bench reference lint clean
+.PHONY: demo test test-lowest test-kafka-3.9 test-redis test-long faults drift viewers freshness soak bench reference lint clean
 
 demo: $(VENV)/.demo-installed
 	$(BIN)/streamrec demo $(ARGS)
@@ -31,6 +32,10 @@ test-lowest: .venv-lowest/.installed$(TORCH)
 test-long: $(VENV)/.test-installed
 	$(BIN)/python -m pytest -m long $(ARGS)
 
+# the tests that deploy/FAULTS.md names, with each broker of BROKERS
+faults: $(VENV)/.test-installed
+	BROKERS="$(BROKERS)" $(BIN)/python tests/docs/faults.py -n 3 --dist loadfile $(ARGS)
+
 drift: $(VENV)/.test-installed
 	DRIFT_PLOT=.github/drift.png $(BIN)/python -m pytest tests/studies/study_drift.py --log-cli-level=INFO $(ARGS)
 
@@ -41,6 +46,11 @@ viewers: $(VENV)/.test-installed
 SOAK := build/soak
 soak: $(VENV)/.test-installed
 	PYTHONPATH=tests $(BIN)/python -m studies.soak --folder $(SOAK) $(ARGS)
+
+# needs KAFKA_HOME
+freshness: $(VENV)/.test-installed
+	FRESHNESS_JSON=build/freshness.json FRESHNESS_PLOT=.github/freshness.png \
+		$(BIN)/python -m pytest tests/studies/study_freshness.py --log-cli-level=INFO $(ARGS)
 
 bench: .venv-bench/.installed
 	@mkdir -p build

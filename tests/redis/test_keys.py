@@ -21,6 +21,7 @@ from streamrec.settings import Settings
 
 from support.redis_access import batch, event
 from support.redis_cluster import cluster_settings, node, running
+from support.redis_sentinels import watched
 
 MakeSettings = Callable[..., Settings]
 
@@ -123,6 +124,11 @@ async def assert_served(settings: Settings) -> None:
 
 async def test_every_id_is_served_by_a_cluster(make_settings: MakeSettings, cluster: EmbeddedCluster) -> None:
     await assert_served(make_settings(**cluster_settings(cluster)))
+
+
+async def test_every_id_is_served_behind_sentinels(make_settings: MakeSettings) -> None:
+    async with watched(replicas=0) as servers:
+        await assert_served(make_settings(redis_url=servers.redis_url))
 
 
 async def test_every_id_is_served_by_one_server(make_settings: MakeSettings) -> None:

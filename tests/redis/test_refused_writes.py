@@ -13,12 +13,14 @@ import pytest
 import redis.asyncio as redis
 
 from streamrec.commands.check import check
+from streamrec.local.process import ServerProcess
 from streamrec.settings import Settings
 
 from support.daemon_process import Daemon
 from support.kafka_client import feed, wait_caught_up
 from support.oracle import assert_delivered
 from support.redis_cluster import cluster_settings, node, running
+from support.redis_sentinels import watched
 from support.servers import own_redis_server
 from support.waiting import eventually
 from support.workload import Record, click
@@ -87,16 +89,35 @@ def some_clicks(first: int) -> list[Record]:
     return [Record(user.encode(), click(user, f"i{n}", first + n)) for n, user in enumerate(users)]
 
 
-@pytest.mark.parametrize("refusing", [full, cannot_save, without_replicas, read_only])
+@contextlib.asynccontextmanager
+async def one_server() -> AsyncIterator[tuple[str, ServerProcess]]:
+    with own_redis_server() as server:
+        yield server.redis_url, server.redis
+
+
+@contextlib.asynccontextmanager
+async def behind_sentinels() -> AsyncIterator[tuple[str, ServerProcess]]:
+    async with watched(replicas=0) as servers:
+        yield servers.redis_url, servers.servers[0]
+
+
+@pytest.mark.parametrize(
+    ("refusing", "place"),
+    [
+        *((refusing, one_server) for refusing in (full, cannot_save, without_replicas, read_only)),
+        *((refusing, behind_sentinels) for refusing in (full, cannot_save, without_replicas)),
+    ],
+)
 async def test_while_writes_are_refused_the_daemon_is_not_ready_and_alive(
     start_daemon: StartDaemon,
     make_settings: MakeSettings,
     model_dir: Path,
     refusing: Callable[[redis.Redis], contextlib.AbstractAsyncContextManager[None]],
+    place: Callable[[], contextlib.AbstractAsyncContextManager[tuple[str, ServerProcess]]],
 ) -> None:
-    with own_redis_server() as server:
+    async with place() as (url, server):
         options: dict[str, Any] = {
-            "redis_url": server.redis_url,
+            "redis_url": url,
             "model_dir": model_dir,
             "serving_liveness_timeout_s": LIVENESS_TIMEOUT_S,
         }
@@ -105,7 +126,7 @@ async def test_while_writes_are_refused_the_daemon_is_not_ready_and_alive(
         await daemon.wait_ready()
         await feed(settings, some_clicks(0))
         await wait_caught_up(settings)
-        async with node(server.redis) as client, refusing(client):
+        async with node(server) as client, refusing(client):
             await eventually(lambda: is_ready(daemon, 503), timeout_s=5)
             assert (await daemon.get("/readyz"))[1].startswith("Redis takes no writes")
             await assert_waits(daemon, seconds=2)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
@@ -20,6 +20,7 @@ from support.daemon_process import EVENTS, Daemon
 from support.kafka_client import feed, read_topic, wait_caught_up
 from support.redis_access import batch, event
 from support.redis_cluster import cluster_settings, running
+from support.redis_sentinels import watched
 from support.waiting import eventually
 from support.workload import Record, click
 
@@ -28,12 +29,16 @@ MakeSettings = Callable[..., Settings]
 NEWER = b"2 1 1 1 0 0 0:1\0what a newer version writes"
 
 
-@pytest.fixture(params=["one server", "cluster"])
-def where(request: pytest.FixtureRequest) -> Iterator[dict[str, Any]]:
+@pytest.fixture(params=["one server", "sentinels", "cluster"])
+async def where(request: pytest.FixtureRequest) -> AsyncIterator[dict[str, Any]]:
     """Settings of Redis."""
-    with contextlib.ExitStack() as stack:
-        cluster = request.param == "cluster"
-        yield cluster_settings(stack.enter_context(running(replicas=0))) if cluster else {}
+    async with contextlib.AsyncExitStack() as stack:
+        if request.param == "cluster":
+            yield cluster_settings(stack.enter_context(running(replicas=0)))
+        elif request.param == "sentinels":
+            yield {"redis_url": (await stack.enter_async_context(watched(replicas=0))).redis_url}
+        else:
+            yield {}
 
 
 async def test_a_value_of_a_later_format_stops_one_user_only(
