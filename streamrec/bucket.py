@@ -46,7 +46,7 @@ DENIED = re.compile(
 )
 # where clients look for the credentials of a machine's role when the environment has none
 NO_CREDENTIALS = re.compile(r"169\.254\.\d|metadata\.google|credential|oauth2", re.IGNORECASE)
-UNREACHABLE = re.compile(r"NETWORK_CONNECTION|curlCode|error sending request|timed? ?out|UNAVAILABLE", re.IGNORECASE)
+UNREACHABLE = re.compile(r"NETWORK_CONNECTION|curlCode|HTTP error|timed? ?out|UNAVAILABLE", re.IGNORECASE)
 SHOWN_CHARACTERS = 200  # of an error that is none of these
 
 

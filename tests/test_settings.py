@@ -119,6 +119,7 @@ VALUES: dict[str, tuple[Any, Any]] = {
     "http_token": ("s3cr3t-of-16-or-more", "0ther-s3cr3t-0ther"),
     "http_titles": ("/items.csv", "/movies.dat"),
     "serving_liveness_timeout_s": (5.0, 6.0),
+    "commands_wait_s": (5.0, 60.0),
     "log_level": ("DEBUG", "WARNING"),
     "model_item_dropout_rate": (0.1, 0.2),
     "model_position": ("learned", "rope"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -133,11 +134,13 @@ async def test_a_champion_that_cannot_be_read_for_a_moment_is_served_once_it_is_
     name = f"versions/{new}/{names[broken]}" if broken in names else "format"
     whole = registry.store.read(name)
     assert whole is not None
+    daemon.signal(signal.SIGSTOP)  # else it may load the new one while it is whole
     registry.promote(new, "better")  # no message: the daemon polls
     alias = registry.store.read("champion.json") or b""
     registry.promote(old, "by hand")
     registry.store.delete(name) if broken == "manifest is gone" else registry.store.write(name, b"half")
     registry.store.write("champion.json", alias)
+    daemon.signal(signal.SIGCONT)
 
     async def refused() -> bool:
         return await daemon.metric("streamrec_model_swaps_total", outcome="refused") == 1
