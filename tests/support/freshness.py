@@ -10,24 +10,25 @@ import numpy as np
 from support.due_clicks import Seen
 
 BIN_S = 0.5
-# slow: over four times the median before the fault; recovered: for 5 s no half second has a tenth of slow clicks
-SLOW_MEDIANS, LEAST_SLOW_S, SLOW_SHARE, CALM_S = 4, 0.1, 0.1, 5.0
+SLOW_S, CALM_S = 0.5, 5.0
+
+Point = dict[str, float]
 
 
 def figures(seen: Sequence[Seen], struck_s: float, last_mark_s: float) -> dict[str, Any]:
-    """Return the latencies before the fault and after it, and the time until they are as before.
+    """Return the latencies before the fault and after it, their course, and the time until they are good again.
 
     A click that waits when the fault strikes belongs to those after it.
+
+    Args:
+        struck_s, last_mark_s: Unix time of the fault, and of the last thing that was done.
     """
-    before = [click for click in seen if click.seen_s < struck_s]
-    after = [click for click in seen if click.seen_s >= struck_s]
-    found = quantiles(before)
-    slow_s = max(LEAST_SLOW_S, SLOW_MEDIANS * found["p50_ms"] / 1000)
+    points = course(seen, struck_s)
     return {
-        "before": found,
-        "after": quantiles(after),
-        "slow_ms": slow_s * 1000,
-        "recovered_s": recovered_s(after, struck_s, last_mark_s, slow_s),
+        "before": quantiles([click for click in seen if click.seen_s < struck_s]),
+        "after": quantiles([click for click in seen if click.seen_s >= struck_s]),
+        "recovered_s": recovered_s(points, last_mark_s - struck_s),
+        "course": points,
     }
 
 
@@ -37,35 +38,29 @@ def quantiles(clicks: Sequence[Seen]) -> dict[str, float]:
     return {"clicks": len(clicks), "p50_ms": float(p50), "p99_ms": float(p99), "max_ms": float(highest)}
 
 
-def recovered_s(after: Sequence[Seen], struck_s: float, last_mark_s: float, slow_s: float) -> float:
-    """Return the time from the fault until the last slow click of the disturbance has its list; 0: none was slow.
-
-    The disturbance ends when no half second of the next 5 s has a tenth of slow clicks; noise after that is not its.
-    """
-    bins: dict[int, list[Seen]] = {}
-    for click in after:
-        bins.setdefault(int((click.due_s - struck_s) / BIN_S), []).append(click)
-    found_s, calm_after_s = 0.0, last_mark_s - struck_s + CALM_S
-    for number, clicks in sorted(bins.items()):
-        late = [click for click in clicks if click.waited_s > slow_s]
-        if number * BIN_S > calm_after_s:
-            break
-        if len(late) >= SLOW_SHARE * len(clicks):
-            found_s = max(found_s, *(click.seen_s - struck_s for click in late))
-            calm_after_s = max(calm_after_s, (number + 1) * BIN_S + CALM_S)
-    return found_s
-
-
-def course(seen: Sequence[tuple[float, float]]) -> list[dict[str, float]]:
-    """Return quantiles by half second in which the clicks were due."""
+def course(seen: Sequence[Seen], struck_s: float) -> list[Point]:
+    """Return quantiles for each half second in which clicks were due; ``at_s`` is its begin, from the fault."""
     bins: dict[int, list[float]] = {}
-    for at_s, waited_s in seen:
-        bins.setdefault(int(at_s // BIN_S), []).append(waited_s * 1000)
+    for click in seen:
+        bins.setdefault(int((click.due_s - struck_s) // BIN_S), []).append(click.waited_s * 1000)
     return [
         {"at_s": number * BIN_S}
         | {name: float(np.quantile(waited, q)) for name, q in (("p50_ms", 0.5), ("p90_ms", 0.9), ("max_ms", 1.0))}
         for number, waited in sorted(bins.items())
     ]
+
+
+def recovered_s(points: Sequence[Point], last_mark_s: float) -> float:
+    """Return the time from the fault after which nine of ten clicks have their list within half a second again.
+
+    The disturbance ends when this holds for 5 s; what comes later is not the fault's. 0: it held all the time.
+    """
+    found_s, calm_after_s = 0.0, last_mark_s + CALM_S
+    for point in points:
+        if 0 <= point["at_s"] <= calm_after_s and point["p90_ms"] > SLOW_S * 1000:
+            found_s = point["at_s"] + BIN_S
+            calm_after_s = max(calm_after_s, found_s + CALM_S)
+    return found_s
 
 
 def table(report: dict[str, Any]) -> str:
@@ -75,7 +70,7 @@ def table(report: dict[str, Any]) -> str:
         f"{', '.join(sorted({fault['redis'] for fault in report['faults'].values()}))}, "
         f"{report['clicks_per_s']:,.0f} clicks per second.",
         "",
-        "| fault | p50 before, ms | p99 before | p50 after | p99 after | max after | recovered after, s |",
+        "| fault | p50 before, ms | p99 before | p50 after | p99 after | max after | good again after, s |",
         "|---|---|---|---|---|---|---|",
     ]
     for found in report["faults"].values():
@@ -102,19 +97,19 @@ def draw(measured: dict[str, dict[str, Any]], path: str, after_s: float) -> None
     first.set_yticks((0.01, 0.1, 1, 10), ("10 ms", "100 ms", "1 s", "10 s"))
     figure.supxlabel("moment of the click, seconds from the fault", fontsize=10)
     figure.supylabel(
-        "click to list; points: clicks, line: nine of ten clicks of a half second were faster", fontsize=10
+        "click to list; band: median to longest of a half second, line: nine of ten are faster", fontsize=10
     )
     figure.savefig(path)
 
 
 def _draw_fault(axes: Any, found: dict[str, Any], after_s: float) -> None:
-    blue, orange, grey = "#1b5faa", "#c4500f", "#555555"
+    blue, orange, grey = "#a9c3de", "#c4500f", "#555555"
     took_s = found["recovered_s"]
     axes.axvspan(0, took_s, color="#f3e3d8", linewidth=0, zorder=0)
-    at_s, waited_s = np.array(found["seen"]).T
-    axes.scatter(at_s, waited_s, s=1.5, color=blue, alpha=0.2, linewidths=0, rasterized=True)
-    line = [(point["at_s"] + BIN_S / 2, point["p90_ms"] / 1000) for point in course(found["seen"])]
-    axes.plot(*np.array(line).T, color=orange, linewidth=1.6)
+    at_s = [point["at_s"] + BIN_S / 2 for point in found["course"]]
+    p50, p90, highest = ([point[name] / 1000 for point in found["course"]] for name in ("p50_ms", "p90_ms", "max_ms"))
+    axes.fill_between(at_s, p50, highest, color=blue, linewidth=0)
+    axes.plot(at_s, p90, color=orange, linewidth=1.6)
     taken_s = {70: -100.0, 28: -100.0}  # where a row of labels has its last one
     for place, (mark_s, text) in enumerate(found["marks"]):
         if mark_s > after_s - 4:
@@ -123,7 +118,7 @@ def _draw_fault(axes: Any, found: dict[str, Any], after_s: float) -> None:
         taken_s[height] = mark_s
         axes.axvline(mark_s, color="black", linewidth=1.2, linestyle=":" if place else "--")
         axes.text(mark_s + 0.3, height, text, fontsize=8, color=grey, va="top")
-    outcome = f"recovered after {took_s:.1f} s" if took_s else "no slower"
+    outcome = f"good again after {took_s:.1f} s" if took_s else "good all the time"
     axes.set_title(f"{found['title']}: {outcome}", fontsize=9.5, loc="left")
     axes.grid(axis="y", color="#dddddd", linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
