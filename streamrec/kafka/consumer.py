@@ -23,6 +23,7 @@ from aiokafka.errors import KafkaError, NoOffsetForPartitionError, OffsetOutOfRa
 from streamrec.health import Health
 from streamrec.kafka.connection import (
     BROKER_TIMEOUT_S,
+    FencedInstanceIdError,
     connection_options,
     kafka_error,
     start_client,
@@ -249,6 +250,9 @@ class ClickConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
         self._lag.revoked(revoked)
         if revoked:
             log.info("partitions revoked", extra={"partitions": sorted(p.partition for p in revoked)})
+        if self._place.is_taken:  # end, and join no more: that would take the name from the other daemon
+            vars(self._consumer)["_subscription"].abort_waiters(FencedInstanceIdError())
+            await asyncio.Event().wait()
 
     async def on_partitions_assigned(self, assigned: Collection[TopicPartition]) -> None:
         """Note the new assignment; the loop settles it, since heartbeats begin only after this."""

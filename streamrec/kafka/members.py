@@ -36,10 +36,15 @@ class StaticPlace:
         """
         self._lost_s.append(now_s)
 
+    @property
+    def is_taken(self) -> bool:
+        """Whether another member has the same name."""
+        often = len(self._lost_s) == LOST_TIMES and self._lost_s[-1] - self._lost_s[0] < LOST_WITHIN_S
+        return often and self._kafka.group_instance_id is not None
+
     def check(self) -> None:
         """Raise KafkaForbidden if another member has the same name."""
-        often = len(self._lost_s) == LOST_TIMES and self._lost_s[-1] - self._lost_s[0] < LOST_WITHIN_S
-        if often and self._kafka.group_instance_id:
+        if self.is_taken:
             raise kafka_error(self._kafka, FencedInstanceIdError())
 
 

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import NewPartitions, NewTopic
 
@@ -250,6 +251,7 @@ async def test_latest_is_where_a_group_without_commits_begins_and_skips_nothing_
     }
 
 
+@pytest.mark.long
 async def test_a_partition_that_is_added_to_a_running_group_is_read_from_its_beginning(
     start_daemon: StartDaemon, make_settings: MakeSettings, redis: RedisClient
 ) -> None:
