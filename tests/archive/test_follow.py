@@ -107,6 +107,7 @@ async def test_a_process_that_is_killed_again_and_again_loses_and_duplicates_no_
     await assert_equals_the_topic(archive, settings)
 
 
+@pytest.mark.long
 async def test_a_process_waits_for_an_object_store_that_does_not_answer(
     make_settings: MakeSettings, own_s3: S3Server
 ) -> None:

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from streamrec.local.apache_kafka import apache_kafka
 from streamrec.local.process import free_port
 from streamrec.settings import Settings
@@ -20,6 +22,7 @@ from support.workload import Record, click
 MOVED_WITHIN_S = 60.0
 
 
+@pytest.mark.long
 async def test_all_brokers_move_while_a_daemon_and_an_archiver_run(
     start_daemon: Callable[..., Daemon], make_settings: Callable[..., Settings], model_dir: Path, tmp_path: Path
 ) -> None:
