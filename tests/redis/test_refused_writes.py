@@ -105,7 +105,10 @@ async def behind_sentinels() -> AsyncIterator[tuple[str, ServerProcess]]:
     ("refusing", "place"),
     [
         *((refusing, one_server) for refusing in (full, cannot_save, without_replicas, read_only)),
-        *((refusing, behind_sentinels) for refusing in (full, cannot_save, without_replicas)),
+        *(
+            pytest.param(refusing, behind_sentinels, marks=pytest.mark.long)
+            for refusing in (full, cannot_save, without_replicas)
+        ),
     ],
 )
 async def test_while_writes_are_refused_the_daemon_is_not_ready_and_alive(
