@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import redis.asyncio as redis
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, RedisError
 
 from streamrec.redis.script import Script
@@ -154,7 +155,10 @@ async def _answers(client: redis.Redis, sent: Iterable[Sequence[RedisArg]]) -> l
     pipeline = client.pipeline(transaction=False)
     for parts in sent:
         pipeline.execute_command(*parts)
-    return await pipeline.execute(raise_on_error=False)
+    try:
+        return await pipeline.execute(raise_on_error=False)
+    except AttributeError as error:  # older redis-py: an error elsewhere has closed the connection meanwhile
+        raise RedisConnectionError("the connection was closed") from error
 
 
 def pool_of(client: redis.Redis) -> Pool:

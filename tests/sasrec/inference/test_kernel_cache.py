@@ -11,12 +11,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from numba.core import config
-from numba.core.caching import CompileResultCacheImpl, UserProvidedCacheLocator
+from numba.core import caching, config
+from numba.core.caching import CompileResultCacheImpl
 
 from sasrec.inference import kernel_cache, kernels
 
 SCORES = torch.tensor([[1.0, 3.0, 2.0]])
+
+# numba 0.61 has it under another name
+USER_LOCATOR = vars(caching).get("UserProvidedCacheLocator") or vars(caching)["_UserProvidedCacheLocator"]
 
 
 @pytest.fixture
@@ -24,7 +27,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A cache folder of the test's own, as NUMBA_CACHE_DIR sets it."""
     monkeypatch.setattr(config, "CACHE_DIR", str(tmp_path))
     # else numba would take the next folder
-    monkeypatch.setattr(CompileResultCacheImpl, "_locator_classes", [UserProvidedCacheLocator])
+    monkeypatch.setattr(CompileResultCacheImpl, "_locator_classes", [USER_LOCATOR])
     yield tmp_path
     kernels._top_k_kernel.cache_clear()
 
