@@ -75,7 +75,7 @@ async def _shut_down(daemon: Daemon, serving: asyncio.Task[None], timeout_s: flo
     if not done:
         log.error("the current batch was not finished in time; it is not committed and will be redelivered")
         return False
-    for flush in (daemon.parts.lists.refresh, daemon.parts.counts.flush):
+    for flush in (daemon.parts.lists.refresh, daemon.parts.counts.flush, daemon.marks.store):
         with contextlib.suppress(RedisUnavailable, RedisRejected):
             await flush()
     return True

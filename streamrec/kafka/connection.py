@@ -37,7 +37,9 @@ TOKEN_HINTS = {
     "OAUTHBEARER": "see issuer, audience and claims that it requires, and STREAMREC_KAFKA_OAUTH_SCOPE",
     "AWS_MSK_IAM": "allow kafka-cluster:Connect in the identity's IAM policy, and see STREAMREC_KAFKA_AWS_REGION",
 }
-# codes of brokers that pass, though aiokafka does not call them retriable; the last three are a refused login
+# Codes of brokers after which a new try may succeed, though aiokafka does not call them retriable: an unknown error, a
+# damaged request, a broker or replica that starts, a network error, a rebalance (22, 25, 27), a login that an operator
+# may correct (33, 34, 58).
 PASSING = {-1, 2, 8, 9, 11, 13, 22, 25, 27, 33, 34, 58}
 # what a broker refuses for good, and what to do; aiokafka reports some of these only as part of a text
 SETTING_REFUSED = {
@@ -121,12 +123,17 @@ async def start_client(kafka: KafkaSettings, client: Client) -> None:
     """
     try:
         await client.start()
-        check_brokers(client.client if isinstance(client, AIOKafkaProducer) else vars(client)["_client"])
+        check_brokers(client_of(client))
     except BaseException as error:  # a cancellation too, or its connections would stay open
         await client.stop()
         if isinstance(error, (KafkaError, OSError)):
             raise await diagnose(kafka, error) from error
         raise
+
+
+def client_of(client: Client) -> AIOKafkaClient:
+    """Return the connections of a consumer or producer."""
+    return client.client if isinstance(client, AIOKafkaProducer) else vars(client)["_client"]
 
 
 class NoBroker(KafkaError):  # type: ignore[misc]
@@ -252,25 +259,34 @@ def _closed_hint(kafka: KafkaSettings, error: Exception) -> str | None:
     return f"it closes the connection{hint} See STREAMREC_KAFKA_SECURITY_PROTOCOL" if hint else None
 
 
-async def learn_brokers_again(kafka: KafkaSettings, *clients: AIOKafkaClient) -> None:
-    """Give clients the brokers that the addresses in the settings lead to now; names are resolved again.
-
-    A client keeps the brokers of its last metadata, and asks only these (Kafka's own does as here since KIP-899).
+async def fetch_metadata(kafka: KafkaSettings, topics: list[str] | None) -> Any:
+    """Return the metadata of topics, None: of all, by the addresses in the settings; names are resolved again.
 
     Raises:
         KafkaError, OSError: no address answers.
     """
-    fresh = AIOKafkaClient(**connection_options(kafka))
+    client = AIOKafkaClient(**connection_options(kafka))
     try:
-        await fresh.bootstrap()
-        check_brokers(fresh)
-        for client in clients:
-            topics = list(vars(client)["_topics"]) or None
-            answer = await fresh.send(fresh.get_random_node(), MetadataRequest(topics, allow_auto_topic_creation=False))
-            if answer.brokers:
-                client.cluster.update_metadata(answer)
+        await client.bootstrap()
+        check_brokers(client)
+        request = MetadataRequest(topics, allow_auto_topic_creation=False)
+        return await client.send(client.get_random_node(), request)
     finally:
-        await fresh.close()
+        await client.close()
+
+
+async def learn_brokers_again(kafka: KafkaSettings, client: Client) -> None:
+    """Give a client the brokers that the addresses in the settings lead to now. Raises as ``fetch_metadata`` does.
+
+    A client keeps the brokers of its last metadata, and asks only these (Kafka's own does as here since KIP-899).
+    """
+    teach_brokers(client, await fetch_metadata(kafka, list(vars(client_of(client))["_topics"]) or None))
+
+
+def teach_brokers(client: Client, metadata: Any) -> None:
+    """Give a client the brokers that metadata of its topics name."""
+    if metadata.brokers:
+        client_of(client).cluster.update_metadata(metadata)
 
 
 def ignore_abandoned_requests(loop: asyncio.AbstractEventLoop) -> None:

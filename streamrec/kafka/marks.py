@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from aiokafka.errors import KafkaError
 
-from streamrec.errors import TopicChanged
+from streamrec.errors import SettingsError, TopicChanged
 from streamrec.kafka.connection import BROKER_TIMEOUT_S, connection_options, kafka_error, start_client
 from streamrec.kafka.records import READING, Gap
 from streamrec.schemas import RecordMark
@@ -77,4 +77,12 @@ def topic_changed(place: TopicPartition, offset: int) -> TopicChanged:
         f"topic {place.topic} is not the one that was read before: at offset {offset} of partition {place.partition} "
         "it has another record, or none. If it was created again or cut back, raise STREAMREC_KAFKA_TOPIC_EPOCH by one "
         "for daemons and retraining (deploy/UPGRADES.md); else correct STREAMREC_KAFKA_TOPIC, or the brokers"
+    )
+
+
+def later_epoch(kafka: KafkaSettings, data: str, epoch: int) -> SettingsError:
+    """Return the error for data of a daemon with a later topic epoch."""
+    return SettingsError(
+        f"{data} have topic epoch {epoch}, but STREAMREC_KAFKA_TOPIC_EPOCH is {kafka.topic_epoch}: set it to {epoch}, "
+        "as the other daemons do"
     )

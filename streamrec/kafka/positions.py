@@ -21,10 +21,11 @@ from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError, OffsetOutOfRangeError
 from aiokafka.structs import OffsetAndMetadata
 
-from streamrec.errors import KafkaUnavailable, RedisUnavailable, SettingsError
+from streamrec.errors import KafkaUnavailable, RedisUnavailable
 from streamrec.health import Health
 from streamrec.kafka.connection import BROKER_TIMEOUT_S, NO_RIGHT, connection_options, kafka_error, start_client
 from streamrec.kafka.lag import Lag
+from streamrec.kafka.marks import later_epoch
 from streamrec.kafka.polled import warn_of_lost
 from streamrec.kafka.records import READING
 from streamrec.kafka.topics import topic_partitions
@@ -33,8 +34,6 @@ from streamrec.setting_groups import KafkaSettings
 
 log = logging.getLogger(__name__)
 
-COMMIT_PASSED_EVERY_S = 1.0
-COMMIT_MARK = re.compile(r"streamrec topic epoch (\d+)")
 COMMIT_PASSED_EVERY_S = 1.0
 COMMIT_MARK = re.compile(r"streamrec topic epoch (\d+)")
 
@@ -50,18 +49,26 @@ async def begin_at_end(kafka: KafkaSettings) -> None:
     consumer = AIOKafkaConsumer(**connection_options(kafka), **READING, group_id=kafka.group)
     await start_client(kafka, consumer)
     try:
-        if await committed(consumer, partitions):
-            return
-        ends = await consumer.end_offsets(partitions)
-        # not consumer.commit: it would first assign and fetch
-        await vars(consumer)["_coordinator"].commit_offsets(
-            None, {place: OffsetAndMetadata(end, "") for place, end in ends.items()}
-        )
+        async with asyncio.timeout(BROKER_TIMEOUT_S):  # the client would try again without end
+            if await committed(consumer, partitions):
+                return
+            ends = await consumer.end_offsets(partitions)
+            # not consumer.commit: it would first assign and fetch
+            await vars(consumer)["_coordinator"].commit_offsets(
+                None, {place: OffsetAndMetadata(end, _mark(kafka)) for place, end in ends.items()}
+            )
         log.info("a new group begins at the end of the topic", extra={"group": kafka.group, "topic": kafka.topic})
     except CommitFailedError:
         pass  # the group has members, which have committed
+    except (KafkaError, OSError) as error:
+        raise kafka_error(kafka, error) from error
     finally:
         await consumer.stop()
+
+
+def _mark(kafka: KafkaSettings) -> str:
+    """Return the metadata of a commit, which COMMIT_MARK reads."""
+    return f"streamrec topic epoch {kafka.topic_epoch}"
 
 
 async def committed(
@@ -95,7 +102,6 @@ class Positions:
         self._marks = marks
         self._lag = lag
         self._health = health
-        self._mark = f"streamrec topic epoch {kafka.topic_epoch}"
         self._unsettled: frozenset[TopicPartition] = frozenset()
         self._passed_s = 0.0
 
@@ -154,11 +160,7 @@ class Positions:
             mark = COMMIT_MARK.fullmatch(commit.metadata)  # other tools commit without
             epoch = int(mark[1]) if mark else self._kafka.topic_epoch
             if epoch > self._kafka.topic_epoch:
-                raise SettingsError(
-                    f"group {self._kafka.group} has committed under topic epoch {epoch}, but "
-                    f"STREAMREC_KAFKA_TOPIC_EPOCH is {self._kafka.topic_epoch}: set it to {epoch}, as "
-                    "the other daemons do"
-                )
+                raise later_epoch(self._kafka, f"the commits of group {self._kafka.group}", epoch)
             if epoch == self._kafka.topic_epoch:
                 offsets[place] = commit.offset
         return offsets
@@ -174,7 +176,7 @@ class Positions:
         offsets = {TopicPartition(self._kafka.topic, number): offset for number, offset in next_offsets.items()}
         try:
             async with asyncio.timeout(BROKER_TIMEOUT_S):  # the client would try again without end
-                await self._consumer.commit({place: (offset, self._mark) for place, offset in offsets.items()})
+                await self._consumer.commit({place: (offset, _mark(self._kafka)) for place, offset in offsets.items()})
         except (CommitFailedError, IllegalStateError):
             log.info("commit refused after a rebalance; the events will be redelivered, and skipped")
             return

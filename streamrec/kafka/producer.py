@@ -104,7 +104,7 @@ class Producer:
                 async with asyncio.timeout(DEAD_LETTERS_TIMEOUT_S):
                     if isinstance(error, UnknownTopicOrPartitionError):
                         await ensure_topics(self._kafka, (self._kafka.dead_letters,))
-                    await learn_brokers_again(self._kafka, self._producer.client)
+                    await learn_brokers_again(self._kafka, self._producer)
             raise kafka_error(self._kafka, error) from error
 
     async def _send_smaller(self, letter: DeadLetter) -> None:

@@ -6,6 +6,7 @@ only counted here; the daemon produces them.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Mapping
@@ -18,11 +19,10 @@ from aiokafka.errors import KafkaError, OffsetOutOfRangeError
 
 from streamrec.errors import KafkaUnavailable
 from streamrec.kafka.connection import (
+    BROKER_TIMEOUT_S,
     NO_RIGHT,
     connection_options,
-    diagnose,
     kafka_error,
-    learn_brokers_again,
     start_client,
 )
 from streamrec.kafka.decode import EventDecoder
@@ -106,11 +106,7 @@ class TopicReader:
         if time.monotonic() - self._checked_s < NEW_PARTITIONS_EVERY_S:
             return
         topic = self._kafka.topic
-        try:
-            await learn_brokers_again(self._kafka, vars(self._client)["_client"])
-        except (KafkaError, OSError) as error:
-            raise await diagnose(self._kafka, error) from error
-        count = (await topic_partitions(self._kafka, (topic,)))[topic]
+        count = (await topic_partitions(self._kafka, (topic,), self._client))[topic]
         if not count:  # without a partition the client would wait forever
             self._is_checked = False
             raise KafkaUnavailable(
@@ -169,10 +165,11 @@ class TopicReader:
         topic = self._kafka.topic
         offsets = {TopicPartition(topic, number): offset for number, offset in next_offsets.items()}
         try:
-            await self._client.commit(offsets)
+            async with asyncio.timeout(BROKER_TIMEOUT_S):  # the client would try again without end
+                await self._client.commit(offsets)
         except NO_RIGHT as error:
             raise kafka_error(self._kafka, error) from error
-        except KafkaError:
+        except (KafkaError, TimeoutError):
             pass
 
     def _decode(self, records: list[ConsumerRecord], partition: int, next_offset: int) -> OffsetRange:

@@ -6,12 +6,18 @@ import contextlib
 from collections.abc import AsyncIterator, Iterable
 
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
-from aiokafka.client import AIOKafkaClient
 from aiokafka.errors import KafkaError, TopicAuthorizationFailedError, for_code
-from aiokafka.protocol.metadata import MetadataRequest
 
 from streamrec.errors import RIGHTS_ARE_LISTED, KafkaForbidden, KafkaRefused, KafkaUnavailable
-from streamrec.kafka.connection import check_brokers, connection_options, diagnose, kafka_error
+from streamrec.kafka.connection import (
+    Client,
+    check_brokers,
+    connection_options,
+    diagnose,
+    fetch_metadata,
+    kafka_error,
+    teach_brokers,
+)
 from streamrec.setting_groups import KafkaSettings
 
 TOPIC_ALREADY_EXISTS, TOPIC_AUTHORIZATION_FAILED, CLUSTER_AUTHORIZATION_FAILED = 36, 29, 31
@@ -46,24 +52,24 @@ async def ensure_topics(kafka: KafkaSettings, topics: Iterable[str]) -> list[str
     return missing
 
 
-async def topic_partitions(kafka: KafkaSettings, topics: Iterable[str]) -> dict[str, int]:
+async def topic_partitions(kafka: KafkaSettings, topics: Iterable[str], client: Client | None = None) -> dict[str, int]:
     """Return the number of partitions of each topic, 0 for one that does not exist.
+
+    Args:
+        client: a client of these topics, which gets the brokers of the answer.
 
     Raises:
         KafkaUnavailable: the brokers cannot be reached, or refuse the connection.
         KafkaForbidden: the right to describe a topic is missing.
     """
     topics = list(topics)
-    client = AIOKafkaClient(**connection_options(kafka))
     try:
-        await client.bootstrap()
-        check_brokers(client)
-        request = MetadataRequest(topics, allow_auto_topic_creation=False)
-        described = (await client.send(client.get_random_node(), request)).topics
+        metadata = await fetch_metadata(kafka, topics)
     except (KafkaError, OSError) as error:
         raise await diagnose(kafka, error) from error
-    finally:
-        await client.close()
+    if client is not None:
+        teach_brokers(client, metadata)
+    described = metadata.topics
     refused = {topic for code, topic, *_ in described if code == TOPIC_AUTHORIZATION_FAILED}
     if refused:
         raise kafka_error(kafka, TopicAuthorizationFailedError(refused))

@@ -7,12 +7,11 @@ import contextlib
 import logging
 
 from aiokafka import AIOKafkaConsumer
-from aiokafka.client import AIOKafkaClient
 from aiokafka.errors import KafkaError
 
 from streamrec.errors import StreamrecError
 from streamrec.health import Health
-from streamrec.kafka.connection import BROKER_TIMEOUT_S, NO_RIGHT, diagnose, learn_brokers_again
+from streamrec.kafka.connection import BROKER_TIMEOUT_S, NO_RIGHT, client_of, diagnose, learn_brokers_again
 from streamrec.kafka.lag import Lag
 from streamrec.setting_groups import KafkaSettings
 
@@ -31,10 +30,6 @@ class BrokerWatch:
         self._lag = lag
         self._health = health
         self._answered_s = health.now_s()
-
-    @property
-    def _client(self) -> AIOKafkaClient:
-        return vars(self._consumer)["_client"]
 
     async def run(self) -> None:
         """Watch without end."""
@@ -60,7 +55,7 @@ class BrokerWatch:
         if not assigned or self._rebalancing:  # the coordinator is busy; metadata shows whether a broker answers
             # The group's leader assigns the partitions that its metadata name. Those of a broker that has just started
             # may lack the topic: without new ones the group would have no partitions until they expire.
-            if not await self._client.force_metadata_update():
+            if not await client_of(self._consumer).force_metadata_update():
                 raise KafkaError("no broker answers a request for metadata")
         else:
             await self._lag.fetch(self._consumer, assigned)
@@ -77,12 +72,8 @@ class BrokerWatch:
     async def _note_silence(self, error: Exception) -> None:
         answered, self._health.kafka_answers = self._health.kafka_answers, False
         if answered and not isinstance(error, NO_RIGHT):  # the next poll reports a missing right
-            try:
-                reason: Exception = await diagnose(self._kafka, error)
-            except StreamrecError as setting:  # such as a CA file that is just being replaced
-                reason = setting
-            log.warning("Kafka is unreachable, waiting for it: %s", reason)
+            log.warning("Kafka is unreachable, waiting for it: %s", await diagnose(self._kafka, error))
         if self._health.now_s() - self._answered_s > LEARN_AGAIN_AFTER_S:
             with contextlib.suppress(StreamrecError, KafkaError, OSError):
                 async with asyncio.timeout(BROKER_TIMEOUT_S):
-                    await learn_brokers_again(self._kafka, self._client)
+                    await learn_brokers_again(self._kafka, self._consumer)

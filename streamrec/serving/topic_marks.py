@@ -11,8 +11,8 @@ import asyncio
 import logging
 from collections.abc import Collection, Mapping
 
-from streamrec.errors import RedisRefused, RedisRejected, RedisUnavailable, SettingsError
-from streamrec.kafka.marks import check_topic
+from streamrec.errors import RedisRefused, RedisRejected, RedisUnavailable
+from streamrec.kafka.marks import check_topic, later_epoch
 from streamrec.logs import LogOnce
 from streamrec.redis.client import RedisClient
 from streamrec.schemas import RecordMark
@@ -56,10 +56,7 @@ class TopicMarks:
             if mark is None or not epoch.isdecimal():
                 continue
             if int(epoch) > self._kafka.topic_epoch:
-                raise SettingsError(
-                    f"the data in Redis have topic epoch {epoch}, but STREAMREC_KAFKA_TOPIC_EPOCH is "
-                    f"{self._kafka.topic_epoch}: set it to {epoch}, as the other daemons do"
-                )
+                raise later_epoch(self._kafka, "the data in Redis", int(epoch))
             if int(epoch) == self._kafka.topic_epoch:
                 marks[number] = mark
         await check_topic(self._kafka, marks)

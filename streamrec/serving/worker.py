@@ -69,7 +69,8 @@ class Worker:
         recommendations = await parts.predictor.predict(sequences)
         previous, unpublished = await self._retried(batch, lambda: _refusals(parts.publisher.publish, recommendations))
         evaluated = self._judge.evaluate(sequences, previous)
-        self._refuse(batch, refused | unpublished)
+        if refused or unpublished:
+            self._refuse(batch, refused | unpublished)
         await self._retried(batch, lambda: self._consumer.commit(batch))
         parts.shadow.follow(sequences, evaluated)
 
