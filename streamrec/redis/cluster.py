@@ -155,7 +155,8 @@ class Cluster:
             error: Exception = ClusterDownError("no node knows the owners of the slots")
             if self._failed:
                 self._failed = False
-                await asyncio.gather(*(renew(client) for client in self._clients.values()))
+                for client in self._clients.values():
+                    renew(client)
             for address in self._to_query() if self._stale else ():
                 try:
                     shards = await self._clients[address].execute_command("CLUSTER SLOTS")  # type: ignore[no-untyped-call]

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import redis.asyncio as redis
-from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, RedisError
 
 from streamrec.redis.script import Script
@@ -47,28 +46,40 @@ class Pool(redis.BlockingConnectionPool):
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self.renewals = 0
-        self._used: set[Any] = set()
+        self._made: set[Any] = set()
         self._outdated: set[Any] = set()
 
-    async def renew(self) -> None:
-        """Close idle connections now, and those in use when they are released."""
+    def renew(self) -> None:
+        """Close each connection that is open now: one in use when it is released, an idle one before its next use.
+
+        Not at once: another task may be about to use the idle one.
+        """
         self.renewals += 1
-        self._outdated |= self._used
-        await self.disconnect(inuse_connections=False)
+        self._outdated = set(self._made)
 
     async def get_connection(self, *args: Any, **options: Any) -> Any:
         """Return a connection for exclusive use."""
         connection = await super().get_connection(*args, **options)  # type: ignore[no-untyped-call]
-        self._used.add(connection)
+        self._made.add(connection)
+        try:
+            if await self._close_outdated(connection):
+                await connection.connect()
+        except BaseException:
+            await super().release(connection)
+            raise
         return connection
 
     async def release(self, connection: Any) -> None:
         """Take a connection back."""
-        self._used.discard(connection)
-        if connection in self._outdated:
-            self._outdated.discard(connection)
-            await connection.disconnect()
+        await self._close_outdated(connection)
         await super().release(connection)
+
+    async def _close_outdated(self, connection: Any) -> bool:
+        if connection not in self._outdated:
+            return False
+        self._outdated.discard(connection)
+        await connection.disconnect()
+        return True
 
 
 class OneServer:
@@ -97,7 +108,7 @@ class OneServer:
         """Return the client of the owner of a key."""
         if self._stale:
             self._stale = False
-            await renew(self._client)
+            renew(self._client)
         return self._client
 
     async def primaries(self) -> list[redis.Redis]:
@@ -155,10 +166,7 @@ async def _answers(client: redis.Redis, sent: Iterable[Sequence[RedisArg]]) -> l
     pipeline = client.pipeline(transaction=False)
     for parts in sent:
         pipeline.execute_command(*parts)
-    try:
-        return await pipeline.execute(raise_on_error=False)
-    except AttributeError as error:  # older redis-py: an error elsewhere has closed the connection meanwhile
-        raise RedisConnectionError("the connection was closed") from error
+    return await pipeline.execute(raise_on_error=False)
 
 
 def pool_of(client: redis.Redis) -> Pool:
@@ -168,9 +176,9 @@ def pool_of(client: redis.Redis) -> Pool:
     return pool
 
 
-async def renew(client: redis.Redis) -> None:
+def renew(client: redis.Redis) -> None:
     """Use no connection of a client again that is open now."""
-    await pool_of(client).renew()
+    pool_of(client).renew()
 
 
 def new_client(options: Mapping[str, Any]) -> redis.Redis:

@@ -80,10 +80,10 @@ class Sentinels:
             )
         return host, port
 
-    async def renew(self) -> None:
+    def renew(self) -> None:
         """Resolve the names of the sentinels anew at the next query."""
         for client in self._clients.values():
-            await renew(client)
+            renew(client)
 
     async def aclose(self) -> None:
         """Close all connections."""
@@ -177,18 +177,18 @@ class WatchedServer(OneServer):
         await self._sentinels.aclose()
 
     async def _query(self) -> None:
-        """Query the sentinels; close idle connections to former primaries, and after an error to the current one."""
+        """Query the sentinels; close idle connections to former primaries; after an error renew the others."""
         if self._stale:
-            await self._sentinels.renew()
+            self._sentinels.renew()
         address = await self._sentinels.primary()
         if address != self._address:
             self._former.append(self._client)
             self._client = new_client(self._options | {"host": address[0], "port": address[1]})
             self._address = address
         elif self._stale:
-            await renew(self._client)
-        for client in self._former:
-            await renew(client)
+            renew(self._client)
+        for client in self._former:  # nobody takes their connections any more
+            await client.connection_pool.disconnect(inuse_connections=False)
         self._stale = False
 
 
