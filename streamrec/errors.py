@@ -34,6 +34,11 @@ class StreamrecError(Exception):
     """The root of the tree: every error below it has a message for the operator."""
 
 
+def reason(error: BaseException) -> str:
+    """Return an error for a log line: our own have a message for the operator, of others the type says more."""
+    return str(error) if isinstance(error, StreamrecError) else f"{type(error).__name__}: {error}"
+
+
 class SettingsError(StreamrecError):
     """A setting is wrong; the message gives its name and allowed values."""
 

@@ -12,7 +12,7 @@ import contextlib
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
-from streamrec.errors import StreamrecError
+from streamrec.errors import StreamrecError, reason
 from streamrec.health import Loops
 from streamrec.metrics import ProcessMetrics
 from streamrec.waiting import pause
@@ -88,9 +88,10 @@ class Supervisor:
     def _failed(self, name: str, error: BaseException) -> None:
         self._metrics.loop_failures.labels(name).inc()
         known = isinstance(error, StreamrecError)
-        reason = str(error) if known else f"{type(error).__name__}: {error}"
         if name not in self._loops.failing:
-            log.warning("the loop %s fails and is tried again: %s", name, reason, exc_info=None if known else error)
+            log.warning(
+                "the loop %s fails and is tried again: %s", name, reason(error), exc_info=None if known else error
+            )
         self._loops.failing.add(name)
         self._metrics.loop_failing.labels(name).set(1)
 

@@ -21,7 +21,7 @@ import time
 from collections.abc import Iterable, Mapping
 
 from streamrec.archive.segments import EventArchive
-from streamrec.errors import ArchiveTaken, KafkaUnavailable, Stopped, StoreUnreachable, StreamrecError
+from streamrec.errors import ArchiveTaken, KafkaUnavailable, Stopped, StoreUnreachable, reason
 from streamrec.kafka.reader import OffsetRange, TopicReader
 from streamrec.kafka.topics import ensure_topics
 from streamrec.logs import LogOnce
@@ -188,9 +188,8 @@ class Archiver:
         """Log once that a partition fails: the reason names a file, whose name changes at every try."""
         failing = set(self._failing_since_s)
         if problem is not None and not failing <= self._reported:
-            reason = str(problem) if isinstance(problem, StreamrecError) else f"{type(problem).__name__}: {problem}"
             which = ", ".join(map(str, sorted(failing)))
-            log.warning("the archive is unavailable, waiting for it (partitions %s): %s", which, reason)
+            log.warning("the archive is unavailable, waiting for it (partitions %s): %s", which, reason(problem))
         self._reported = self._reported | failing if failing else set()
 
     async def _merge(self, partitions: Iterable[int]) -> None:

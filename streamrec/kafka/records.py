@@ -63,15 +63,15 @@ class FetchedBytes:
         """Return whether there is a whole batch."""
         return next(self.batches(), None) is not None
 
-    def batches(self) -> Iterator[bytes]:
+    def batches(self) -> Iterator[memoryview]:
         """Yield the bytes of each whole batch."""
-        begin = 0
+        begin, view = 0, memoryview(self.data)
         while len(self.data) - begin >= FRAME.size:
             _, length = FRAME.unpack_from(self.data, begin)
             end = begin + FRAME.size + length
             if length < SHORTEST_BATCH_BYTES or end > len(self.data):
                 return
-            yield self.data[begin:end]
+            yield view[begin:end]
             begin = end
 
 
@@ -82,7 +82,7 @@ class PartitionRecords(fetcher.PartitionRecords):  # type: ignore[misc]
     checksum_tries: dict[tuple[TopicPartition, int], int] = {}  # noqa: RUF012 - over all fetches
 
     def _unpack_records(self) -> Iterator[ConsumerRecord]:
-        for data, following in pairwise(chain(self._records.batches(), (b"",))):
+        for data, following in pairwise(chain(self._records.batches(), (memoryview(b""),))):
             base_offset, _ = FRAME.unpack_from(data)
             is_old = data[MAGIC_AT] < 2
             batch = _open(data, is_old)
@@ -113,7 +113,7 @@ class PartitionRecords(fetcher.PartitionRecords):  # type: ignore[misc]
                 return False
         return not batch.is_control_batch
 
-    def _served(self, batch: Any, data: bytes, is_old: bool) -> Iterator[ConsumerRecord]:
+    def _served(self, batch: Any, data: memoryview, is_old: bool) -> Iterator[ConsumerRecord]:
         tp = self._tp
         try:
             for record in batch:
@@ -130,7 +130,7 @@ class PartitionRecords(fetcher.PartitionRecords):  # type: ignore[misc]
             else:
                 yield from self._without_headers(data)
 
-    def _without_headers(self, data: bytes) -> Iterator[ConsumerRecord]:
+    def _without_headers(self, data: memoryview) -> Iterator[ConsumerRecord]:
         """Yield the records of a batch from the next offset on; decode all but their headers."""
         header = BatchHeader.of(data)
         try:
@@ -168,11 +168,11 @@ class PartitionRecords(fetcher.PartitionRecords):  # type: ignore[misc]
             self.next_fetch_offset = offset
             yield self._record(Gap, offset - 1, first=first)
 
-    def _unreadable(self, next_offset: int, data: bytes, reason: str) -> ConsumerRecord:
+    def _unreadable(self, next_offset: int, data: bytes | memoryview, reason: str) -> ConsumerRecord:
         first = self.next_fetch_offset
         self.next_fetch_offset = max(next_offset, first + 1)
         offsets = f"offset {first}" if next_offset <= first + 1 else f"offsets {first} to {next_offset - 1}"
-        return self._record(Unreadable, first, value=data, reason=f"{offsets} cannot be read: {reason}")
+        return self._record(Unreadable, first, value=bytes(data), reason=f"{offsets} cannot be read: {reason}")
 
     def _record(
         self,
@@ -198,14 +198,14 @@ class BatchHeader(NamedTuple):
     records: int
 
     @classmethod
-    def of(cls, data: bytes) -> BatchHeader:
+    def of(cls, data: memoryview) -> BatchHeader:
         """Read the header of a batch."""
         base, _, _, _, _, attributes, last_delta, first_ms, newest_ms, _, _, _, records = HEADER.unpack_from(data)
         return cls(base, attributes, base + last_delta + 1, first_ms, newest_ms, records)
 
-    def decompressed(self, data: bytes) -> bytearray:
+    def decompressed(self, data: memoryview) -> bytearray:
         """Return the records of the batch, as they were before compression."""
-        codec, body = self.attributes & CODEC_MASK, data[HEADER.size :]
+        codec, body = self.attributes & CODEC_MASK, bytes(data[HEADER.size :])
         return bytearray(DECODERS[codec](body) if codec else body)
 
     def record(self, data: bytearray) -> tuple[int, int, bytes | None, bytes | None]:
@@ -222,7 +222,7 @@ class BatchHeader(NamedTuple):
         return self.base_offset + offset_delta, min(timestamp_ms, LONGEST_MS), key, value
 
 
-def _open(data: bytes, is_old: bool) -> Any:
+def _open(data: memoryview, is_old: bool) -> Any:
     """Return the batch, None if it is too short for its header."""
     if is_old:
         return LegacyRecordBatch(data, data[MAGIC_AT])
@@ -258,7 +258,7 @@ def _is_abort_marker(batch: Any) -> bool:
     return len(key) >= 4 and int.from_bytes(key[2:4], "big") == ABORT
 
 
-def _likely_end(first: int, claimed: int, data: bytes, following: bytes) -> int:
+def _likely_end(first: int, claimed: int, data: memoryview, following: memoryview) -> int:
     """Return the offset after a damaged batch: its own header may be damaged."""
     if following:
         claimed, _ = FRAME.unpack_from(following)

@@ -28,6 +28,7 @@ from streamrec.errors import (
     RegistryError,
     StoreUnavailable,
     StreamrecError,
+    reason,
 )
 from streamrec.logs import LogOnce
 from streamrec.registry import Registry
@@ -134,8 +135,7 @@ class ChampionFollower:
         """Leave a champion alone for a while; an alias that cannot be read is read again at the next poll."""
         if version:
             self._refused = self._refused.after_another(version, self._settings.registry.poll_s)
-        reason = str(error) if isinstance(error, StreamrecError) else f"{type(error).__name__}: {error}"
-        if self._log_refused("the new champion is refused, %s continues: %s", self._predictor.version, reason):
+        if self._log_refused("the new champion is refused, %s continues: %s", self._predictor.version, reason(error)):
             self._metrics.swaps.labels("refused").inc()
 
     def _swap(self, champion: Champion, served: ServedModel) -> None:
@@ -220,6 +220,6 @@ class ChampionFollower:
                 refused |= dict.fromkeys(part, error)
             scored += len(part)
             await asyncio.sleep(max(0.0, began + RESCORE_EVERY_S - time.monotonic()))
-        for reason in islice(refused.values(), 1):
-            log.warning("some users are not re-scored: %s", reason, extra={"users": len(refused)})
+        for why in islice(refused.values(), 1):
+            log.warning("some users are not re-scored: %s", why, extra={"users": len(refused)})
         log.info("users re-scored", extra={"model": version, "users": scored - len(refused)})

@@ -51,17 +51,21 @@ async def has_stored_marks(redis: RedisClient, settings: Settings, offset: int) 
     return value is not None and value.split(b" ")[1] == str(offset).encode()
 
 
-@pytest.mark.parametrize("clicks", [2, 9])
-async def test_while_no_daemon_runs(
-    clicks: int, start_daemon: StartDaemon, make_settings: MakeSettings, redis: RedisClient
-) -> None:
-    settings = make_settings(**ONE)
+async def apply_five_and_stop(settings: Settings, start_daemon: StartDaemon, redis: RedisClient) -> None:
     first = start_daemon(**ONE)
     await first.wait_ready()
     await produce_clicks(settings, [("ann", f"i{n}") for n in range(5)])
     await wait_caught_up(settings)
     await eventually(lambda: has_stored_marks(redis, settings, 4))
     first.kill()
+
+
+@pytest.mark.parametrize("clicks", [2, 9])
+async def test_while_no_daemon_runs(
+    clicks: int, start_daemon: StartDaemon, make_settings: MakeSettings, redis: RedisClient
+) -> None:
+    settings = make_settings(**ONE)
+    await apply_five_and_stop(settings, start_daemon, redis)
     await create_again(settings, clicks)
     again = start_daemon(**ONE)
     assert await again.wait_exit() == 1
@@ -135,12 +139,7 @@ async def test_expired_or_compacted_marks_prove_nothing(
     start_daemon: StartDaemon, make_settings: MakeSettings, redis: RedisClient
 ) -> None:
     settings = make_settings(**ONE)
-    first = start_daemon(**ONE)
-    await first.wait_ready()
-    await produce_clicks(settings, [("ann", f"i{n}") for n in range(5)])
-    await wait_caught_up(settings)
-    await eventually(lambda: has_stored_marks(redis, settings, 4))
-    first.kill()
+    await apply_five_and_stop(settings, start_daemon, redis)
     await produce_clicks(settings, [("ann", "i5")])
     await delete_before(settings, 5)
     second = start_daemon(**ONE)
