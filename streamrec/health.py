@@ -53,7 +53,8 @@ class Health:
     waits_for: str = ""
     stopping: bool = False
     kafka_answers: bool = True  # BrokerWatch alone sets this
-    kafka_takes_commits: bool = True  # Positions alone sets this
+    kafka_takes_commits: bool = True  # Positions alone sets this and the next one
+    positions_known: bool = True  # of the assigned partitions
     redis_answers: bool = True  # it takes writes; RedisWatch alone sets this and the next two
     redis_refuses: bool = False  # it answers, but takes no writes
     redis_fails_batch: bool = False  # it takes writes, and the batch gets no answer
@@ -115,4 +116,6 @@ class Health:
             return "Kafka does not answer"
         if not self.kafka_takes_commits:
             return "Kafka takes no commits; the log says why"
+        if not self.positions_known:
+            return "the positions of its partitions are not known yet"
         return None

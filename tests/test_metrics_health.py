@@ -182,6 +182,9 @@ def test_a_daemon_that_just_started_is_alive_but_not_ready() -> None:
     health.model_warm = True
     assert health.not_ready() == "not joined to the consumer group yet"
     health.joined = True
+    health.positions_known = False
+    assert health.not_ready() == "the positions of its partitions are not known yet"
+    health.positions_known = True
     assert health.not_ready() is None
 
 

@@ -111,8 +111,9 @@ class Positions:
         return not self._unsettled
 
     def assigned(self, partitions: Collection[TopicPartition]) -> None:
-        """Note a new assignment, for ``settle``."""
+        """Note the partitions that ``settle`` has to place."""
         self._unsettled = frozenset(partitions)
+        self._health.positions_known = self.settled
 
     async def settle(self) -> None:
         """Place newly assigned partitions where they are read from, and commit the starts that the group lacks.
@@ -147,7 +148,7 @@ class Positions:
         except (KafkaUnavailable, IllegalStateError):
             return
         if assigned == self._unsettled:
-            self._unsettled = frozenset()
+            self.assigned(())
 
     def _of_this_epoch(self, commits: Mapping[TopicPartition, OffsetAndMetadata]) -> dict[TopicPartition, int]:
         """Return the offsets of the commits that are of this topic, not of one that it was created again after.

@@ -271,7 +271,9 @@ async def test_a_commit_beyond_the_end_of_the_topic_is_said_and_loses_nothing(
 ) -> None:
     settings = make_settings(**ONE)
     await ensure_topics(settings.kafka, (settings.kafka.topic, settings.kafka.dead_letters))
-    consumer = AIOKafkaConsumer(bootstrap_servers=settings.kafka.bootstrap_servers, group_id=settings.kafka.group)
+    consumer = AIOKafkaConsumer(
+        bootstrap_servers=settings.kafka.bootstrap_servers, group_id=settings.kafka.group, enable_auto_commit=False
+    )
     await consumer.start()
     consumer.assign([TopicPartition(settings.kafka.topic, 0)])
     await consumer.commit({TopicPartition(settings.kafka.topic, 0): 1000})

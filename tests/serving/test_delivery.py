@@ -124,7 +124,7 @@ async def published_events(redis: RedisClient, settings: Settings) -> int:
     return sum(sequences.values()) if sequences == lists else 0
 
 
-async def test_a_topic_created_again_is_reported_and_a_raised_epoch_accepts_its_events(
+async def test_a_topic_created_again_after_its_marks_were_lost_is_reported_and_a_raised_epoch_accepts_it(
     start_daemon: Callable[..., Daemon], make_settings: Callable[..., Settings], model_dir: Path
 ) -> None:
     settings = make_settings(model_dir=model_dir)
@@ -135,6 +135,9 @@ async def test_a_topic_created_again_is_reported_and_a_raised_epoch_accepts_its_
     await admin.start()
     await admin.delete_topics([settings.kafka.topic])
     await admin.close()
+    async with RedisClient(settings.redis) as redis:  # with them a daemon ends: tests/kafka/test_created_again.py
+        for number in range(settings.kafka.partitions):
+            await redis._call("DEL", redis.keys.topic_mark(number))
     new = [Record(b"ann", click("ann", f"x{n}", 1_000 + n)) for n in range(20)]
     await feed(settings, new)
 

@@ -70,8 +70,8 @@ class Daemon:
         """Wait until a number of events were applied or skipped as replays."""
 
         async def enough() -> bool:
+            assert self.process.poll() is None, f"exit {self.process.returncode}: {self.output}"
             if "http=" not in self.output:
-                assert self.process.poll() is None, self.output
                 return False
             applied, replayed = [await self.metric(EVENTS, outcome=outcome) for outcome in ("applied", "replayed")]
             return applied + replayed >= events
