@@ -22,6 +22,7 @@ class ClickEvent(msgspec.Struct, frozen=True):
     partition: int
     offset: int
     record_ts_ms: int  # when the producer handed the record to Kafka: latency counts from here
+    place: int = 0  # among the clicks of its record, which all have one offset
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,9 +12,21 @@ from pathlib import Path
 from typing import Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, SecretStr, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    SecretStr,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from sasrec.data.times import EARLIEST_MS, LATEST_MS, TimeBounds
+from streamrec.event_paths import Field as PathField
+from streamrec.event_paths import parse, reader_of
+from streamrec.event_presets import PRESETS, Preset
 from streamrec.redis_urls import (
     SENTINEL_FORM,
     SentinelUrl,
@@ -253,14 +265,22 @@ class RedisSettings(Group):
 
 
 class EventSettings(Group):
-    """The JSON fields of a click event, and which events are accepted."""
+    """Where a JSON event has its fields (deploy/EVENTS.md), and which events are accepted."""
 
-    user_id: str = Field("user_id", min_length=1, description="name of the event field with the user")
-    item_id: str = Field("item_id", min_length=1, description="name of the event field with the item")
-    timestamp: str = Field("timestamp", min_length=1, description="name of the event field with the time in ms")
-    type: str = Field("event_type", min_length=1, description="name of the event field with the event type")
+    preset: Preset = Field(
+        "plain", description="producer of the events; sets the paths, which single settings override"
+    )
+    user_id: str = Field("user_id", description="path to the user in an event")
+    item_id: str = Field("item_id", description="path to the item; through a list, an event has a click for each")
+    timestamp: str = Field("timestamp", description="path to the time in ms")
+    type: str = Field("event_type", description="path to the event type")
     types: tuple[str, ...] = Field(
         (), description="accepted event types, comma-separated; events without a type are always accepted [all]"
+    )
+    ignore_null: str = Field(
+        "",
+        description="path; events with null there are ignored, and so are records without a value [none]",
+        json_schema_extra=ADVANCED,
     )
     min_timestamp_ms: int = Field(
         EARLIEST_MS,
@@ -281,18 +301,25 @@ class EventSettings(Group):
     def _split(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
-    @field_validator("user_id", "item_id", "timestamp", "type")
+    @model_validator(mode="before")
     @classmethod
-    def _field_name(cls, value: str) -> str:
-        if re.search(r'[\x00-\x1f"\\]', value):
-            raise ValueError("a field name holds no quotes, backslashes or control characters")
+    def _of_preset(cls, values: dict[str, object]) -> dict[str, object]:
+        return PRESETS.get(str(values.get("preset", "plain")), {}) | values
+
+    @field_validator("user_id", "item_id", "timestamp", "type", "ignore_null")
+    @classmethod
+    def _path(cls, value: str, info: ValidationInfo) -> str:
+        if info.field_name == "ignore_null" and not value:
+            return value
+        through_list = any(step.many for path in parse(value) for step in path)
+        if through_list and info.field_name != "item_id":
+            raise ValueError("only events_item_id may go through a list: an event has one user, time and type")
         return value
 
     @model_validator(mode="after")
     def _fit_together(self) -> Self:
-        names = (self.user_id, self.item_id, self.timestamp, self.type)
-        if len(set(names)) < len(names):
-            raise ValueError(f"event fields must have four different names, not {', '.join(names)}")
+        fields = {"user_id": self.user_id, "item_id": self.item_id, "timestamp": self.timestamp, "type": self.type}
+        reader_of({f"events_{name}": PathField(text, str) for name, text in fields.items()})
         return self
 
     def bounds(self, now_ms: float) -> TimeBounds:

@@ -100,8 +100,10 @@ VALUES: dict[str, tuple[Any, Any]] = {
     "lists_ttl_s": (60, 61),
     "lists_popular_half_life_s": (3600.0, 1.0),
     "lists_refresh_s": (0.5, 9.0),
-    "events_user_id": ("visitor", "uid"),
-    "events_item_id": ("sku", "article"),
+    "events_preset": ("segment", "ga4"),
+    "events_ignore_null": ("after", "payload.after"),
+    "events_user_id": ("visitor", "payload.user.id"),
+    "events_item_id": ("sku", "products[].id|sku"),
     "events_timestamp": ("at", "time"),
     "events_type": ("kind", "type"),
     "events_types": (("click", "view"), ("buy",)),
@@ -263,6 +265,25 @@ def test_the_dead_letter_topic_follows_the_topic() -> None:
     assert load_settings(flags={"kafka_dead_letter_topic": "bad"}).kafka.dead_letters == "bad"
 
 
+NO_PATHS = [
+    ("user_id", ""),
+    ("user_id", 'a"b'),
+    ("item_id", "a\nb"),
+    ("timestamp", "a\\b"),
+    ("user_id", "a..b"),
+    ("user_id", ".a"),
+    ("user_id", "a."),
+    ("user_id", "a|"),
+    ("user_id", "|"),
+    ("type", "a\\"),
+    ("item_id", "[]"),
+    ("item_id", "a[0].b"),
+    ("item_id", "a[].[]"),
+    ("item_id", "a[][]"),
+    ("item_id", "a]b"),
+    ("item_id", "a[]b"),
+]
+
 WRONG: list[tuple[str, Any, str]] = [
     ("kafka_bootstrap_servers", "localhost", "'localhost' is not host:port"),
     ("kafka_bootstrap_servers", "a:1,,b:2", "'' is not host:port"),
@@ -301,10 +322,13 @@ WRONG: list[tuple[str, Any, str]] = [
     ("sequences_ttl_s", 10**18, "less than or equal to"),
     ("lists_ttl_s", 0, "greater than or equal to 1"),
     ("lists_popular_half_life_s", 0, "greater than 0"),
-    ("events_user_id", "", "at least 1 character"),
-    ("events_user_id", 'a"b', "no quotes, backslashes or control characters"),
-    ("events_item_id", "a\nb", "no quotes, backslashes or control characters"),
-    ("events_timestamp", "a\\b", "no quotes, backslashes or control characters"),
+    *(
+        (f"events_{name}", text, "a path is names joined by dots, [] behind the name of a list")
+        for name, text in NO_PATHS
+    ),
+    ("events_user_id", "users[].id", "only events_item_id may go through a list"),
+    ("events_ignore_null", "rows[]", "only events_item_id may go through a list"),
+    ("events_preset", "rudderstack", "'plain', 'segment', 'cloudevents', 'debezium', 'snowplow' or 'ga4'"),
     ("events_min_timestamp_ms", -1, "greater than or equal to 0"),
     ("events_min_timestamp_ms", 10**14 + 1, "less than or equal to"),
     ("kafka_max_batch", 10_001, "less than or equal to 10000"),
@@ -358,7 +382,22 @@ def test_every_wrong_value_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ({"events_user_id": "id", "events_item_id": "id"}, "four different names, not id, id, timestamp, event_type"),
+        (
+            {"events_user_id": "id", "events_item_id": "id"},
+            "events_item_id and events_user_id name one place of an event",
+        ),
+        (
+            {"events_user_id": "a.b", "events_item_id": "c|a.b.c"},
+            "events_item_id and events_user_id name one place of an event, or one within the other",
+        ),
+        (
+            {"events_user_id": "a.b", "events_timestamp": "a"},
+            "events_timestamp and events_user_id name one place of an event, or one within the other",
+        ),
+        (
+            {"events_user_id": "a.b", "events_item_id": "a[].b"},
+            "events_item_id and events_user_id disagree whether a is a list",
+        ),
         ({"kafka_topic": "a", "kafka_dead_letter_topic": "a"}, "kafka_dead_letter_topic must differ from kafka_topic"),
         ({"kafka_security_protocol": "SASL_SSL"}, "SASL_SSL needs kafka_sasl_username and kafka_sasl_password"),
         (

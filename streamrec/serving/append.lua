@@ -1,7 +1,8 @@
 -- Append a batch of events to the sequences of its users; apply each event once.
 -- KEYS: for each user, the sequence key.
 -- ARGV: max_len, ttl_s, session_gap_ms (0: none), topic_epoch;
---       then for each key the number of events, and for each event partition, offset, timestamp_ms, item_id.
+--       then for each key the number of events, and for each event partition, offset, timestamp_ms, item_id. A further
+--       event of the record of the event before has an empty partition: a record is applied whole or not at all.
 -- Returns for each key: events applied, 1 if the stored value was damaged and discarded (else 0), the new value;
 --       for a value of a later format or topic epoch, which is not changed: -1, 0, the reason.
 --
@@ -52,16 +53,19 @@ local function append(i)
     end
   end
 
-  local num_events, fresh, applied = tonumber(ARGV[at]), {}, 0
+  local num_events, fresh, applied, is_new = tonumber(ARGV[at]), {}, 0, false
   at = at + 1
   for _ = 1, num_events do
     local partition, offset, ts, item = ARGV[at], tonumber(ARGV[at + 1]), ARGV[at + 2], ARGV[at + 3]
     at = at + 4
-    if not offsets[partition] or offset > offsets[partition] then
+    if partition ~= '' then
+      is_new = not offsets[partition] or offset > offsets[partition]
+      if is_new then offsets[partition] = offset end
+    end
+    if is_new then
       if gap_ms > 0 and session_n > 0 and tonumber(ts) - tonumber(last_ts) > gap_ms then
         session_n, count, items, fresh = 0, 0, '', {}
       end
-      offsets[partition] = offset
       if tonumber(ts) > tonumber(last_ts) then last_ts = ts end
       n, session_n, count, applied = n + 1, session_n + 1, count + 1, applied + 1
       fresh[#fresh + 1] = item .. '\0'

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,6 +32,7 @@ APPEND = Script(__package__, "append", replicated=True, control=(1, 60, 0, 0, 1,
 # append.lua has the same pattern and the same limit
 VALUE = re.compile(rb"(\d+) (\d+) (\d+) (\d+) (\d+) (\d+) ([\d:,]*)\0(.*)", re.DOTALL)
 MAX_DIGITS = 16
+MAX_EVENTS_PER_CALL = 10_000  # some 20 ms, in which Redis does nothing else; no record has more
 
 OnRefused = Callable[[str, StreamrecError], None]
 
@@ -108,29 +109,23 @@ class SequenceStore:
         Raises:
             RedisUnavailable: try again; applied events are not applied twice.
         """
-        by_user: dict[str, list[ClickEvent]] = {}
-        for event in batch.events:
-            by_user.setdefault(event.user_id, []).append(event)
-        if not by_user:
-            return []
-        calls = []
-        for user_id, events in by_user.items():
-            args: list[RedisArg] = [len(events)]
-            for event in events:
-                args += (event.partition, event.offset, event.timestamp_ms, event.item_id)
-            calls.append(([self._keys.sequence(user_id)], args))
         settings = self._settings
         shared = [self.max_len, settings.ttl_s, int(settings.session_gap_s * 1000), self._topic_epoch]
-        replies = await self._redis.run_each(APPEND, shared, calls)
-        sequences, refused_events = [], 0
-        for (user_id, events), reply in zip(by_user.items(), replies, strict=True):
-            try:
-                sequences.append(_appended(user_id, reply, tuple(e.record_ts_ms for e in events)))
-            except StreamrecError as error:
-                refused_events += len(events)
-                on_refused(user_id, error)
-        self._count_rejections(len(batch.events) - refused_events, sum(s.applied for s in sequences))
-        return sequences
+        appended: dict[str, _Appended] = {}
+        refused: dict[str, StreamrecError] = {}
+        for by_user in _by_user(batch.events):
+            calls = [([self._keys.sequence(user_id)], _arguments(events)) for user_id, events in by_user.items()]
+            replies = await self._redis.run_each(APPEND, shared, calls)
+            for (user_id, events), reply in zip(by_user.items(), replies, strict=True):
+                try:
+                    appended.setdefault(user_id, _Appended()).add(user_id, events, reply)
+                except StreamrecError as error:
+                    refused[user_id] = error
+        for user_id, why in refused.items():
+            on_refused(user_id, why)
+        found = {user_id: user for user_id, user in appended.items() if user_id not in refused}
+        self._count_rejections(sum(u.events for u in found.values()), sum(u.applied for u in found.values()))
+        return [user.sequence(user_id) for user_id, user in found.items()]
 
     async def read(self, users: list[str], on_refused: OnRefused = raise_refused) -> list[UserSequence]:
         """Return the stored sequences of users; users without one are left out.
@@ -170,20 +165,57 @@ class SequenceStore:
         self._rejecting = rejecting
 
 
-def _appended(user_id: str, reply: list[Any] | RedisRejected, record_ts_ms: tuple[int, ...]) -> UserSequence:
-    """Read the reply of append.lua for one user.
+def _by_user(events: list[ClickEvent]) -> Iterator[dict[str, list[ClickEvent]]]:
+    """Yield the events by user, those of one call at a time; the events of a record are in one call."""
+    begin = 0
+    while begin < len(events):
+        end = min(begin + MAX_EVENTS_PER_CALL, len(events))
+        while end < len(events) and events[end].place:
+            end -= 1
+        by_user: dict[str, list[ClickEvent]] = {}
+        for event in events[begin:end]:
+            by_user.setdefault(event.user_id, []).append(event)
+        yield by_user
+        begin = end
 
-    Raises:
-        StreamrecError: the user's events were refused.
-    """
-    if isinstance(reply, RedisRejected):
-        raise reply
-    applied, damaged, value = reply
-    if applied < 0:
-        raise RedisRejected(f"user {user_id!r}: {value.decode(errors='replace')}")
-    if damaged:
-        log.warning("a damaged sequence was discarded and begun anew", extra={"user_id": user_id})
-    return parse_sequence(user_id, value, applied, record_ts_ms)
+
+def _arguments(events: list[ClickEvent]) -> list[RedisArg]:
+    """Return what append.lua takes for the events of a user."""
+    args: list[RedisArg] = [len(events)]
+    for event in events:
+        args += ("" if event.place else event.partition, event.offset, event.timestamp_ms, event.item_id)
+    return args
+
+
+@dataclass(slots=True)
+class _Appended:
+    """What append.lua replied for one user, in one or more calls."""
+
+    value: bytes = b""
+    applied: int = 0
+    events: int = 0
+    record_ts_ms: list[int] = field(default_factory=list)  # of each record
+
+    def add(self, user_id: str, events: list[ClickEvent], reply: list[Any] | RedisRejected) -> None:
+        """Add the reply of a call.
+
+        Raises:
+            StreamrecError: the user's events were refused.
+        """
+        if isinstance(reply, RedisRejected):
+            raise reply
+        applied, damaged, self.value = reply
+        if applied < 0:
+            raise RedisRejected(f"user {user_id!r}: {self.value.decode(errors='replace')}")
+        if damaged:
+            log.warning("a damaged sequence was discarded and begun anew", extra={"user_id": user_id})
+        self.applied += applied
+        self.events += len(events)
+        self.record_ts_ms += [event.record_ts_ms for event in events if not event.place]
+
+    def sequence(self, user_id: str) -> UserSequence:
+        """Return the user's sequence after all calls."""
+        return parse_sequence(user_id, self.value, self.applied, tuple(self.record_ts_ms))
 
 
 def parse_sequence(user_id: str, value: bytes, applied: int = 0, record_ts_ms: tuple[int, ...] = ()) -> UserSequence:

@@ -46,7 +46,7 @@ from support.relay import Relay, replicate, switch, two_servers
 from support.sequences import against_redis, fresh, store_of
 from support.servers import own_redis_server
 from support.waiting import eventually
-from support.workload import Record, click, workload
+from support.workload import ORDERS, Record, click, workload
 
 MakeSettings = Callable[..., Settings]
 # the clicks of these tests are years old
@@ -156,11 +156,11 @@ async def test_a_flushed_redis_is_rebuilt_while_a_daemon_runs_and_clicks_flow(
 async def test_restored_values_equal_the_lost_ones_byte_for_byte(
     start_daemon: Callable[..., Daemon], ageless: MakeSettings, changes: dict[str, Any]
 ) -> None:
-    settings = ageless(**changes)
-    await feed(settings, islice(workload(12), 400))
+    settings = ageless(**changes, **ORDERS)
+    await feed(settings, islice(workload(12, order_share=0.3), 400))
     await archive_topic(settings)
-    await feed(settings, islice(workload(13), 200))
-    assert await start_daemon("--burst", **AGELESS, **changes).wait_exit() == 0
+    await feed(settings, islice(workload(13, order_share=0.3), 200))
+    assert await start_daemon("--burst", **AGELESS, **changes, **ORDERS).wait_exit() == 0
     before, lists = await values(settings, ("seq",)), await values(settings, ("recs",))
     await forget(settings)
     report = await rebuild(settings)

@@ -68,8 +68,16 @@ def expected_sequences(records: list[Any], settings: Settings, max_len: int) -> 
             ts_ms = event.get(settings.events.timestamp) or record.timestamp
             new = Expected(max_len, settings.sequences.session_gap_s * 1000)
             user = users.setdefault(str(event[settings.events.user_id]), new)
-            user.append(str(event[settings.events.item_id]), ts_ms)
-    return users
+            for item in items_of(event, settings):
+                user.append(str(item), ts_ms)
+    return {name: user for name, user in users.items() if user.n}  # some have only empty orders
+
+
+def items_of(event: dict[str, Any], settings: Settings) -> list[Any]:
+    """Return the items of an event, or of an order of the workload, in order."""
+    if "products" in event:
+        return [product["id"] for product in event["products"]]
+    return [event[settings.events.item_id.split("|")[0]]]
 
 
 async def assert_delivered(settings: Settings) -> dict[str, Expected]:

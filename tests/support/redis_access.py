@@ -28,6 +28,15 @@ def event(
     return ClickEvent(user, item, timestamp_ms, partition, offset, record_ts_ms)
 
 
+def record(
+    user: str, items: list[str], timestamp_ms: int, partition: int, offset: int, record_ts_ms: int
+) -> list[ClickEvent]:
+    """Return the clicks of one record."""
+    return [
+        ClickEvent(user, item, timestamp_ms, partition, offset, record_ts_ms, place) for place, item in enumerate(items)
+    ]
+
+
 def batch(*events: ClickEvent) -> EventBatch:
     return EventBatch(events=list(events))
 
