@@ -42,6 +42,7 @@ PRESETS: dict[str, dict[str, object]] = {
         "user_id": "user_id|user_pseudo_id",
         "item_id": "items[].item_id",
         "timestamp": "event_timestamp",
+        "timestamp_unit": "us",
         "type": "event_name",
     },
 }

@@ -272,7 +272,8 @@ class EventSettings(Group):
     )
     user_id: str = Field("user_id", description="path to the user in an event")
     item_id: str = Field("item_id", description="path to the item; through a list, an event has a click for each")
-    timestamp: str = Field("timestamp", description="path to the time in ms")
+    timestamp: str = Field("timestamp", description="path to the time: a number, or RFC 3339 text")
+    timestamp_unit: Literal["s", "ms", "us", "ns"] = Field("ms", description="unit of times that are numbers")
     type: str = Field("event_type", description="path to the event type")
     types: tuple[str, ...] = Field(
         (), description="accepted event types, comma-separated; events without a type are always accepted [all]"

@@ -6,25 +6,21 @@ whatever its other fields are. One bad click makes the whole record bad: a recor
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
 
-from sasrec.data.times import LATEST_MS
 from streamrec.errors import BadRecord
 from streamrec.event_paths import Field, null_test, parse, reader_of
+from streamrec.kafka.timestamps import Timestamps
 from streamrec.schemas import ClickEvent
 from streamrec.setting_groups import EventSettings
 
-log = logging.getLogger(__name__)
-
 MAX_ID_BYTES = 256
 MAX_CLICKS = 10_000  # of a record; the sequence store sends at most so many in a call
-DAY_MS = 86_400_000
-IDS, TIMES = str | int, int | float
+IDS, TIMES = str | int, int | float | str
 UNREADABLE = (msgspec.MsgspecError, ValueError, RecursionError)
 
 
@@ -33,15 +29,12 @@ class RawEvent(NamedTuple):
 
     user_id: str | int
     item_id: str | int | list[str | int]
-    timestamp: int | float | None
+    timestamp: int | float | str | None
     event_type: Any
 
 
 class EventDecoder:
-    """Decodes JSON events under the configured field names.
-
-    A timestamp may be ``max_future_s`` ahead of the clock, and of the record's own timestamp. If that is further ahead
-    of the clock, this machine's clock is behind, or a producer's is ahead: a warning says so, and the click counts.
+    """Decodes JSON events at the configured paths.
 
     Args:
         now_ms: the clock.
@@ -49,13 +42,15 @@ class EventDecoder:
 
     def __init__(self, events: EventSettings, now_ms: Callable[[], float] = lambda: time.time() * 1000) -> None:
         self._read = _raw_reader(events)
-        self._events = events
+        self._user_label, self._item_label = events.user_id, events.item_id
+        self._through_list = any(step.many for path in parse(events.item_id) for step in path)
+        self._ignore_null = bool(events.ignore_null)
         self._accepted = frozenset(events.types)
         self._is_ignored = _ignored_test(events, self._accepts)
         self._now_ms = now_ms
         self._earliest_ms = events.min_timestamp_ms
-        self._max_future_ms = events.max_future_s * 1000
-        self._warned_of_clock = False
+        times = Timestamps(events, now_ms)
+        self._time_of_event, self._time_of_record = times.of_event, times.of_record
 
     def decode(self, value: bytes | None, partition: int, offset: int, record_ts_ms: int) -> list[ClickEvent]:
         """Return the clicks of a record, none if it is ignored: by its type, or since its list of items is empty.
@@ -64,7 +59,7 @@ class EventDecoder:
             BadRecord: the value is no click event; the message is the reason.
         """
         if not value:
-            if self._events.ignore_null:
+            if self._ignore_null:
                 return []
             raise BadRecord("the record has no value")
         try:
@@ -75,23 +70,22 @@ class EventDecoder:
             raise BadRecord(f"not a click event: {error}") from None
         if self._accepted and not self._accepts(raw.event_type):
             return []
-        items = raw.item_id
-        several = type(items) is list
-        if several and not items:
+        several = self._through_list and isinstance(raw.item_id, list)
+        if several and not raw.item_id:
             return []
-        user_id = identifier(self._events.user_id, raw.user_id)
+        user_id = identifier(self._user_label, raw.user_id)
         if record_ts_ms < 0:  # the record has no timestamp
             record_ts_ms = int(self._now_ms())
         if raw.timestamp is None:
-            timestamp_ms = self._timestamp("the record's timestamp", record_ts_ms, record_ts_ms)
+            timestamp_ms = self._time_of_record(record_ts_ms)
         else:
-            timestamp_ms = self._timestamp(self._events.timestamp, raw.timestamp, record_ts_ms)
+            timestamp_ms = self._time_of_event(raw.timestamp, record_ts_ms)
             if record_ts_ms < self._earliest_ms:  # else latencies would count from 1970
                 record_ts_ms = int(self._now_ms())
         if several:
-            ids = enumerate(identifiers(self._events.item_id, items))
+            ids = enumerate(identifiers(self._item_label, raw.item_id))
             return [ClickEvent(user_id, i, timestamp_ms, partition, offset, record_ts_ms, place) for place, i in ids]
-        item_id = identifier(self._events.item_id, items)
+        item_id = identifier(self._item_label, raw.item_id)
         return [ClickEvent(user_id, item_id, timestamp_ms, partition, offset, record_ts_ms)]
 
     def _accepts(self, event_type: object) -> bool:
@@ -99,36 +93,6 @@ class EventDecoder:
         if event_type is None or not self._accepted:
             return True
         return isinstance(event_type, str) and event_type in self._accepted
-
-    def _timestamp(self, name: str, value: int | float, record_ts_ms: int) -> int:
-        """Return a timestamp in ms that is in the bounds.
-
-        Raises:
-            BadRecord: it is not; the message names field, value and likely unit.
-        """
-        now_ms = self._now_ms()
-        # not converted to float, for which an integer may be too large
-        if self._earliest_ms <= value <= now_ms + self._max_future_ms and value <= LATEST_MS:
-            return int(value)
-        bounds = self._events.bounds(now_ms)
-        if bounds.latest_ms < record_ts_ms <= LATEST_MS:
-            self._warn_of_clock((record_ts_ms - now_ms) / DAY_MS)
-            bounds = self._events.bounds(record_ts_ms)
-        problem = bounds.problem(name, value)
-        if problem is None:
-            return int(value)
-        if value > bounds.latest_ms:
-            problem = f"{problem}, more than {self._events.max_future_s:g} s in the future"
-        raise BadRecord(problem)
-
-    def _warn_of_clock(self, ahead_days: float) -> None:
-        if not self._warned_of_clock:
-            log.warning(
-                "records have timestamps %.0f days ahead of this machine's clock: check the clocks of this machine and "
-                "of the producers",
-                ahead_days,
-            )
-        self._warned_of_clock = True
 
 
 def _raw_reader(events: EventSettings) -> Callable[[bytes], Any]:

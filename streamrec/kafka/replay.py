@@ -17,6 +17,7 @@ from sasrec import Columns, DataFileError, Event, read_events
 from streamrec.errors import StreamrecError
 from streamrec.event_paths import parse, put
 from streamrec.kafka.producer import Producer
+from streamrec.kafka.timestamps import in_unit
 from streamrec.kafka.topics import ensure_topics
 from streamrec.setting_groups import EventSettings, KafkaSettings
 
@@ -32,6 +33,7 @@ class ClickProducer:
         self._user_id, self._item_id, self._timestamp = [
             parse(path)[0] for path in (events.user_id, events.item_id, events.timestamp)
         ]
+        self._unit = events.timestamp_unit
         self._encoder = msgspec.json.Encoder()
         self._in_flight: list[asyncio.Future[object]] = []
 
@@ -41,7 +43,7 @@ class ClickProducer:
         put(value, self._user_id, event.user_id)
         put(value, self._item_id, event.item_id)
         if event.timestamp_ms is not None:
-            put(value, self._timestamp, event.timestamp_ms)
+            put(value, self._timestamp, in_unit(event.timestamp_ms, self._unit))
         sent = await self._producer.send(self._topic, event.user_id.encode(), self._encoder.encode(value))
         self._in_flight.append(sent)
         if len(self._in_flight) >= MAX_IN_FLIGHT:

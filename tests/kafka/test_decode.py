@@ -165,7 +165,7 @@ def test_text_that_json_does_not_call_a_number_is_no_timestamp(text: str) -> Non
     assert reason(timed(text)).startswith("not a click event: ")
 
 
-@pytest.mark.parametrize("text", ['"1700000000000"', '""', "true", "[]", "{}"])
+@pytest.mark.parametrize("text", ["true", "[]", "{}"])
 def test_a_timestamp_of_another_type_is_refused_by_name(text: str) -> None:
     assert "$.timestamp" in reason(timed(text))
 
@@ -373,7 +373,7 @@ OTHER_FIELDS: dict[str, dict[str, object]] = {
     "nested ids": {"user_id": {"id": "u"}, "item_id": {"id": "i"}},
     "a float for an id": {"user_id": 1.5, "item_id": "i"},
     "an over-long id": {"user_id": "u" * 300, "item_id": "i"},
-    "an ISO time": {"user_id": "u", "item_id": "i", "timestamp": "2026-01-31T12:00:00Z"},
+    "a time that is noon": {"user_id": "u", "item_id": "i", "timestamp": "noon"},
     "a time in seconds": {"user_id": "u", "item_id": "i", "timestamp": 1_700_000_000},
     "a negative time": {"user_id": "u", "item_id": "i", "timestamp": -1},
     "a time that is a list": {"user_id": "u", "item_id": "i", "timestamp": [1]},
