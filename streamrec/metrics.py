@@ -72,15 +72,16 @@ class Metrics(ProcessMetrics):
 
         self.events = counter(
             "streamrec_events",
-            "Records read from Kafka, by outcome: applied, replayed (applied before), ignored, dead_letter",
-            outcome=("applied", "replayed", "ignored", "dead_letter"),
+            "Clicks read from Kafka, by outcome: applied, replayed (applied before); exclusions without a click: "
+            "excluded; and records without either: ignored, dead_letter",
+            outcome=("applied", "replayed", "excluded", "ignored", "dead_letter"),
         )
         self.dead_letters = counter("streamrec_dead_letters", "Records sent to the dead-letter topic")
         self.guard_rejections = counter(
             "streamrec_guard_rejections", "Redelivered events that were skipped because they had been applied"
         )
         self.unknown_items = counter("streamrec_unknown_items", "Applied events whose item the model does not know")
-        self.batch_events = histogram("streamrec_batch_events", "Events per batch", _BATCH_BUCKETS)
+        self.batch_events = histogram("streamrec_batch_events", "Clicks per batch", _BATCH_BUCKETS)
         self.rebalances = counter("streamrec_rebalances", "Rebalances that assigned partitions to this daemon")
         self.lag_records = gauge("streamrec_lag_records", "Records that are not committed yet", "partition")
         self.lag_seconds = gauge(
@@ -94,7 +95,7 @@ class Metrics(ProcessMetrics):
         )
         self.click_to_published = histogram(
             "streamrec_click_to_published_seconds",
-            "Time from a click's timestamp to the user's new list in Redis",
+            "Time from the timestamp of a record to the user's new list in Redis, once a record",
             _LATENCY_BUCKETS,
         )
         self.inference_seconds = histogram(

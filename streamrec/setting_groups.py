@@ -12,9 +12,22 @@ from pathlib import Path
 from typing import Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, SecretStr, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    SecretStr,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from sasrec.data.times import EARLIEST_MS, LATEST_MS, TimeBounds
+from streamrec.event_paths import Field as PathField
+from streamrec.event_paths import parse, reader_of
+from streamrec.event_presets import PRESETS, Preset
+from streamrec.event_roles import Roles, outcomes_of, roles_of
 from streamrec.redis_urls import (
     SENTINEL_FORM,
     SentinelUrl,
@@ -253,14 +266,26 @@ class RedisSettings(Group):
 
 
 class EventSettings(Group):
-    """The JSON fields of a click event, and which events are accepted."""
+    """Where a JSON event has its fields, and what its type does (deploy/EVENTS.md)."""
 
-    user_id: str = Field("user_id", min_length=1, description="name of the event field with the user")
-    item_id: str = Field("item_id", min_length=1, description="name of the event field with the item")
-    timestamp: str = Field("timestamp", min_length=1, description="name of the event field with the time in ms")
-    type: str = Field("event_type", min_length=1, description="name of the event field with the event type")
-    types: tuple[str, ...] = Field(
-        (), description="accepted event types, comma-separated; events without a type are always accepted [all]"
+    preset: Preset = Field(
+        "plain", description="producer of the events; sets the paths, which single settings override"
+    )
+    user_id: str = Field("user_id", description="path to the user in an event")
+    item_id: str = Field("item_id", description="path to the item; through a list, an event has a click for each")
+    timestamp: str = Field("timestamp", description="path to the time: a number, or RFC 3339 text")
+    timestamp_unit: Literal["s", "ms", "us", "ns"] = Field("ms", description="unit of times that are numbers")
+    type: str = Field("event_type", description="path to the event type")
+    roles: dict[str, str] = Field(
+        {}, description="what events of each type do; others are ignored, * names the rest [all are clicks]"
+    )
+    outcomes: dict[str, float] = Field(
+        {}, description="how good clicks of each type are for training, 0 to 1; * names the rest [1]"
+    )
+    ignore_null: str = Field(
+        "",
+        description="path; events with null there are ignored, and so are records without a value [none]",
+        json_schema_extra=ADVANCED,
     )
     min_timestamp_ms: int = Field(
         EARLIEST_MS,
@@ -276,23 +301,36 @@ class EventSettings(Group):
         json_schema_extra=ADVANCED,
     )
 
-    @field_validator("types", mode="before")
+    @model_validator(mode="before")
     @classmethod
-    def _split(cls, value: object) -> object:
-        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+    def _of_preset(cls, values: dict[str, object]) -> dict[str, object]:
+        return PRESETS.get(str(values.get("preset", "plain")), {}) | values
 
-    @field_validator("user_id", "item_id", "timestamp", "type")
+    @field_validator("roles", mode="before")
     @classmethod
-    def _field_name(cls, value: str) -> str:
-        if re.search(r'[\x00-\x1f"\\]', value):
-            raise ValueError("a field name holds no quotes, backslashes or control characters")
+    def _roles(cls, value: object) -> dict[str, str]:
+        return roles_of(value)
+
+    @field_validator("outcomes", mode="before")
+    @classmethod
+    def _outcomes(cls, value: object) -> dict[str, float]:
+        return outcomes_of(value)
+
+    @field_validator("user_id", "item_id", "timestamp", "type", "ignore_null")
+    @classmethod
+    def _path(cls, value: str, info: ValidationInfo) -> str:
+        if info.field_name == "ignore_null" and not value:
+            return value
+        through_list = any(step.many for path in parse(value) for step in path)
+        if through_list and info.field_name != "item_id":
+            raise ValueError("only events_item_id may go through a list: an event has one user, time and type")
         return value
 
     @model_validator(mode="after")
     def _fit_together(self) -> Self:
-        names = (self.user_id, self.item_id, self.timestamp, self.type)
-        if len(set(names)) < len(names):
-            raise ValueError(f"event fields must have four different names, not {', '.join(names)}")
+        fields = {"user_id": self.user_id, "item_id": self.item_id, "timestamp": self.timestamp, "type": self.type}
+        reader_of({f"events_{name}": PathField(text, str) for name, text in fields.items()})
+        Roles(self.roles, self.outcomes)
         return self
 
     def bounds(self, now_ms: float) -> TimeBounds:
@@ -314,6 +352,12 @@ class ListSettings(Group):
     top_k: int = Field(20, ge=1, le=1_000, description="items in a published list")
     filter_seen: bool = Field(True, description="do not recommend items in the user's stored sequence")
     ttl_s: int = Field(7 * DAY_S, ge=1, le=LONGEST_S, description="a published list expires after this time")
+    exclude_ttl_s: int = Field(
+        30 * DAY_S,
+        ge=1,
+        le=LONGEST_S,
+        description="an item that an event excludes is out of the user's lists this long",
+    )
     popular_half_life_s: float = Field(
         7 * DAY_S, gt=0, description="a click counts half as much for popularity after this time"
     )

@@ -98,13 +98,18 @@ VALUES: dict[str, tuple[Any, Any]] = {
     "sequences_session_gap_s": (1800.0, 0.5),
     "sequences_ttl_s": (60, 61),
     "lists_ttl_s": (60, 61),
+    "lists_exclude_ttl_s": (60, 61),
     "lists_popular_half_life_s": (3600.0, 1.0),
     "lists_refresh_s": (0.5, 9.0),
-    "events_user_id": ("visitor", "uid"),
-    "events_item_id": ("sku", "article"),
+    "events_preset": ("segment", "ga4"),
+    "events_ignore_null": ("after", "payload.after"),
+    "events_user_id": ("visitor", "payload.user.id"),
+    "events_item_id": ("sku", "products[].id|sku"),
     "events_timestamp": ("at", "time"),
+    "events_timestamp_unit": ("us", "s"),
     "events_type": ("kind", "type"),
-    "events_types": (("click", "view"), ("buy",)),
+    "events_roles": ({"view": "click", "add to cart": "click", "*": "ignore"}, {"buy": "click"}),
+    "events_outcomes": ({"view": 0.2, "*": 1.0}, {"buy": 0.5}),
     "events_max_future_s": (0.0, 5.0),
     "events_min_timestamp_ms": (0, 10**12),
     "kafka_max_batch": (1, 10_000),
@@ -160,11 +165,15 @@ def plain(value: object) -> object:
 
 
 def as_text(value: object) -> str:
-    return ",".join(value) if isinstance(value, tuple) else str(value)
+    if isinstance(value, dict):
+        return ",".join(f"{kind}={text}" for kind, text in value.items())
+    return str(value)
 
 
 def as_toml(value: object) -> str:
-    return json.dumps(list(value) if isinstance(value, tuple) else value)
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{json.dumps(kind)} = {json.dumps(text)}" for kind, text in value.items()) + "}"
+    return json.dumps(value)
 
 
 class Layers:
@@ -240,11 +249,24 @@ def test_settings_cannot_be_changed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "types"),
-    [("click", ("click",)), (" click , view ,", ("click", "view")), (",", ()), ("add to cart", ("add to cart",))],
+    ("text", "roles"),
+    [
+        ("view=click", {"view": "click"}),
+        (" view = click , add to cart=ignore,", {"view": "click", "add to cart": "ignore"}),
+        ("a=b=click", {"a=b": "click"}),
+        ('{"a, b": "click"}', {"a, b": "click"}),
+        (",", {}),
+    ],
 )
-def test_event_types_are_separated_by_commas(text: str, types: tuple[str, ...]) -> None:
-    assert load_settings(flags={"events_types": text}).events.types == types
+def test_roles_are_pairs_or_json(text: str, roles: dict[str, str]) -> None:
+    assert load_settings(flags={"events_roles": text}).events.roles == roles
+
+
+def test_roles_may_be_a_table_of_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "streamrec.toml"
+    path.write_text('[events]\nuser_id = "visitor"\n[events.roles]\nview = "click"\n"*" = "ignore"\n')
+    events = load_settings(path).events
+    assert (events.user_id, events.roles) == ("visitor", {"view": "click", "*": "ignore"})
 
 
 @pytest.mark.parametrize("text", ["true", "True", "1", "yes", "on"])
@@ -262,6 +284,25 @@ def test_the_dead_letter_topic_follows_the_topic() -> None:
     assert load_settings(flags={"kafka_topic": "views"}).kafka.dead_letters == "views-dead-letter"
     assert load_settings(flags={"kafka_dead_letter_topic": "bad"}).kafka.dead_letters == "bad"
 
+
+NO_PATHS = [
+    ("user_id", ""),
+    ("user_id", 'a"b'),
+    ("item_id", "a\nb"),
+    ("timestamp", "a\\b"),
+    ("user_id", "a..b"),
+    ("user_id", ".a"),
+    ("user_id", "a."),
+    ("user_id", "a|"),
+    ("user_id", "|"),
+    ("type", "a\\"),
+    ("item_id", "[]"),
+    ("item_id", "a[0].b"),
+    ("item_id", "a[].[]"),
+    ("item_id", "a[][]"),
+    ("item_id", "a]b"),
+    ("item_id", "a[]b"),
+]
 
 WRONG: list[tuple[str, Any, str]] = [
     ("kafka_bootstrap_servers", "localhost", "'localhost' is not host:port"),
@@ -301,10 +342,21 @@ WRONG: list[tuple[str, Any, str]] = [
     ("sequences_ttl_s", 10**18, "less than or equal to"),
     ("lists_ttl_s", 0, "greater than or equal to 1"),
     ("lists_popular_half_life_s", 0, "greater than 0"),
-    ("events_user_id", "", "at least 1 character"),
-    ("events_user_id", 'a"b', "no quotes, backslashes or control characters"),
-    ("events_item_id", "a\nb", "no quotes, backslashes or control characters"),
-    ("events_timestamp", "a\\b", "no quotes, backslashes or control characters"),
+    *(
+        (f"events_{name}", text, "a path is names joined by dots, [] behind the name of a list")
+        for name, text in NO_PATHS
+    ),
+    ("events_user_id", "users[].id", "only events_item_id may go through a list"),
+    ("events_ignore_null", "rows[]", "only events_item_id may go through a list"),
+    ("events_preset", "rudderstack", "'plain', 'segment', 'cloudevents', 'debezium', 'snowplow' or 'ga4'"),
+    *(
+        ("events_roles", text, "write view=click,purchase=")
+        for text in ("view", "=click", "view,cart=click", "[1]", '{"a": {}}')
+    ),
+    ("events_roles", "view=clik", "'clik' of 'view' is no role: roles are click, exclude, click+exclude, ignore"),
+    ("events_roles", {"view": True}, "'True' of 'view' is no role"),
+    *(("events_outcomes", text, "write view=0.2,purchase=1, or JSON, with") for text in ("a", "a=b", "a=2", "a=nan")),
+    ("events_timestamp_unit", "min", "'s', 'ms', 'us' or 'ns'"),
     ("events_min_timestamp_ms", -1, "greater than or equal to 0"),
     ("events_min_timestamp_ms", 10**14 + 1, "less than or equal to"),
     ("kafka_max_batch", 10_001, "less than or equal to 10000"),
@@ -358,7 +410,26 @@ def test_every_wrong_value_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ({"events_user_id": "id", "events_item_id": "id"}, "four different names, not id, id, timestamp, event_type"),
+        (
+            {"events_user_id": "id", "events_item_id": "id"},
+            "events_item_id and events_user_id name one place of an event",
+        ),
+        (
+            {"events_user_id": "a.b", "events_item_id": "c|a.b.c"},
+            "events_item_id and events_user_id name one place of an event, or one within the other",
+        ),
+        (
+            {"events_user_id": "a.b", "events_timestamp": "a"},
+            "events_timestamp and events_user_id name one place of an event, or one within the other",
+        ),
+        (
+            {"events_user_id": "a.b", "events_item_id": "a[].b"},
+            "events_item_id and events_user_id disagree whether a is a list",
+        ),
+        (
+            {"events_roles": "view=click,dislike=exclude", "events_outcomes": "view=0.2,dislike=1"},
+            "events_outcomes names 'dislike', and events_roles makes no click of its events",
+        ),
         ({"kafka_topic": "a", "kafka_dead_letter_topic": "a"}, "kafka_dead_letter_topic must differ from kafka_topic"),
         ({"kafka_security_protocol": "SASL_SSL"}, "SASL_SSL needs kafka_sasl_username and kafka_sasl_password"),
         (
@@ -417,7 +488,7 @@ def test_settings_that_do_not_fit_together_are_refused(flags: dict[str, str], me
         ("[train]\nepochs = 'ten'", "train_epochs='ten': Input should be a valid integer"),
         ("[train]\nepochs = 0", "train_epochs=0: must be at least 1"),
         ("[model]\nhidden_units = 7\nnum_heads = 2", "model_hidden_units=7 is not a multiple of num_heads=2"),
-        ("[events]\ntypes = 5", "events_types=5: "),
+        ("[events]\nroles = 5", "events_roles=5: write view=click"),
         ("[kafka]\nsasl_password = 5", "kafka_sasl_password: Input should be a valid string"),
         ("top_k 5", "cannot read {file}: "),
         ("[lists]\ntop_k = 5\ntop_k = 6", "cannot read {file}: "),

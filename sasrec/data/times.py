@@ -19,6 +19,7 @@ UNITS = {
     "us": (10**14, 10**17, "microseconds"),
     "ns": (10**17, 10**20, "nanoseconds"),
 }
+MS_OF_UNIT = {"s": (1000, 1), "ms": (1, 1), "us": (1, 1000), "ns": (1, 1_000_000)}  # numerator, denominator
 SHOWN_CHARS = 40
 
 
@@ -36,7 +37,9 @@ class TimeBounds:
             label: the name of the field.
             value: the time as it was written, in this unit.
         """
-        time_ms = value * 1000 if unit == "s" else value  # not converted: an integer may be too large for a float
+        factor, divisor = MS_OF_UNIT[unit]
+        # an integer may be too large for a float
+        time_ms = value * factor if divisor == 1 else value // divisor
         if self.earliest_ms <= time_ms <= self.latest_ms:
             return None
         side, bound_ms = ("before", self.earliest_ms) if time_ms < self.earliest_ms else ("after", self.latest_ms)

@@ -39,14 +39,14 @@ class Decoded:
             try:
                 if isinstance(record, Unreadable):
                     raise BadRecord(record.reason)
-                event = decoder.decode(record.value, record.partition, record.offset, record.timestamp)
+                clicks = decoder.decode(record.value, record.partition, record.offset, record.timestamp)
             except BadRecord as error:
                 self.dead_letters.append(dead_letter(record, str(error)))
                 continue
-            if event is None:
-                self.ignored += 1
+            if clicks:
+                self.events += clicks
             else:
-                self.events.append(event)
+                self.ignored += 1
         if gaps:
             missing = sum(gap.offset - gap.first + 1 for gap in gaps)
             place = TopicPartition(gaps[0].topic, gaps[0].partition)

@@ -15,7 +15,9 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeE
 
 from sasrec import Columns, DataFileError, Event, read_events
 from streamrec.errors import StreamrecError
+from streamrec.event_paths import parse, put
 from streamrec.kafka.producer import Producer
+from streamrec.kafka.timestamps import in_unit
 from streamrec.kafka.topics import ensure_topics
 from streamrec.setting_groups import EventSettings, KafkaSettings
 
@@ -23,20 +25,25 @@ MAX_IN_FLIGHT = 5_000  # records; sending waits while more are unacknowledged
 
 
 class ClickProducer:
-    """Produces click events under the configured field names."""
+    """Produces click events under the configured field names; of alternatives, the first is written."""
 
     def __init__(self, producer: Producer, topic: str, events: EventSettings) -> None:
         self._producer = producer
         self._topic = topic
-        self._events = events
+        self._user_id, self._item_id, self._timestamp = [
+            parse(path)[0] for path in (events.user_id, events.item_id, events.timestamp)
+        ]
+        self._unit = events.timestamp_unit
         self._encoder = msgspec.json.Encoder()
         self._in_flight: list[asyncio.Future[object]] = []
 
     async def send(self, event: Event) -> None:
         """Queue one event; first wait for acknowledgements if too many are outstanding."""
-        value: dict[str, object] = {self._events.user_id: event.user_id, self._events.item_id: event.item_id}
+        value: dict[str, object] = {}
+        put(value, self._user_id, event.user_id)
+        put(value, self._item_id, event.item_id)
         if event.timestamp_ms is not None:
-            value[self._events.timestamp] = event.timestamp_ms
+            put(value, self._timestamp, in_unit(event.timestamp_ms, self._unit))
         sent = await self._producer.send(self._topic, event.user_id.encode(), self._encoder.encode(value))
         self._in_flight.append(sent)
         if len(self._in_flight) >= MAX_IN_FLIGHT:

@@ -12,26 +12,40 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from streamrec.errors import RedisRejected, StreamrecError
 from streamrec.metrics import Metrics
 from streamrec.redis.client import RedisClient
+from streamrec.redis.isolation import Call
 from streamrec.redis.nodes import RedisArg
 from streamrec.redis.script import Script
-from streamrec.schemas import ClickEvent, EventBatch, StoredItems, UserSequence
+from streamrec.schemas import (
+    NO_EXCLUSIONS,
+    NO_ITEMS,
+    ClickEvent,
+    EventBatch,
+    Exclusions,
+    StoredItems,
+    UserSequence,
+)
 from streamrec.setting_groups import SequenceSettings
 
 log = logging.getLogger(__name__)
 
 MASS_REJECTION = 0.5  # share of a batch's events; a larger share of rejected events is worth a line in the log
-# the control appends an item to one, for a minute
-APPEND = Script(__package__, "append", replicated=True, control=(1, 60, 0, 0, 1, 0, 0, 0, "item"))
+# the controls append an item to one, and exclude one, for a minute
+APPEND = Script(__package__, "append", replicated=True, control=(1, 60, 0, 0, 0, 0, 1, 0, 0, 0, "item"))
+EXCLUDING = (1, 60, 0, 0, 60_000, 0, 1, 0, 0, 0, "item", 3)
+APPEND_EXCLUDING = Script(__package__, "append", replicated=True, control=EXCLUDING)
 # append.lua has the same pattern and the same limit
 VALUE = re.compile(rb"(\d+) (\d+) (\d+) (\d+) (\d+) (\d+) ([\d:,]*)\0(.*)", re.DOTALL)
 MAX_DIGITS = 16
+MAX_EXCLUDED = 1_000  # newest of a user; append.lua has the same limit
+MAX_EVENTS_PER_CALL = 10_000  # some 20 ms, in which Redis does nothing else; no record has more
 
 OnRefused = Callable[[str, StreamrecError], None]
 
@@ -83,24 +97,32 @@ class SequenceStore:
 
     Args:
         max_len: items stored per user.
+        exclude_ttl_s: how long an excluded item is out of the user's lists; 0 if no role excludes.
     """
 
     def __init__(
-        self, redis: RedisClient, settings: SequenceSettings, topic_epoch: int, max_len: int, metrics: Metrics
+        self,
+        redis: RedisClient,
+        settings: SequenceSettings,
+        topic_epoch: int,
+        max_len: int,
+        metrics: Metrics,
+        exclude_ttl_s: int = 0,
     ) -> None:
         self._redis = redis
         self._keys = redis.keys
         self._settings = settings
         self._topic_epoch = topic_epoch
         self._metrics = metrics
+        self._exclude_ttl_s = exclude_ttl_s
         self.max_len = max_len
         self._rejecting = False
 
     async def append(self, batch: EventBatch, on_refused: OnRefused = raise_refused) -> list[UserSequence]:
         """Append the events of a batch; return the sequence of every user in it.
 
-        Users whose events were all replays are returned too, to be scored and published again: the daemon may have
-        crashed between append and publish.
+        Users whose events were all replays or exclusions are returned too: they are scored and published again, since
+        the daemon may have crashed between append and publish.
 
         Args:
             on_refused: called with each user whose events can never be appended, and the reason [raise it].
@@ -108,29 +130,32 @@ class SequenceStore:
         Raises:
             RedisUnavailable: try again; applied events are not applied twice.
         """
-        by_user: dict[str, list[ClickEvent]] = {}
-        for event in batch.events:
-            by_user.setdefault(event.user_id, []).append(event)
-        if not by_user:
-            return []
-        calls = []
-        for user_id, events in by_user.items():
-            args: list[RedisArg] = [len(events)]
-            for event in events:
-                args += (event.partition, event.offset, event.timestamp_ms, event.item_id)
-            calls.append(([self._keys.sequence(user_id)], args))
-        settings = self._settings
+        appended: dict[str, _Appended] = {}
+        for by_user in _by_user(batch.events):
+            await self._append(by_user, appended, on_refused)
+        self._count_rejections(sum(u.clicks for u in appended.values()), sum(u.applied for u in appended.values()))
+        if self._exclude_ttl_s:
+            self._metrics.events.labels("excluded").inc(sum(not event.role.click for event in batch.events))
+        return [user.sequence(user_id) for user_id, user in appended.items()]
+
+    async def _append(
+        self, by_user: Mapping[str, list[ClickEvent]], appended: dict[str, _Appended], on_refused: OnRefused
+    ) -> None:
+        """Append events in one call of Redis, and note the replies of users who are not refused."""
+        settings, excludes = self._settings, self._exclude_ttl_s > 0
         shared = [self.max_len, settings.ttl_s, int(settings.session_gap_s * 1000), self._topic_epoch]
-        replies = await self._redis.run_each(APPEND, shared, calls)
-        sequences, refused_events = [], 0
+        shared += [self._exclude_ttl_s * 1000, int(time.time() * 1000)]
+        calls: list[Call] = []
+        for user_id, events in by_user.items():
+            keys = [self._keys.sequence(user_id)]
+            calls.append((keys + [self._keys.exclusions(user_id)] * excludes, _arguments(events, excludes)))
+        replies = await self._redis.run_each(APPEND_EXCLUDING if excludes else APPEND, shared, calls)
         for (user_id, events), reply in zip(by_user.items(), replies, strict=True):
             try:
-                sequences.append(_appended(user_id, reply, tuple(e.record_ts_ms for e in events)))
+                appended.setdefault(user_id, _Appended()).add(user_id, events, reply)
             except StreamrecError as error:
-                refused_events += len(events)
+                del appended[user_id]
                 on_refused(user_id, error)
-        self._count_rejections(len(batch.events) - refused_events, sum(s.applied for s in sequences))
-        return sequences
 
     async def read(self, users: list[str], on_refused: OnRefused = raise_refused) -> list[UserSequence]:
         """Return the stored sequences of users; users without one are left out.
@@ -141,6 +166,11 @@ class SequenceStore:
         Raises:
             RedisUnavailable: Redis does not answer.
         """
+        if self._exclude_ttl_s:
+            appended: dict[str, _Appended] = {}
+            await self._append({user: [] for user in users}, appended, on_refused)  # reads sequences and exclusions
+            found = [user.sequence(user_id) for user_id, user in appended.items()]
+            return [sequence for sequence in found if sequence.n or sequence.excluded.items]
         values = await self._redis.get_many([self._keys.sequence(user) for user in users])
         sequences = []
         for user, value in zip(users, values, strict=True):
@@ -170,20 +200,66 @@ class SequenceStore:
         self._rejecting = rejecting
 
 
-def _appended(user_id: str, reply: list[Any] | RedisRejected, record_ts_ms: tuple[int, ...]) -> UserSequence:
-    """Read the reply of append.lua for one user.
+def _by_user(events: list[ClickEvent]) -> Iterator[dict[str, list[ClickEvent]]]:
+    """Yield the events by user, those of one call at a time; the events of a record are in one call."""
+    begin = 0
+    while begin < len(events):
+        end = min(begin + MAX_EVENTS_PER_CALL, len(events))
+        while end < len(events) and events[end].place:
+            end -= 1
+        by_user: dict[str, list[ClickEvent]] = {}
+        for event in events[begin:end]:
+            by_user.setdefault(event.user_id, []).append(event)
+        yield by_user
+        begin = end
 
-    Raises:
-        StreamrecError: the user's events were refused.
-    """
-    if isinstance(reply, RedisRejected):
-        raise reply
-    applied, damaged, value = reply
-    if applied < 0:
-        raise RedisRejected(f"user {user_id!r}: {value.decode(errors='replace')}")
-    if damaged:
-        log.warning("a damaged sequence was discarded and begun anew", extra={"user_id": user_id})
-    return parse_sequence(user_id, value, applied, record_ts_ms)
+
+def _arguments(events: list[ClickEvent], excludes: bool) -> list[RedisArg]:
+    """Return what append.lua takes for the events of a user."""
+    args: list[RedisArg] = [len(events)]
+    for event in events:
+        args += ("" if event.place else event.partition, event.offset, event.timestamp_ms, event.item_id)
+        if excludes:
+            args.append(event.role.click + 2 * event.role.exclude)
+    return args
+
+
+@dataclass(slots=True)
+class _Appended:
+    """What append.lua replied for one user, in one or more calls."""
+
+    value: bytes | None = None
+    applied: int = 0
+    clicks: int = 0
+    excluded: Exclusions = NO_EXCLUSIONS
+    record_ts_ms: list[int] = field(default_factory=list)  # of each record
+
+    def add(self, user_id: str, events: list[ClickEvent], reply: list[Any] | RedisRejected) -> None:
+        """Add the reply of a call.
+
+        Raises:
+            StreamrecError: the user's events were refused.
+        """
+        if isinstance(reply, RedisRejected):
+            raise reply
+        applied, damaged, self.value, *exclusions = reply
+        if applied < 0:
+            raise RedisRejected(f"user {user_id!r}: {reply[2].decode(errors='replace')}")
+        if damaged:
+            log.warning("a damaged sequence was discarded and begun anew", extra={"user_id": user_id})
+        self.applied += applied
+        self.clicks += sum(event.role.click for event in events) if exclusions else len(events)
+        for changes, *items in exclusions:
+            self.excluded = Exclusions(tuple(item.decode(errors="replace") for item in items), int(changes))
+        self.record_ts_ms += [event.record_ts_ms for event in events if not event.place]
+
+    def sequence(self, user_id: str) -> UserSequence:
+        """Return the user's sequence after all calls; an empty one if only exclusions came."""
+        times = tuple(self.record_ts_ms)
+        if self.value is None:
+            return UserSequence(user_id, NO_ITEMS, 0, 0, 0, 0, times, self.excluded)
+        found = parse_sequence(user_id, self.value, self.applied, times)
+        return replace(found, excluded=self.excluded) if self.excluded.changes else found
 
 
 def parse_sequence(user_id: str, value: bytes, applied: int = 0, record_ts_ms: tuple[int, ...] = ()) -> UserSequence:

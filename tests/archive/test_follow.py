@@ -25,11 +25,11 @@ from streamrec.storage import Place
 
 from support.file_systems import fill, small_disk
 from support.kafka_client import feed, feeding, read_topic
-from support.oracle import is_bad
+from support.oracle import is_bad, items_of
 from support.preloaded import Command
 from support.s3_server import S3Server
 from support.waiting import eventually
-from support.workload import Record, click, workload
+from support.workload import ORDERS, Record, click, workload
 
 MakeSettings = Callable[..., Settings]
 
@@ -63,7 +63,7 @@ async def assert_equals_the_topic(archive: EventArchive, settings: Settings) -> 
         if not is_bad(record):
             event = json.loads(record.value)
             ts_ms = event.get("timestamp") or record.timestamp
-            expected.append((str(event["user_id"]), str(event["item_id"]), ts_ms))
+            expected += [(str(event["user_id"]), str(item), ts_ms) for item in items_of(event, settings)]
     assert rows(archive) == expected
     assert archive.stats().dead_letters == sum(is_bad(record) for record in records)
 
@@ -71,9 +71,9 @@ async def assert_equals_the_topic(archive: EventArchive, settings: Settings) -> 
 async def test_the_archive_is_the_topic_and_dead_letters_are_only_counted(
     make_settings: MakeSettings, tmp_path: Path
 ) -> None:
-    settings = make_settings(archive_dir=tmp_path / "archive")
+    settings = make_settings(archive_dir=tmp_path / "archive", **ORDERS)
     archive = EventArchive(tmp_path / "archive")
-    await feed(settings, islice(workload(1, bad_share=0.1), 500))
+    await feed(settings, islice(workload(1, bad_share=0.1, order_share=0.3), 500))
     with archiving(settings, "--burst") as process:
         assert "events archived in" in await ends(process)
     await assert_equals_the_topic(archive, settings)
@@ -88,7 +88,7 @@ async def test_the_archive_is_the_topic_and_dead_letters_are_only_counted(
 async def test_a_process_that_is_killed_again_and_again_loses_and_duplicates_no_event(
     make_settings: MakeSettings, place: Place
 ) -> None:
-    settings = make_settings(archive_dir=place, archive_flush_s=0.05)
+    settings = make_settings(archive_dir=place, archive_flush_s=0.05, **ORDERS)
     archive = EventArchive(place)
     rng = random.Random(5)
     async with feeding(settings, seed=6, per_s=400, at_least=1_500):

@@ -14,11 +14,13 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from sasrec import Event
+from streamrec.archive.segment_files import concatenate
 from streamrec.archive.segments import EventArchive
 from streamrec.errors import ArchiveError
-from streamrec.schemas import ClickEvent
+from streamrec.schemas import CLICK, EXCLUDE, ClickEvent, RecordMark, Role
 from streamrec.storage import Place
 
 from support.archives import click
@@ -45,9 +47,9 @@ def test_an_empty_archive_is_empty(place: Place) -> None:
     assert archive.prune(BASE_MS) == 0
 
 
-# by partition, for each offset: whether it has an event (else a dead letter), and whether a segment ends after it
+# by partition, for each offset: its clicks (0: a dead letter), and whether a segment ends after it
 STREAMS = st.dictionaries(
-    st.integers(0, 3), st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=30), min_size=1
+    st.integers(0, 3), st.lists(st.tuples(st.integers(0, 3), st.booleans()), min_size=1, max_size=30), min_size=1
 )
 
 
@@ -56,7 +58,7 @@ STREAMS = st.dictionaries(
 def test_appended_events_are_read_in_the_order_of_partitions_and_offsets_merged_or_not(
     tmp_path_factory: pytest.TempPathFactory,
     monkeypatch: pytest.MonkeyPatch,
-    streams: dict[int, list[tuple[bool, bool]]],
+    streams: dict[int, list[tuple[int, bool]]],
     base: int,
     merge_at: int,
 ) -> None:
@@ -65,11 +67,12 @@ def test_appended_events_are_read_in_the_order_of_partitions_and_offsets_merged_
     wanted = []
     for partition, offsets in sorted(streams.items()):
         first, pending = base, []
-        for offset, (is_event, ends_segment) in enumerate(offsets, start=base):
-            pending += [click(partition, offset)] if is_event else []
-            wanted += pending[-1:] if is_event else []
+        for offset, (count, ends_segment) in enumerate(offsets, start=base):
+            pending += [click(partition, offset)] * count
+            wanted += [click(partition, offset)] * count
             if ends_segment or offset == base + len(offsets) - 1:
-                archive.append(partition, first, offset + 1, pending, dead_letters=offset + 1 - first - len(pending))
+                letters = [number for number, _ in offsets[first - base : offset + 1 - base]].count(0)
+                archive.append(partition, first, offset + 1, pending, letters)
                 first, pending = offset + 1, []
                 archive.merge(partition)
         assert len([segment for segment in archive.segments() if segment.partition == partition]) < merge_at
@@ -77,7 +80,35 @@ def test_appended_events_are_read_in_the_order_of_partitions_and_offsets_merged_
     assert archive.next_offsets() == {partition: base + len(offsets) for partition, offsets in streams.items()}
     stats = archive.stats()
     assert stats.events == len(wanted)
-    assert stats.dead_letters == sum(map(len, streams.values())) - len(wanted)
+    assert stats.dead_letters == sum(number == 0 for offsets in streams.values() for number, _ in offsets)
+
+
+def test_outcomes_are_archived_and_none_if_all_are_one(place: Place) -> None:
+    archive = EventArchive(place)
+    archive.import_events([Event("ann", "a", BASE_MS)])
+    archive.append(0, 0, 2, [click(0, 0), click(0, 1)])
+    assert archive.read().outcomes is None
+    some = [replace(click(0, 2), role=Role(outcome=0.25)), replace(click(0, 3), role=EXCLUDE), click(0, 4)]
+    archive.append(0, 2, 5, some)
+    found = archive.read()
+    assert found.outcomes is not None
+    assert found.outcomes.tolist() == [1, 1, 1, 0.25, 1]
+    assert len(found) == 5
+
+
+def test_roles_are_archived_and_merged_and_only_clicks_are_read(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("streamrec.archive.segments.MIN_SEGMENTS_TO_MERGE", 4)
+    archive, both = EventArchive(place), Role(click=True, exclude=True)
+    for offset, role in enumerate((CLICK, EXCLUDE, both, CLICK)):
+        archive.append(0, offset, offset + 1, [replace(click(0, offset), role=role)], mark=RecordMark(offset, 1, 2))
+    wanted = [(True, False), (False, True), (True, True), (True, False)]
+    for _ in range(2):
+        table = concatenate([table for _, table in archive.tables()])
+        assert list(zip(table["click"].to_pylist(), table["exclude"].to_pylist(), strict=True)) == wanted
+        assert rows(archive) == expected(*(click(0, offset) for offset in (0, 2, 3)))
+        assert archive.marks() == {0: RecordMark(3, 1, 2)}
+        archive.merge(0)
+    assert archive.stats().segments == 1
 
 
 @pytest.mark.parametrize(

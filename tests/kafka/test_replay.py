@@ -16,6 +16,7 @@ import pytest
 import streamrec.kafka.replay
 from sasrec import Columns, Event
 from streamrec.errors import KafkaUnavailable, StreamrecError
+from streamrec.event_presets import PRESETS
 from streamrec.kafka.connection import kafka_error
 from streamrec.kafka.decode import EventDecoder
 from streamrec.kafka.producer import Producer
@@ -62,8 +63,7 @@ async def events_in(settings: Settings) -> list[Event]:
     decoder = EventDecoder(settings.events)
     found = []
     for record in await read_topic(settings, settings.kafka.topic):
-        event = decoder.decode(record.value, record.partition, record.offset, record.timestamp)
-        assert event is not None
+        (event,) = decoder.decode(record.value, record.partition, record.offset, record.timestamp)
         assert record.key == event.user_id.encode()
         found.append(Event(event.user_id, event.item_id, event.timestamp_ms))
     return found
@@ -90,6 +90,15 @@ async def test_events_of_every_format_arrive_keyed_by_user_and_in_order(
 ) -> None:
     settings = make_settings()
     assert await run(settings, write(tmp_path, name, FORMATS[name.removesuffix(".gz")])) == len(EVENTS)
+    assert by_user(await events_in(settings)) == by_user(EVENTS)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+async def test_events_are_written_where_a_preset_reads_them(
+    make_settings: MakeSettings, tmp_path: Path, preset: str
+) -> None:
+    settings = make_settings(events_preset=preset)
+    assert await run(settings, write(tmp_path, "clicks.csv", FORMATS["clicks.csv"])) == len(EVENTS)
     assert by_user(await events_in(settings)) == by_user(EVENTS)
 
 

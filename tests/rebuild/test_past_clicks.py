@@ -19,7 +19,7 @@ from streamrec.schemas import ClickEvent
 from streamrec.settings import Settings
 
 from support.archives import CENTURY_S, archived
-from support.redis_access import BASE_MS, batch, event, raw_redis
+from support.redis_access import BASE_MS, batch, event, raw_redis, record
 from support.sequences import against_redis, fresh, ids, store_of
 from support.sessions import current_session
 
@@ -27,8 +27,8 @@ MakeSettings = Callable[..., Settings]
 
 
 @st.composite
-def topics(draw: st.DrawFn) -> list[ClickEvent]:
-    """Clicks of a few users on three partitions, keyed by user, the times in any order."""
+def topics(draw: st.DrawFn) -> list[list[ClickEvent]]:
+    """Records of a few users on three partitions, keyed by user, the times in any order."""
     users = draw(st.lists(ids, min_size=1, max_size=4, unique=True))
     next_offsets = [draw(st.integers(0, 3)) for _ in range(3)]
     events = []
@@ -36,9 +36,14 @@ def topics(draw: st.DrawFn) -> list[ClickEvent]:
         number = draw(st.integers(0, len(users) - 1))
         partition = number % 3
         at_ms = draw(st.just(0) | st.integers(BASE_MS, BASE_MS + 60))
-        events.append(ClickEvent(users[number], draw(ids), at_ms, partition, next_offsets[partition], at_ms))
+        items = draw(st.lists(ids, min_size=1, max_size=draw(st.sampled_from([1, 1, 4]))))
+        events.append(record(users[number], items, at_ms, partition, next_offsets[partition], at_ms))
         next_offsets[partition] += draw(st.sampled_from([1, 1, 1, 2, 10]))
     return events
+
+
+def flat(records: list[list[ClickEvent]]) -> list[ClickEvent]:
+    return [click for clicks in records for click in clicks]
 
 
 @against_redis
@@ -47,7 +52,7 @@ async def test_the_sequence_of_all_clicks_is_what_is_appended_one_by_one(
     redis: RedisClient,
     make_settings: MakeSettings,
     tmp_path_factory: pytest.TempPathFactory,
-    events: list[ClickEvent],
+    records: list[list[ClickEvent]],
     in_archive: int,
     max_len: int,
     gap_s: float,
@@ -55,11 +60,12 @@ async def test_the_sequence_of_all_clicks_is_what_is_appended_one_by_one(
 ) -> None:
     settings = fresh(make_settings, sequences_session_gap_s=gap_s, kafka_topic_epoch=epoch)
     store = store_of(redis, settings, max_len)
-    for click in events:
-        await store.append(batch(click))
-    archive = archived(tmp_path_factory.mktemp("archive"), events[: in_archive + 1], epoch)
-    past = PastClicks(archive, settings.sequences, max_len)
-    past.add(events[in_archive + 1 :])
+    for clicks in records:
+        await store.append(batch(*clicks))
+    earlier, later = flat(records[: in_archive + 1]), flat(records[in_archive + 1 :])
+    past = PastClicks(archived(tmp_path_factory.mktemp("archive"), earlier, epoch), settings.sequences, max_len)
+    past.add(later)
+    events = earlier + later
     assert len(past) == len(events)
     assert sorted(past.users()) == sorted({e.user_id for e in events})
     async with raw_redis(settings) as raw:
@@ -73,9 +79,10 @@ async def test_the_sequence_of_all_clicks_is_what_is_appended_one_by_one(
 def test_the_sequence_is_the_last_session_by_definition(
     make_settings: MakeSettings,
     tmp_path_factory: pytest.TempPathFactory,
-    events: list[ClickEvent],
+    records: list[list[ClickEvent]],
     gap_s: float,
 ) -> None:
+    events = flat(records)
     settings = make_settings(sequences_session_gap_s=gap_s)
     past = PastClicks(archived(tmp_path_factory.mktemp("archive"), events), settings.sequences, 100)
     for user in {click.user_id for click in events}:

@@ -21,7 +21,7 @@ from streamrec.schemas import ClickEvent, UserSequence
 from streamrec.serving.sequences import SequenceStore, StoredSequence, parse_sequence
 from streamrec.settings import Settings
 
-from support.redis_access import BASE_MS, batch, clicks, commands_about, event, raw_redis, stored
+from support.redis_access import BASE_MS, batch, clicks, commands_about, event, raw_redis, record, stored
 from support.sequences import against_redis, fresh, ids, store_of
 from support.sessions import is_begin
 
@@ -36,6 +36,7 @@ class OracleUser:
     times_ms: list[int] = field(default_factory=list)  # of all applied clicks, since gaps may differ between steps
     epoch: int = 0
     offsets: dict[int, int] = field(default_factory=dict)
+    skips: bool = False  # the clicks of the current record
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,8 @@ class Oracle:
         records: dict[str, list[int]] = {}
         applied: dict[str, int] = {}
         for click in step.events:
-            records.setdefault(click.user_id, []).append(click.record_ts_ms)
+            times = records.setdefault(click.user_id, [])
+            times += [] if click.place else [click.record_ts_ms]
             user = self.users.setdefault(click.user_id, OracleUser(epoch=step.epoch))
             if step.epoch < user.epoch:  # refused
                 del records[click.user_id]
@@ -84,7 +86,9 @@ class Oracle:
     def _apply(self, user: OracleUser, click: ClickEvent, step: Step) -> bool:
         if step.epoch > user.epoch:
             user.epoch, user.offsets = step.epoch, {}
-        if click.offset <= user.offsets.get(click.partition, -1):
+        if not click.place:  # a record is applied whole or not at all
+            user.skips = click.offset <= user.offsets.get(click.partition, -1)
+        if user.skips:
             return False
         user.offsets[click.partition] = click.offset
         user.times_ms.append(click.timestamp_ms)
@@ -98,10 +102,10 @@ class Oracle:
 def steps(**fixed: Any) -> st.SearchStrategy[list[Step]]:
     """Batches of few users, partitions and offsets: prefixes, suffixes and duplicates of one another abound."""
     users = st.shared(st.lists(ids, min_size=1, max_size=4, unique=True), key="users").flatmap(st.sampled_from)
-    events = st.builds(
-        ClickEvent,
+    records = st.builds(
+        record,
         users,
-        ids,
+        st.lists(ids, min_size=1, max_size=1) | st.lists(ids, min_size=1, max_size=9),
         st.integers(BASE_MS, BASE_MS + 40),
         st.integers(0, 11),
         st.integers(0, 12),
@@ -110,7 +114,9 @@ def steps(**fixed: Any) -> st.SearchStrategy[list[Step]]:
     return st.lists(
         st.builds(
             Step,
-            st.lists(events, min_size=1, max_size=12),
+            st.lists(records, min_size=1, max_size=12).map(
+                lambda found: [click for clicks in found for click in clicks]
+            ),
             max_len=fixed.get("max_len", st.integers(1, 7)),
             gap_ms=fixed.get("gap_ms", st.sampled_from([0, 0, 1, 5, 20])),
             epoch=fixed.get("epoch", st.sampled_from([0, 0, 0, 1, 2])),
@@ -146,16 +152,17 @@ async def test_random_batches_replays_and_settings_match_the_oracle(
 def deliveries(draw: st.DrawFn) -> tuple[list[ClickEvent], list[list[ClickEvent]]]:
     """A log of several partitions, and batches of it as a consumer that crashes now and then reads them."""
     users = draw(st.lists(ids, min_size=1, max_size=5, unique=True))
-    log: dict[int, list[ClickEvent]] = {0: [], 1: [], 2: []}
+    log: dict[int, list[list[ClickEvent]]] = {0: [], 1: [], 2: []}  # records
     for number in range(draw(st.integers(1, 40))):
         user = draw(st.integers(0, len(users) - 1))
         part = log[user % 3]  # keyed by user
-        part.append(ClickEvent(users[user], draw(ids), BASE_MS + number, user % 3, len(part), BASE_MS + number))
+        items = draw(st.lists(ids, min_size=1, max_size=4))
+        part.append(record(users[user], items, BASE_MS + number, user % 3, len(part), BASE_MS + number))
     read, committed = dict.fromkeys(log, 0), dict.fromkeys(log, 0)
     batches = []
     while any(read[p] < len(log[p]) for p in log):
         took = {p: draw(st.integers(0, 6)) for p in log}
-        batches.append([e for p in log for e in log[p][read[p] : read[p] + took[p]]])
+        batches.append([e for p in log for r in log[p][read[p] : read[p] + took[p]] for e in r])
         read = {p: min(len(log[p]), read[p] + took[p]) for p in log}
         if draw(st.booleans()):
             committed = dict(read)
@@ -163,8 +170,8 @@ def deliveries(draw: st.DrawFn) -> tuple[list[ClickEvent], list[list[ClickEvent]
             read = dict(committed)  # a crash: everything since the last commit comes again
         if not any(took.values()):
             read = {p: len(log[p]) for p in log}
-            batches.append([e for p in log for e in log[p]])
-    return [e for p in log.values() for e in p], batches
+            batches.append([e for p in log for r in log[p] for e in r])
+    return [e for p in log.values() for r in p for e in r], batches
 
 
 @against_redis
@@ -222,6 +229,38 @@ async def test_the_largest_batch_is_appended_whole(redis: RedisClient, make_sett
     assert sequences[0].items == [f"item-{i}" for i in range(largest)]
     many = await store.append(batch(*(event(f"u{i}", "i", i) for i in range(largest))))
     assert [sequence.user_id for sequence in many] == [f"u{i}" for i in range(largest)]
+
+
+async def test_a_record_of_several_clicks_is_applied_whole_or_not_at_all(
+    redis: RedisClient, make_settings: MakeSettings
+) -> None:
+    store = store_of(redis, make_settings(sequences_session_gap_s=10), max_len=4)
+    order = record("ann", list("aabcbd"), BASE_MS, 0, 7, BASE_MS)  # longer than the sequence, with duplicates
+    await store.append(batch(event("ann", "before", 6, BASE_MS - 1)))
+    for again in ([order, order], [order], [order[:1], [event("ann", "late", 7)]]):  # in one batch, after a crash
+        (found,) = await store.append(batch(*(click for clicks in again for click in clicks)))
+        assert (found.items, found.n, found.session_n) == (list("bcbd"), 7, 7)
+        assert found.record_ts_ms == (BASE_MS,) * len(again)
+    other = record("ann", list("xy"), BASE_MS + 1, 1, 7, BASE_MS)  # another partition has offsets of its own
+    (found,) = await store.append(batch(*other, *record("ann", list("pqrst"), BASE_MS + 10_002, 0, 8, BASE_MS)))
+    assert (found.items, found.n, found.session_n, found.applied) == (list("qrst"), 14, 5, 7)
+
+
+async def test_records_of_thousands_of_clicks_are_several_calls(
+    redis: RedisClient, make_settings: MakeSettings
+) -> None:
+    settings = make_settings()
+    store = store_of(redis, settings, max_len=10)
+    orders = [record("ann", [f"{n}-{k}" for k in range(5_000)], BASE_MS, 0, n, BASE_MS) for n in range(4)]
+    full = record("bob", ["b"] * 10_000, BASE_MS, 1, 0, BASE_MS)  # the largest record
+    everything = batch(*orders[0], *orders[1][:4_000], *full, *(click for order in orders[2:] for click in order))
+    for applied in (19_000, 0):
+        async with commands_about(settings) as sent:
+            ann, bob = await store.append(everything)
+        assert (ann.n, ann.applied, bob.n, bob.applied) == (19_000, applied, 10_000, min(applied, 10_000))
+        assert ann.items == [f"3-{k}" for k in range(4_990, 5_000)]
+        assert ann.record_ts_ms == (BASE_MS,) * 4
+        assert sent == ["EVALSHA"] * 3
 
 
 async def test_concurrent_appends_of_the_same_events_apply_once(make_settings: MakeSettings) -> None:

@@ -15,7 +15,7 @@ from streamrec.kafka.topics import ensure_topics, topic_partitions
 from streamrec.settings import Settings
 
 from support.waiting import eventually
-from support.workload import Record, click, workload
+from support.workload import ORDERS, Record, click, workload
 
 
 @contextlib.asynccontextmanager
@@ -97,7 +97,8 @@ async def feeding(
 
     async def stream(producer: AIOKafkaProducer) -> None:
         started, sent = time.monotonic(), []
-        for place, record in enumerate(workload(seed)):
+        order_share = 0.3 if settings.events.item_id == ORDERS["events_item_id"] else 0.0
+        for place, record in enumerate(workload(seed, order_share=order_share, typed=bool(settings.events.roles))):
             if left.is_set() and place >= at_least:
                 break
             await asyncio.sleep(max(0.0, started + place / per_s - time.monotonic()))

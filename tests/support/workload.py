@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,11 +56,36 @@ NO_EVENTS: dict[str, bytes | None] = {
 }
 
 
+# with this, an event may be an order too: a list of products, each a click
+ORDERS = {"events_item_id": "item_id|products[].id"}
+BAD_ORDERS = (b'{"user_id": "u1", "products": [{"id": "i1"}, {"id": ""}]}', b'{"user_id": "u1", "products": [{}]}')
+
+
+def order(user: str | int, items: Iterable[str | int], timestamp_ms: int | None = None, **more: Any) -> bytes:
+    """Return the value of an order's record."""
+    products = [{"id": item, "price": 5} for item in items]
+    timed = {} if timestamp_ms is None else {"timestamp": timestamp_ms}
+    return json.dumps({"user_id": user, "products": products, **timed, **more}).encode()
+
+
+# with these, an event may have a type
+ROLES = {
+    "events_roles": "view=click,purchase=click+exclude,dislike=exclude,impression=ignore",
+    "lists_exclude_ttl_s": 100 * 365 * 86_400,
+}
+TYPES = ("view", "view", "view", "purchase", "dislike", "impression", "unnamed", None)
+
+
 KNOWN_ITEMS: list[str | int] = [f"i{n}" for n in range(50)]
 
 
-def workload(seed: int, bad_share: float = 0.02) -> Iterator[Record]:
-    """Yield records without end: hot and rare users, known and unknown items, ids as text or integer, some bad."""
+def workload(seed: int, bad_share: float = 0.02, order_share: float = 0.0, typed: bool = False) -> Iterator[Record]:
+    """Yield records without end: hot and rare users, known and unknown items, ids as text or integer, some bad.
+
+    Args:
+        order_share: share of records with several clicks, or none; they need the setting in ORDERS.
+        typed: events have types; they need the settings in ROLES.
+    """
     rng = random.Random(seed)
     users: list[str | int] = [*(f"u{n}" for n in range(40)), *range(1000, 1020), *(f"stranger {n}" for n in range(5))]
     rng.shuffle(users)
@@ -70,11 +95,16 @@ def workload(seed: int, bad_share: float = 0.02) -> Iterator[Record]:
         user = rng.choices(users, weights)[0]
         key = str(user).encode()
         if rng.random() < bad_share:
-            yield Record(key, rng.choice(list(NO_EVENTS.values())), bad=True)
+            bad = [*NO_EVENTS.values(), *(BAD_ORDERS if order_share else ())]
+            yield Record(key, rng.choice(bad), bad=True)
             continue
         unknown = str(user).startswith("stranger") or rng.random() < 0.15
         item: str | int = rng.choice([f"x{rng.randrange(30)}", rng.randrange(30)] if unknown else KNOWN_ITEMS)
         ts_ms += rng.randrange(2_000)
         # some are out of order, and some have only the timestamp of the record
         stamp = None if rng.random() < 0.02 else ts_ms - rng.choice((0, 0, 0, 500, 90 * DAY_MS))
-        yield Record(key, click(user, item, stamp))
+        more = {"event_type": rng.choice(TYPES)} if typed else {}
+        if order_share and rng.random() < order_share:
+            yield Record(key, order(user, [item, *rng.choices(KNOWN_ITEMS, k=12)][: rng.randrange(14)], stamp, **more))
+        else:
+            yield Record(key, click(user, item, stamp, **more))
