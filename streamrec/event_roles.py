@@ -64,6 +64,11 @@ def _pairs_of(value: object, form: str) -> dict[str, str]:
     return {kind: str(text) for kind, text in value.items()}
 
 
+def served_types(roles: Mapping[str, str]) -> tuple[str, ...]:
+    """Return the types that are not ignored; empty: all, or all that are not named."""
+    return () if REST in roles else tuple(kind for kind, role in roles.items() if ROLES[role] is not None)
+
+
 def excludes(roles: Mapping[str, str]) -> bool:
     """Return whether events of some type take items out of lists."""
     return any(role is not None and role.exclude for role in map(ROLES.get, roles.values()))

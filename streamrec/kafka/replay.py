@@ -30,8 +30,8 @@ class ClickProducer:
     def __init__(self, producer: Producer, topic: str, events: EventSettings) -> None:
         self._producer = producer
         self._topic = topic
-        self._user_id, self._item_id, self._timestamp = [
-            parse(path)[0] for path in (events.user_id, events.item_id, events.timestamp)
+        self._user_id, self._item_id, self._timestamp, self._type = [
+            parse(path)[0] for path in (events.user_id, events.item_id, events.timestamp, events.type)
         ]
         self._unit = events.timestamp_unit
         self._encoder = msgspec.json.Encoder()
@@ -44,6 +44,8 @@ class ClickProducer:
         put(value, self._item_id, event.item_id)
         if event.timestamp_ms is not None:
             put(value, self._timestamp, in_unit(event.timestamp_ms, self._unit))
+        if event.event_type is not None:
+            put(value, self._type, event.event_type)
         sent = await self._producer.send(self._topic, event.user_id.encode(), self._encoder.encode(value))
         self._in_flight.append(sent)
         if len(self._in_flight) >= MAX_IN_FLIGHT:
