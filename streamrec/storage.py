@@ -23,6 +23,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, TypeAlias
 
+from sasrec.durable import flush_folder
 from streamrec.bucket import Bucket, Seen, StoredFile
 from streamrec.durable import UNFINISHED, atomic_file, make_folder
 from streamrec.errors import StoreUnavailable
@@ -83,10 +84,12 @@ class Folder:
             with atomic_file(path) as file:
                 file.write(content)
 
-    def delete(self, name: str) -> None:
-        """Delete a file, if there is one."""
+    def delete(self, name: str, durable: bool = False) -> None:
+        """Delete a file, if there is one; ``durable``: a power failure must not bring it back."""
         with self._explained("delete", name):
             (self._path / name).unlink(missing_ok=True)
+            if durable:
+                flush_folder((self._path / name).parent)
 
     def remove(self, folder: str, first: str) -> None:
         """Delete a folder; this file of it first."""

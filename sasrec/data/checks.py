@@ -1,33 +1,41 @@
-"""Check the columns of a table row by row and return them as ids, times and outcomes."""
+"""Check the columns of a table row by row and return them as ids, outcomes and event types."""
 
 from __future__ import annotations
 
-import re
-from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+import logging
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from sasrec.data.column_types import TEXT, as_integers, first_misfit, is_text
-from sasrec.data.formats import OUTCOME, TIMESTAMP, DataFileError
+from sasrec.data.column_types import TEXT, first_misfit, is_text
+from sasrec.data.formats import (
+    EVENT_TYPE,
+    ITEM_ID,
+    OUTCOME,
+    RATING,
+    TIME_OFFSET,
+    TIMESTAMP,
+    USER_ID,
+    DataFileError,
+)
 from sasrec.data.tables import Data
+from sasrec.data.timestamps import timestamps
 
-TIMES = "give integers or datetimes"
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-# datetime.fromisoformat takes any character between date and time: it would read "20240131.12" as noon
-ISO_SHAPE = re.compile(r"[\dW-]{7,10}([Tt ].+)?", re.ASCII)
-WHOLE = re.compile(r"[+-]?\d+(\.0*)?", re.ASCII)
-NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+log = logging.getLogger(__name__)
+
+# how a column of floats is written: 5.0 is the integer 5 if the column had none missing, and 1e+17 is rounded
+FLOAT = r"^[+-]?(\d+\.0+|\d\.\d+[eE]\+?\d+)$"
 
 
 def ids(data: Data, name: str) -> tuple[list[str], bool]:
     """Return the ids of a column as text, and whether they were integers.
 
     Raises:
-        DataFileError: an id is missing or empty, or the column has another type.
+        DataFileError: an id is missing, empty or a float, or the column has another type.
     """
     column = data.table[name]
     remedy = "give every row its id, or remove the row"
@@ -44,45 +52,48 @@ def ids(data: Data, name: str) -> tuple[list[str], bool]:
         places = coded.indices.to_numpy().tolist()
         try:
             # distinct ids are far fewer than rows: each becomes text once
-            texts = coded.dictionary.cast(TEXT).to_pylist()
+            distinct = coded.dictionary.cast(TEXT)
+            texts = distinct.to_pylist()
         except UnicodeDecodeError as error:
             raise DataFileError(f"{data.name}: {data.label(name)} is not UTF-8 text: {error}") from error
         if "" in texts:
             raise data.error(places.index(texts.index("")), f"{data.label(name)} is empty; {remedy}")
+        if not integer:
+            _refuse_floats(data, name, distinct, places)
         return [texts[place] for place in places], integer
     raise data.type_error(name, "give strings or integers")
 
 
-def timestamps(data: Data) -> NDArray[np.int64]:
-    """Return the times (N,): integers as they are, datetimes as Unix ms, and all in ms where the unit is seconds.
+def _refuse_floats(data: Data, name: str, distinct: pa.Array, places: list[int]) -> None:
+    floats = pc.match_substring_regex(distinct, FLOAT)
+    if pc.any(floats).as_py():
+        place = pc.index(floats, True).as_py()
+        text = distinct[place].as_py()
+        raise data.error(
+            places.index(place),
+            f"{data.label(name)} {text!r} is a number with a fraction; give strings or integers: a column with a "
+            "missing integer is often written so",
+        )
 
-    Raises:
-        DataFileError: a time is missing or is no time, or the column has another type.
-    """
-    column, kind = data.table[TIMESTAMP], data.table[TIMESTAMP].type
-    data.refuse_nulls(TIMESTAMP, f"{TIMES}, or remove the row")
-    if is_text(kind):
-        return _text_times(data, column)
-    if pa.types.is_floating(kind):
-        values = column.to_numpy()
-        return _second_times(data, values) if data.timestamp_unit == "s" else _float_times(data, values)
-    if pa.types.is_timestamp(kind):
-        units = _numpy(column.cast(pa.int64()))
-        return units * 1000 if kind.unit == "s" else units // {"ms": 1, "us": 1000, "ns": 1_000_000}[kind.unit]
-    if pa.types.is_date(kind):
-        return _numpy(column.cast(pa.date64()).cast(pa.int64()))
-    if not pa.types.is_integer(kind):
-        raise data.type_error(TIMESTAMP, TIMES)
-    return _scaled(data, _numpy(data.cast(TIMESTAMP, pa.int64(), f"does not fit 64 bits; {TIMES}")))
+
+def refuse_header(data: Data) -> None:
+    """Raise DataFileError where files with a header were put behind each other, header and all."""
+    if data.untyped and all(is_text(data.table[name].type) for name in (USER_ID, ITEM_ID)):
+        again = pc.and_(*(pc.equal(data.table[name], data.label(name)) for name in (USER_ID, ITEM_ID)))
+        if pc.any(again).as_py():
+            row = pc.index(again, True).as_py()
+            raise data.error(row, "the names of the columns are there again; remove the row")
 
 
 def in_ms(data: Data) -> Data:
-    """Return data whose timestamps in seconds, if they are, have become ms."""
-    if data.timestamp_unit != "s" or TIMESTAMP not in data.table.column_names:
+    """Return data whose timestamps, where they are in another unit or a format of their own, have become ms."""
+    names, known = data.table.column_names, data.known
+    if TIMESTAMP not in names or (
+        data.timestamp_unit == "ms" and known.time_format is None and TIME_OFFSET not in names
+    ):
         return data
-    at = data.table.column_names.index(TIMESTAMP)
-    table = data.table.set_column(at, TIMESTAMP, pa.chunked_array([timestamps(data)]))
-    return replace(data, table=table, timestamp_unit=None)
+    data = data.with_column(TIMESTAMP, pa.chunked_array([timestamps(data)])).without(TIME_OFFSET)
+    return data.in_unit("ms")
 
 
 def outcomes(data: Data) -> NDArray[np.float32]:
@@ -109,66 +120,59 @@ def outcomes(data: Data) -> NDArray[np.float32]:
     return found
 
 
-def _scaled(data: Data, values: NDArray[np.int64]) -> NDArray[np.int64]:
-    if data.timestamp_unit != "s":
-        return values
-    beyond = (values > (2**63 - 1) // 1000) | (values < -(2**63 // 1000))
-    if beyond.any():
-        row = int(beyond.argmax())
-        raise data.error(row, f"{data.label(TIMESTAMP)} {values[row]} does not fit 64 bits in ms; {TIMES}")
-    return values * 1000
+def with_outcome(data: Data) -> Data:
+    """Return data whose column OUTCOME has the outcomes, and the ratings where there is no outcome.
+
+    Raises:
+        DataFileError: there is neither column.
+    """
+    names = data.table.column_names
+    if RATING in names and OUTCOME in names:
+        data, kind = data.typed(ids=False), TEXT if data.untyped else pa.float64()
+        both = pc.coalesce(*(data.table[name].cast(kind) for name in (OUTCOME, RATING)))
+        return data.with_column(OUTCOME, both).without(RATING)
+    if RATING in names:
+        return data.renamed(RATING, OUTCOME)
+    if OUTCOME not in names:
+        raise DataFileError(
+            f"{data.name}: there is no column outcome or rating; name one with --outcome-column or Columns(outcome=...)"
+        )
+    return data
 
 
-def _float_times(data: Data, values: NDArray[np.floating[Any]]) -> NDArray[np.int64]:
-    # beyond this, neighbouring integers share one float: the value was rounded before it came here
-    exact = np.abs(values) <= 2.0 ** (np.finfo(values.dtype).nmant + 1)
-    bad = ~exact | (np.where(exact, values, 0) % 1 != 0)
-    if bad.any():
-        row = int(bad.argmax())
-        raise data.error(row, f"{data.label(TIMESTAMP)} {values[row]} is not an exact whole number; {TIMES}")
-    return values.astype(np.int64)
+def event_types(data: Data) -> list[str | None]:
+    """Return the event types (N,); None where a row has none."""
+    if EVENT_TYPE not in data.table.column_names:
+        return [None] * len(data.table)
+    found: list[Any] = data.table[EVENT_TYPE].to_pylist()
+    return [kind or None for kind in found]
 
 
-def _second_times(data: Data, values: NDArray[np.floating[Any]]) -> NDArray[np.int64]:
-    ms = np.rint(values.astype(np.float64) * 1000)
-    bad = ~(np.abs(ms) < 2.0**63)
-    if bad.any():
-        row = int(bad.argmax())
-        raise data.error(row, f"{data.label(TIMESTAMP)} {values[row]} is not a time in seconds; {TIMES}")
-    return ms.astype(np.int64)
+@dataclass
+class FileOrder:
+    """Warns of rows that are newest first and share times: rows of one time keep the order of the file."""
 
+    name: str
+    newest_first: bool = True
+    equal: bool = False
+    steps: int = 0
+    last_ms: int | None = None
 
-def _text_times(data: Data, column: pa.ChunkedArray) -> NDArray[np.int64]:
-    whole = as_integers(column)
-    if whole is not column:
-        return _scaled(data, _numpy(whole))
-    times: list[int] = []
-    for row, text in enumerate(column.to_pylist()):
-        time = _parse_time(text, data.timestamp_unit == "s")
-        if time is None:
-            label = data.label(TIMESTAMP)
-            raise data.error(row, f"{label} {text!r} is neither an integer nor an ISO-8601 time; {TIMES}")
-        times.append(time)
-    return np.array(times, np.int64)
+    def add(self, times: NDArray[np.int64]) -> None:
+        """Look at the next times of a file (N,)."""
+        if not self.newest_first or not len(times):
+            return
+        steps = np.diff(times, prepend=times[0] if self.last_ms is None else self.last_ms)
+        self.newest_first = bool((steps <= 0).all())
+        self.equal |= bool((steps[1:] == 0).any())
+        self.steps += int((steps < 0).sum())
+        self.last_ms = int(times[-1])
 
-
-def _parse_time(text: str, in_seconds: bool) -> int | None:
-    text = text.strip()
-    try:
-        if WHOLE.fullmatch(text):
-            value = int(text.partition(".")[0]) * (1000 if in_seconds else 1)
-        elif in_seconds and NUMBER.fullmatch(text):
-            value = round(float(text) * 1000)
-        elif ISO_SHAPE.fullmatch(text):
-            time = datetime.fromisoformat(text)
-            value = ((time if time.tzinfo else time.replace(tzinfo=UTC)) - EPOCH) // timedelta(milliseconds=1)
-        else:
-            return None
-    except (ValueError, OverflowError):
-        return None
-    return value if -(2**63) <= value < 2**63 else None
-
-
-def _numpy(column: pa.ChunkedArray) -> NDArray[np.int64]:
-    values: NDArray[np.int64] = np.array(column.to_numpy(), np.int64)  # a copy: Arrow's buffers are read-only
-    return values
+    def finish(self) -> None:
+        """Warn, if there is reason to."""
+        if self.newest_first and self.equal and self.steps:
+            log.warning(
+                "%s: the rows are newest first; rows of one time keep the order of the file, so they may be read "
+                "backwards: reverse the file if their order counts",
+                self.name,
+            )

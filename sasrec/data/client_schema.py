@@ -11,11 +11,11 @@ import pyarrow as pa
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from sasrec.data.checks import timestamps
 from sasrec.data.column_types import TEXT, is_text
+from sasrec.data.content import one_line
 from sasrec.data.formats import ITEM_ID, OUTCOME, TIMESTAMP, USER_ID, DataFileError
-from sasrec.data.lines import one_line
 from sasrec.data.tables import Data
+from sasrec.data.timestamps import timestamps
 
 DECLARED = {"str": TEXT, "int": pa.int64(), "float": pa.float64()}
 

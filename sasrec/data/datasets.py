@@ -1,12 +1,11 @@
 """Interactions and items from a file, a folder or a frame, as checked columns.
 
     USER_ID, ITEM_ID   strings or integers; the integer 5 and the string "5" are one id
-    TIMESTAMP          integers, exactly as they are; datetimes, dates and ISO-8601 text become Unix ms (no zone: UTC);
-                       seconds become ms where the unit is seconds
+    TIMESTAMP          integers in ms or in the unit that is given; datetimes, dates and RFC 3339 text (no zone: UTC)
     OUTCOME            finite numbers or booleans
 
 Column names may be in upper or lower case; other columns are ignored. A file has one of the formats of
-:mod:`sasrec.data.formats` or is Parquet. A frame has Arrow's ``__arrow_c_stream__`` (pandas from 2.2, polars from 1.18,
+:mod:`sasrec.data.presets` or is Parquet. A frame has Arrow's ``__arrow_c_stream__`` (pandas from 2.2, polars from 1.18,
 pyarrow) or is a mapping of columns. Rows of frames and Parquet files are counted from 0, lines of text files from 1.
 
 This module does not know models and vocabularies.
@@ -14,7 +13,6 @@ This module does not know models and vocabularies.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,13 +24,21 @@ from numpy.typing import NDArray
 
 from sasrec.data import checks
 from sasrec.data.client_schema import as_declared, read_schema
-from sasrec.data.formats import DEFAULT_COLUMNS, ITEM_ID, OUTCOME, TIMESTAMP, USER_ID, Columns, DataFileError
+from sasrec.data.formats import (
+    DEFAULT_COLUMNS,
+    EVENT_TYPE,
+    ITEM_ID,
+    OUTCOME,
+    TIMESTAMP,
+    USER_ID,
+    Columns,
+    DataFileError,
+)
 from sasrec.data.layouts import Request
 from sasrec.data.sequences import Interactions
-from sasrec.data.tables import Data, read_frame, read_path
-from sasrec.data.times import LIBRARY_BOUNDS, looks_like
-
-log = logging.getLogger(__name__)
+from sasrec.data.sources import read_frame, read_path
+from sasrec.data.tables import Data
+from sasrec.data.timestamps import timestamps
 
 INTERACTIONS_SCHEMA_PATH = Path(__file__).parent / "schemas" / "interactions.yaml"
 ITEMS_SCHEMA_PATH = Path(__file__).parent / "schemas" / "items.yaml"
@@ -62,12 +68,17 @@ class _Dataset:
         return self._load().table
 
     def _load(self, required: Iterable[str] = ()) -> Data:
-        names = tuple(dict.fromkeys((*self.default_names, *self.schema)))
-        request = Request(names, frozenset((*self.required, *required, *self.schema)), self.columns)
+        names = (*self.default_names, *self.schema)
+        request = Request.of(names, (*self.required, *required, *self.schema), self.columns)
         source = self.data_location
         data = read_path(Path(source), request) if isinstance(source, (str, Path)) else read_frame(source, request)
         if not data.table.num_rows:
             raise DataFileError(f"{data.name} has no rows")
+        if EVENT_TYPE not in self.schema:
+            data = data.without(EVENT_TYPE)
+        empty = [name for name in data.table.column_names if data.table[name].null_count == len(data.table)]
+        if data.objects:  # none has the field
+            data = data.without(*(set(empty) - request.needed))
         return as_declared(checks.in_ms(data), self.schema)
 
 
@@ -134,25 +145,16 @@ def read_interactions(
     presence = {OUTCOME: outcome, TIMESTAMP: timestamp}
     data = _dataset(source, InteractionsDataset)._load(name for name, rule in presence.items() if rule == "required")
     present = data.table.column_names
+    checks.refuse_header(data)
     users, integer_users = checks.ids(data, USER_ID)
     items, integer_items = checks.ids(data, ITEM_ID)
-    times = checks.timestamps(data) if TIMESTAMP in present else None
-    if times is not None and data.timestamp_unit is None:
-        _warn_of_unit(data, times)
+    times = timestamps(data) if TIMESTAMP in present else None
+    if times is not None:
+        order = checks.FileOrder(data.name)
+        order.add(times)
+        order.finish()
     outcomes = checks.outcomes(data) if OUTCOME in present else None
     return InteractionRows(users, items, times, outcomes, integer_users, integer_items)
-
-
-def _warn_of_unit(data: Data, times: NDArray[np.int64]) -> None:
-    """Warn of a time that is usual in another unit than ms: where rows differ in unit, their order is wrong."""
-    for row in np.unique((times.argmin(), times.argmax())).tolist():
-        time = int(times[row])
-        if looks_like(time):
-            log.warning(
-                "%s: %s; give the unit if it is wrong",
-                data.where(row),
-                LIBRARY_BOUNDS.problem(data.label(TIMESTAMP), time),
-            )
 
 
 def read_items(source: Any) -> ItemRows:

@@ -1,4 +1,4 @@
-"""The bounds of Unix times, and the unit that a number outside them probably has.
+"""The units and bounds of Unix times, and the unit that a number outside them probably has.
 
 A time in seconds that is read as milliseconds lies before 1973, and one in microseconds after the year 5138. Every
 place where times enter takes its bounds and its messages from here.
@@ -19,6 +19,7 @@ UNITS = {
     "us": (10**14, 10**17, "microseconds"),
     "ns": (10**17, 10**20, "nanoseconds"),
 }
+MS_OF_UNIT = {"s": (1000, 1), "ms": (1, 1), "us": (1, 1000), "ns": (1, 1_000_000)}  # numerator, denominator
 SHOWN_CHARS = 40
 
 
@@ -36,7 +37,9 @@ class TimeBounds:
             label: the name of the field.
             value: the time as it was written, in this unit.
         """
-        time_ms = value * 1000 if unit == "s" else value  # not converted: an integer may be too large for a float
+        factor, divisor = MS_OF_UNIT[unit]
+        # an integer may be too large for a float
+        time_ms = value * factor if divisor == 1 else value // divisor
         if self.earliest_ms <= time_ms <= self.latest_ms:
             return None
         side, bound_ms = ("before", self.earliest_ms) if time_ms < self.earliest_ms else ("after", self.latest_ms)
@@ -51,8 +54,13 @@ LIBRARY_BOUNDS = TimeBounds()
 
 def looks_like(value: float, unit: str = "ms") -> str | None:
     """Return the unit in which a number is a usual time; None if this is the unit in which it was read, or none is."""
-    found = [name for key, (low, high, name) in UNITS.items() if low <= value < high and key != unit]
-    return found[0] if found else None
+    found = [name for key, (low, high, name) in UNITS.items() if low <= value < high]
+    return found[0] if found and found[0] != UNITS[unit][2] else None
+
+
+def option_of(value: float) -> str:
+    """Return the unit to give for a number, for messages; "..." if it is a usual time in none."""
+    return next((key for key, (low, high, _) in UNITS.items() if low <= value < high), "...")
 
 
 def _shown(value: object) -> str:

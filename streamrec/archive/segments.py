@@ -3,7 +3,7 @@
     ARCHIVE/
       format                                    the format version of the archive (formats.py)
       epoch-E/partition-P/FIRST-NEXT.parquet    events at offsets FIRST to NEXT - 1 of a partition
-      imported/SHA256.parquet                   events of an imported file; the name is a hash of these events
+      imported/SHA256.parquet                   events of an imported file (imports.py)
 
 A segment appears whole or not at all. The next offset of a partition follows from the file names alone. So a crash
 neither loses nor duplicates an event: an unfinished segment is read from Kafka again, a finished one never.
@@ -18,7 +18,6 @@ within the offsets of another one are ignored.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import itertools
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -28,6 +27,7 @@ import numpy as np
 import pyarrow as pa
 
 from sasrec import Event, Interactions
+from streamrec.archive.imports import IMPORTED, Import, import_of, list_imports, remove_import
 from streamrec.archive.segment_files import (
     SCHEMA,
     ArchiveStats,
@@ -48,7 +48,6 @@ from streamrec.storage import ABANDONED_AFTER_S, Place, open_store
 
 SEGMENT = re.compile(r"(\d+)-(\d+)\.parquet")
 PARTITION = re.compile(r"epoch-\d+/partition-([^/]*)/([^/]+)")
-IMPORTED = "imported"
 MIN_SEGMENTS_TO_MERGE = 64
 SMALL_BYTES = 2**20  # segments below this size are merged
 READ_ATTEMPTS = 5  # while another process merges or prunes
@@ -197,25 +196,36 @@ class EventArchive:
         with ThreadPoolExecutor(PARALLEL_READS) as pool:
             return list(pool.map(lambda segment: read_table(self.store, segment), segments))
 
-    def import_events(self, events: Iterable[Event]) -> int:
+    def import_events(self, events: Iterable[Event], source: str = "") -> int:
         """Add events that were never in the topic; return their number, or 0 if they were imported before.
+
+        Args:
+            source: the name of their file.
 
         Raises:
             ArchiveError: an event has no timestamp.
         """
-        rows = list(events)
-        if any(row.timestamp_ms is None for row in rows):
-            raise ArchiveError("an event without a timestamp cannot be archived; add a timestamp to each row")
-        columns = [[getattr(row, name) for row in rows] for name in SCHEMA.names[:3]]
-        table = pa.table([*columns, range(len(rows))], SCHEMA)
-        digest = hashlib.sha256(repr(rows).encode()).hexdigest()
-        name = f"{IMPORTED}/{digest}.parquet"
+        name, table = import_of(events, source)
         self._check_format()
-        if not rows or any(file.name == name for file in self.store.files(IMPORTED)):
+        if not table.num_rows or any(file.name == name for file in self.store.files(IMPORTED)):
             return 0
         claim_format(self.store)
         write_table(self.store, name, table)
-        return len(rows)
+        return int(table.num_rows)
+
+    def imports(self) -> list[Import]:
+        """Return the imported files, the oldest import first; a damaged one raises ArchiveError."""
+        self._check_format()
+        return list_imports(self.store)
+
+    def remove_import(self, id: str) -> Import:
+        """Remove an imported file by the first characters of its id; return what was removed.
+
+        Raises:
+            ArchiveError: no import has this id, or several have.
+        """
+        self._check_format()
+        return remove_import(self.store, id)
 
     def read(self) -> Interactions:
         """Return all events: imported ones by time, then each partition's in the order of their offsets.

@@ -11,6 +11,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,7 +43,11 @@ def add_to(commands: Subparsers) -> None:
     command.add_argument("--burst", action="store_true", help="read the topic to its end, then exit")
     command = _add(actions, "import", import_file, "import the events of a file; a second import adds nothing")
     command.add_argument("file", metavar="FILE", type=Path, help=FILE_HELP)
-    add_column_options(command, outcome=False)
+    add_column_options(command, training=False)
+    command = _add(actions, "imports", imports, "list the imported files")
+    command.add_argument("--json", action="store_true", help="print one JSON object a file")
+    command = _add(actions, "remove", remove, "remove an imported file")
+    command.add_argument("id", metavar="ID", help="the import's id, or its first characters (archive imports)")
     command = _add(actions, "stats", stats, "print the size and the time range of the archive")
     command.add_argument("--json", action="store_true", help="print one JSON object")
     command = _add(actions, "prune", prune, "remove segments without an event of the last days")
@@ -89,10 +94,28 @@ def import_file(settings: Settings, archive: EventArchive, options: argparse.Nam
 
     try:
         bounds = settings.events.bounds(time.time() * 1000)
-        count = archive.import_events(read_events(options.file, columns_from(options), bounds=bounds))
+        # the daemon ignores events of other types, so the model must not learn them from a file
+        columns = replace(columns_from(options), event_types=settings.events.types)
+        count = archive.import_events(read_events(options.file, columns, bounds=bounds), str(options.file))
     except DataFileError as error:
-        raise ArchiveError(str(error)) from None
+        raise ArchiveError(f"{error} (nothing was imported)") from None
     yield f"{count:,} events of {options.file} imported" if count else f"{options.file} was imported before"
+
+
+def imports(settings: Settings, archive: EventArchive, options: argparse.Namespace) -> Iterator[str]:
+    """List the imported files."""
+    for one in archive.imports():
+        if options.json:
+            yield json.dumps(vars(one))
+            continue
+        times = f"{utc(one.first_ts_ms)} to {utc(one.last_ts_ms)}"
+        yield f"{one.id}  {utc(int(one.imported_s * 1000))}  {one.events:,} events from {times}  {one.source or '-'}"
+
+
+def remove(settings: Settings, archive: EventArchive, options: argparse.Namespace) -> Iterator[str]:
+    """Remove an imported file."""
+    removed = archive.remove_import(options.id)
+    yield f"{removed.id} removed: {removed.events:,} events of {removed.source or 'a file without a name'}"
 
 
 def stats(settings: Settings, archive: EventArchive, options: argparse.Namespace) -> Iterator[str]:

@@ -7,8 +7,10 @@ import asyncio
 import time
 from pathlib import Path
 
+from sasrec.data.formats import DataFileError
 from sasrec.data.options import FILE_HELP, add_column_options, columns_from
 from streamrec.commands.options import KAFKA, Subparsers, add_command, positive, rate
+from streamrec.errors import StreamrecError
 from streamrec.settings import Settings
 
 
@@ -25,7 +27,7 @@ def add_to(commands: Subparsers) -> None:
     command.add_argument("file", metavar="FILE", type=Path, help=FILE_HELP)
     command.add_argument("--rate", type=rate, default=0.0, help="events per second [as fast as possible]")
     command.add_argument("--limit", type=positive, help="stop after N events", metavar="N")
-    add_column_options(command, outcome=False)
+    add_column_options(command, training=False)
 
 
 def run(settings: Settings, options: argparse.Namespace) -> int:
@@ -33,9 +35,13 @@ def run(settings: Settings, options: argparse.Namespace) -> int:
     from streamrec.commands import servers
     from streamrec.kafka.replay import replay
 
+    try:
+        columns = columns_from(options)
+    except DataFileError as error:
+        raise StreamrecError(str(error)) from None
+
     async def work() -> int:
         await servers.wait_for(settings, servers.KAFKA)
-        columns = columns_from(options)
         return await replay(settings.kafka, settings.events, options.file, options.rate, columns, options.limit)
 
     started = time.monotonic()

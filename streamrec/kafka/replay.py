@@ -37,6 +37,8 @@ class ClickProducer:
         value: dict[str, object] = {self._events.user_id: event.user_id, self._events.item_id: event.item_id}
         if event.timestamp_ms is not None:
             value[self._events.timestamp] = event.timestamp_ms
+        if event.event_type is not None:
+            value[self._events.type] = event.event_type
         sent = await self._producer.send(self._topic, event.user_id.encode(), self._encoder.encode(value))
         self._in_flight.append(sent)
         if len(self._in_flight) >= MAX_IN_FLIGHT:

@@ -119,9 +119,20 @@ async def test_thousands_of_events_keep_each_users_order(make_settings: MakeSett
 
 async def test_events_without_a_timestamp_are_sent_without_one(make_settings: MakeSettings, tmp_path: Path) -> None:
     settings = make_settings()
-    await run(settings, write(tmp_path, "clicks.csv", "user_id,item_id\nann,a\n"))
+    path = write(tmp_path, "clicks.csv", "user_id,item_id\nann,a\n")
+    with pytest.raises(StreamrecError, match=r"column TIMESTAMP is missing; .*--in-file-order .* \(0 events before it"):
+        await run(settings, path)
+    await run(settings, path, columns=Columns(in_file_order=True))
     (record,) = await read_topic(settings, settings.kafka.topic)
     assert json.loads(record.value) == {"user_id": "ann", "item_id": "a"}
+
+
+async def test_event_types_are_sent_under_the_configured_name(make_settings: MakeSettings, tmp_path: Path) -> None:
+    settings = make_settings(events_type="kind")
+    path = write(tmp_path, "clicks.csv", "user_id,item_id,timestamp,event_type\nann,a,1700000000000,buy\n")
+    await run(settings, path)
+    (record,) = await read_topic(settings, settings.kafka.topic)
+    assert json.loads(record.value)["kind"] == "buy"
 
 
 async def test_field_names_are_the_configured_ones(make_settings: MakeSettings, tmp_path: Path) -> None:
@@ -190,7 +201,7 @@ async def test_an_unreachable_broker_is_one_clear_error(
 async def test_a_record_that_kafka_refuses_is_one_clear_error(make_settings: MakeSettings, tmp_path: Path) -> None:
     path = write(tmp_path, "clicks.jsonl", json.dumps({"user_id": "ann", "item_id": "x" * 2_000_000}))
     with pytest.raises(StreamrecError, match=r"Kafka at .* larger than"):
-        await run(make_settings(), path)
+        await run(make_settings(), path, columns=Columns(in_file_order=True))
 
 
 class ProducerThatLosesAcknowledgements(Producer):

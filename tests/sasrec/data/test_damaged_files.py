@@ -36,13 +36,19 @@ FILE_FAULTS: dict[str, tuple[str, bytes | None, str]] = {
     "csv blank": ("items.csv", b"\n\n", "{path} is empty; expected a header with ITEM_ID"),
     "csv no header": ("items.csv", b"1\n2\n", "{path}:1: no known format in '1'; expected a header with ITEM_ID "),
     "csv semicolons": ("items.csv", b"ITEM_ID;A\n", "{path} has no rows"),
-    "csv latin-1": ("items.csv", b"ITEM_ID\ncaf\xe9\n", "{path} is not UTF-8 text: "),
-    "csv latin-1 header": ("items.csv", b"caf\xe9\n1\n", "{path} is not UTF-8 text: "),
+    "csv latin-1": ("items.csv", b"ITEM_ID\ncaf\xe9\n", "{path}:2: ITEM_ID 'caf\\udce9' is not UTF-8 text; save the"),
+    "csv latin-1 header": ("items.csv", b"caf\xe9\n1\n", "{path}:1: no known format in 'caf\\udce9'"),
     "csv row beyond a block": ("items.csv", b'ITEM_ID\n"' + b"x" * 3_000_000 + b'"\n', "{path}:2: field larger than"),
-    "gzip, but none": ("items.csv.gz", b"ITEM_ID\n1\n", "cannot read {path}: Not a gzipped file"),
+    "gzip, but none": ("items.csv.gz", b"ITEM_ID\n1\n", "{path} is named .gz, but is no gzip file: it is text"),
     "gzip cut short": ("items.csv.gz", GOOD_GZIP[:2000], "{path} is cut short: "),
     "gzip flipped": ("items.csv.gz", GOOD_GZIP[:1000] + b"\xff\xff\xff" + GOOD_GZIP[1003:], "cannot read {path}: "),
-    "parquet empty": ("items.parquet", b"", "cannot read {path}: Parquet file size is 0 bytes"),
+    "parquet empty": ("items.parquet", b"", "{path} is empty; fetch it again"),
+    "gzip empty": ("items.csv.gz", b"", "{path} is empty; fetch it again"),
+    "text named parquet": (
+        "items.parquet",
+        b"ITEM_ID\n1\n",
+        "{path} is named .parquet, but is no Parquet file: it is tex",
+    ),
     "parquet damaged": ("items.parquet", b"PAR1" + b"x" * 99, "cannot read {path}: Parquet magic bytes not found"),
 }
 
@@ -90,7 +96,10 @@ def test_junk_gives_items_or_a_data_file_error_and_nothing_else(tmp_path: Path, 
 
 FOLDER_FAULTS: dict[str, tuple[dict[str, dict[str, list[Any]]], str]] = {
     "no files": ({}, "{path} has no data files; expected .parquet, .csv"),
-    "both kinds": ({"1.csv": {"ITEM_ID": [1]}, "2.parquet": {"ITEM_ID": [2]}}, "{path} has both CSV and Parquet files"),
+    "both kinds": (
+        {"1.csv": {"ITEM_ID": [1]}, "2.parquet": {"ITEM_ID": [2]}},
+        "{path} has files of several kinds (1.csv and 2.parquet)",
+    ),
     "a column missing": (
         {"1.csv": {"ITEM_ID": [1]}, "2.csv": {"ID": [2]}},
         "{path}/2.csv:1: no known format in 'ID'; expected a header with ITEM_ID ",

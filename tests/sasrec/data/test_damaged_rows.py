@@ -112,10 +112,10 @@ CSV_FAULTS = {
     "user empty": ("u,i,1,1\n,j,2,1\n", ":3: USER_ID is empty; "),
     "user empty, integers": ("1,i,1,1\n,j,2,1\n", ":3: USER_ID is empty; "),
     "item empty, quoted": ('u,i,1,1\nu,"",2,1\n', ":3: ITEM_ID is empty; "),
-    "time empty": ("u,i,1,1\nu,j,,1\n", ":3: TIMESTAMP is null; "),
+    "time empty": ("u,i,1,1\nu,j,,1\n", ":3: TIMESTAMP is empty; "),
     "time fraction": ("u,i,1,1\nu,j,2.5,1\n", ":3: TIMESTAMP '2.5' is neither "),
     "time a word": ("u,i,noon,1\n", ":2: TIMESTAMP 'noon' is neither "),
-    "outcome empty": ("u,i,1, \n", ":2: OUTCOME is null; "),
+    "outcome empty": ("u,i,1, \n", ":2: OUTCOME is empty; "),
     "outcome a word": ("u,i,1,1\nu,j,2,\nu,j,2,x\n", ":4: OUTCOME 'x' is text; "),
     "outcome nan": ("u,i,1,1\nu,j,2,nan\n", ":3: OUTCOME nan is not finite "),
     "behind blank lines and a row of two": ('\nu,"i\nj",1,1\n\nu,j,2,nan\n', ":6: OUTCOME nan is not finite "),
@@ -185,7 +185,8 @@ def test_the_error_of_a_missing_column_lists_the_columns(tmp_path: Path, source:
     option = missing.partition("_")[0].lower()
     remedy = f"if one of them is meant, name it with --{option}-column or Columns({option}=...)"
     message = re.escape(f": column {missing} is missing; the columns are {there}; {remedy}")
-    with pytest.raises(DataFileError, match=f"{message}$"):
+    order = "; if the rows are in the order of time, oldest first, say so with --in-file-order or .*"
+    with pytest.raises(DataFileError, match=f"{message}{order if missing == 'TIMESTAMP' else ''}$"):
         read_interactions(SOURCES[source](tmp_path, columns), outcome="required")
 
 

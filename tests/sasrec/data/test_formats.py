@@ -62,6 +62,10 @@ FORMATS = {
 }
 
 
+MOVIELENS = Columns(format="movielens")
+UNTIMED = Columns(in_file_order=True)
+
+
 def streamed(path: Path, columns: Columns = DEFAULT_COLUMNS) -> Rows:
     return [(event.user_id, event.item_id, event.timestamp_ms) for event in read_events(path, columns)]
 
@@ -73,11 +77,13 @@ def checked(source: Any, columns: Columns = DEFAULT_COLUMNS) -> Rows:
 
 
 @pytest.mark.parametrize("name", ["clicks.csv", "clicks.tsv", "clicks", "clicks.gz"])
-@pytest.mark.parametrize("content", FORMATS.values(), ids=FORMATS.keys())
-def test_both_entries_read_every_format_under_any_name(tmp_path: Path, content: str, name: str) -> None:
+@pytest.mark.parametrize("kind", FORMATS)
+def test_both_entries_read_every_format_under_any_name(tmp_path: Path, kind: str, name: str) -> None:
+    content = FORMATS[kind]
     path = write(tmp_path, gzip.compress(content.encode()) if name.endswith("gz") else content, name)
-    assert streamed(path) == ROWS
-    assert checked(path) == ROWS
+    columns = MOVIELENS if kind == "MovieLens u.data" else DEFAULT_COLUMNS
+    assert streamed(path, columns) == ROWS
+    assert checked(path, columns) == ROWS
 
 
 @pytest.mark.parametrize("names", [("USER_ID", "ITEM_ID", "TIMESTAMP"), ("user_id", "item_id", "timestamp")])
@@ -163,7 +169,7 @@ WRONG: dict[str, tuple[str, Columns, str]] = {
         Columns(user="sessions"),
         ":1: column sessions is missing; the columns are 'session', 'item_id', 'at'; correct --user-column or",
     ),
-    "given optional column missing": (
+    "given column of times missing": (
         "user_id,item_id\nu,a\n",
         Columns(timestamp="at"),
         ":1: column at is missing; the columns are 'user_id', 'item_id'; correct --timestamp-column or",
@@ -181,7 +187,7 @@ WRONG: dict[str, tuple[str, Columns, str]] = {
     "jsonl": (
         '{"user_id": "u", "item_id": "a"}\n',
         Columns(timestamp="at"),
-        ":1: column at is missing; the columns are 'user_id', 'item_id'; correct --timestamp-column or",
+        ":1: field at is missing; the fields are 'user_id', 'item_id'; correct --timestamp-column or",
     ),
     "twice": ("user_id,item_id,user_id\nu,a,v\n", Columns(), ":1: column USER_ID is there 2 times; keep one of them"),
     "not known": (
@@ -189,9 +195,17 @@ WRONG: dict[str, tuple[str, Columns, str]] = {
         Columns(),
         ":1: no known format in 'once upon a time'; expected a header with ",
     ),
-    "row too long": ("user_id::item_id\nu::a\nu::a::b\n", Columns(), ":3: 2 fields between '::' expected, got 3"),
-    "own name in errors": ("User_ID,item_id\nu,a\n,a\n", Columns(), ":3: User_ID is empty; give every row "),
-    "given name in errors": ("s,item_id\nu,a\n,a\n", Columns(user="s"), ":3: s is empty; give every row "),
+    "row too long": ("user_id::item_id::timestamp\nu::a::1\nu::a::1::b\n", Columns(), ":3: 3 fields between '::' exp"),
+    "own name in errors": (
+        "User_ID,item_id,timestamp\nu,a,1\n,a,1\n",
+        Columns(),
+        ":3: User_ID is empty; give every row ",
+    ),
+    "given name in errors": (
+        "s,item_id,timestamp\nu,a,1\n,a,1\n",
+        Columns(user="s"),
+        ":3: s is empty; give every row ",
+    ),
 }
 
 
@@ -209,11 +223,12 @@ def test_both_entries_name_file_line_and_remedy(
 def test_a_damaged_row_of_any_format_is_named_by_its_line(tmp_path: Path) -> None:
     for content in ("1::2::3::978300760\n\n1::3::3::noon\n", "1\t2\t3\t978300760\n\n1\t3\t3\tnoon\n"):
         path = write(tmp_path, content, "ratings.dat")
-        with pytest.raises(DataFileError, match=re.escape(f"{path}:3: timestamp 'noon' is neither")):
-            checked(path)
-        with pytest.raises(DataFileError, match=re.escape(f"{path}:3: timestamp 'noon' is not")):
-            streamed(path)
-    path = write(tmp_path, '{"user_id": 1, "item_id": 2}\n\n{"user_id": 1, "item_id": ""}\n')
+        for read in (streamed, checked):
+            with pytest.raises(DataFileError, match=re.escape(f"{path}:3: timestamp 'noon' is neither")):
+                read(path, MOVIELENS)
+    path = write(
+        tmp_path, '{"user_id": 1, "item_id": 2, "timestamp": 1}\n\n{"user_id": 1, "item_id": "", "timestamp": 1}\n'
+    )
     for read in (streamed, checked):
         with pytest.raises(DataFileError, match=re.escape(f"{path}:3: item_id is empty")):
             read(path)
@@ -221,14 +236,16 @@ def test_a_damaged_row_of_any_format_is_named_by_its_line(tmp_path: Path) -> Non
 
 def test_damaged_parquet_rows_are_named_by_their_number_in_the_file(tmp_path: Path) -> None:
     rows = 70_000  # more than one batch
-    path = write_parquet(tmp_path, {"user_id": ["u"] * rows, "item_id": [*["i"] * (rows - 1), ""]})
+    columns = {"user_id": ["u"] * rows, "item_id": [*["i"] * (rows - 1), ""], "timestamp": [1] * rows}
+    path = write_parquet(tmp_path, columns)
     for read in (streamed, checked):
         with pytest.raises(DataFileError, match=re.escape(f"{path}, row {rows - 1}: item_id is empty; give every row")):
             read(path)
 
 
 def test_a_parquet_file_without_rows_is_refused(tmp_path: Path) -> None:
-    path = write_parquet(tmp_path, {"user_id": pa.array([], pa.string()), "item_id": pa.array([], pa.string())})
+    none = pa.array([], pa.string())
+    path = write_parquet(tmp_path, {"user_id": none, "item_id": none, "timestamp": none})
     for read in (streamed, checked):
         with pytest.raises(DataFileError, match=re.escape(f"{path} has no rows")):
             read(path)
@@ -237,16 +254,16 @@ def test_a_parquet_file_without_rows_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["outcome", "RATING", "Rating"])
 def test_outcomes_of_parquet_files_are_streamed_on_request(tmp_path: Path, name: str) -> None:
     path = write_parquet(tmp_path, {"user_id": ["u", "v"], "item_id": [1, 2], name: [4.0, 2.5]})
-    assert list(read_events(path, outcomes=True)) == [Event("u", "1", None, 4.0), Event("v", "2", None, 2.5)]
-    assert [event.outcome for event in read_events(path)] == [None, None]
+    assert list(read_events(path, UNTIMED, outcomes=True)) == [Event("u", "1", None, 4.0), Event("v", "2", None, 2.5)]
+    assert [event.outcome for event in read_events(path, UNTIMED)] == [None, None]
     bare = write_parquet(tmp_path, {"user_id": ["u"], "item_id": [1]}, "bare.parquet")
     with pytest.raises(DataFileError, match=re.escape(f"{bare}: there is no column outcome or rating")):
-        list(read_events(bare, outcomes=True))
+        list(read_events(bare, UNTIMED, outcomes=True))
 
 
 def test_a_given_outcome_column_is_the_outcome_of_both_entries(tmp_path: Path) -> None:
     path = write(tmp_path, "user_id,item_id,rating,stars\nu,a,1,4\nu,b,1,2.5\n")
-    columns = Columns(outcome="stars")
+    columns = Columns(outcome="stars", in_file_order=True)
     assert [event.outcome for event in read_events(path, columns, outcomes=True)] == [4.0, 2.5]
     rows = read_interactions(InteractionsDataset(path, columns=columns), timestamp="optional")
     assert rows.outcomes is not None
@@ -287,35 +304,27 @@ def test_files_of_a_folder_have_one_format(tmp_path: Path) -> None:
 
 
 def test_reading_a_folder_or_parquet_reports_the_bytes_read(tmp_path: Path) -> None:
-    rows = 150_000
+    rows, lines = 150_000, 100_000
     for name in ("1.parquet", "2.parquet"):
         write_parquet(tmp_path / "parquet", {"user_id": range(rows), "item_id": range(rows)}, name)
-        body = "user_id,item_id\n" + "".join(f"{row},{row}\n" for row in range(5000))
+        body = "user_id,item_id\n" + "".join(f"{row},{row}\n" for row in range(lines))
         write(tmp_path / "csv", body, name.replace("parquet", "csv"))
     for folder in (tmp_path / "parquet", tmp_path / "csv"):
         positions: list[int] = []
-        assert len(list(read_events(folder, on_bytes=positions.append))) in (2 * rows, 10_000)
+        assert len(list(read_events(folder, UNTIMED, positions.append))) in (2 * rows, 2 * lines)
         assert positions == sorted(positions)
         assert len(positions) > 3
         assert positions[-1] == sum(file.stat().st_size for file in folder.iterdir())
-
-
-def test_parquet_seconds_read_as_milliseconds_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    path = write_parquet(tmp_path, {"user_id": ["u"] * 2, "item_id": ["i"] * 2, "timestamp": [0, TIME_MS // 1000]})
-    streamed(path)
-    assert f"{path}, row 1: timestamp 1700000000 looks like seconds" in caplog.text
-    assert len(caplog.records) == 1
-    caplog.clear()
-    assert streamed(path, Columns(timestamp_unit="s"))[1] == ("u", "i", TIME_MS)
-    assert not caplog.records
 
 
 def test_columns_refuse_a_bad_separator_and_a_bad_unit() -> None:
     for separator in ("", '"', "\n", "a\r"):
         with pytest.raises(ValueError, match=r"^separator=.*: must be characters other than quotes and line breaks$"):
             Columns(separator=separator)
-    with pytest.raises(ValueError, match=r"^timestamp_unit='us': must be 's' or 'ms'$"):
-        Columns(timestamp_unit="us")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"^timestamp_unit='h': must be 's', 'ms', 'us' or 'ns'$"):
+        Columns(timestamp_unit="h")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"^timestamp='t' and in_file_order exclude each other"):
+        Columns(timestamp="t", in_file_order=True)
 
 
 def test_command_line_options_become_columns(capsys: pytest.CaptureFixture[str]) -> None:
@@ -323,10 +332,26 @@ def test_command_line_options_become_columns(capsys: pytest.CaptureFixture[str])
     add_column_options(parser)
     assert columns_from(parser.parse_args([])) == Columns()
     options = ["--user-column", "u", "--item-column", "i", "--timestamp-column", "t", "--outcome-column", "o"]
-    options += ["--separator", r"\t", "--timestamp-unit", "s"]
-    expected = Columns(user="u", item="i", timestamp="t", outcome="o", separator="\t", timestamp_unit="s")
+    options += [
+        "--separator",
+        r"\t",
+        "--timestamp-unit",
+        "us",
+        "--event-type-column",
+        "e",
+        "--event-types",
+        "view, buy",
+    ]
+    expected = Columns("u", "i", "t", "o", "\t", "us", "e", ("view", "buy"))
     assert columns_from(parser.parse_args(options)) == expected
-    for wrong in (["--separator", ""], ["--timestamp-unit", "us"]):
+    assert columns_from(parser.parse_args(["--no-header", "--in-file-order"])) == Columns(
+        header=False, in_file_order=True
+    )
+    assert columns_from(parser.parse_args(["--fields", "a,b"])) == Columns(fields=("a", "b"))
+    assert columns_from(parser.parse_args(["--format", "otto"])) == Columns(format="otto")
+    with pytest.raises(DataFileError, match="exclude each other"):
+        columns_from(parser.parse_args(["--in-file-order", "--timestamp-column", "t"]))
+    for wrong in (["--separator", ""], ["--timestamp-unit", "h"], ["--format", "netflix"]):
         with pytest.raises(SystemExit):
             parser.parse_args(wrong)
         assert wrong[0] in capsys.readouterr().err

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import pytest
 
 from sasrec import Columns, DataFileError, read_events
-from sasrec.data.datasets import read_interactions
+from sasrec.data.datasets import InteractionsDataset, read_interactions
 from sasrec.data.times import EARLIEST_MS, LATEST_MS, TimeBounds
 
 from support.interactions import write, write_parquet
@@ -74,28 +73,73 @@ def test_given_bounds_refuse_what_the_daemon_would(
 def test_small_numbers_stay_usable_where_they_only_order_the_rows(
     tmp_path: Path, source: Callable[[Path, list[int]], Path], caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert [event.timestamp_ms for event in read_events(source(tmp_path, [3, 1, 2]))] == [3, 1, 2]
-    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    path = source(tmp_path, [3, 1, 2, 0, -5])
+    assert [event.timestamp_ms for event in read_events(path)] == [3, 1, 2, 0, -5]
+    assert read_interactions(path).timestamps.tolist() == [3, 1, 2, 0, -5]
+    assert not caplog.records
 
 
-@pytest.mark.parametrize(
-    ("times", "warned"),
-    [
-        ([1, 2, 3], []),
-        ([0, NOW_MS], []),
-        ([NOW_MS, NOW_MS + 5], []),
-        ([-(2**63), 2**63 - 1], ["nanoseconds"]),
-        ([NOW_MS // 1000, NOW_MS // 1000 + 1], ["seconds", "seconds"]),
-        ([NOW_MS, NOW_MS * 1000], ["microseconds"]),
-        ([NOW_MS // 1000, NOW_MS], ["seconds"]),
-    ],
-)
-def test_a_frame_whose_times_only_order_it_is_read_with_a_warning(
-    times: list[int], warned: list[str], caplog: pytest.LogCaptureFixture
+def frame(folder: Path, times: list[int]) -> dict[str, Any]:
+    return {"USER_ID": ["u"] * len(times), "ITEM_ID": ["i"] * len(times), "TIMESTAMP": times}
+
+
+LIKELY = {
+    "seconds": (NOW_MS // 1000, "s"),
+    "microseconds": (NOW_MS * 1000, "us"),
+    "nanoseconds": (NOW_MS * 10**6, "ns"),
+}
+
+
+@pytest.mark.parametrize("likely", LIKELY)
+@pytest.mark.parametrize("where", [*SOURCES, "frame"])
+def test_a_number_that_is_a_time_in_another_unit_is_refused_by_streams_and_tables(
+    tmp_path: Path, where: str, likely: str
 ) -> None:
-    frame = {"USER_ID": ["u"] * len(times), "ITEM_ID": ["i"] * len(times), "TIMESTAMP": times}
-    with caplog.at_level(logging.WARNING):
-        rows = read_interactions(frame)
-    assert rows.timestamps is not None and rows.timestamps.tolist() == times
-    for record, unit in zip(caplog.records, warned, strict=True):
-        assert f" looks like {unit}: as Unix time in ms" in record.getMessage()
+    time, unit = LIKELY[likely]
+    source = frame(tmp_path, [NOW_MS, time]) if where == "frame" else SOURCES[where](tmp_path, [NOW_MS, time])
+    says = rf"(?i)timestamp {time} looks like {likely}: .*; give the right unit with --timestamp-unit {unit} or "
+    with pytest.raises(DataFileError, match=says):
+        read_interactions(source)
+    alike = frame(tmp_path, [time] * 2) if where == "frame" else SOURCES[where](tmp_path, [time] * 2)
+    columns = Columns(timestamp_unit=unit)
+    found = read_interactions(InteractionsDataset(alike, columns=columns)).timestamps
+    assert found is not None and found.tolist() == [NOW_MS] * 2
+    if where != "frame":
+        with pytest.raises(DataFileError, match=says):
+            list(read_events(SOURCES[where](tmp_path, [time])))
+        path = SOURCES[where](tmp_path, [time] * 2)
+        assert [event.timestamp_ms for event in read_events(path, columns)] == [NOW_MS] * 2
+
+
+@pytest.mark.parametrize("where", [*SOURCES, "frame"])
+@pytest.mark.parametrize("times", [[20240131, 20231224], [20240131120000, 20231224235959]])
+def test_dates_without_separators_are_no_milliseconds(tmp_path: Path, where: str, times: list[int]) -> None:
+    source = frame(tmp_path, times) if where == "frame" else SOURCES[where](tmp_path, times)
+    with pytest.raises(DataFileError, match=rf"(?i)timestamp {times[0]}: the times look like (dates|times) \(YYYYMMDD"):
+        read_interactions(source)
+    found = read_interactions(InteractionsDataset(source, columns=Columns(timestamp_unit="ms"))).timestamps
+    assert found is not None and found.tolist() == times
+
+
+def test_rows_that_are_newest_first_and_share_times_are_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for times, warned in (([3, 2, 2, 1], True), ([3, 2, 1], False), ([1, 2, 2, 3], False), ([2, 2], False)):
+        for read in (lambda path: list(read_events(path)), read_interactions):
+            caplog.clear()
+            read(csv(tmp_path, times))
+            assert ("newest first" in caplog.text) is warned
+
+
+RFC_3339 = ["2023-11-14T22:13:20Z", "2023-11-14 22:13:20+00:00", "2023-11-15T00:13:20.000+02:00", "2023-11-14T22:13:20"]
+
+
+@pytest.mark.parametrize("text", RFC_3339)
+@sources
+def test_streams_and_tables_read_the_same_times(tmp_path: Path, source: Callable[..., Path], text: str) -> None:
+    quoted = f'"{text}"' if source is json_lines else text
+    for texts in ([quoted] * 2, [quoted, quoted.replace("22:13:20", "22:13:20.000").replace("00:13", "00:13")]):
+        path = source(tmp_path, texts)
+        assert [event.timestamp_ms for event in read_events(path)] == [NOW_MS] * 2
+        found = read_interactions(path).timestamps
+        assert found is not None and found.tolist() == [NOW_MS] * 2
