@@ -73,7 +73,7 @@ class _Dataset:
         source = self.data_location
         data = read_path(Path(source), request) if isinstance(source, (str, Path)) else read_frame(source, request)
         if not data.table.num_rows:
-            raise DataFileError(f"{data.name} has no rows")
+            raise data.no_rows(data.name, self.columns.event_types)
         if EVENT_TYPE not in self.schema:
             data = data.without(EVENT_TYPE)
         empty = [name for name in data.table.column_names if data.table[name].null_count == len(data.table)]

@@ -72,7 +72,7 @@ def object_rows(path: Path, layout: Layout, objects: Objects) -> Iterator[Row]:
     if len(lists) > 1:
         raise DataFileError(f"{path}: the paths go through the lists {', '.join(sorted(lists))}; name fields of one")
     of_list = lists.pop() if lists else None
-    unseen = {name for name in layout.names if request.columns.given(name)}  # later objects may lack what is optional
+    unseen = {name for name in layout.names if request.columns.given(name)}  # later objects may lack optional fields
     for line, row in objects:
         for element in [row] if of_list is None else _elements(path, line, row, of_list):
             values = []
@@ -166,7 +166,7 @@ def _in_lines(path: Path, lines: Iterable[tuple[int, str]], parse: Any) -> Objec
         except (ValueError, SyntaxError, RecursionError, MemoryError) as error:
             looks = text.lstrip().startswith(("{u'", "{'"))
             hint = "; Python dicts are no JSON: is this Steam's file? Then give --format steam" if looks else ""
-            if text.strip() == "{" and not looks:
+            if text.strip() == "{" or "Extra data" in str(error):
                 hint = "; write each object on one line, or all of them as one JSON array"
             raise DataFileError(f"{path}:{line}: not {kind}: {error}{hint}") from error
         yield line, _object(path, line, row)
@@ -234,7 +234,7 @@ class _Source:
             try:
                 value, end = self._decoder.raw_decode(self._text, self._at)
             except (ValueError, RecursionError) as error:
-                # what is wrong far before the end of the text is wrong however the text goes on
+                # more text does not mend an error far before the end
                 position = error.pos if isinstance(error, json.JSONDecodeError) else 0
                 near_end = position > len(self._text) - 16 or "Unterminated string" in str(error)
                 if isinstance(error, RecursionError) or not near_end or not self._fill():

@@ -194,7 +194,7 @@ PRESETS: Mapping[str, tuple[Format, ...]] = {
             "Yambda events",
             "s",
             {USER_ID: "uid"},
-            frozenset({"uid", "item_id", "timestamp"}),
+            frozenset({"uid", "item_id", "timestamp", "is_organic"}),
             event_types=("listen", "like"),
         ),
     ),

@@ -59,15 +59,17 @@ def read_events(
     if outcomes:
         names += (OUTCOME,) if columns.outcome else (OUTCOME, RATING)
     request = Request.of(names, (USER_ID, ITEM_ID, TIMESTAMP), columns)
-    order, before, last = checks.FileOrder(str(path)), 0, None
+    order, before, rows = checks.FileOrder(str(path)), 0, 0
+    last: Data | None = None
     for data in batches(Path(path), request):
+        rows += len(data.table)
         yield from _events(data, outcomes, bounds, order)
         before += last.read_bytes if last is not None and last.name != data.name else 0
         last = data
         if on_bytes is not None:
             on_bytes(before + data.read_bytes)
-    if last is None:
-        raise DataFileError(f"{path} has no rows")
+    if not rows:
+        raise DataFileError(f"{path} has no rows") if last is None else last.no_rows(path, columns.event_types)
     order.finish()
 
 

@@ -68,7 +68,7 @@ class Data:
         parts: where the rows are, in their order.
         labels: the source's own names of the columns, for messages.
         known: the layout of the source.
-        unit: the unit of numeric timestamps; None: ms, and nobody said so.
+        unit: the unit of numeric timestamps; None: the caller gave none.
         untyped: the columns are text because a text file has no types.
         objects: the source is JSON, whose objects need not have every field.
         strings: columns of ids that JSON has as strings.
@@ -156,6 +156,12 @@ class Data:
             row = first_misfit(column, kind)
             raise self.error(row, f"{self.label(name)} {column[row].as_py()!r} {problem}")
         return column.cast(kind)
+
+    def no_rows(self, path: object, given: tuple[str, ...]) -> DataFileError:
+        """Return the error of a source without rows of the event types that are given or that the layout says."""
+        types = ", ".join(given or self.known.event_types)
+        wrong = f" of event type {types}; correct the types, or the name of their column" if types else ""
+        return DataFileError(f"{path} has no rows{wrong}")
 
     def of_types(self, given: tuple[str, ...]) -> Data:
         """Return the rows whose event type is one of those that are given or that the layout says, or empty."""

@@ -1,7 +1,7 @@
 """Read text files as tables of text, batch by batch.
 
 Arrow reads plain fields, Python the rest: quoted fields, objects, and every file that Arrow refuses, because Python
-names the damaged line. Both give equal rows, so Python goes on where Arrow stopped.
+names the damaged line. Both give equal rows, so Python continues where Arrow stopped.
 """
 
 from __future__ import annotations

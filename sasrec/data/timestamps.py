@@ -29,6 +29,8 @@ ISO_SHAPE = re.compile(r"[\dW-]{7,10}([Tt ].+)?", re.ASCII)
 WHOLE = re.compile(r"[+-]?\d+(\.0*)?", re.ASCII)
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 COMPACT_DATES = ((1, "dates (YYYYMMDD)"), (10**6, "times (YYYYMMDDhhmmss)"))
+JANUARY_MS = 31 * 86_400_000
+MAX_NUMBER_CHARS = 40
 Times = NDArray[np.int64]
 
 
@@ -63,6 +65,7 @@ def _timestamps(data: Data, bounds: TimeBounds | None) -> Times:
     if pa.types.is_timestamp(kind):
         units = _numpy(column.cast(pa.int64()))
         times = units * 1000 if kind.unit == "s" else units // {"ms": 1, "us": 1000, "ns": 1_000_000}[kind.unit]
+        _refuse_january_1970(data, times)
         return _dates(data, times, bounds)
     if pa.types.is_date(kind):
         return _dates(data, _numpy(column.cast(pa.date64()).cast(pa.int64())), bounds)
@@ -117,13 +120,20 @@ def _text_times(data: Data, column: pa.ChunkedArray, bounds: TimeBounds | None) 
     for row, text in enumerate(column.to_pylist()):
         time, number = _parse_time(text, data.timestamp_unit)
         if time is None:
-            problem = f"is neither an integer nor an ISO-8601 time; {TIMES}, or correct --timestamp-unit"
-            raise data.error(row, f"{data.label(TIMESTAMP)} {text!r} {problem}")
+            raise data.error(row, f"{data.label(TIMESTAMP)} {text!r} is neither an integer nor {_no_time(text)}")
         times.append(time)
         numbers.append(number)
     found = np.array(times, np.int64)
     _check(data, np.array(numbers, np.float64), found, bounds)
     return found
+
+
+def _no_time(text: str) -> str:
+    """Return the rest of an error about text that is no time."""
+    likely = option_of(float(text)) if NUMBER.fullmatch(text.strip()) and len(text) < MAX_NUMBER_CHARS else "..."
+    if likely == "s":
+        return "an ISO-8601 time; it looks like seconds: give --timestamp-unit s or Columns(timestamp_unit='s')"
+    return f"an ISO-8601 time; {TIMES}, or correct --timestamp-unit"
 
 
 def _formatted_times(data: Data, column: pa.ChunkedArray, form: str, bounds: TimeBounds | None) -> Times:
@@ -148,7 +158,7 @@ def _parse_time(text: str, unit: str) -> tuple[int | None, float]:
             number = float(text)
             value = round(number * 1000)
         elif ISO_SHAPE.fullmatch(text):
-            time = datetime.fromisoformat(text)
+            time = datetime.fromisoformat(text.upper())  # RFC 3339 takes t and z, too
             value = ((time if time.tzinfo else time.replace(tzinfo=UTC)) - EPOCH) // timedelta(milliseconds=1)
         else:
             return None, number
@@ -202,6 +212,16 @@ def _refuse_compact_dates(data: Data, values: NDArray[Any]) -> None:
                 f"{data.label(TIMESTAMP)} {int(values[0])}: the times look like {name}; write them as "
                 "2024-01-31T12:00:00Z, or say with --timestamp-unit that they are numbers",
             )
+
+
+def _refuse_january_1970(data: Data, times: Times) -> None:
+    """Raise DataFileError where numbers became datetimes in a wrong unit: 1.7e12 ns are 28 minutes."""
+    if data.unit is None and len(times) and (times > 0).all() and (times < JANUARY_MS).all():
+        raise data.error(
+            0,
+            f"{data.label(TIMESTAMP)} {str(data.table[TIMESTAMP][0].as_py())!r}: the times are all in January 1970; "
+            "numbers in another unit became datetimes: convert them with their unit",
+        )
 
 
 def _dates(data: Data, times: Times, bounds: TimeBounds | None) -> Times:

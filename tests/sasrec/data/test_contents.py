@@ -322,6 +322,12 @@ def test_events_of_other_types_are_left_out(tmp_path: Path, caplog: pytest.LogCa
     assert "has no column event_type: events of all types are read" in caplog.text
 
 
+def test_no_event_of_a_type_is_an_error(tmp_path: Path) -> None:
+    path = write(tmp_path, "user_id,item_id,timestamp,event_type\nu,a,1,view\n")
+    message = " has no rows of event type buy, like; correct the types, or the name of their column"
+    assert refused(path, Columns(event_types=("buy", "like"))) == message
+
+
 def test_a_fault_behind_events_of_other_types_names_its_line(tmp_path: Path) -> None:
     text = "user_id,item_id,timestamp,event_type\nu,a,1,buy\nu,a,1,view\nu,a,never,view\n"
     assert refused(write(tmp_path, text), Columns(event_types=("view",))).startswith(":4: timestamp 'never' is neither")

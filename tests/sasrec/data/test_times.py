@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from sasrec import Columns, DataFileError, read_events
@@ -131,7 +132,33 @@ def test_rows_that_are_newest_first_and_share_times_are_warned_of(
             assert ("newest first" in caplog.text) is warned
 
 
-RFC_3339 = ["2023-11-14T22:13:20Z", "2023-11-14 22:13:20+00:00", "2023-11-15T00:13:20.000+02:00", "2023-11-14T22:13:20"]
+def test_datetimes_that_were_numbers_in_another_unit_are_refused(tmp_path: Path) -> None:
+    ids = {"user_id": ["u"], "item_id": ["i"]}
+    for unit, value in (("ns", NOW_MS), ("ns", NOW_MS * 1000), ("ms", NOW_MS // 1000)):
+        path = write_parquet(tmp_path, ids | {"timestamp": pa.array([value], pa.timestamp(unit))})
+        for read in (lambda path: list(read_events(path)), read_interactions):
+            with pytest.raises(
+                DataFileError, match=r"row 0: timestamp '1970-01-.*': the times are all in January 1970; "
+            ):
+                read(path)
+
+
+@sources
+def test_fractions_of_seconds_are_named_as_such(tmp_path: Path, source: Callable[..., Path]) -> None:
+    path = source(tmp_path, [f"{NOW_MS // 1000}.5"])
+    unit = "looks like seconds" if source is parquet else "looks like seconds: give --timestamp-unit s"
+    with pytest.raises(DataFileError, match=unit):
+        list(read_events(path))
+    assert next(read_events(path, Columns(timestamp_unit="s"))).timestamp_ms == NOW_MS + 500
+
+
+RFC_3339 = [
+    "2023-11-14t22:13:20z",
+    "2023-11-14T22:13:20Z",
+    "2023-11-14 22:13:20+00:00",
+    "2023-11-15T00:13:20.000+02:00",
+    "2023-11-14T22:13:20",
+]
 
 
 @pytest.mark.parametrize("text", RFC_3339)
