@@ -84,7 +84,8 @@ async def test_replay_prints_number_of_events_topic_and_time(
     path.write_text("user_id,item_id,timestamp\nann,a,1700000000\nann,b\n")
     result = await run("replay", str(path), "--timestamp-unit", "s")
     assert (result.status, result.out) == (1, "")
-    assert result.err == f"streamrec: {path}:3: 3 columns expected, got 2 (1 events before it were sent)\n"
+    problem = "3 columns expected, got 2; correct the row, or --separator"
+    assert result.err == f"streamrec: {path}:3: {problem} (1 events before it were sent)\n"
 
 
 async def test_a_misspelt_variable_is_a_warning(run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
