@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from sasrec.data.recognition import object_layout
 
 ABSENT = object()
 CHUNK_CHARS = 1 << 16
+ID_TYPES = frozenset((str, int))
 MAX_ELEMENT_CHARS = 1 << 24
 Row = tuple[int, tuple[Any, ...]]  # the line on which the row begins; its requested values, None where absent
 Objects = Iterator[tuple[int, dict[str, Any]]]
@@ -72,21 +74,38 @@ def object_rows(path: Path, layout: Layout, objects: Objects) -> Iterator[Row]:
     if len(lists) > 1:
         raise DataFileError(f"{path}: the paths go through the lists {', '.join(sorted(lists))}; name fields of one")
     of_list = lists.pop() if lists else None
+    is_flat = of_list is None and not any("." in field.path for field in fields)
+    keys = [field.path for field in fields]
+    ids = [at for at, field in enumerate(fields) if field.name in (USER_ID, ITEM_ID)]
+    first, last = ids[0], ids[-1]
+    must = itemgetter(*(at for at, field in enumerate(fields) if field.name in request.needed), *ids)
     unseen = {name for name in layout.names if request.columns.given(name)}  # later objects may lack optional fields
     for line, row in objects:
+        if is_flat and not unseen:  # nearly all rows: what they must have is there, and ids are ids
+            values = [row.get(key) for key in keys]
+            if type(values[first]) in ID_TYPES and type(values[last]) in ID_TYPES and None not in must(values):
+                yield line, tuple(values)
+                continue
         for element in [row] if of_list is None else _elements(path, line, row, of_list):
-            values = []
-            for field in fields:
-                value = _value(row if field.of_list is None else element, field)
-                if value is ABSENT and (field.name in request.needed or field.name in unseen):
-                    there = list(element if field.of_list is not None and isinstance(element, dict) else row)
-                    hint = suggestion("", there) if layout.format is OBJECTS else ""
-                    raise missing(f"{path}:{line}", field.name, request.columns, there, hint, "field")
-                if field.name in (USER_ID, ITEM_ID):
-                    _check_id(path, line, field.label, value)
-                values.append(None if value is ABSENT else value)
+            yield line, _values(path, line, row, element, fields, layout, unseen)
             unseen = set()
-            yield line, tuple(values)
+
+
+def _values(
+    path: Path, line: int, row: dict[str, Any], element: Any, fields: list[_Field], layout: Layout, unseen: set[str]
+) -> tuple[Any, ...]:
+    """Return the values of an object, or of an element of its list; ``unseen``: fields that must be there, too."""
+    values, request = [], layout.request
+    for field in fields:
+        value = _value(row if field.of_list is None else element, field)
+        if value is ABSENT and (field.name in request.needed or field.name in unseen):
+            there = list(element if field.of_list is not None and isinstance(element, dict) else row)
+            hint = suggestion("", there) if layout.format is OBJECTS else ""
+            raise missing(f"{path}:{line}", field.name, request.columns, there, hint, "field")
+        if field.name in (USER_ID, ITEM_ID):
+            _check_id(path, line, field.label, value)
+        values.append(None if value is ABSENT else value)
+    return tuple(values)
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sasrec.data.options import FILE_HELP, add_column_options, columns_from
-from streamrec.commands.options import KAFKA, Subparsers, add_command, add_group, place
+from sasrec.data.options import FILE_HELP, add_column_options
+from streamrec.commands.options import KAFKA, Subparsers, add_command, add_group, file_columns, place
 from streamrec.errors import ArchiveError
 from streamrec.logs import one_line, utc
 from streamrec.settings import Settings
@@ -95,7 +95,7 @@ def import_file(settings: Settings, archive: EventArchive, options: argparse.Nam
     try:
         bounds = settings.events.bounds(time.time() * 1000)
         # the daemon ignores events of other types, so the model must not learn them from a file
-        columns = replace(columns_from(options), event_types=settings.events.types)
+        columns = replace(file_columns(options), event_types=settings.events.types)
         count = archive.import_events(read_events(options.file, columns, bounds=bounds), str(options.file))
     except DataFileError as error:
         raise ArchiveError(f"{error} (nothing was imported)") from None

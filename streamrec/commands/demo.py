@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from sasrec.data.options import FILE_HELP
-from streamrec.commands.options import Subparsers, add_command, positive, rate
+from sasrec.data.options import FILE_HELP, add_column_options
+from streamrec.commands.options import Subparsers, add_command, file_columns, positive, rate
 from streamrec.logs import configure_logging
 from streamrec.settings import Settings
 
@@ -32,6 +32,7 @@ def add_to(commands: Subparsers) -> None:
     command.add_argument(
         "--stay", action="store_true", help="leave daemon and live page running after the last click, until Ctrl-C"
     )
+    add_column_options(command, training=False)
 
 
 def run(settings: Settings, options: argparse.Namespace) -> int:
@@ -39,4 +40,13 @@ def run(settings: Settings, options: argparse.Namespace) -> int:
     from streamrec.demo.run import DemoOptions, run_demo
 
     configure_logging("WARNING", "text")  # the screen shows the progress of training and servers
-    return run_demo(DemoOptions(options.data, options.items, options.json, options.rate, options.epochs, options.stay))
+    given = (
+        options.data,
+        file_columns(options),
+        options.items,
+        options.json,
+        options.rate,
+        options.epochs,
+        options.stay,
+    )
+    return run_demo(DemoOptions(*given))

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TypeAlias
 
+from sasrec.data.formats import Columns, DataFileError
+from sasrec.data.options import columns_from
 from streamrec.errors import StreamrecError
 from streamrec.settings import Setting, Settings, own_settings
 
@@ -62,6 +64,18 @@ def place(value: Path | str | None, name: str) -> Path | str:
         setting = own_settings()[name]
         raise StreamrecError(f"no {setting.group}: set {setting.variable} or {setting.flag}")
     return value
+
+
+def file_columns(options: argparse.Namespace) -> Columns:
+    """Return the columns of a file that the options describe.
+
+    Raises:
+        StreamrecError: two options exclude each other.
+    """
+    try:
+        return columns_from(options)
+    except DataFileError as error:
+        raise StreamrecError(str(error)) from None
 
 
 def rate(text: str) -> float:

@@ -7,10 +7,8 @@ import asyncio
 import time
 from pathlib import Path
 
-from sasrec.data.formats import DataFileError
-from sasrec.data.options import FILE_HELP, add_column_options, columns_from
-from streamrec.commands.options import KAFKA, Subparsers, add_command, positive, rate
-from streamrec.errors import StreamrecError
+from sasrec.data.options import FILE_HELP, add_column_options
+from streamrec.commands.options import KAFKA, Subparsers, add_command, file_columns, positive, rate
 from streamrec.settings import Settings
 
 
@@ -35,10 +33,7 @@ def run(settings: Settings, options: argparse.Namespace) -> int:
     from streamrec.commands import servers
     from streamrec.kafka.replay import replay
 
-    try:
-        columns = columns_from(options)
-    except DataFileError as error:
-        raise StreamrecError(str(error)) from None
+    columns = file_columns(options)
 
     async def work() -> int:
         await servers.wait_for(settings, servers.KAFKA)

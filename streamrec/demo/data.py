@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from sasrec import Interactions, read_events
+from sasrec import Columns, Interactions, read_events
 from streamrec.errors import StreamrecError
 from streamrec.local.movielens import TITLES, FetchError, fetch_movielens
 from streamrec.local.simulator import simulate_clicks
@@ -34,7 +34,7 @@ class DemoData:
         return len(self.past) - distinct < REPEATS_MATTER * len(self.past)
 
 
-def load_data(clicks: Path | None, items: Path | None, console: Console) -> DemoData:
+def load_data(clicks: Path | None, columns: Columns, items: Path | None, console: Console) -> DemoData:
     """Read the clicks and titles of the given files; without ``clicks``, MovieLens 100K or simulated clicks.
 
     Raises:
@@ -42,7 +42,7 @@ def load_data(clicks: Path | None, items: Path | None, console: Console) -> Demo
         DataFileError: the clicks cannot be read.
     """
     if clicks is not None:
-        return _own_clicks(clicks, items, console)
+        return _own_clicks(clicks, columns, items, console)
     if items is not None:
         raise StreamrecError("--items has the titles of your own clicks: also give their file with --data")
     try:
@@ -56,9 +56,9 @@ def load_data(clicks: Path | None, items: Path | None, console: Console) -> Demo
     return DemoData("MovieLens 100K", past, live, read_titles(file.with_name(TITLES)))
 
 
-def _own_clicks(clicks: Path, items: Path | None, console: Console) -> DemoData:
+def _own_clicks(clicks: Path, columns: Columns, items: Path | None, console: Console) -> DemoData:
     titles = read_titles(items) if items else {}
-    everything = Interactions.from_events(read_events(clicks))
+    everything = Interactions.from_events(read_events(clicks, columns))
     newest = everything.newest(MAX_OWN_EVENTS)
     if len(newest) < len(everything):
         console.print(f"{clicks}: using the newest {len(newest):,} of {len(everything):,} clicks", highlight=False)

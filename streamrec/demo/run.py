@@ -20,7 +20,8 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from sasrec import DataFileError, TrainingError
+from sasrec import Columns, DataFileError, TrainingError
+from sasrec.data.formats import DEFAULT_COLUMNS
 from streamrec.demo.data import DemoData, load_data
 from streamrec.demo.feed import STORED_ITEMS
 from streamrec.demo.live import LiveReplay
@@ -48,6 +49,7 @@ class DemoOptions:
     """
 
     data: Path | None = None
+    columns: Columns = DEFAULT_COLUMNS
     items: Path | None = None
     json: Path | None = None
     rate_per_s: float = 300.0
@@ -67,7 +69,7 @@ def run_demo(options: DemoOptions) -> int:
         write_json(options.json, {})  # fail now rather than after minutes
     torch.set_num_threads(os.cpu_count() or 1)  # nothing else runs during the first training
     try:
-        data = load_data(options.data, options.items, console)
+        data = load_data(options.data, options.columns, options.items, console)
         text = f"{data.source}: training on {len(data.past):,} clicks, then replaying {len(data.live):,}"
         console.print(text, highlight=False)
         model_dir = train_model(data.past, data.filter_seen, options.epochs, console)

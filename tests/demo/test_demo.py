@@ -233,10 +233,13 @@ def test_the_demo_works_with_too_few_clicks_for_retraining_and_times_in_seconds(
     path.write_text(
         "user_id,item_id,timestamp\n" + "".join(f"u{n % 2},i{n % 3},{NOON_MS // 1000 + n}\n" for n in range(12))
     )
-    with start_demo(path, "--json", str(summary)) as demo:
+    refused = subprocess.run(
+        [sys.executable, "-m", "streamrec", "demo", "--data", str(path)], capture_output=True, text=True
+    )
+    assert refused.returncode == 1 and "timestamp 1700000000 looks like seconds" in refused.stderr
+    with start_demo(path, "--json", str(summary), "--timestamp-unit", "s") as demo:
         output, _ = demo.communicate(timeout=200)
     assert demo.returncode == 0, output
-    assert "timestamp 1700000000 looks like seconds" in output
     found = json.loads(summary.read_text())
     assert found["swap"] is None
     assert (found["events"] > 0, found["dead_letters"]) == (True, 0)
