@@ -167,7 +167,9 @@ def test_outcomes_out_of_range_or_missing_are_refused(
 ) -> None:
     train = ["--out", str(tmp_path / "m"), "--loss", "bce", "--outcomes", "1", "--hold-out", "0"]
     assert "outcomes from 1 to 5: loss='bce' takes 0 to 1" in fails(capsys, "train", rated, *train)
-    assert "clicks.csv:2: the row has no outcome or rating" in fails(capsys, "train", clicks, *train)
+    assert "clicks.csv: there is no column outcome or rating; name one with --outcome-column" in fails(
+        capsys, "train", clicks, *train
+    )
 
 
 def test_evaluate_prints_the_figures_as_a_table(clicks: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -249,10 +251,10 @@ def test_the_help_lists_every_hyper_parameter_with_its_default(
 
 
 def test_a_missing_or_broken_data_file(tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "broken.csv").write_text("user_id,item_id\nu,a\nu\n")
+    (tmp_path / "broken.csv").write_text("user_id,item_id,timestamp\nu,a,1\nu\n")
     for command in (["train", "--out", tmp_path / "m"], ["evaluate", "--model", model]):
         assert "nowhere.csv: No such file" in fails(capsys, *command, tmp_path / "nowhere.csv")
-        assert "broken.csv:3: 2 columns expected" in fails(capsys, *command, tmp_path / "broken.csv")
+        assert "broken.csv:3: 3 columns expected" in fails(capsys, *command, tmp_path / "broken.csv")
     assert not (tmp_path / "m").exists()
 
 
@@ -307,8 +309,9 @@ def test_an_impossible_destination_is_refused_before_the_training(
 
 def test_data_without_anything_to_learn_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "clicks.csv").write_text("user_id,item_id\nu,a\nu,b\nv,a\nv,b\n")
-    message = fails(capsys, "train", tmp_path / "clicks.csv", "--out", tmp_path / "m")
-    assert "no user has two or more known events" in message
+    command = ("train", tmp_path / "clicks.csv", "--out", tmp_path / "m")
+    assert "clicks.csv:1: column TIMESTAMP is missing" in fails(capsys, *command)
+    assert "no user has two or more known events" in fails(capsys, *command, "--in-file-order")
 
 
 @pytest.mark.parametrize("kind", ["csv", "parquet", "folder"])
@@ -356,7 +359,7 @@ def test_a_bad_model_directory(clicks: Path, model: Path, tmp_path: Path, capsys
 def test_data_of_another_catalogue_and_a_cut_off_below_1(
     clicks: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "other.csv").write_text("user_id,item_id\nu,x\nu,y\n")
+    (tmp_path / "other.csv").write_text("user_id,item_id,timestamp\nu,x,1\nu,y,2\n")
     message = fails(capsys, "evaluate", tmp_path / "other.csv", "--model", model)
     assert "other.csv: no user has two events on items that the model knows" in message
     assert "k=0: must be at least 1" in fails(capsys, "evaluate", clicks, "--model", model, "--k", "0")
