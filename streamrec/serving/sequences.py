@@ -45,7 +45,7 @@ APPEND_EXCLUDING = Script(__package__, "append", replicated=True, control=EXCLUD
 VALUE = re.compile(rb"(\d+) (\d+) (\d+) (\d+) (\d+) (\d+) ([\d:,]*)\0(.*)", re.DOTALL)
 MAX_DIGITS = 16
 MAX_EXCLUDED = 1_000  # newest of a user; append.lua has the same limit
-MAX_EVENTS_PER_CALL = 10_000  # some 20 ms, in which Redis does nothing else; no record has more
+MAX_EVENTS_PER_CALL = 10_000  # Redis does nothing else meanwhile; no record has more
 
 OnRefused = Callable[[str, StreamrecError], None]
 
@@ -130,18 +130,17 @@ class SequenceStore:
         Raises:
             RedisUnavailable: try again; applied events are not applied twice.
         """
-        appended: dict[str, _Appended] = {}
-        for by_user in _by_user(batch.events):
-            await self._append(by_user, appended, on_refused)
-        self._count_rejections(sum(u.clicks for u in appended.values()), sum(u.applied for u in appended.values()))
+        found: dict[str, UserSequence] = {}
+        clicks = sum([await self._append(by_user, found, on_refused) for by_user in _by_user(batch.events)])
+        self._count_rejections(clicks, sum(sequence.applied for sequence in found.values()))
         if self._exclude_ttl_s:
             self._metrics.events.labels("excluded").inc(sum(not event.role.click for event in batch.events))
-        return [user.sequence(user_id) for user_id, user in appended.items()]
+        return list(found.values())
 
     async def _append(
-        self, by_user: Mapping[str, list[ClickEvent]], appended: dict[str, _Appended], on_refused: OnRefused
-    ) -> None:
-        """Append events in one call of Redis, and note the replies of users who are not refused."""
+        self, by_user: Mapping[str, list[ClickEvent]], found: dict[str, UserSequence], on_refused: OnRefused
+    ) -> int:
+        """Append events in one call of Redis; note the sequences of users who are not refused; count their clicks."""
         settings, excludes = self._settings, self._exclude_ttl_s > 0
         shared = [self.max_len, settings.ttl_s, int(settings.session_gap_s * 1000), self._topic_epoch]
         shared += [self._exclude_ttl_s * 1000, int(time.time() * 1000)]
@@ -150,12 +149,17 @@ class SequenceStore:
             keys = [self._keys.sequence(user_id)]
             calls.append((keys + [self._keys.exclusions(user_id)] * excludes, _arguments(events, excludes)))
         replies = await self._redis.run_each(APPEND_EXCLUDING if excludes else APPEND, shared, calls)
+        clicks = 0
         for (user_id, events), reply in zip(by_user.items(), replies, strict=True):
             try:
-                appended.setdefault(user_id, _Appended()).add(user_id, events, reply)
+                sequence = _appended(user_id, reply, events)
             except StreamrecError as error:
-                del appended[user_id]
+                found.pop(user_id, None)
                 on_refused(user_id, error)
+                continue
+            found[user_id] = _merged(found[user_id], sequence) if user_id in found else sequence
+            clicks += sum(event.role.click for event in events) if excludes else len(events)
+        return clicks
 
     async def read(self, users: list[str], on_refused: OnRefused = raise_refused) -> list[UserSequence]:
         """Return the stored sequences of users; users without one are left out.
@@ -167,10 +171,9 @@ class SequenceStore:
             RedisUnavailable: Redis does not answer.
         """
         if self._exclude_ttl_s:
-            appended: dict[str, _Appended] = {}
-            await self._append({user: [] for user in users}, appended, on_refused)  # reads sequences and exclusions
-            found = [user.sequence(user_id) for user_id, user in appended.items()]
-            return [sequence for sequence in found if sequence.n or sequence.excluded.items]
+            found: dict[str, UserSequence] = {}
+            await self._append({user: [] for user in users}, found, on_refused)  # reads sequences and exclusions
+            return [sequence for sequence in found.values() if sequence.n or sequence.excluded.items]
         values = await self._redis.get_many([self._keys.sequence(user) for user in users])
         sequences = []
         for user, value in zip(users, values, strict=True):
@@ -224,45 +227,41 @@ def _arguments(events: list[ClickEvent], excludes: bool) -> list[RedisArg]:
     return args
 
 
-@dataclass(slots=True)
-class _Appended:
-    """What append.lua replied for one user, in one or more calls."""
+def _appended(user_id: str, reply: list[Any] | RedisRejected, events: list[ClickEvent]) -> UserSequence:
+    """Read the reply of append.lua for one user; an empty sequence if only exclusions came.
 
-    value: bytes | None = None
-    applied: int = 0
-    clicks: int = 0
-    excluded: Exclusions = NO_EXCLUSIONS
-    record_ts_ms: list[int] = field(default_factory=list)  # of each record
-
-    def add(self, user_id: str, events: list[ClickEvent], reply: list[Any] | RedisRejected) -> None:
-        """Add the reply of a call.
-
-        Raises:
-            StreamrecError: the user's events were refused.
-        """
-        if isinstance(reply, RedisRejected):
-            raise reply
-        applied, damaged, self.value, *exclusions = reply
-        if applied < 0:
-            raise RedisRejected(f"user {user_id!r}: {reply[2].decode(errors='replace')}")
-        if damaged:
-            log.warning("a damaged sequence was discarded and begun anew", extra={"user_id": user_id})
-        self.applied += applied
-        self.clicks += sum(event.role.click for event in events) if exclusions else len(events)
-        for changes, *items in exclusions:
-            self.excluded = Exclusions(tuple(item.decode(errors="replace") for item in items), int(changes))
-        self.record_ts_ms += [event.record_ts_ms for event in events if not event.place]
-
-    def sequence(self, user_id: str) -> UserSequence:
-        """Return the user's sequence after all calls; an empty one if only exclusions came."""
-        times = tuple(self.record_ts_ms)
-        if self.value is None:
-            return UserSequence(user_id, NO_ITEMS, 0, 0, 0, 0, times, self.excluded)
-        found = parse_sequence(user_id, self.value, self.applied, times)
-        return replace(found, excluded=self.excluded) if self.excluded.changes else found
+    Raises:
+        StreamrecError: the user's events were refused.
+    """
+    if isinstance(reply, RedisRejected):
+        raise reply
+    applied, damaged, value, *exclusions = reply
+    if applied < 0:
+        raise RedisRejected(f"user {user_id!r}: {value.decode(errors='replace')}")
+    if damaged:
+        log.warning("a damaged sequence was discarded and begun anew", extra={"user_id": user_id})
+    times = tuple([event.record_ts_ms for event in events if not event.place])  # of each record
+    excluded = NO_EXCLUSIONS
+    for changes, *items in exclusions:
+        excluded = Exclusions(tuple(item.decode(errors="replace") for item in items), int(changes))
+    if value is None:
+        return UserSequence(user_id, NO_ITEMS, 0, 0, 0, 0, times, excluded)
+    return parse_sequence(user_id, value, applied, times, excluded)
 
 
-def parse_sequence(user_id: str, value: bytes, applied: int = 0, record_ts_ms: tuple[int, ...] = ()) -> UserSequence:
+def _merged(earlier: UserSequence, later: UserSequence) -> UserSequence:
+    """Return the sequence of a user after two calls."""
+    applied, times = earlier.applied + later.applied, earlier.record_ts_ms + later.record_ts_ms
+    return replace(later, applied=applied, record_ts_ms=times)
+
+
+def parse_sequence(
+    user_id: str,
+    value: bytes,
+    applied: int = 0,
+    record_ts_ms: tuple[int, ...] = (),
+    excluded: Exclusions = NO_EXCLUSIONS,
+) -> UserSequence:
     """Read a stored value.
 
     Raises:
@@ -272,9 +271,8 @@ def parse_sequence(user_id: str, value: bytes, applied: int = 0, record_ts_ms: t
     if parsed is None:
         raise StreamrecError(f"the stored sequence of user {user_id!r} cannot be read: it is damaged")
     n, session_n, count, last_event_ts_ms, _, _, items = parsed
-    return UserSequence(
-        user_id, StoredItems.of_value(items, count), n, session_n, last_event_ts_ms, applied, record_ts_ms
-    )
+    stored = StoredItems.of_value(items, count)
+    return UserSequence(user_id, stored, n, session_n, last_event_ts_ms, applied, record_ts_ms, excluded)
 
 
 def _parse(user_id: str, value: bytes) -> tuple[int, int, int, int, int, bytes, bytes] | None:

@@ -137,6 +137,20 @@ async def test_an_exclusion_alone_begins_no_sequence_and_renews_none(
     assert counts == {"applied": 1, "replayed": 0, "excluded": 3}
 
 
+async def test_exclusions_of_another_type_refuse_their_user_and_no_other(
+    redis: RedisClient, make_settings: MakeSettings
+) -> None:
+    settings, refused = make_settings(), dict[str, Exception]()
+    store = store_of(redis, settings, exclude_ttl_s=CENTURY_S)
+    async with raw_redis(settings) as raw:
+        await raw.set(Keys(settings.redis.key_prefix).exclusions("bob"), "a text")
+    events = [event(user, "a", 1, role=BOTH) for user in ("ann", "bob", "eve")]
+    found = await store.append(batch(*events), refused.__setitem__)
+    assert [(s.user_id, s.items, s.excluded.items) for s in found] == [("ann", ["a"], ("a",)), ("eve", ["a"], ("a",))]
+    assert "WRONGTYPE" in str(refused.pop("bob"))
+    assert not refused
+
+
 async def test_a_list_from_before_an_exclusion_is_not_published_after_it(
     redis: RedisClient, make_settings: MakeSettings
 ) -> None:
