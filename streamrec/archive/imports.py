@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as compute
 
 from sasrec import Event
-from streamrec.archive.segment_files import SCHEMA, Segment, read_table
+from streamrec.archive.segment_files import SCHEMA, Segment, check_archive, read_table
 from streamrec.bucket import StoredFile
 from streamrec.errors import ArchiveError
 from streamrec.schemas import CLICK, Role
@@ -75,6 +75,7 @@ def list_imports(store: Store) -> list[Import]:
         ArchiveError: one of them is damaged.
         StoreUnavailable: the archive cannot be read.
     """
+    check_archive(store)
     found = []
     for file in sorted(_files(store), key=lambda file: (file.modified_s, file.name)):
         with contextlib.suppress(FileNotFoundError):  # removed meanwhile
@@ -89,6 +90,7 @@ def remove_import(store: Store, id: str) -> Import:
         ArchiveError: no import has this id, or several have.
         StoreUnavailable: the archive cannot be read or written.
     """
+    check_archive(store)
     matching = [file for file in _files(store) if id and _id_of(file).startswith(id.lower())]
     if len(matching) != 1:
         problem = "several imports have" if matching else "no import has"

@@ -12,6 +12,7 @@ import pyarrow.parquet as parquet
 
 from sasrec import Interactions
 from streamrec.errors import ArchiveError
+from streamrec.formats import check_format
 from streamrec.schemas import RecordMark
 from streamrec.storage import Store
 
@@ -57,6 +58,15 @@ class ArchiveStats:
     first_ts_ms: int | None
     last_ts_ms: int | None
     next_offsets: dict[int, int]
+
+
+def check_archive(store: Store) -> None:
+    """Check that the folder or object store has an archive of a known format, or nothing.
+
+    Raises:
+        ArchiveError: it has not.
+    """
+    check_format(store, lambda name: name.endswith(".parquet"), "set another STREAMREC_ARCHIVE_DIR", ArchiveError)
 
 
 def write_table(

@@ -27,19 +27,12 @@ import numpy as np
 import pyarrow as pa
 
 from sasrec import Event, Interactions
-from streamrec.archive.imports import (
-    IMPORTED,
-    Import,
-    RoleOf,
-    always_a_click,
-    import_of,
-    list_imports,
-    remove_import,
-)
+from streamrec.archive.imports import IMPORTED, RoleOf, always_a_click, import_of
 from streamrec.archive.segment_files import (
     SCHEMA,
     ArchiveStats,
     Segment,
+    check_archive,
     concatenate,
     dead_letters_in,
     events_in,
@@ -50,7 +43,7 @@ from streamrec.archive.segment_files import (
     write_table,
 )
 from streamrec.errors import ArchiveError, ArchiveTaken, StoreUnavailable
-from streamrec.formats import check_format, claim_format
+from streamrec.formats import claim_format
 from streamrec.schemas import ClickEvent, RecordMark
 from streamrec.storage import ABANDONED_AFTER_S, Place, open_store
 
@@ -81,7 +74,7 @@ class EventArchive:
         Raises:
             ArchiveTaken: another process holds the lock.
         """
-        self._check_format()
+        check_archive(self.store)
         claim_format(self.store)
         with contextlib.ExitStack() as lock:
             try:
@@ -115,7 +108,7 @@ class EventArchive:
 
     def _segments_of(self, partition: int | None = None) -> list[Segment]:
         """List the segments of a partition, or of all, by partition and offset."""
-        self._check_format()
+        check_archive(self.store)
         return without_overlap(self._parse(name) for name in self._files_of(partition))
 
     def _files_of(self, partition: int | None) -> dict[str, int]:
@@ -217,26 +210,12 @@ class EventArchive:
             ArchiveError: an event has no timestamp.
         """
         name, table = import_of(events, source, role_of)
-        self._check_format()
+        check_archive(self.store)
         if not table.num_rows or any(file.name == name for file in self.store.files(IMPORTED)):
             return 0
         claim_format(self.store)
         write_table(self.store, name, table)
         return int(table.num_rows)
-
-    def imports(self) -> list[Import]:
-        """Return the imported files, the oldest import first; a damaged one raises ArchiveError."""
-        self._check_format()
-        return list_imports(self.store)
-
-    def remove_import(self, id: str) -> Import:
-        """Remove an imported file by the first characters of its id; return what was removed.
-
-        Raises:
-            ArchiveError: no import has this id, or several have.
-        """
-        self._check_format()
-        return remove_import(self.store, id)
 
     def read(self) -> Interactions:
         """Return all clicks: imported ones by time, then each partition's in the order of their offsets.
@@ -306,8 +285,3 @@ class EventArchive:
                 segments = self.segments() if imported else self._segments_of()
                 return list(zip(segments, self._read(segments), strict=True))
         raise ArchiveError(f"segments vanish from {self.store} while they are read; does another process remove them?")
-
-    def _check_format(self) -> None:
-        check_format(
-            self.store, lambda name: name.endswith(".parquet"), "set another STREAMREC_ARCHIVE_DIR", ArchiveError
-        )

@@ -107,7 +107,9 @@ def import_file(settings: Settings, archive: EventArchive, options: argparse.Nam
 
 def imports(settings: Settings, archive: EventArchive, options: argparse.Namespace) -> Iterator[str]:
     """List the imported files."""
-    for one in archive.imports():
+    from streamrec.archive.imports import list_imports
+
+    for one in list_imports(archive.store):
         if options.json:
             yield json.dumps(vars(one))
             continue
@@ -117,7 +119,9 @@ def imports(settings: Settings, archive: EventArchive, options: argparse.Namespa
 
 def remove(settings: Settings, archive: EventArchive, options: argparse.Namespace) -> Iterator[str]:
     """Remove an imported file."""
-    removed = archive.remove_import(options.id)
+    from streamrec.archive.imports import remove_import
+
+    removed = remove_import(archive.store, options.id)
     yield f"{removed.id} removed: {removed.events:,} events of {removed.source or 'a file without a name'}"
 
 

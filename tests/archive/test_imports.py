@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from sasrec import Event
+from streamrec.archive.imports import list_imports, remove_import
 from streamrec.archive.segments import EventArchive
 from streamrec.commands.main import main
 from streamrec.errors import ArchiveError
@@ -35,11 +36,11 @@ def events(*imported: list[Event]) -> list[tuple[str, str, int]]:
 
 def test_imports_are_listed_and_removed_by_id(place: Place) -> None:
     archive = EventArchive(place)
-    assert archive.imports() == []
+    assert list_imports(archive.store) == []
     archive.append(0, 0, 1, [click(0, 0)])
     archive.import_events(OLD, "old.csv")
     archive.import_events(NEW)
-    old, new = sorted(archive.imports(), key=lambda one: one.events, reverse=True)
+    old, new = sorted(list_imports(archive.store), key=lambda one: one.events, reverse=True)
     assert (old.source, old.events, old.first_ts_ms, old.last_ts_ms) == ("old.csv", 2, 3, 5)
     assert (new.source, new.events, new.first_ts_ms, new.last_ts_ms) == ("", 1, 9, 9)
     assert old.bytes > 0 and old.imported_s > 0
@@ -47,9 +48,9 @@ def test_imports_are_listed_and_removed_by_id(place: Place) -> None:
         with pytest.raises(
             ArchiveError, match=rf"no import has the id '{wrong}' in .*; `streamrec archive imports` li"
         ):
-            archive.remove_import(wrong)
-    assert archive.remove_import(old.id.upper()) == old
-    assert archive.imports() == [new]
+            remove_import(archive.store, wrong)
+    assert remove_import(archive.store, old.id.upper()) == old
+    assert list_imports(archive.store) == [new]
     kept = click(0, 0)
     assert rows(archive) == sorted([*events(NEW), (kept.user_id, kept.item_id, kept.timestamp_ms)])
     assert archive.import_events(OLD) == 2, "it may be imported again"
@@ -59,10 +60,10 @@ def test_an_id_of_several_imports_removes_none(place: Place) -> None:
     archive = EventArchive(place)
     for n in range(17):  # two of them begin with the same digit
         archive.import_events([Event("u", str(n), 1)])
-    first = next(c for c in "0123456789abcdef" if sum(one.id[0] == c for one in archive.imports()) > 1)
+    first = next(c for c in "0123456789abcdef" if sum(one.id[0] == c for one in list_imports(archive.store)) > 1)
     with pytest.raises(ArchiveError, match=f"several imports have the id '{first}'"):
-        archive.remove_import(first)
-    assert len(archive.imports()) == 17
+        remove_import(archive.store, first)
+    assert len(list_imports(archive.store)) == 17
 
 
 def test_a_file_that_was_imported_by_an_earlier_version_is_known(place: Place) -> None:
@@ -90,7 +91,7 @@ def test_an_import_and_a_removal_that_are_killed_at_any_step_are_whole_or_undone
         new_place, server, "support.import_changer", lambda place: [str(place)], os.environ
     ):
         archive = EventArchive(at)
-        found = {one.source for one in archive.imports()}
+        found = {one.source for one in list_imports(archive.store)}
         states.add(frozenset(found))
         assert rows(archive) == events(*([OLD] if "old.csv" in found else []), *([NEW] if "new.csv" in found else []))
         assert killed or found == {"new.csv"}
