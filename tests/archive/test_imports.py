@@ -141,10 +141,26 @@ def test_events_that_the_daemon_ignores_are_not_imported(
 ) -> None:
     path = tmp_path / "clicks.csv"
     path.write_text(CLICKS)
-    monkeypatch.setenv("STREAMREC_EVENTS_TYPES", "buy,like")
+    monkeypatch.setenv("STREAMREC_EVENTS_ROLES", "buy=click,like=click")
     assert run("import", str(path))[1] == f"1 events of {path} imported\n"
     path.write_text(CLICKS.replace("event_type", "kind"))
     assert run("import", str(path), "--event-type-column", "kind")[1] == f"{path} was imported before\n"
+
+
+def test_imported_events_have_the_roles_and_outcomes_of_their_types(
+    run: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "clicks.csv"
+    path.write_text(f"{CLICKS}cid,c,1700000002000,scroll\ndan,d,1700000003000,hate\n")
+    monkeypatch.setenv("STREAMREC_EVENTS_ROLES", "buy=click+exclude,hate=exclude,scroll=ignore,*=click")
+    monkeypatch.setenv("STREAMREC_EVENTS_OUTCOMES", "view=0.25")
+    assert run("import", str(path))[1] == f"3 events of {path} imported\n"
+    ((_, table),) = EventArchive(tmp_path / "archive").tables()
+    assert table.select(["user_id", "click", "exclude", "outcome"]).to_pylist() == [
+        {"user_id": "ann", "click": True, "exclude": False, "outcome": 0.25},
+        {"user_id": "bob", "click": True, "exclude": True, "outcome": 1.0},
+        {"user_id": "dan", "click": False, "exclude": True, "outcome": 1.0},
+    ]
 
 
 BAD = {
