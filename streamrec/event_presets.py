@@ -18,6 +18,13 @@ PRESETS: dict[str, dict[str, object]] = {
         "item_id": "properties.product_id|properties.products[].product_id",
         "timestamp": "timestamp",
         "type": "event|type",
+        "roles": {
+            "Product Clicked": "click",
+            "Product Viewed": "click",
+            "Product Added": "click",
+            "Product Added to Wishlist": "click",
+            "Order Completed": "click",
+        },
     },
     "cloudevents": {  # JSON in structured mode
         "user_id": "data.user_id",
@@ -37,6 +44,7 @@ PRESETS: dict[str, dict[str, object]] = {
         "item_id": f"contexts_{_SNOWPLOW}_product_1[].id",
         "timestamp": "derived_tstamp|collector_tstamp",
         "type": f"unstruct_event_{_SNOWPLOW}_snowplow_ecommerce_action_1.type|event_name",
+        "roles": {"product_view": "click", "list_click": "click", "add_to_cart": "click", "transaction": "click"},
     },
     "ga4": {  # rows of the BigQuery export
         "user_id": "user_id|user_pseudo_id",
@@ -44,5 +52,12 @@ PRESETS: dict[str, dict[str, object]] = {
         "timestamp": "event_timestamp",
         "timestamp_unit": "us",
         "type": "event_name",
+        "roles": {
+            "select_item": "click",
+            "view_item": "click",
+            "add_to_cart": "click",
+            "add_to_wishlist": "click",
+            "purchase": "click",
+        },
     },
 }

@@ -72,9 +72,9 @@ class Metrics(ProcessMetrics):
 
         self.events = counter(
             "streamrec_events",
-            "Clicks read from Kafka, by outcome: applied, replayed (applied before); and records without: ignored, "
-            "dead_letter",
-            outcome=("applied", "replayed", "ignored", "dead_letter"),
+            "Clicks read from Kafka, by outcome: applied, replayed (applied before); exclusions without a click: "
+            "excluded; and records without either: ignored, dead_letter",
+            outcome=("applied", "replayed", "excluded", "ignored", "dead_letter"),
         )
         self.dead_letters = counter("streamrec_dead_letters", "Records sent to the dead-letter topic")
         self.guard_rejections = counter(

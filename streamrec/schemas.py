@@ -13,6 +13,27 @@ from streamrec.errors import StreamrecError
 NUL = b"\0"  # no id contains it
 
 
+class Role(NamedTuple):
+    """What an event does."""
+
+    click: bool = True  # it extends the sequence
+    exclude: bool = False  # it takes the item out of the user's lists for a while
+
+
+CLICK = Role()
+EXCLUDE = Role(click=False, exclude=True)
+
+
+class Exclusions(NamedTuple):
+    """The items that a user's lists may not contain now; ``changes``: how often they have changed."""
+
+    items: tuple[str, ...] = ()
+    changes: int = 0
+
+
+NO_EXCLUSIONS = Exclusions()
+
+
 class ClickEvent(msgspec.Struct, frozen=True):
     """A decoded click and its position in the topic."""
 
@@ -23,6 +44,7 @@ class ClickEvent(msgspec.Struct, frozen=True):
     offset: int
     record_ts_ms: int  # when the producer handed the record to Kafka: latency counts from here
     place: int = 0  # among the clicks of its record, which all have one offset
+    role: Role = CLICK
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +183,7 @@ class UserSequence:
     last_event_ts_ms: int
     applied: int = 0
     record_ts_ms: tuple[int, ...] = ()
+    excluded: Exclusions = NO_EXCLUSIONS
 
     clicks: list[str] = field(init=False)
 
@@ -172,6 +195,11 @@ class UserSequence:
         """The items without the clicks."""
         return self.stored.without_newest(self.applied)
 
+    def unwanted(self, filter_seen: bool) -> StoredItems:
+        """Return the items that the user's list may not contain."""
+        seen = self.stored if filter_seen else NO_ITEMS
+        return StoredItems(seen.data + StoredItems.of(self.excluded.items).data) if self.excluded.items else seen
+
     @property
     def items(self) -> list[str]:
         """All item ids, oldest first."""
@@ -179,7 +207,7 @@ class UserSequence:
 
 
 class Recommendation(msgspec.Struct, frozen=True):
-    """A list to publish, computed from a user's first ``n`` events."""
+    """A list to publish, computed from a user's first ``n`` clicks, when exclusions had changed so many times."""
 
     user_id: str
     items: list[str]
@@ -188,6 +216,7 @@ class Recommendation(msgspec.Struct, frozen=True):
     event_ts_ms: int
     n: int
     record_ts_ms: tuple[int, ...] = ()
+    exclusions: int = 0
 
 
 class PublishedList(msgspec.Struct):

@@ -27,6 +27,7 @@ from sasrec.data.times import EARLIEST_MS, LATEST_MS, TimeBounds
 from streamrec.event_paths import Field as PathField
 from streamrec.event_paths import parse, reader_of
 from streamrec.event_presets import PRESETS, Preset
+from streamrec.event_roles import check_roles, pairs_of
 from streamrec.redis_urls import (
     SENTINEL_FORM,
     SentinelUrl,
@@ -265,7 +266,7 @@ class RedisSettings(Group):
 
 
 class EventSettings(Group):
-    """Where a JSON event has its fields (deploy/EVENTS.md), and which events are accepted."""
+    """Where a JSON event has its fields, and what its type does (deploy/EVENTS.md)."""
 
     preset: Preset = Field(
         "plain", description="producer of the events; sets the paths, which single settings override"
@@ -275,8 +276,8 @@ class EventSettings(Group):
     timestamp: str = Field("timestamp", description="path to the time: a number, or RFC 3339 text")
     timestamp_unit: Literal["s", "ms", "us", "ns"] = Field("ms", description="unit of times that are numbers")
     type: str = Field("event_type", description="path to the event type")
-    types: tuple[str, ...] = Field(
-        (), description="accepted event types, comma-separated; events without a type are always accepted [all]"
+    roles: dict[str, str] = Field(
+        {}, description="what events of each type do; others are ignored, * names the rest [all are clicks]"
     )
     ignore_null: str = Field(
         "",
@@ -297,15 +298,17 @@ class EventSettings(Group):
         json_schema_extra=ADVANCED,
     )
 
-    @field_validator("types", mode="before")
-    @classmethod
-    def _split(cls, value: object) -> object:
-        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
-
     @model_validator(mode="before")
     @classmethod
     def _of_preset(cls, values: dict[str, object]) -> dict[str, object]:
         return PRESETS.get(str(values.get("preset", "plain")), {}) | values
+
+    @field_validator("roles", mode="before")
+    @classmethod
+    def _roles(cls, value: object) -> dict[str, str]:
+        roles = pairs_of(value)
+        check_roles(roles)
+        return roles
 
     @field_validator("user_id", "item_id", "timestamp", "type", "ignore_null")
     @classmethod
@@ -342,6 +345,12 @@ class ListSettings(Group):
     top_k: int = Field(20, ge=1, le=1_000, description="items in a published list")
     filter_seen: bool = Field(True, description="do not recommend items in the user's stored sequence")
     ttl_s: int = Field(7 * DAY_S, ge=1, le=LONGEST_S, description="a published list expires after this time")
+    exclude_ttl_s: int = Field(
+        30 * DAY_S,
+        ge=1,
+        le=LONGEST_S,
+        description="an item that an event excludes is out of the user's lists this long",
+    )
     popular_half_life_s: float = Field(
         7 * DAY_S, gt=0, description="a click counts half as much for popularity after this time"
     )

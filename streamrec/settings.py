@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 from pydantic import SecretStr, TypeAdapter, ValidationError
 
 from streamrec.errors import SettingsError
+from streamrec.event_roles import excludes
 from streamrec.redis_urls import MASK
 from streamrec.setting_groups import (
     ArchiveSettings,
@@ -53,7 +54,7 @@ class Setting:
     group: str
     key: str  # within the group
     kind: Any  # its type
-    default: Any
+    default: Any = field(hash=False)  # may be a table
     help: str
     advanced: bool = False
 
@@ -82,6 +83,11 @@ class Setting:
     def choices(self) -> tuple[str, ...]:
         """The allowed values of a choice; empty for other types."""
         return typing.get_args(self.kind) if typing.get_origin(self.kind) is typing.Literal else ()
+
+    @property
+    def is_table(self) -> bool:
+        """Whether the value is a table of a settings file."""
+        return typing.get_origin(self.kind) is dict
 
     @property
     def secret(self) -> bool:
@@ -140,6 +146,11 @@ class Settings:
             SettingsError: as for ``of``.
         """
         return self.of(**{**self.given, **values})
+
+    @cached_property
+    def exclude_ttl_s(self) -> int:
+        """How long an item that an event excludes is out of the user's lists; 0 if no role excludes."""
+        return self.lists.exclude_ttl_s if excludes(self.events.roles) else 0
 
     @cached_property
     def model_shape(self) -> SASRecConfig:

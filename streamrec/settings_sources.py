@@ -79,9 +79,13 @@ def _read_toml(path: Path) -> dict[str, Any]:
 
 
 def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the values of nested tables by name: ``topic`` in ``[kafka]`` is ``kafka_topic``."""
+    """Yield the values of nested tables by name: ``topic`` in ``[kafka]`` is ``kafka_topic``.
+
+    A setting whose value is a table, such as ``[events.roles]``, is one value.
+    """
     for key, value in table.items():
-        if isinstance(value, dict):
+        setting = own_settings().get(f"{prefix}{key}")
+        if isinstance(value, dict) and not (setting and setting.is_table):
             yield from _flat(value, f"{prefix}{key}_")
         else:
             yield f"{prefix}{key}", value

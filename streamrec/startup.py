@@ -41,7 +41,7 @@ from streamrec.serving.online import OnlineCounts
 from streamrec.serving.parts import ServingParts
 from streamrec.serving.predictor import Predictor
 from streamrec.serving.publisher import Publisher
-from streamrec.serving.sequences import SequenceStore
+from streamrec.serving.sequences import MAX_EXCLUDED, SequenceStore
 from streamrec.serving.shadow import Shadow
 from streamrec.serving.topic_marks import TopicMarks
 from streamrec.serving.worker import Worker
@@ -171,7 +171,8 @@ class Startup:
         """Make the parts that score and publish, and warm up the model."""
         settings, metrics = self._settings, self._metrics
         metrics.model_created.set(served.created_s)
-        lists = SharedLists(redis, settings.lists, settings.sequences.ttl_s, served.max_len, served.vocab)
+        unwanted = served.max_len + (MAX_EXCLUDED if settings.exclude_ttl_s else 0)
+        lists = SharedLists(redis, settings.lists, settings.sequences.ttl_s, unwanted, served.vocab)
         await self._until(REDIS, lambda: _first_refresh(lists))
         counts = OnlineCounts(redis, metrics)
         counts.serve(served.version)
@@ -187,8 +188,15 @@ class Startup:
             RedisWatch(redis, self._health),
             lists,
             predictor,
-            SequenceStore(redis, settings.sequences, settings.kafka.topic_epoch, served.max_len, metrics),
-            Publisher(redis, settings.lists.ttl_s, metrics),
+            SequenceStore(
+                redis,
+                settings.sequences,
+                settings.kafka.topic_epoch,
+                served.max_len,
+                metrics,
+                settings.exclude_ttl_s,
+            ),
+            Publisher(redis, settings.lists.ttl_s, metrics, excludes=settings.exclude_ttl_s > 0),
             counts,
             Shadow(settings.serving.shadow_share, settings.lists, lists, counts, metrics),
         )

@@ -171,7 +171,7 @@ async def test_the_endpoints_show_the_counts(
 ) -> None:
     settings = make_settings(model_dir=model_dir)
     # two users fit into the cache: 2 x 2 blocks x 8 tokens x 16 units x 4 bytes each
-    daemon = start_daemon(inference_cache_bytes=2 * 2 * 2 * 8 * 16 * 4, events_types="click")
+    daemon = start_daemon(inference_cache_bytes=2 * 2 * 2 * 8 * 16 * 4, events_roles="click=click")
     await daemon.wait_ready()
     assert await daemon.metric("streamrec_rebalances_total") == 1
     assert await daemon.metric("streamrec_model_info") == 1

@@ -98,6 +98,7 @@ VALUES: dict[str, tuple[Any, Any]] = {
     "sequences_session_gap_s": (1800.0, 0.5),
     "sequences_ttl_s": (60, 61),
     "lists_ttl_s": (60, 61),
+    "lists_exclude_ttl_s": (60, 61),
     "lists_popular_half_life_s": (3600.0, 1.0),
     "lists_refresh_s": (0.5, 9.0),
     "events_preset": ("segment", "ga4"),
@@ -107,7 +108,7 @@ VALUES: dict[str, tuple[Any, Any]] = {
     "events_timestamp": ("at", "time"),
     "events_timestamp_unit": ("us", "s"),
     "events_type": ("kind", "type"),
-    "events_types": (("click", "view"), ("buy",)),
+    "events_roles": ({"view": "click", "add to cart": "click", "*": "ignore"}, {"buy": "click"}),
     "events_max_future_s": (0.0, 5.0),
     "events_min_timestamp_ms": (0, 10**12),
     "kafka_max_batch": (1, 10_000),
@@ -163,11 +164,15 @@ def plain(value: object) -> object:
 
 
 def as_text(value: object) -> str:
-    return ",".join(value) if isinstance(value, tuple) else str(value)
+    if isinstance(value, dict):
+        return ",".join(f"{kind}={text}" for kind, text in value.items())
+    return str(value)
 
 
 def as_toml(value: object) -> str:
-    return json.dumps(list(value) if isinstance(value, tuple) else value)
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{json.dumps(kind)} = {json.dumps(text)}" for kind, text in value.items()) + "}"
+    return json.dumps(value)
 
 
 class Layers:
@@ -243,11 +248,24 @@ def test_settings_cannot_be_changed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "types"),
-    [("click", ("click",)), (" click , view ,", ("click", "view")), (",", ()), ("add to cart", ("add to cart",))],
+    ("text", "roles"),
+    [
+        ("view=click", {"view": "click"}),
+        (" view = click , add to cart=ignore,", {"view": "click", "add to cart": "ignore"}),
+        ("a=b=click", {"a=b": "click"}),
+        ('{"a, b": "click"}', {"a, b": "click"}),
+        (",", {}),
+    ],
 )
-def test_event_types_are_separated_by_commas(text: str, types: tuple[str, ...]) -> None:
-    assert load_settings(flags={"events_types": text}).events.types == types
+def test_roles_are_pairs_or_json(text: str, roles: dict[str, str]) -> None:
+    assert load_settings(flags={"events_roles": text}).events.roles == roles
+
+
+def test_roles_may_be_a_table_of_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "streamrec.toml"
+    path.write_text('[events]\nuser_id = "visitor"\n[events.roles]\nview = "click"\n"*" = "ignore"\n')
+    events = load_settings(path).events
+    assert (events.user_id, events.roles) == ("visitor", {"view": "click", "*": "ignore"})
 
 
 @pytest.mark.parametrize("text", ["true", "True", "1", "yes", "on"])
@@ -330,6 +348,12 @@ WRONG: list[tuple[str, Any, str]] = [
     ("events_user_id", "users[].id", "only events_item_id may go through a list"),
     ("events_ignore_null", "rows[]", "only events_item_id may go through a list"),
     ("events_preset", "rudderstack", "'plain', 'segment', 'cloudevents', 'debezium', 'snowplow' or 'ga4'"),
+    *(
+        ("events_roles", text, "write view=click,purchase=")
+        for text in ("view", "=click", "view,cart=click", "[1]", '{"a": {}}')
+    ),
+    ("events_roles", "view=clik", "'clik' of 'view' is no role: roles are click, exclude, click+exclude, ignore"),
+    ("events_roles", {"view": True}, "'True' of 'view' is no role"),
     ("events_timestamp_unit", "min", "'s', 'ms', 'us' or 'ns'"),
     ("events_min_timestamp_ms", -1, "greater than or equal to 0"),
     ("events_min_timestamp_ms", 10**14 + 1, "less than or equal to"),
@@ -458,7 +482,7 @@ def test_settings_that_do_not_fit_together_are_refused(flags: dict[str, str], me
         ("[train]\nepochs = 'ten'", "train_epochs='ten': Input should be a valid integer"),
         ("[train]\nepochs = 0", "train_epochs=0: must be at least 1"),
         ("[model]\nhidden_units = 7\nnum_heads = 2", "model_hidden_units=7 is not a multiple of num_heads=2"),
-        ("[events]\ntypes = 5", "events_types=5: "),
+        ("[events]\nroles = 5", "events_roles=5: write view=click"),
         ("[kafka]\nsasl_password = 5", "kafka_sasl_password: Input should be a valid string"),
         ("top_k 5", "cannot read {file}: "),
         ("[lists]\ntop_k = 5\ntop_k = 6", "cannot read {file}: "),

@@ -1,8 +1,7 @@
 """Incremental inference: a click costs one token through the model, not max_len.
 
 Three nouns. A *window* is the part of a user's history that the model sees: the known items from ``anchor(n)`` to the
-newest. A *slot* is a user's row of the cache (kv_cache.py). A *step* encodes the windows of a batch of users, each from
-its slot:
+newest. A *slot* is a user's row of the cache (kv_cache.py). A *step* encodes a batch of windows, each from its slot:
 
     the slot's tokens are a prefix of the window              -> decode only the tokens after it
     no slot, or its tokens are no prefix (the window jumped)  -> prefill the whole window
@@ -30,7 +29,6 @@ from sasrec.inference.ranking import Ranker, Ranking
 from sasrec.model import SASRec
 
 T = TypeVar("T")
-
 DEFAULT_CACHE_BYTES = 256 * 2**20
 # Tokens of one forward pass, so that activations stay in the processor's cache: of the kernel, of PyTorch.
 PACKED_TOKENS, PADDED_TOKENS = 512, 4_096
@@ -217,22 +215,22 @@ class Engine:
         filter_seen: bool = True,
         blocked: Collection[str] = (),
         allowed: Collection[str] | None = None,
+        exclude: Sequence[Collection[str]] | None = None,
     ) -> list[Ranking | None]:
         """Return the top k after each sequence; None where the window holds no known item.
 
         Args:
-            sequences: item ids, oldest first, or arrays of their indices, 0 for items outside the vocabulary. Unknown
-                items are left out.
+            sequences: item ids, oldest first, or arrays of their indices, 0 for unknown items, which are left out.
             users: cache under these names, each at most once; None re-encodes.
             counts: all events that each sequence has ever had (it may be cut at the old end).
             filter_seen: do not recommend items of the sequence, in the window or before it.
-            blocked: item ids that are recommended to no user.
+            blocked: item ids that are recommended to no user; ``exclude``: those that are not to each.
             allowed: the only item ids that are recommended; all by default.
 
         Raises:
-            ValueError: k is smaller than 1, a user occurs twice, or users or counts do not fit the sequences.
+            ValueError: k is smaller than 1, a user occurs twice, or an argument does not fit the sequences.
         """
-        for name, given in (("users", users), ("counts", counts)):
+        for name, given in (("users", users), ("counts", counts), ("exclude", exclude)):
             if given is not None and len(given) != len(sequences):
                 raise ValueError(f"{len(sequences)} sequences but {len(given)} {name}; give one for each")
         tokens = [self._tokens(sequence) for sequence in sequences]
@@ -243,10 +241,12 @@ class Engine:
             return rankings
         windows = [windows[i] for i in known]
         hidden = self.encode(windows, None if users is None else [users[i] for i in known])
-        exclude = [tokens[i] for i in known] if filter_seen else None
+        out = [tokens[i] if filter_seen else tokens[i][:0] for i in known] if filter_seen or exclude else None
+        if exclude and out:
+            out = [np.concatenate((row, self._tokens([*exclude[i]]))) for row, i in zip(out, known, strict=True)]
         blocked_indices = self.vocab.encode(blocked)
         allowed_indices = None if allowed is None else [index for index in self.vocab.encode(allowed) if index]
-        best = self.top_k(hidden, k, exclude, blocked_indices, allowed_indices, windows)
+        best = self.top_k(hidden, k, out, blocked_indices, allowed_indices, windows)
         for i, ranking in zip(known, best, strict=True):
             rankings[i] = ranking
         return rankings

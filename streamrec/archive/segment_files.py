@@ -1,4 +1,4 @@
-"""One segment of the archive: a Parquet file of events."""
+"""One segment of the archive: a Parquet file of events. A column whose rows all have its default is left out."""
 
 from __future__ import annotations
 
@@ -16,8 +16,16 @@ from streamrec.schemas import RecordMark
 from streamrec.storage import Store
 
 SCHEMA = pa.schema(
-    [("user_id", pa.string()), ("item_id", pa.string()), ("timestamp_ms", pa.int64()), ("offset", pa.int64())]
+    [
+        ("user_id", pa.string()),
+        ("item_id", pa.string()),
+        ("timestamp_ms", pa.int64()),
+        ("offset", pa.int64()),
+        ("click", pa.bool_()),
+        ("exclude", pa.bool_()),
+    ]
 )
+DEFAULTS = {"click": True, "exclude": False}  # of columns that may be left out
 # in the metadata of the schema
 DEAD_LETTERS = b"streamrec.dead_letters"  # number of dead letters
 MARK = b"streamrec.mark"  # of the last record
@@ -61,6 +69,9 @@ def write_table(
     if dead_letters is not None:
         metadata = {DEAD_LETTERS: str(dead_letters)} | ({MARK: str(mark)} if mark else {})
         table = table.replace_schema_metadata(metadata)
+    for column, default in DEFAULTS.items():
+        if compute.all(compute.equal(table[column], default), min_count=0).as_py():
+            table = table.drop_columns(column)
     content = pa.BufferOutputStream()
     parquet.write_table(table, content, compression="zstd")
     store.write(name, content.getvalue().to_pybytes())
@@ -82,8 +93,13 @@ def read_table(store: Store, segment: Segment) -> pa.Table:
             table = file.read()
     except (OSError, pa.ArrowException) as error:
         raise ArchiveError(f"{where} cannot be read: {error}; restore it from a copy, or remove it") from error
+    columns = table.column_names
+    for column in DEFAULTS.keys() - columns:
+        table = table.append_column(SCHEMA.field(column), pa.repeat(DEFAULTS[column], table.num_rows))
+    if set(table.column_names) == set(SCHEMA.names):
+        table = table.select(SCHEMA.names)
     if not table.schema.equals(SCHEMA):
-        raise ArchiveError(f"{where} is not a segment of an archive: its columns are {', '.join(table.column_names)}")
+        raise ArchiveError(f"{where} is not a segment of an archive: its columns are {', '.join(columns)}")
     if segment.partition is None:
         return table
     return table.filter(compute.greater_equal(table["offset"], segment.first))  # keeps the metadata
@@ -95,8 +111,9 @@ def concatenate(tables: Sequence[pa.Table]) -> pa.Table:
 
 
 def events_in(tables: Sequence[pa.Table]) -> Interactions:
-    """Return the events of tables, in their order."""
+    """Return the clicks of tables, in their order; an event that only excludes is none."""
     table = concatenate(tables)
+    table = table.filter(table["click"])
     times = np.array(table["timestamp_ms"].to_numpy(), np.int64)
     return Interactions(table["user_id"].to_pylist(), table["item_id"].to_pylist(), times)
 

@@ -149,7 +149,8 @@ class EventArchive:
                 f"offsets {first} to {next_offset - 1} of partition {partition} do not follow {expected - 1}, the last "
                 f"offset in {self.store}; does another process write to the archive?"
             )
-        columns = [[getattr(event, name) for event in events] for name in SCHEMA.names]
+        columns = [[getattr(event, name) for event in events] for name in SCHEMA.names[:4]]
+        columns += [[event.role.click for event in events], [event.role.exclude for event in events]]
         claim_format(self.store)
         table = pa.table(columns, SCHEMA)
         write_table(self.store, self._name(partition, first, next_offset), table, dead_letters, mark)
@@ -207,7 +208,7 @@ class EventArchive:
         if any(row.timestamp_ms is None for row in rows):
             raise ArchiveError("an event without a timestamp cannot be archived; add a timestamp to each row")
         columns = [[getattr(row, name) for row in rows] for name in SCHEMA.names[:3]]
-        table = pa.table([*columns, range(len(rows))], SCHEMA)
+        table = pa.table([*columns, range(len(rows)), [True] * len(rows), [False] * len(rows)], SCHEMA)
         digest = hashlib.sha256(repr(rows).encode()).hexdigest()
         name = f"{IMPORTED}/{digest}.parquet"
         self._check_format()
@@ -218,9 +219,9 @@ class EventArchive:
         return len(rows)
 
     def read(self) -> Interactions:
-        """Return all events: imported ones by time, then each partition's in the order of their offsets.
+        """Return all clicks: imported ones by time, then each partition's in the order of their offsets.
 
-        The events of a user lie in one partition, so they come in the order in which the daemon applied them.
+        The clicks of a user lie in one partition, so they come in the order in which the daemon applied them.
 
         Raises:
             ArchiveError: a segment is damaged.

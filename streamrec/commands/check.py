@@ -113,6 +113,8 @@ def _toml(value: object) -> str:
         return str(int(value))
     if isinstance(value, (bool, int, float)):
         return str(value).lower()
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{json_line(key)} = {_toml(inner)}" for key, inner in value.items()) + " }"
     if isinstance(value, tuple):
         return json_line(list(value))
     return json_line(str(value))

@@ -93,7 +93,7 @@ def positive(text: str) -> int:
 
 
 def _add_flag(group: argparse._ArgumentGroup, setting: Setting) -> None:
-    shown = f" [{setting.default}]" if setting.default not in (None, "", ()) and "[" not in setting.help else ""
+    shown = f" [{setting.default}]" if setting.default not in (None, "", (), {}) and "[" not in setting.help else ""
     text = f"{setting.help}{shown}".replace("%", "%%")
     if setting.kind is bool:
         group.add_argument(setting.flag, action=argparse.BooleanOptionalAction, default=None, help=text)

@@ -1,7 +1,7 @@
 """Decode the bytes of a record to its clicks, to none, or to a BadRecord with the reason.
 
-Any bytes give one of the three. The event type decides first: an event of a type that is not accepted is ignored,
-whatever its other fields are. One bad click makes the whole record bad: a record is applied whole or not at all.
+Any bytes give one of the three. The event type decides first: an event whose type has no role is ignored, whatever its
+other fields are. One bad click makes the whole record bad: a record is applied whole or not at all.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ import msgspec
 
 from streamrec.errors import BadRecord
 from streamrec.event_paths import Field, null_test, parse, reader_of
+from streamrec.event_roles import Roles
 from streamrec.kafka.timestamps import Timestamps
-from streamrec.schemas import ClickEvent
+from streamrec.schemas import CLICK, ClickEvent, Role
 from streamrec.setting_groups import EventSettings
 
 MAX_ID_BYTES = 256
@@ -45,8 +46,8 @@ class EventDecoder:
         self._user_label, self._item_label = events.user_id, events.item_id
         self._through_list = any(step.many for path in parse(events.item_id) for step in path)
         self._ignore_null = bool(events.ignore_null)
-        self._accepted = frozenset(events.types)
-        self._is_ignored = _ignored_test(events, self._accepts)
+        self._role_of = Roles(events.roles).of if events.roles else None
+        self._is_ignored = _ignored_test(events, self._role_of)
         self._now_ms = now_ms
         self._earliest_ms = events.min_timestamp_ms
         times = Timestamps(events, now_ms)
@@ -68,8 +69,12 @@ class EventDecoder:
             if self._is_ignored is not None and self._is_ignored(value):
                 return []
             raise BadRecord(f"not a click event: {error}") from None
-        if self._accepted and not self._accepts(raw.event_type):
-            return []
+        role = CLICK
+        if self._role_of is not None:
+            found = self._role_of(raw.event_type)
+            if found is None:
+                return []
+            role = found
         several = self._through_list and isinstance(raw.item_id, list)
         if several and not raw.item_id:
             return []
@@ -83,16 +88,12 @@ class EventDecoder:
             if record_ts_ms < self._earliest_ms:  # else latencies would count from 1970
                 record_ts_ms = int(self._now_ms())
         if several:
-            ids = enumerate(identifiers(self._item_label, raw.item_id))
-            return [ClickEvent(user_id, i, timestamp_ms, partition, offset, record_ts_ms, place) for place, i in ids]
+            return [
+                ClickEvent(user_id, item_id, timestamp_ms, partition, offset, record_ts_ms, place, role)
+                for place, item_id in enumerate(identifiers(self._item_label, raw.item_id))
+            ]
         item_id = identifier(self._item_label, raw.item_id)
-        return [ClickEvent(user_id, item_id, timestamp_ms, partition, offset, record_ts_ms)]
-
-    def _accepts(self, event_type: object) -> bool:
-        """Return whether events of a type are accepted; a type that is no text is none of the accepted ones."""
-        if event_type is None or not self._accepted:
-            return True
-        return isinstance(event_type, str) and event_type in self._accepted
+        return [ClickEvent(user_id, item_id, timestamp_ms, partition, offset, record_ts_ms, 0, role)]
 
 
 def _raw_reader(events: EventSettings) -> Callable[[bytes], Any]:
@@ -118,12 +119,14 @@ def _raw_reader(events: EventSettings) -> Callable[[bytes], Any]:
     return lambda value: RawEvent(*read(value))
 
 
-def _ignored_test(events: EventSettings, accepts: Callable[[object], bool]) -> Callable[[bytes], bool] | None:
+def _ignored_test(
+    events: EventSettings, role_of: Callable[[object], Role | None] | None
+) -> Callable[[bytes], bool] | None:
     """Return a function that tells whether a record that is no click event is ignored; None if none is."""
     tests: list[Callable[[bytes], bool]] = []
-    if events.types:
+    if role_of is not None:
         read_type = reader_of({"type": Field(events.type, Any)})
-        tests.append(lambda value: not accepts(read_type(value)[0]))
+        tests.append(lambda value: role_of(read_type(value)[0]) is None)
     if events.ignore_null:
         tests.append(null_test(events.ignore_null))
 

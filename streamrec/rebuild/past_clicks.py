@@ -8,22 +8,25 @@ The daemon's TTL runs from the arrival of a click, which an archive does not sto
 up to the click stands for it: a late click neither cuts a sequence nor makes it too old, and a time before 1973, which
 is none, does not either.
 
+Exclusions are apart from the clicks: a click that also excludes is both.
+
 Memory: 36 bytes for each click of the archive, and each user and item id once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pyarrow as pa
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from sasrec.data.times import EARLIEST_MS, LIBRARY_BOUNDS, TimeBounds
 from streamrec.archive.segments import EventArchive
 from streamrec.errors import ArchiveError
 from streamrec.event_times import newest_ms, pauses_ms, usable
-from streamrec.schemas import ClickEvent, StoredItems
+from streamrec.schemas import EXCLUDE, ClickEvent, StoredItems
 from streamrec.serving.sequences import StoredSequence
 from streamrec.setting_groups import SequenceSettings
 
@@ -57,7 +60,11 @@ class PastClicks:
         for epoch, of_epoch in (followed | {self._epoch: found}).items():
             parts += [(epoch, segment.partition, table) for segment, table in of_epoch if segment.partition is not None]
         parts = _usable_parts(parts, bounds, archive)
-        if not parts:
+        self._exclusions: dict[str, dict[str, ClickEvent]] = {}  # by user and item, the newest
+        for _, partition, table in parts:
+            self._note_exclusions(_exclusions_in(table, partition))
+        parts = [(epoch, partition, table.filter(table["click"])) for epoch, partition, table in parts]
+        if not any(table.num_rows for _, _, table in parts):
             raise ArchiveError(
                 f"the archive {archive.store} is empty; fill it with: streamrec archive follow, or streamrec archive "
                 "import FILE"
@@ -91,10 +98,23 @@ class PastClicks:
         """Time of the first click of the archive."""
         return int(self._columns[3].min())
 
-    def add(self, events: Iterable[ClickEvent]) -> None:
-        """Add clicks that the topic has after those of the archive."""
+    def add(self, events: Sequence[ClickEvent]) -> None:
+        """Add events that the topic has after those of the archive."""
+        self._note_exclusions(replace(event, role=EXCLUDE, place=0) for event in events if event.role.exclude)
         for event in events:
-            self._later.setdefault(event.user_id, []).append(event)
+            if event.role.click:
+                self._later.setdefault(event.user_id, []).append(event)
+
+    def exclusions(self, since_ms: float) -> list[ClickEvent]:
+        """Return the newest exclusion of each user and item, without earlier ones, as events that only exclude."""
+        newest = (event for items in self._exclusions.values() for event in items.values())
+        return [event for event in newest if event.timestamp_ms > since_ms]
+
+    def _note_exclusions(self, events: Iterable[ClickEvent]) -> None:
+        for event in events:
+            items = self._exclusions.setdefault(event.user_id, {})
+            if event.item_id not in items or items[event.item_id].timestamp_ms < event.timestamp_ms:
+                items[event.item_id] = event
 
     def users(self) -> list[str]:
         """Return all users, the one with the newest click first."""
@@ -158,6 +178,15 @@ def _usable_parts(parts: list[Part], bounds: TimeBounds, archive: EventArchive) 
         for (epoch, number, table), mask in zip(parts, masks, strict=True)
     ]
     return [part for part in left if part[2].num_rows]
+
+
+def _exclusions_in(table: pa.Table, partition: int) -> list[ClickEvent]:
+    """Return the exclusions of a part, without their clicks."""
+    found = table.filter(table["exclude"]).to_pylist()
+    return [
+        ClickEvent(e["user_id"], e["item_id"], e["timestamp_ms"], partition, e["offset"], -1, role=EXCLUDE)
+        for e in found
+    ]
 
 
 def _applied_order(

@@ -37,18 +37,18 @@ from streamrec.rebuild.report import Report, show_progress
 from streamrec.redis.client import RedisClient
 from streamrec.redis.nodes import RedisArg
 from streamrec.redis.script import Script
-from streamrec.schemas import UserSequence, parse_published
+from streamrec.schemas import EventBatch, UserSequence, parse_published
 from streamrec.serving.lists import SharedLists
 from streamrec.serving.model import ServedModel, read_model
 from streamrec.serving.predictor import Predictor
 from streamrec.serving.publisher import Publisher
-from streamrec.serving.sequences import StoredSequence
+from streamrec.serving.sequences import MAX_EXCLUDED, SequenceStore, StoredSequence
 from streamrec.settings import Settings
 
 log = logging.getLogger(__name__)
 
 REPLACE = Script(__package__, "replace", replicated=True, control=("", "value", 60))
-MAX_BATCH_USERS = 256
+MAX_BATCH_USERS, MAX_BATCH_EXCLUSIONS = 256, 1_000
 RATED_BATCH_S = 0.5  # with a rate limit, a batch has the users of this time
 REDIS_TIMEOUT_S, REDIS_PAUSE_S = 60.0, 0.5  # a Redis that does not answer ends the rebuild after this time
 RETRY_TIMEOUT_S = 60.0  # retries end this long after the last one that succeeded
@@ -86,7 +86,8 @@ async def rebuild(settings: Settings, rate_per_s: float = 0.0, dry_run: bool = F
         past = await asyncio.to_thread(PastClicks, archive, settings.sequences, served.max_len, bounds)
         log.info("archive read", extra={"clicks": len(past), "archive": str(archive.store)})
         async with TopicReader(settings.kafka, settings.events, past.next_offsets, archive.marks()) as reader:
-            lists = SharedLists(redis, settings.lists, settings.sequences.ttl_s, served.max_len, served.vocab)
+            unwanted = served.max_len + (MAX_EXCLUDED if settings.exclude_ttl_s else 0)
+            lists = SharedLists(redis, settings.lists, settings.sequences.ttl_s, unwanted, served.vocab)
             predictor = Predictor(served.engine, lists, settings.lists, settings.serving.rescore_users, Metrics())
             rebuilder = Rebuilder(settings, redis, past, reader, lists, predictor)
             await rebuilder.run(rate_per_s, dry_run)
@@ -112,7 +113,11 @@ class Rebuilder:
         self._reader = reader
         self._lists = lists
         self._predictor = predictor
-        self._publisher = Publisher(redis, settings.lists.ttl_s, Metrics())
+        self._exclude_ttl_s = settings.exclude_ttl_s
+        self._publisher = Publisher(redis, settings.lists.ttl_s, Metrics(), excludes=self._exclude_ttl_s > 0)
+        # max_len is of no use: it appends exclusions, never a click
+        epoch = settings.kafka.topic_epoch
+        self._store = SequenceStore(redis, settings.sequences, epoch, 1, Metrics(), self._exclude_ttl_s)
         self._refreshed_s = 0.0
         self._dry_run = False
         self._log_waits = LogOnce(log)
@@ -127,6 +132,8 @@ class Rebuilder:
         log.info("topic read", extra={"topic": self._settings.kafka.topic, "clicks_in_all": len(self._past)})
         if not dry_run:
             await self._patiently(self._restore_popularity)
+        if self._exclude_ttl_s:
+            await self._restore_exclusions()
         users, unread = self._past.users(), []
         size = min(MAX_BATCH_USERS, max(1, int(rate_per_s * RATED_BATCH_S))) if rate_per_s else MAX_BATCH_USERS
         with show_progress(len(users)) as update:
@@ -149,6 +156,20 @@ class Rebuilder:
             self.report.popularity = await self._lists.restore(counts, counted_ms, first_ms)
         except RedisRejected as error:
             log.warning("the click counts are not restored: %s", error)
+
+    async def _restore_exclusions(self) -> None:
+        """Note past exclusions again, which changes only those that Redis has lost, before any list is published."""
+        found = self._past.exclusions(since_ms=(time.time() - self._exclude_ttl_s) * 1000)
+        self.report.exclusions = len({event.user_id for event in found})
+        for begin in range(0, 0 if self._dry_run else len(found), MAX_BATCH_EXCLUSIONS):
+            batch = EventBatch(found[begin : begin + MAX_BATCH_EXCLUSIONS])
+            sequences = await self._patiently(partial(self._store.append, batch, self._refuse))
+            await self._patiently(partial(self._publish_missing, [s for s in sequences if not s.n]))
+
+    async def _publish_missing(self, sequences: list[UserSequence]) -> None:
+        """Publish the lists of users who have never clicked and have no list."""
+        lists = await self._redis.get_many([self._keys.recommendation(s.user_id) for s in sequences])
+        await self._publish([s for s, value in zip(sequences, lists, strict=True) if value is None])
 
     async def _refresh_lists(self) -> None:
         await self._lists.read_blocklist()  # lists with blocked items must not be published
@@ -247,6 +268,8 @@ class Rebuilder:
         if time.monotonic() - self._refreshed_s > self._settings.lists.refresh_s:  # the blocklist may have changed
             await self._refresh_lists()
             self._refreshed_s = time.monotonic()
+        if self._exclude_ttl_s:
+            sequences = await self._store.read([sequence.user_id for sequence in sequences], self._refuse)
         await self._publisher.publish(await self._predictor.predict(sequences), self._refuse)
 
     def _refuse(self, user: str, error: StreamrecError) -> None:

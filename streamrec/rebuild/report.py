@@ -26,6 +26,7 @@ class Report:
     too_old: int = 0
     refused: set[str] = field(default_factory=set)  # users whose data can never be read or written
     lists: int = 0
+    exclusions: int = 0  # users
     popularity: bool = False
 
     def __str__(self) -> str:
@@ -33,6 +34,7 @@ class Report:
             f"{self.rebuilt:,} users rebuilt, {self.unchanged:,} unchanged, {self.ahead:,} left alone because only "
             f"Redis has some of their clicks, {self.too_old:,} too old, {self.lists:,} lists published"
             f"{f', {len(self.refused):,} left alone because of what the log says' if self.refused else ''}"
+            f"{f', exclusions of {self.exclusions:,} users' if self.exclusions else ''}"
             f"{', popularity counted again' if self.popularity else ''}"
         )
 

@@ -94,7 +94,10 @@ class Isolation:
 
     async def _check_server(self, error: Exception, calls: Sequence[Call]) -> None:
         """Raise RedisUnavailable if test calls beside the users of these calls fail too."""
-        controls: list[Call] = [([keys[0] + CONTROL] * len(keys), list(self._script.control)) for keys, _ in calls]
+        controls: list[Call] = [
+            ([f"{keys[0]}{place or ''}{CONTROL}" for place in range(len(keys))], list(self._script.control))
+            for keys, _ in calls
+        ]
         for answer in await self._attempt(self._script, controls):
             if isinstance(answer, Exception):
                 failure = self._error_of(answer, [])

@@ -28,6 +28,10 @@ class Keys:
         """Return the key of a user's published list, STRING: JSON (serving/publisher.py)."""
         return f"{self.prefix}:recs:{{{_encoded(user_id)}}}"
 
+    def exclusions(self, user_id: str) -> str:
+        """Return the key of the items that a user's lists may not contain, ZSET by time (serving/append.lua)."""
+        return f"{self.prefix}:excl:{{{_encoded(user_id)}}}"
+
     @property
     def popular(self) -> str:
         """Key of the popular list, STRING: JSON like a user's list."""

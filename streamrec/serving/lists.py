@@ -37,7 +37,7 @@ class SharedLists:
 
     Args:
         counts_ttl_s: the click counts expire after this time without a click.
-        max_len: items stored per user; the popular list is this much longer than top_k, to allow for items seen.
+        max_len: items that a user's list may not contain; the popular list is this much longer than top_k.
         vocab: the model's, with the counts of the training data.
     """
 

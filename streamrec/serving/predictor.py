@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from sasrec import Engine, Ranking
 from streamrec.metrics import Metrics
-from streamrec.schemas import NO_ITEMS, Recommendation, UserSequence
+from streamrec.schemas import Recommendation, UserSequence
 from streamrec.serving.lists import POPULAR, SharedLists
 from streamrec.serving.tokens import TokenCache
 from streamrec.setting_groups import ListSettings
@@ -42,6 +42,7 @@ def rank(
     Args:
         histories: the items of each sequence, or their vocabulary indices.
     """
+    excluded = [sequence.excluded.items for sequence in sequences]
     rankings = engine.recommend(
         histories,
         k,
@@ -49,9 +50,10 @@ def rank(
         counts=[sequence.session_n for sequence in sequences],
         filter_seen=filter_seen,
         blocked=lists.blocked,
+        exclude=excluded if any(excluded) else None,
     )
     return [
-        (lists.popular_for(sequence.stored if filter_seen else NO_ITEMS, k), POPULAR)
+        (lists.popular_for(sequence.unwanted(filter_seen), k), POPULAR)
         if ranking is None
         else (ranking, engine.version)
         for sequence, ranking in zip(sequences, rankings, strict=True)
@@ -135,6 +137,7 @@ class Predictor:
                 sequence.last_event_ts_ms,
                 sequence.n,
                 sequence.record_ts_ms,
+                exclusions=sequence.excluded.changes,
             )
             for sequence, (ranking, model) in zip(sequences, ranked, strict=True)
         ]

@@ -14,17 +14,23 @@ from streamrec.redis.script import Script
 from streamrec.schemas import PublishedList, Recommendation
 from streamrec.serving.sequences import OnRefused, raise_refused
 
-PUBLISH = Script(__package__, "publish", replicated=True, control=(60, 0, "{}"))
+PUBLISH = Script(__package__, "publish", replicated=True, control=(60, 2, 0, "{}"))
+PUBLISH_EXCLUDING = Script(__package__, "publish", replicated=True, control=(60, 3, 0, "{}", 0))
 
 
 class Publisher:
-    """Writes the lists that applications read."""
+    """Writes the lists that applications read.
 
-    def __init__(self, redis: RedisClient, ttl_s: int, metrics: Metrics) -> None:
+    Args:
+        excludes: whether users may have exclusions; a list from before they changed is not published.
+    """
+
+    def __init__(self, redis: RedisClient, ttl_s: int, metrics: Metrics, excludes: bool = False) -> None:
         self._redis = redis
         self._keys = redis.keys
         self._ttl_s = ttl_s
         self._metrics = metrics
+        self._excludes = excludes
         self._encoder = msgspec.json.Encoder()
 
     async def publish(
@@ -45,8 +51,13 @@ class Publisher:
         for r in recommendations:
             value = PublishedList(r.items, r.scores, r.model, r.event_ts_ms, published_ts_ms, r.n)
             keys = [self._keys.recommendation(r.user_id), self._keys.sequence(r.user_id)]
-            calls.append((keys, [r.n, self._encoder.encode(value).decode()]))
-        replies = await self._redis.run_each(PUBLISH, [self._ttl_s], calls)
+            args: list[RedisArg] = [r.n, self._encoder.encode(value).decode()]
+            if self._excludes:
+                keys.append(self._keys.exclusions(r.user_id))
+                args.append(r.exclusions)
+            calls.append((keys, args))
+        script, keys_of_user = (PUBLISH_EXCLUDING, 3) if self._excludes else (PUBLISH, 2)
+        replies = await self._redis.run_each(script, [self._ttl_s, keys_of_user], calls)
         written, now_ms = 0, time.time() * 1000
         previous: list[bytes | None] = []
         for r, reply in zip(recommendations, replies, strict=True):

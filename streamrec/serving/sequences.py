@@ -12,27 +12,40 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from streamrec.errors import RedisRejected, StreamrecError
 from streamrec.metrics import Metrics
 from streamrec.redis.client import RedisClient
+from streamrec.redis.isolation import Call
 from streamrec.redis.nodes import RedisArg
 from streamrec.redis.script import Script
-from streamrec.schemas import ClickEvent, EventBatch, StoredItems, UserSequence
+from streamrec.schemas import (
+    NO_EXCLUSIONS,
+    NO_ITEMS,
+    ClickEvent,
+    EventBatch,
+    Exclusions,
+    StoredItems,
+    UserSequence,
+)
 from streamrec.setting_groups import SequenceSettings
 
 log = logging.getLogger(__name__)
 
 MASS_REJECTION = 0.5  # share of a batch's events; a larger share of rejected events is worth a line in the log
-# the control appends an item to one, for a minute
-APPEND = Script(__package__, "append", replicated=True, control=(1, 60, 0, 0, 1, 0, 0, 0, "item"))
+# the controls append an item to one, and exclude one, for a minute
+APPEND = Script(__package__, "append", replicated=True, control=(1, 60, 0, 0, 0, 0, 1, 0, 0, 0, "item"))
+EXCLUDING = (1, 60, 0, 0, 60_000, 0, 1, 0, 0, 0, "item", 3)
+APPEND_EXCLUDING = Script(__package__, "append", replicated=True, control=EXCLUDING)
 # append.lua has the same pattern and the same limit
 VALUE = re.compile(rb"(\d+) (\d+) (\d+) (\d+) (\d+) (\d+) ([\d:,]*)\0(.*)", re.DOTALL)
 MAX_DIGITS = 16
-MAX_EVENTS_PER_CALL = 10_000  # some 20 ms, in which Redis does nothing else; no record has more
+MAX_EXCLUDED = 1_000  # newest of a user; append.lua has the same limit
+MAX_EVENTS_PER_CALL = 10_000  # Redis does nothing else meanwhile; no record has more
 
 OnRefused = Callable[[str, StreamrecError], None]
 
@@ -84,24 +97,32 @@ class SequenceStore:
 
     Args:
         max_len: items stored per user.
+        exclude_ttl_s: how long an excluded item is out of the user's lists; 0 if no role excludes.
     """
 
     def __init__(
-        self, redis: RedisClient, settings: SequenceSettings, topic_epoch: int, max_len: int, metrics: Metrics
+        self,
+        redis: RedisClient,
+        settings: SequenceSettings,
+        topic_epoch: int,
+        max_len: int,
+        metrics: Metrics,
+        exclude_ttl_s: int = 0,
     ) -> None:
         self._redis = redis
         self._keys = redis.keys
         self._settings = settings
         self._topic_epoch = topic_epoch
         self._metrics = metrics
+        self._exclude_ttl_s = exclude_ttl_s
         self.max_len = max_len
         self._rejecting = False
 
     async def append(self, batch: EventBatch, on_refused: OnRefused = raise_refused) -> list[UserSequence]:
         """Append the events of a batch; return the sequence of every user in it.
 
-        Users whose events were all replays are returned too, to be scored and published again: the daemon may have
-        crashed between append and publish.
+        Users whose events were all replays or exclusions are returned too: they are scored and published again, since
+        the daemon may have crashed between append and publish.
 
         Args:
             on_refused: called with each user whose events can never be appended, and the reason [raise it].
@@ -109,23 +130,36 @@ class SequenceStore:
         Raises:
             RedisUnavailable: try again; applied events are not applied twice.
         """
-        settings = self._settings
+        found: dict[str, UserSequence] = {}
+        clicks = sum([await self._append(by_user, found, on_refused) for by_user in _by_user(batch.events)])
+        self._count_rejections(clicks, sum(sequence.applied for sequence in found.values()))
+        if self._exclude_ttl_s:
+            self._metrics.events.labels("excluded").inc(sum(not event.role.click for event in batch.events))
+        return list(found.values())
+
+    async def _append(
+        self, by_user: Mapping[str, list[ClickEvent]], found: dict[str, UserSequence], on_refused: OnRefused
+    ) -> int:
+        """Append events in one call of Redis; note the sequences of users who are not refused; count their clicks."""
+        settings, excludes = self._settings, self._exclude_ttl_s > 0
         shared = [self.max_len, settings.ttl_s, int(settings.session_gap_s * 1000), self._topic_epoch]
-        appended: dict[str, _Appended] = {}
-        refused: dict[str, StreamrecError] = {}
-        for by_user in _by_user(batch.events):
-            calls = [([self._keys.sequence(user_id)], _arguments(events)) for user_id, events in by_user.items()]
-            replies = await self._redis.run_each(APPEND, shared, calls)
-            for (user_id, events), reply in zip(by_user.items(), replies, strict=True):
-                try:
-                    appended.setdefault(user_id, _Appended()).add(user_id, events, reply)
-                except StreamrecError as error:
-                    refused[user_id] = error
-        for user_id, why in refused.items():
-            on_refused(user_id, why)
-        found = {user_id: user for user_id, user in appended.items() if user_id not in refused}
-        self._count_rejections(sum(u.events for u in found.values()), sum(u.applied for u in found.values()))
-        return [user.sequence(user_id) for user_id, user in found.items()]
+        shared += [self._exclude_ttl_s * 1000, int(time.time() * 1000)]
+        calls: list[Call] = []
+        for user_id, events in by_user.items():
+            keys = [self._keys.sequence(user_id)]
+            calls.append((keys + [self._keys.exclusions(user_id)] * excludes, _arguments(events, excludes)))
+        replies = await self._redis.run_each(APPEND_EXCLUDING if excludes else APPEND, shared, calls)
+        clicks = 0
+        for (user_id, events), reply in zip(by_user.items(), replies, strict=True):
+            try:
+                sequence = _appended(user_id, reply, events)
+            except StreamrecError as error:
+                found.pop(user_id, None)
+                on_refused(user_id, error)
+                continue
+            found[user_id] = _merged(found[user_id], sequence) if user_id in found else sequence
+            clicks += sum(event.role.click for event in events) if excludes else len(events)
+        return clicks
 
     async def read(self, users: list[str], on_refused: OnRefused = raise_refused) -> list[UserSequence]:
         """Return the stored sequences of users; users without one are left out.
@@ -136,6 +170,10 @@ class SequenceStore:
         Raises:
             RedisUnavailable: Redis does not answer.
         """
+        if self._exclude_ttl_s:
+            found: dict[str, UserSequence] = {}
+            await self._append({user: [] for user in users}, found, on_refused)  # reads sequences and exclusions
+            return [sequence for sequence in found.values() if sequence.n or sequence.excluded.items]
         values = await self._redis.get_many([self._keys.sequence(user) for user in users])
         sequences = []
         for user, value in zip(users, values, strict=True):
@@ -179,46 +217,51 @@ def _by_user(events: list[ClickEvent]) -> Iterator[dict[str, list[ClickEvent]]]:
         begin = end
 
 
-def _arguments(events: list[ClickEvent]) -> list[RedisArg]:
+def _arguments(events: list[ClickEvent], excludes: bool) -> list[RedisArg]:
     """Return what append.lua takes for the events of a user."""
     args: list[RedisArg] = [len(events)]
     for event in events:
         args += ("" if event.place else event.partition, event.offset, event.timestamp_ms, event.item_id)
+        if excludes:
+            args.append(event.role.click + 2 * event.role.exclude)
     return args
 
 
-@dataclass(slots=True)
-class _Appended:
-    """What append.lua replied for one user, in one or more calls."""
+def _appended(user_id: str, reply: list[Any] | RedisRejected, events: list[ClickEvent]) -> UserSequence:
+    """Read the reply of append.lua for one user; an empty sequence if only exclusions came.
 
-    value: bytes = b""
-    applied: int = 0
-    events: int = 0
-    record_ts_ms: list[int] = field(default_factory=list)  # of each record
-
-    def add(self, user_id: str, events: list[ClickEvent], reply: list[Any] | RedisRejected) -> None:
-        """Add the reply of a call.
-
-        Raises:
-            StreamrecError: the user's events were refused.
-        """
-        if isinstance(reply, RedisRejected):
-            raise reply
-        applied, damaged, self.value = reply
-        if applied < 0:
-            raise RedisRejected(f"user {user_id!r}: {self.value.decode(errors='replace')}")
-        if damaged:
-            log.warning("a damaged sequence was discarded and begun anew", extra={"user_id": user_id})
-        self.applied += applied
-        self.events += len(events)
-        self.record_ts_ms += [event.record_ts_ms for event in events if not event.place]
-
-    def sequence(self, user_id: str) -> UserSequence:
-        """Return the user's sequence after all calls."""
-        return parse_sequence(user_id, self.value, self.applied, tuple(self.record_ts_ms))
+    Raises:
+        StreamrecError: the user's events were refused.
+    """
+    if isinstance(reply, RedisRejected):
+        raise reply
+    applied, damaged, value, *exclusions = reply
+    if applied < 0:
+        raise RedisRejected(f"user {user_id!r}: {value.decode(errors='replace')}")
+    if damaged:
+        log.warning("a damaged sequence was discarded and begun anew", extra={"user_id": user_id})
+    times = tuple([event.record_ts_ms for event in events if not event.place])  # of each record
+    excluded = NO_EXCLUSIONS
+    for changes, *items in exclusions:
+        excluded = Exclusions(tuple(item.decode(errors="replace") for item in items), int(changes))
+    if value is None:
+        return UserSequence(user_id, NO_ITEMS, 0, 0, 0, 0, times, excluded)
+    return parse_sequence(user_id, value, applied, times, excluded)
 
 
-def parse_sequence(user_id: str, value: bytes, applied: int = 0, record_ts_ms: tuple[int, ...] = ()) -> UserSequence:
+def _merged(earlier: UserSequence, later: UserSequence) -> UserSequence:
+    """Return the sequence of a user after two calls."""
+    applied, times = earlier.applied + later.applied, earlier.record_ts_ms + later.record_ts_ms
+    return replace(later, applied=applied, record_ts_ms=times)
+
+
+def parse_sequence(
+    user_id: str,
+    value: bytes,
+    applied: int = 0,
+    record_ts_ms: tuple[int, ...] = (),
+    excluded: Exclusions = NO_EXCLUSIONS,
+) -> UserSequence:
     """Read a stored value.
 
     Raises:
@@ -228,9 +271,8 @@ def parse_sequence(user_id: str, value: bytes, applied: int = 0, record_ts_ms: t
     if parsed is None:
         raise StreamrecError(f"the stored sequence of user {user_id!r} cannot be read: it is damaged")
     n, session_n, count, last_event_ts_ms, _, _, items = parsed
-    return UserSequence(
-        user_id, StoredItems.of_value(items, count), n, session_n, last_event_ts_ms, applied, record_ts_ms
-    )
+    stored = StoredItems.of_value(items, count)
+    return UserSequence(user_id, stored, n, session_n, last_event_ts_ms, applied, record_ts_ms, excluded)
 
 
 def _parse(user_id: str, value: bytes) -> tuple[int, int, int, int, int, bytes, bytes] | None:

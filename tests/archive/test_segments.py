@@ -14,11 +14,13 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from sasrec import Event
+from streamrec.archive.segment_files import concatenate
 from streamrec.archive.segments import EventArchive
 from streamrec.errors import ArchiveError
-from streamrec.schemas import ClickEvent
+from streamrec.schemas import CLICK, EXCLUDE, ClickEvent, RecordMark, Role
 from streamrec.storage import Place
 
 from support.archives import click
@@ -79,6 +81,21 @@ def test_appended_events_are_read_in_the_order_of_partitions_and_offsets_merged_
     stats = archive.stats()
     assert stats.events == len(wanted)
     assert stats.dead_letters == sum(number == 0 for offsets in streams.values() for number, _ in offsets)
+
+
+def test_roles_are_archived_and_merged_and_only_clicks_are_read(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("streamrec.archive.segments.MIN_SEGMENTS_TO_MERGE", 4)
+    archive, both = EventArchive(place), Role(click=True, exclude=True)
+    for offset, role in enumerate((CLICK, EXCLUDE, both, CLICK)):
+        archive.append(0, offset, offset + 1, [replace(click(0, offset), role=role)], mark=RecordMark(offset, 1, 2))
+    wanted = [(True, False), (False, True), (True, True), (True, False)]
+    for _ in range(2):
+        table = concatenate([table for _, table in archive.tables()])
+        assert list(zip(table["click"].to_pylist(), table["exclude"].to_pylist(), strict=True)) == wanted
+        assert rows(archive) == expected(*(click(0, offset) for offset in (0, 2, 3)))
+        assert archive.marks() == {0: RecordMark(3, 1, 2)}
+        archive.merge(0)
+    assert archive.stats().segments == 1
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,7 @@ async def test_check_show_masks_secrets_and_is_a_settings_file(
     run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("STREAMREC_KAFKA_SASL_PASSWORD", "s3cr3t")
-    monkeypatch.setenv("STREAMREC_EVENTS_TYPES", "click,view")
+    monkeypatch.setenv("STREAMREC_EVENTS_ROLES", "click=click,add to cart=ignore")
     arguments = ["check", "--show", "--redis-url", "redis://u:s3cr3t@h:1/0", "--kafka-topic", "views"]
     result = await run(*arguments)
     assert (result.status, result.err) == (0, "")
@@ -56,7 +56,7 @@ async def test_check_show_masks_secrets_and_is_a_settings_file(
     shown = tomllib.loads(result.out)
     assert shown["redis"]["url"] == f"redis://u:{MASK}@h:1/0"
     assert (shown["kafka"]["sasl_password"], shown["kafka"]["topic"]) == (MASK, "views")
-    assert shown["events"]["types"] == ["click", "view"]
+    assert shown["events"]["roles"] == {"click": "click", "add to cart": "ignore"}
     assert (shown["lists"]["top_k"], shown["lists"]["filter_seen"], shown["sequences"]["session_gap_s"]) == (
         20,
         True,
@@ -220,7 +220,7 @@ async def test_embedded_serving_keeps_the_other_settings(
     }.items():
         monkeypatch.setenv(f"STREAMREC_REDIS_{name}", of_other_servers)
     result = await run(
-        "serve", "--embedded", "--model-dir", str(model_dir), "--lists-top-k", "3", "--events-types", "a,b"
+        "serve", "--embedded", "--model-dir", str(model_dir), "--lists-top-k", "3", "--events-roles", "a=click"
     )
     assert result.status == 7
     (settings,) = served
@@ -228,7 +228,7 @@ async def test_embedded_serving_keeps_the_other_settings(
         f"export STREAMREC_KAFKA_BOOTSTRAP_SERVERS={settings.kafka.bootstrap_servers}\n"
         f"export STREAMREC_REDIS_URL={settings.redis.url.get_secret_value()}\n"
     )
-    assert (settings.lists.top_k, settings.events.types, settings.model.dir) == (3, ("a", "b"), model_dir)
+    assert (settings.lists.top_k, settings.events.roles, settings.model.dir) == (3, {"a": "click"}, model_dir)
     assert settings.kafka.sasl_password is not None
     assert settings.kafka.sasl_password.get_secret_value() == "s3cr3t"
     assert "http_port" not in settings.given  # so a taken default port is still replaced

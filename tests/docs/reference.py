@@ -72,7 +72,7 @@ def _row(setting: Setting) -> str:
 
 def _default(setting: Setting) -> str:
     value = setting.default.get_secret_value() if isinstance(setting.default, SecretStr) else setting.default
-    if value in (None, "", ()):
+    if value in (None, "", (), {}):
         return ""
     return f"`{str(value).lower() if isinstance(value, bool) else value}`"
 

@@ -31,7 +31,9 @@ def test_the_settings_table_lists_every_setting_with_its_default() -> None:
     expected = {}
     for setting in all_settings().values():
         default = setting.default.get_secret_value() if isinstance(setting.default, SecretStr) else setting.default
-        shown = "" if default in (None, "", ()) else str(default).lower() if isinstance(default, bool) else str(default)
+        shown = (
+            "" if default in (None, "", (), {}) else str(default).lower() if isinstance(default, bool) else str(default)
+        )
         expected[setting.variable] = f"`{shown}`" if shown else ""
     page = PAGES["deploy/SETTINGS.md"]
     rows = re.findall(r"^\| \**(STREAMREC_\w+)\** \| (\S*) *\| .+ \|$", page, re.MULTILINE)
@@ -48,7 +50,7 @@ def test_the_metrics_table_lists_every_metric(process: str, metrics: Metrics | R
 
 def test_the_redis_contract_names_the_keys_that_are_used() -> None:
     keys = Keys()
-    used = [keys.recommendation("USER"), keys.popular, keys.sequence("USER"), keys.popularity]
+    used = [keys.recommendation("USER"), keys.popular, keys.sequence("USER"), keys.exclusions("USER"), keys.popularity]
     used += [keys.blocklist, keys.online("VERSION"), keys.format]
     used += [keys.topic_mark(0).replace("0", "PARTITION")]
     used += [keys.probe(0).replace("0", "N"), keys.training, keys.models_channel]

@@ -30,7 +30,7 @@ def timed(timestamp: str) -> str:
     return f'{{"user_id": "u", "item_id": "i", "timestamp": {timestamp}}}'
 
 
-decoder = EventDecoder(Settings.of(events_types=("click",)).events, lambda: float(NOW_MS))
+decoder = EventDecoder(Settings.of(events_roles={"click": "click"}).events, lambda: float(NOW_MS))
 
 
 def decode_anything(value: bytes) -> None:
@@ -320,9 +320,9 @@ def test_the_last_of_two_fields_of_one_name_counts() -> None:
 def test_field_names_are_settings() -> None:
     names = {"events_user_id": "visitor", "events_item_id": "sku", "events_timestamp": "at", "events_type": "kind"}
     value = {"visitor": 5, "sku": "s", "at": NOW_MS, "kind": "view", "user_id": None, "item_id": [], "timestamp": "no"}
-    event = decoded(json.dumps(value), events_types="view", **names)
+    event = decoded(json.dumps(value), events_roles="view=click", **names)
     assert (event.user_id, event.item_id, event.timestamp_ms) == ("5", "s", NOW_MS)
-    assert not decode(json.dumps(value | {"kind": "buy"}), events_types="view", **names)
+    assert not decode(json.dumps(value | {"kind": "buy"}), events_roles="view=click", **names)
     assert "`visitor`" in reason(click(), **names)
     assert reason(json.dumps(value | {"sku": ""}), **names) == "sku is empty"
     assert reason(json.dumps(value | {"at": -1}), **names).startswith("at -1: ")
@@ -339,27 +339,35 @@ def test_field_names_may_be_swapped_and_odd() -> None:
 
 
 @pytest.mark.parametrize("event_type", ["click", "view"])
-def test_an_accepted_event_type_passes(event_type: str) -> None:
-    assert decode(click(event_type=event_type), events_types="click, view")
+def test_an_event_of_a_type_that_is_a_click_passes(event_type: str) -> None:
+    assert decode(click(event_type=event_type), events_roles="click=click, view=click")
 
 
 @pytest.mark.parametrize("event_type", ["buy", "", "Click", "click "])
 def test_another_event_type_is_ignored(event_type: str) -> None:
-    assert not decode(click(event_type=event_type), events_types="click,view")
+    assert not decode(click(event_type=event_type), events_roles="click=click,view=click")
 
 
 @pytest.mark.parametrize("fields", [{}, {"event_type": None}], ids=["missing", "null"])
-def test_an_event_without_a_type_is_always_accepted(fields: dict[str, Any]) -> None:
-    assert decode(click(**fields), events_types="click")
+def test_an_event_without_a_type_is_always_a_click(fields: dict[str, Any]) -> None:
+    assert decode(click(**fields), events_roles="click=click")
 
 
 @pytest.mark.parametrize("value", [5, 1.5, True, [], ["click"], {}, {"name": "click"}], ids=repr)
-def test_an_event_type_that_is_no_text_is_none_of_the_accepted_ones(value: object) -> None:
-    assert not decode(click(event_type=value), events_types="click")
+def test_an_event_type_that_is_no_text_is_none_of_those_named(value: object) -> None:
+    assert not decode(click(event_type=value), events_roles="click=click")
+
+
+@pytest.mark.parametrize("value", ["anything", "impression", 5, [], {"a": 1}], ids=repr)
+def test_a_star_names_the_types_that_have_no_role(value: object) -> None:
+    roles = {"events_roles": "*=click,impression=ignore"}
+    assert bool(decode(click(event_type=value), **roles)) == (value != "impression")
+    assert not decode(click(event_type=value), events_roles="*=ignore,other=click")
+    assert decode(json.dumps({"event_type": "impression", "user_id": None}), **roles) == []
 
 
 @pytest.mark.parametrize("value", ["anything", 5, 1.5, True, None, [], {"a": 1}])
-def test_every_event_type_is_accepted_if_none_is_set(value: object) -> None:
+def test_every_event_is_a_click_without_roles(value: object) -> None:
     assert decode(click(event_type=value))
 
 
@@ -387,11 +395,11 @@ def test_an_event_of_another_type_is_ignored_whatever_its_fields_are(
     fields: dict[str, object], first: bool, event_type: object
 ) -> None:
     kind: dict[str, object] = {"event_type": event_type}
-    assert not decode(json.dumps(kind | fields if first else fields | kind), events_types="click")
+    assert not decode(json.dumps(kind | fields if first else fields | kind), events_roles="click=click")
     for accepted in ({"event_type": "click"}, {"event_type": None}, {}):
-        assert reason(json.dumps(fields | accepted), events_types="click")
-    assert reason(json.dumps(fields | kind)), "without accepted types every event is checked"
+        assert reason(json.dumps(fields | accepted), events_roles="click=click")
+    assert reason(json.dumps(fields | kind)), "without roles every event is checked"
 
 
 def test_bytes_that_are_no_json_are_refused_whatever_type_they_begin_with() -> None:
-    assert reason('{"event_type": "buy", "user_id": ', events_types="click").startswith("not a click event: ")
+    assert reason('{"event_type": "buy", "user_id": ', events_roles="click=click").startswith("not a click event: ")

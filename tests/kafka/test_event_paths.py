@@ -133,7 +133,7 @@ def test_a_backslash_takes_a_sign_as_part_of_a_name() -> None:
 
 
 def test_the_type_is_read_before_the_rest() -> None:
-    paths = {**ORDER, "type": "meta.kind|kind", "types": "buy"}
+    paths = {**ORDER, "type": "meta.kind|kind", "roles": "buy=click"}
     for kind in ({"meta": {"kind": "view"}}, {"meta": {}, "kind": "view"}, {"kind": 5}):
         for rest in ({}, order({}), {"products": "none"}, order({"id": ""})):
             assert clicks(rest | kind, **paths) == []
@@ -154,7 +154,7 @@ def test_arbitrary_json_gives_clicks_or_a_bad_record(value: dict[str, Any]) -> N
         "item_id": "products[].id|products[].sku.x|item.id",
         "timestamp": "at.ms|item.at",
         "type": "kind.name|kind.x",
-        "types": "click",
+        "roles": "click=click",
         "ignore_null": "item|at.x",
     }
     settings = Settings.of(**{f"events_{name}": text for name, text in names.items()})

@@ -46,7 +46,7 @@ from support.relay import Relay, replicate, switch, two_servers
 from support.sequences import against_redis, fresh, store_of
 from support.servers import own_redis_server
 from support.waiting import eventually
-from support.workload import ORDERS, Record, click, workload
+from support.workload import ORDERS, ROLES, Record, click, workload
 
 MakeSettings = Callable[..., Settings]
 # the clicks of these tests are years old
@@ -169,6 +169,33 @@ async def test_restored_values_equal_the_lost_ones_byte_for_byte(
     assert (await values(settings, ("recs",))).keys() == lists.keys()
     await assert_delivered(settings)
     assert await format_of(settings) == b"1"
+
+
+async def test_exclusions_are_restored_and_in_the_lists(
+    start_daemon: Callable[..., Daemon], ageless: MakeSettings
+) -> None:
+    settings = ageless(**ORDERS, **ROLES)
+    await feed(settings, [Record(b"never", click("never", "i3", 1, event_type="dislike"))])
+    await feed(settings, islice(workload(12, order_share=0.3, typed=True), 400))
+    await archive_topic(settings)
+    await feed(settings, islice(workload(13, order_share=0.3, typed=True), 200))
+    assert await start_daemon("--burst", **AGELESS, **ORDERS, **ROLES).wait_exit() == 0
+    before, exclusions = await values(settings), await stored_exclusions(settings)
+    await forget(settings)
+    report = await rebuild(settings)
+    assert report.exclusions == len(exclusions) > 10
+    assert await stored_exclusions(settings) == exclusions
+    assert (await values(settings)).keys() == before.keys()
+    await assert_delivered(settings)
+    assert (await rebuild(settings)).lists == 0
+    assert await stored_exclusions(settings) == exclusions
+
+
+async def stored_exclusions(settings: Settings) -> dict[bytes, list[tuple[bytes, float]]]:
+    async with raw_redis(settings) as raw:
+        keys = await raw.keys(f"{settings.redis.key_prefix}:excl:{{*")
+        found = {key: await raw.zrange(key, 0, -1, withscores=True) for key in keys}
+    return {key: [pair for pair in pairs if not pair[0].startswith(b"\0")] for key, pairs in found.items()}
 
 
 async def format_of(settings: Settings) -> bytes | None:

@@ -28,7 +28,7 @@ async def ping_for_ever(redis: RedisClient) -> None:
 
 async def run_for_ever(redis: RedisClient) -> None:
     while True:
-        await redis.run(PUBLISH, [], [1])
+        await redis.run(PUBLISH, [], [1, 2])
 
 
 @pytest.mark.parametrize("work", [ping_for_ever, run_for_ever])
@@ -173,7 +173,7 @@ async def test_a_value_that_the_server_does_not_take_is_that_users_alone(
     async with RedisClient(settings.redis) as redis:
         calls = [([f"k{n}", f"k{n}"], [1, "x" * (size if n == 1 else 10)]) for n in range(3)]
         for some in (calls, calls[1:2]):  # it answers with an error, or closes the connection first
-            replies = await redis.run_each(PUBLISH, [60], some)
+            replies = await redis.run_each(PUBLISH, [60, 2], some)
             assert [isinstance(reply, RedisRejected) for reply in replies] == [call is calls[1] for call in some]
 
 
@@ -197,5 +197,5 @@ async def test_calls_are_timed_by_operation(make_settings: MakeSettings) -> None
     metrics = Metrics()
     async with RedisClient(make_settings().redis, metrics) as redis:
         for _ in range(3):
-            await redis.run(PUBLISH, [], [1])
+            await redis.run(PUBLISH, [], [1, 2])
     assert metrics.registry.get_sample_value("streamrec_redis_seconds_count", {"operation": "publish"}) == 3

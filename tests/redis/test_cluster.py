@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from streamrec.commands.check import check
 from streamrec.errors import RedisUnavailable, SettingsError
@@ -21,7 +22,7 @@ from streamrec.redis.client import RedisClient
 from streamrec.redis.keys import Keys
 from streamrec.registry import Registry
 from streamrec.retraining.lock import take_lock
-from streamrec.schemas import EventBatch, Recommendation, UserSequence
+from streamrec.schemas import EXCLUDE, EventBatch, Recommendation, UserSequence
 from streamrec.serving.online import ONLINE
 from streamrec.serving.publisher import Publisher
 from streamrec.serving.sequences import SequenceStore
@@ -89,6 +90,24 @@ async def test_a_cluster_answers_like_one_server(make_settings: MakeSettings, cl
             answers.append(found)
     assert answers[0] == answers[1]
     assert len(answers[0][5]) == 90
+
+
+async def test_exclusions_on_a_cluster_are_those_on_one_server(
+    make_settings: MakeSettings, cluster: EmbeddedCluster
+) -> None:
+    answers = []
+    for settings in (make_settings(), make_settings(**cluster_settings(cluster))):
+        async with RedisClient(settings.redis) as redis:
+            store = SequenceStore(redis, settings.sequences, 0, 50, Metrics(), exclude_ttl_s=100 * 365 * 86_400)
+            publisher = Publisher(redis, settings.lists.ttl_s, Metrics(), excludes=True)
+            before = await store.append(batch(*(event(f"u{k}", f"i{k}", k) for k in range(40))))
+            after = await store.append(batch(*(event(f"u{k}", f"x{k}", 50 + k, role=EXCLUDE) for k in range(40))))
+            late = [replace(r, exclusions=1) for r in lists_of(after)]
+            published = [await publisher.publish(lists) for lists in (late, lists_of(before), late)]
+            found = [[value is not None for value in values] for values in published]
+            answers.append([after, await store.read([f"u{k}" for k in range(60)]), found])
+            assert [s.excluded.items for s in after] == [(f"x{k}",) for k in range(40)]
+    assert answers[0] == answers[1]
 
 
 async def test_a_message_reaches_a_listener_on_another_connection(

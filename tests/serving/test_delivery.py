@@ -21,18 +21,18 @@ from support.kafka_client import feed, feeding, wait_caught_up
 from support.oracle import assert_delivered
 from support.servers import SHORTEST_SESSION_S
 from support.waiting import eventually
-from support.workload import ORDERS, Record, click
+from support.workload import ORDERS, ROLES, Record, click
 
 REJECTIONS = "streamrec_guard_rejections_total"
 CRASHES = 4
 
 
-@pytest.mark.parametrize("orders", [False, True])
+@pytest.mark.parametrize("kind", [{}, ORDERS, ORDERS | ROLES], ids=["clicks", "orders", "roles"])
 async def test_every_event_is_applied_once_by_a_daemon_that_is_killed_repeatedly(
     start_daemon: Callable[..., Daemon],
     make_settings: Callable[..., Settings],
     model_dir: Path,
-    orders: bool,
+    kind: dict[str, Any],
     seed: int = 1,
 ) -> None:
     # small batches and a small cache: more places in which to be killed
@@ -40,7 +40,7 @@ async def test_every_event_is_applied_once_by_a_daemon_that_is_killed_repeatedly
         "kafka_max_batch": 16,
         "inference_cache_bytes": 20_000,
         "kafka_session_timeout_s": SHORTEST_SESSION_S,
-        **(ORDERS if orders else {}),
+        **kind,
     }
     settings = make_settings(model_dir=model_dir, **small)
     rng = random.Random(seed)
@@ -52,7 +52,8 @@ async def test_every_event_is_applied_once_by_a_daemon_that_is_killed_repeatedly
             daemon.kill()
     assert await start_daemon("--burst", **small).wait_exit() == 0
     users = await assert_delivered(settings)
-    assert sum(user.n for user in users.values()) > 2_800
+    assert sum(user.n for user in users.values()) > (1_800 if "events_roles" in kind else 2_800)
+    assert any(user.excluded for user in users.values()) == ("events_roles" in kind)
 
 
 async def test_daemons_join_leave_and_die_in_mid_stream(

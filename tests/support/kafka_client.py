@@ -98,7 +98,7 @@ async def feeding(
     async def stream(producer: AIOKafkaProducer) -> None:
         started, sent = time.monotonic(), []
         order_share = 0.3 if settings.events.item_id == ORDERS["events_item_id"] else 0.0
-        for place, record in enumerate(workload(seed, order_share=order_share)):
+        for place, record in enumerate(workload(seed, order_share=order_share, typed=bool(settings.events.roles))):
             if left.is_set() and place >= at_least:
                 break
             await asyncio.sleep(max(0.0, started + place / per_s - time.monotonic()))

@@ -33,6 +33,7 @@ class Expected:
     gap_ms: float
     all_items: list[str] = field(default_factory=list)
     times_ms: list[int] = field(default_factory=list)
+    excluded: set[str] = field(default_factory=set)
 
     def append(self, item: str, ts_ms: int) -> None:
         self.all_items.append(item)
@@ -48,7 +49,7 @@ class Expected:
 
     @property
     def last_event_ts_ms(self) -> int:
-        return sorted(self.times_ms)[-1]
+        return max(self.times_ms, default=0)
 
     @property
     def items(self) -> list[str]:
@@ -68,9 +69,19 @@ def expected_sequences(records: list[Any], settings: Settings, max_len: int) -> 
             ts_ms = event.get(settings.events.timestamp) or record.timestamp
             new = Expected(max_len, settings.sequences.session_gap_s * 1000)
             user = users.setdefault(str(event[settings.events.user_id]), new)
-            for item in items_of(event, settings):
-                user.append(str(item), ts_ms)
-    return {name: user for name, user in users.items() if user.n}  # some have only empty orders
+            for item in map(str, items_of(event, settings)):
+                for role in role_of(event, settings).split("+"):
+                    if role == "click":
+                        user.append(item, ts_ms)
+                    elif role == "exclude":
+                        user.excluded.add(item)
+    return {name: user for name, user in users.items() if user.n or user.excluded}  # some have only empty orders
+
+
+def role_of(event: dict[str, Any], settings: Settings) -> str:
+    """Return the role of an event."""
+    kind = event.get("event_type")
+    return "click" if kind is None or not settings.events.roles else settings.events.roles.get(kind, "ignore")
 
 
 def items_of(event: dict[str, Any], settings: Settings) -> list[Any]:
@@ -101,7 +112,7 @@ async def assert_delivered(settings: Settings) -> dict[str, Expected]:
 
 def assert_sequences(sequences: dict[str, UserSequence | None], users: dict[str, Expected]) -> None:
     found = {u: (s.n, s.session_n, s.last_event_ts_ms, s.items) for u, s in sequences.items() if s is not None}
-    wanted = {u: (e.n, e.session_n, e.last_event_ts_ms, e.items) for u, e in users.items()}
+    wanted = {u: (e.n, e.session_n, e.last_event_ts_ms, e.items) for u, e in users.items() if e.n}
     wrong = [user for user in wanted.keys() | found.keys() if wanted.get(user) != found.get(user)]
     shown = "\n".join(f"{user}: stored {found.get(user)}, expected {wanted.get(user)}" for user in wrong[:5])
     assert not wrong, f"{len(wrong)} of {len(wanted)} users are wrong (n, session_n, last_event_ts_ms, items):\n{shown}"
@@ -116,6 +127,7 @@ def assert_lists(
         assert value is not None
         assert (value.n, value.event_ts_ms) == (expected.n, expected.last_event_ts_ms), user
         assert len(set(value.items)) == len(value.items) == len(value.scores), user
+        assert not set(value.items) & expected.excluded, f"{user} has excluded items in the list"
         if not settings.lists.filter_seen or not set(value.items) & set(expected.items):
             assert_list(user, value, expected, settings, engine)
         else:
@@ -131,9 +143,9 @@ def assert_list(user: str, value: PublishedList, expected: Expected, settings: S
         assert value.model == "popular", f"{user} has no known item in the window, but model {value.model}"
         return
     assert value.model == engine.version, f"{user}: model {value.model}, expected {engine.version}"
-    wanted = best.scores[: settings.lists.top_k]
+    score_of = {i: s for i, s in zip(best.items, best.scores, strict=True) if i not in expected.excluded}
+    wanted = list(score_of.values())[: settings.lists.top_k]
     assert len(value.scores) == len(wanted), user
-    score_of = dict(zip(best.items, best.scores, strict=True))
     for item, score, at_this_place in zip(value.items, value.scores, wanted, strict=True):
         assert abs(score - at_this_place) < TOLERANCE, f"{user}: {value.scores} but a new engine gives {wanted}"
         assert abs(score - score_of[item]) < TOLERANCE, f"{user}: {item} has {score}, not {score_of[item]}"

@@ -16,24 +16,37 @@ from streamrec.errors import RedisUnavailable
 from streamrec.redis.client import RedisClient
 from streamrec.redis.keys import Keys
 from streamrec.redis.script import Script
-from streamrec.schemas import ClickEvent, EventBatch, StoredItems
+from streamrec.schemas import CLICK, ClickEvent, EventBatch, Role, StoredItems
 from streamrec.settings import Settings
 
 BASE_MS = 1_700_000_000_000
 
 
 def event(
-    user: str, item: str, offset: int, timestamp_ms: int = BASE_MS, partition: int = 0, record_ts_ms: int = BASE_MS
+    user: str,
+    item: str,
+    offset: int,
+    timestamp_ms: int = BASE_MS,
+    partition: int = 0,
+    record_ts_ms: int = BASE_MS,
+    role: Role = CLICK,
 ) -> ClickEvent:
-    return ClickEvent(user, item, timestamp_ms, partition, offset, record_ts_ms)
+    return ClickEvent(user, item, timestamp_ms, partition, offset, record_ts_ms, role=role)
 
 
 def record(
-    user: str, items: list[str], timestamp_ms: int, partition: int, offset: int, record_ts_ms: int
+    user: str,
+    items: list[str],
+    timestamp_ms: int,
+    partition: int,
+    offset: int,
+    record_ts_ms: int,
+    role: Role = CLICK,
 ) -> list[ClickEvent]:
     """Return the clicks of one record."""
     return [
-        ClickEvent(user, item, timestamp_ms, partition, offset, record_ts_ms, place) for place, item in enumerate(items)
+        ClickEvent(user, item, timestamp_ms, partition, offset, record_ts_ms, place, role)
+        for place, item in enumerate(items)
     ]
 
 

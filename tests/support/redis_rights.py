@@ -16,7 +16,7 @@ from streamrec.rebuild.rebuild import REPLACE
 from streamrec.redis.client import RedisClient
 from streamrec.redis.keys import Keys
 from streamrec.retraining.lock import take_lock
-from streamrec.schemas import Recommendation, RecordMark
+from streamrec.schemas import EXCLUDE, Recommendation, RecordMark
 from streamrec.serving.lists import SharedLists
 from streamrec.serving.online import OnlineCounts
 from streamrec.serving.publisher import Publisher
@@ -24,7 +24,7 @@ from streamrec.serving.sequences import SequenceStore
 from streamrec.serving.topic_marks import TopicMarks
 from streamrec.settings import Settings
 
-from support.redis_access import clicks
+from support.redis_access import batch, clicks, event
 
 PAGE = (Path(__file__).parents[2] / "deploy" / "SECURITY.md").read_text("utf-8")
 PASSWORD = "s3cr3t-a@b/c?d#e%f"  # with characters that a URL must encode
@@ -53,22 +53,23 @@ async def what_serve_does(settings: Settings, model_dir: Path) -> None:
     """Send the commands of `streamrec serve`; a refused step does not stop the others."""
     metrics = Metrics()
     async with RedisClient(settings.redis, metrics) as redis:
-        store = SequenceStore(redis, settings.sequences, settings.kafka.topic_epoch, 8, metrics)
+        store = SequenceStore(redis, settings.sequences, settings.kafka.topic_epoch, 8, metrics, exclude_ttl_s=60)
         lists = SharedLists(redis, settings.lists, settings.sequences.ttl_s, 8, load_model(model_dir).vocab)
         counts = OnlineCounts(redis, metrics)
 
         async def refresh() -> None:
-            for batch in (
+            for events in (
                 clicks("ann", ["i1"], 1),
                 clicks("ann", ["i2"], 10**6),
+                batch(event("ann", "i3", 0, role=EXCLUDE)),
             ):  # so far apart that popularity is rescaled
-                lists.count(await store.append(batch))
+                lists.count(await store.append(events))
                 await lists.refresh()
 
         async def publish() -> None:
             for n in (2, 1):
-                await Publisher(redis, settings.lists.ttl_s, metrics).publish(
-                    [Recommendation("ann", ["i1"], [1.0], "m", 1, n)]
+                await Publisher(redis, settings.lists.ttl_s, metrics, excludes=True).publish(
+                    [Recommendation("ann", ["i1"], [1.0], "m", 1, n, exclusions=1)]
                 )
 
         async def figures() -> None:
@@ -120,11 +121,12 @@ async def what_rebuild_does(settings: Settings, model_dir: Path) -> None:
     keys, metrics = Keys(), Metrics()
     async with RedisClient(settings.redis, metrics) as redis:
         lists = SharedLists(redis, settings.lists, settings.sequences.ttl_s, 8, load_model(model_dir).vocab)
+        store = SequenceStore(redis, settings.sequences, settings.kafka.topic_epoch, 8, metrics, exclude_ttl_s=60)
 
         async def publish() -> None:
             for n in (2, 1):
-                await Publisher(redis, settings.lists.ttl_s, metrics).publish(
-                    [Recommendation("ann", ["i1"], [1.0], "m", 1, n)]
+                await Publisher(redis, settings.lists.ttl_s, metrics, excludes=True).publish(
+                    [Recommendation("ann", ["i1"], [1.0], "m", 1, n, exclusions=1)]
                 )
 
         for step in (
@@ -132,6 +134,8 @@ async def what_rebuild_does(settings: Settings, model_dir: Path) -> None:
             lists.refresh,
             lambda: lists.restore({"i1": 1.0}, 10**7, 1),
             lambda: redis.get_many([keys.sequence("ann"), keys.recommendation("ann")]),
+            lambda: store.append(batch(event("ann", "i3", 0, role=EXCLUDE))),
+            lambda: store.read(["ann"]),
             lambda: redis.run_each(REPLACE, [], [([keys.sequence("ann")], ["", "value", 60])]),
             publish,
         ):

@@ -52,8 +52,17 @@ AWKWARD = [
 ids = st.sampled_from(AWKWARD) | st.text(st.characters(exclude_characters="\0", codec="utf-8"), min_size=1, max_size=5)
 
 
-def store_of(redis: RedisClient, settings: Settings, max_len: int = 5) -> SequenceStore:
-    return SequenceStore(under(redis, settings), settings.sequences, settings.kafka.topic_epoch, max_len, Metrics())
+def store_of(
+    redis: RedisClient, settings: Settings, max_len: int = 5, exclude_ttl_s: int = 0, metrics: Metrics | None = None
+) -> SequenceStore:
+    return SequenceStore(
+        under(redis, settings),
+        settings.sequences,
+        settings.kafka.topic_epoch,
+        max_len,
+        metrics or Metrics(),
+        exclude_ttl_s,
+    )
 
 
 def fresh(make_settings: MakeSettings, **changes: Any) -> Settings:

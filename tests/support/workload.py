@@ -61,21 +61,30 @@ ORDERS = {"events_item_id": "item_id|products[].id"}
 BAD_ORDERS = (b'{"user_id": "u1", "products": [{"id": "i1"}, {"id": ""}]}', b'{"user_id": "u1", "products": [{}]}')
 
 
-def order(user: str | int, items: Iterable[str | int], timestamp_ms: int | None = None) -> bytes:
+def order(user: str | int, items: Iterable[str | int], timestamp_ms: int | None = None, **more: Any) -> bytes:
     """Return the value of an order's record."""
     products = [{"id": item, "price": 5} for item in items]
     timed = {} if timestamp_ms is None else {"timestamp": timestamp_ms}
-    return json.dumps({"user_id": user, "products": products, **timed}).encode()
+    return json.dumps({"user_id": user, "products": products, **timed, **more}).encode()
+
+
+# with these, an event may have a type
+ROLES = {
+    "events_roles": "view=click,purchase=click+exclude,dislike=exclude,impression=ignore",
+    "lists_exclude_ttl_s": 100 * 365 * 86_400,
+}
+TYPES = ("view", "view", "view", "purchase", "dislike", "impression", "unnamed", None)
 
 
 KNOWN_ITEMS: list[str | int] = [f"i{n}" for n in range(50)]
 
 
-def workload(seed: int, bad_share: float = 0.02, order_share: float = 0.0) -> Iterator[Record]:
+def workload(seed: int, bad_share: float = 0.02, order_share: float = 0.0, typed: bool = False) -> Iterator[Record]:
     """Yield records without end: hot and rare users, known and unknown items, ids as text or integer, some bad.
 
     Args:
         order_share: share of records with several clicks, or none; they need the setting in ORDERS.
+        typed: events have types; they need the settings in ROLES.
     """
     rng = random.Random(seed)
     users: list[str | int] = [*(f"u{n}" for n in range(40)), *range(1000, 1020), *(f"stranger {n}" for n in range(5))]
@@ -94,7 +103,8 @@ def workload(seed: int, bad_share: float = 0.02, order_share: float = 0.0) -> It
         ts_ms += rng.randrange(2_000)
         # some are out of order, and some have only the timestamp of the record
         stamp = None if rng.random() < 0.02 else ts_ms - rng.choice((0, 0, 0, 500, 90 * DAY_MS))
+        more = {"event_type": rng.choice(TYPES)} if typed else {}
         if order_share and rng.random() < order_share:
-            yield Record(key, order(user, [item, *rng.choices(KNOWN_ITEMS, k=12)][: rng.randrange(14)], stamp))
+            yield Record(key, order(user, [item, *rng.choices(KNOWN_ITEMS, k=12)][: rng.randrange(14)], stamp, **more))
         else:
-            yield Record(key, click(user, item, stamp))
+            yield Record(key, click(user, item, stamp, **more))

@@ -257,6 +257,22 @@ def test_a_reminder_without_windows_is_refused() -> None:
 # --- recommend
 
 
+@pytest.mark.parametrize("filter_seen", [False, True])
+def test_each_sequence_has_items_that_are_not_recommended_to_it(filter_seen: bool) -> None:
+    engine = make_engine()
+    sequences = [[IDS[3]], ["unknown"], [IDS[5], IDS[6]]]
+    everything = engine.recommend(sequences, NUM_ITEMS, filter_seen=filter_seen)
+    first, last = everything[0], everything[2]
+    assert first is not None and last is not None
+    out = [[first.items[0], first.items[2], "unknown"], [IDS[1]], []]
+    found, none, same = engine.recommend(sequences, 5, filter_seen=filter_seen, exclude=out)
+    assert none is None and found is not None and same is not None
+    assert found.items == [item for item in first.items if item not in out[0]][:5]
+    assert same.items == last.items[:5]
+    with pytest.raises(ValueError, match="3 sequences but 1 exclude"):
+        engine.recommend(sequences, 5, exclude=[[]])
+
+
 def test_seen_items_are_not_recommended_even_if_older_than_the_window() -> None:
     engine = make_engine(max_len=2, slack=1)
     seen = [IDS[n] for n in (0, 1, 2, 3, 4)]
