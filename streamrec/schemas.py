@@ -18,6 +18,7 @@ class Role(NamedTuple):
 
     click: bool = True  # it extends the sequence
     exclude: bool = False  # it takes the item out of the user's lists for a while
+    outcome: float = 1.0  # how good it is, 0 to 1; training weighs it so
 
 
 CLICK = Role()

@@ -27,7 +27,7 @@ from sasrec.data.times import EARLIEST_MS, LATEST_MS, TimeBounds
 from streamrec.event_paths import Field as PathField
 from streamrec.event_paths import parse, reader_of
 from streamrec.event_presets import PRESETS, Preset
-from streamrec.event_roles import check_roles, pairs_of
+from streamrec.event_roles import Roles, outcomes_of, roles_of
 from streamrec.redis_urls import (
     SENTINEL_FORM,
     SentinelUrl,
@@ -279,6 +279,9 @@ class EventSettings(Group):
     roles: dict[str, str] = Field(
         {}, description="what events of each type do; others are ignored, * names the rest [all are clicks]"
     )
+    outcomes: dict[str, float] = Field(
+        {}, description="how good clicks of each type are for training, 0 to 1; * names the rest [1]"
+    )
     ignore_null: str = Field(
         "",
         description="path; events with null there are ignored, and so are records without a value [none]",
@@ -306,9 +309,12 @@ class EventSettings(Group):
     @field_validator("roles", mode="before")
     @classmethod
     def _roles(cls, value: object) -> dict[str, str]:
-        roles = pairs_of(value)
-        check_roles(roles)
-        return roles
+        return roles_of(value)
+
+    @field_validator("outcomes", mode="before")
+    @classmethod
+    def _outcomes(cls, value: object) -> dict[str, float]:
+        return outcomes_of(value)
 
     @field_validator("user_id", "item_id", "timestamp", "type", "ignore_null")
     @classmethod
@@ -324,6 +330,7 @@ class EventSettings(Group):
     def _fit_together(self) -> Self:
         fields = {"user_id": self.user_id, "item_id": self.item_id, "timestamp": self.timestamp, "type": self.type}
         reader_of({f"events_{name}": PathField(text, str) for name, text in fields.items()})
+        Roles(self.roles, self.outcomes)
         return self
 
     def bounds(self, now_ms: float) -> TimeBounds:

@@ -109,6 +109,7 @@ VALUES: dict[str, tuple[Any, Any]] = {
     "events_timestamp_unit": ("us", "s"),
     "events_type": ("kind", "type"),
     "events_roles": ({"view": "click", "add to cart": "click", "*": "ignore"}, {"buy": "click"}),
+    "events_outcomes": ({"view": 0.2, "*": 1.0}, {"buy": 0.5}),
     "events_max_future_s": (0.0, 5.0),
     "events_min_timestamp_ms": (0, 10**12),
     "kafka_max_batch": (1, 10_000),
@@ -354,6 +355,7 @@ WRONG: list[tuple[str, Any, str]] = [
     ),
     ("events_roles", "view=clik", "'clik' of 'view' is no role: roles are click, exclude, click+exclude, ignore"),
     ("events_roles", {"view": True}, "'True' of 'view' is no role"),
+    *(("events_outcomes", text, "write view=0.2,purchase=1, or JSON, with") for text in ("a", "a=b", "a=2", "a=nan")),
     ("events_timestamp_unit", "min", "'s', 'ms', 'us' or 'ns'"),
     ("events_min_timestamp_ms", -1, "greater than or equal to 0"),
     ("events_min_timestamp_ms", 10**14 + 1, "less than or equal to"),
@@ -423,6 +425,10 @@ def test_every_wrong_value_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -> 
         (
             {"events_user_id": "a.b", "events_item_id": "a[].b"},
             "events_item_id and events_user_id disagree whether a is a list",
+        ),
+        (
+            {"events_roles": "view=click,dislike=exclude", "events_outcomes": "view=0.2,dislike=1"},
+            "events_outcomes names 'dislike', and events_roles makes no click of its events",
         ),
         ({"kafka_topic": "a", "kafka_dead_letter_topic": "a"}, "kafka_dead_letter_topic must differ from kafka_topic"),
         ({"kafka_security_protocol": "SASL_SSL"}, "SASL_SSL needs kafka_sasl_username and kafka_sasl_password"),

@@ -23,9 +23,10 @@ SCHEMA = pa.schema(
         ("offset", pa.int64()),
         ("click", pa.bool_()),
         ("exclude", pa.bool_()),
+        ("outcome", pa.float32()),
     ]
 )
-DEFAULTS = {"click": True, "exclude": False}  # of columns that may be left out
+DEFAULTS = {"click": True, "exclude": False, "outcome": 1.0}  # of columns that may be left out
 # in the metadata of the schema
 DEAD_LETTERS = b"streamrec.dead_letters"  # number of dead letters
 MARK = b"streamrec.mark"  # of the last record
@@ -95,7 +96,8 @@ def read_table(store: Store, segment: Segment) -> pa.Table:
         raise ArchiveError(f"{where} cannot be read: {error}; restore it from a copy, or remove it") from error
     columns = table.column_names
     for column in DEFAULTS.keys() - columns:
-        table = table.append_column(SCHEMA.field(column), pa.repeat(DEFAULTS[column], table.num_rows))
+        default = pa.scalar(DEFAULTS[column], SCHEMA.field(column).type)
+        table = table.append_column(SCHEMA.field(column), pa.repeat(default, table.num_rows))
     if set(table.column_names) == set(SCHEMA.names):
         table = table.select(SCHEMA.names)
     if not table.schema.equals(SCHEMA):
@@ -114,8 +116,8 @@ def events_in(tables: Sequence[pa.Table]) -> Interactions:
     """Return the clicks of tables, in their order; an event that only excludes is none."""
     table = concatenate(tables)
     table = table.filter(table["click"])
-    times = np.array(table["timestamp_ms"].to_numpy(), np.int64)
-    return Interactions(table["user_id"].to_pylist(), table["item_id"].to_pylist(), times)
+    times, outcomes = np.array(table["timestamp_ms"].to_numpy(), np.int64), np.array(table["outcome"].to_numpy())
+    return Interactions(table["user_id"].to_pylist(), table["item_id"].to_pylist(), times, outcomes)
 
 
 def dead_letters_in(table: pa.Table) -> int:

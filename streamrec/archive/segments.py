@@ -29,6 +29,7 @@ import pyarrow as pa
 
 from sasrec import Event, Interactions
 from streamrec.archive.segment_files import (
+    DEFAULTS,
     SCHEMA,
     ArchiveStats,
     Segment,
@@ -150,7 +151,8 @@ class EventArchive:
                 f"offset in {self.store}; does another process write to the archive?"
             )
         columns = [[getattr(event, name) for event in events] for name in SCHEMA.names[:4]]
-        columns += [[event.role.click for event in events], [event.role.exclude for event in events]]
+        roles = [event.role for event in events]
+        columns += [[r.click for r in roles], [r.exclude for r in roles], [r.outcome for r in roles]]
         claim_format(self.store)
         table = pa.table(columns, SCHEMA)
         write_table(self.store, self._name(partition, first, next_offset), table, dead_letters, mark)
@@ -208,7 +210,8 @@ class EventArchive:
         if any(row.timestamp_ms is None for row in rows):
             raise ArchiveError("an event without a timestamp cannot be archived; add a timestamp to each row")
         columns = [[getattr(row, name) for row in rows] for name in SCHEMA.names[:3]]
-        table = pa.table([*columns, range(len(rows)), [True] * len(rows), [False] * len(rows)], SCHEMA)
+        defaults = [[default] * len(rows) for default in DEFAULTS.values()]
+        table = pa.table([*columns, range(len(rows)), *defaults], SCHEMA)
         digest = hashlib.sha256(repr(rows).encode()).hexdigest()
         name = f"{IMPORTED}/{digest}.parquet"
         self._check_format()
@@ -221,7 +224,8 @@ class EventArchive:
     def read(self) -> Interactions:
         """Return all clicks: imported ones by time, then each partition's in the order of their offsets.
 
-        The clicks of a user lie in one partition, so they come in the order in which the daemon applied them.
+        The clicks of a user lie in one partition, so they come in the order in which the daemon applied them. Outcomes
+        are None if all are 1.
 
         Raises:
             ArchiveError: a segment is damaged.
@@ -229,10 +233,13 @@ class EventArchive:
         found = self.tables()
         imported = events_in([table for segment, table in found if segment.partition is None]).in_order()
         followed = events_in([table for segment, table in found if segment.partition is not None])
+        assert imported.outcomes is not None and followed.outcomes is not None
+        outcomes = np.concatenate((imported.outcomes, followed.outcomes))
         return Interactions(
             imported.user_ids + followed.user_ids,
             imported.item_ids + followed.item_ids,
             np.concatenate((imported.timestamps_ms, followed.timestamps_ms)),
+            None if (outcomes == 1).all() else outcomes,
         )
 
     def prune(self, before_ms: int) -> int:

@@ -46,7 +46,7 @@ class EventDecoder:
         self._user_label, self._item_label = events.user_id, events.item_id
         self._through_list = any(step.many for path in parse(events.item_id) for step in path)
         self._ignore_null = bool(events.ignore_null)
-        self._role_of = Roles(events.roles).of if events.roles else None
+        self._role_of = Roles(events.roles, events.outcomes).of if events.roles or events.outcomes else None
         self._is_ignored = _ignored_test(events, self._role_of)
         self._now_ms = now_ms
         self._earliest_ms = events.min_timestamp_ms

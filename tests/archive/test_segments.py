@@ -83,6 +83,19 @@ def test_appended_events_are_read_in_the_order_of_partitions_and_offsets_merged_
     assert stats.dead_letters == sum(number == 0 for offsets in streams.values() for number, _ in offsets)
 
 
+def test_outcomes_are_archived_and_none_if_all_are_one(place: Place) -> None:
+    archive = EventArchive(place)
+    archive.import_events([Event("ann", "a", BASE_MS)])
+    archive.append(0, 0, 2, [click(0, 0), click(0, 1)])
+    assert archive.read().outcomes is None
+    some = [replace(click(0, 2), role=Role(outcome=0.25)), replace(click(0, 3), role=EXCLUDE), click(0, 4)]
+    archive.append(0, 2, 5, some)
+    found = archive.read()
+    assert found.outcomes is not None
+    assert found.outcomes.tolist() == [1, 1, 1, 0.25, 1]
+    assert len(found) == 5
+
+
 def test_roles_are_archived_and_merged_and_only_clicks_are_read(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("streamrec.archive.segments.MIN_SEGMENTS_TO_MERGE", 4)
     archive, both = EventArchive(place), Role(click=True, exclude=True)

@@ -371,6 +371,20 @@ def test_every_event_is_a_click_without_roles(value: object) -> None:
     assert decode(click(event_type=value))
 
 
+@pytest.mark.parametrize(
+    ("settings", "outcomes"),
+    [
+        ({"events_outcomes": "view=0.2"}, {"view": 0.2, "buy": 1.0, None: 1.0, 5: 1.0}),
+        ({"events_outcomes": "view=0.2,*=0.5"}, {"view": 0.2, "buy": 0.5, None: 1.0, 5: 0.5}),
+        ({"events_outcomes": "view=0.2", "events_roles": "view=click,buy=click+exclude"}, {"view": 0.2, "buy": 1.0}),
+        ({"events_outcomes": "buy=0.5", "events_roles": "view=click,*=click"}, {"view": 1.0, "buy": 0.5, "x": 1.0}),
+    ],
+)
+def test_a_click_has_the_outcome_of_its_type(settings: dict[str, str], outcomes: dict[object, float]) -> None:
+    found = {kind: decoded(click(event_type=kind), **settings).role.outcome for kind in outcomes}
+    assert found == outcomes
+
+
 OTHER_FIELDS: dict[str, dict[str, object]] = {
     "no ids": {},
     "no item": {"user_id": "u"},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import random
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sasrec import Event, Interactions, ItemVocab, SASRec, SASRecConfig, SavedModel
+from sasrec import Engine, Event, Interactions, ItemVocab, SASRec, SASRecConfig, SavedModel
 from streamrec.archive.segments import EventArchive
 from streamrec.commands.main import main
 from streamrec.errors import RetrainError
@@ -22,8 +23,10 @@ from streamrec.registry import Registry
 from streamrec.retraining.gate import Figures, Report, compare, refusal
 from streamrec.retraining.round import retrain
 from streamrec.retraining.timeline import sessions, timeline
+from streamrec.schemas import CLICK, ClickEvent, Role
 from streamrec.settings import Settings
 
+from support.redis_access import BASE_MS
 from support.rounds import ITEMS, QUICK, circle
 from support.sessions import is_begin
 
@@ -77,6 +80,23 @@ def test_clicks_of_a_year_to_come_end_no_round(bench: Bench, caplog: pytest.LogC
     archive.import_events(circle(steps=2, start=10))
     assert retrain(settings).mode == "full"
     assert f"the champion {poisoned} is taken as trained on unknown clicks: trained_until_ms {wrong_ms}" in caplog.text
+
+
+@pytest.mark.parametrize(("outcome", "first"), [(1.0, "viewed"), (0.05, "bought")])
+def test_a_click_weighs_as_much_as_its_outcome_says(bench: Bench, outcome: float, first: str) -> None:
+    """After "start" two of three clicks are views of one item; the others are purchases of another."""
+    settings, archive, registry = bench
+    events, rng = [], random.Random(0)
+    for offset in range(1_200):
+        user, step = offset % 40, offset // 40
+        item = "start" if step % 2 == 0 else rng.choice(("viewed", "viewed", "bought"))
+        role = Role(outcome=outcome) if item == "viewed" else CLICK
+        events.append(ClickEvent(f"u{user}", item, BASE_MS + offset * 1000, 0, offset, BASE_MS, role=role))
+    archive.append(0, 0, len(events), events)
+    saved = registry.load(retrain(settings).version)
+    (ranking,) = Engine(saved.model, saved.vocab).recommend([["viewed", "start"]], 3, filter_seen=False)
+    assert ranking is not None
+    assert next(item for item in ranking.items if item != "start") == first
 
 
 def test_a_worse_model_remains_in_the_registry_with_its_report_and_the_reason(bench: Bench) -> None:
