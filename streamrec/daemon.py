@@ -99,6 +99,8 @@ def _beside_the_clicks(settings: Settings, daemon: Daemon) -> dict[str, Step]:
         "history": daemon.history.run,
         "explainer": functools.partial(daemon.explainer.run, wait_idle),
     }
+    if daemon.items is not None:
+        loops |= {"items": daemon.items.follow, "availability": parts.lists.refusals.watch_time}
     if registry is not None:
         loops |= ChampionFollower(settings, Registry(registry), parts).loops()
     return loops

@@ -130,6 +130,9 @@ class Metrics(ProcessMetrics):
             outcome=("scored", "skipped"),
         )
 
+        self.items = gauge("streamrec_items", "Items in the table of items")
+        self.bad_items = counter("streamrec_bad_items", "Records or lines that were no items")
+
         self.swaps = counter(
             "streamrec_model_swaps",
             "New champions, by outcome: swapped, refused (could not be loaded)",

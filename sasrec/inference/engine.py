@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sasrec.data.vocab import PADDING, ItemVocab
+from sasrec.inference.blocked import BlockedItems
 from sasrec.inference.index import IndexChoice, ItemIndex
 from sasrec.inference.kernels import Floats
 from sasrec.inference.kv_cache import CacheStats, Indices, KVCache, ScheduledWindow, SlotManager
@@ -186,7 +187,7 @@ class Engine:
         hidden: Tensor,
         k: int,
         exclude: Sequence[Indices | Collection[int]] | None = None,
-        blocked: Collection[int] = (),
+        blocked: Collection[int] | BlockedItems = (),
         allowed: Collection[int] | None = None,
         windows: Sequence[Indices] = (),
     ) -> list[Ranking]:
@@ -198,14 +199,14 @@ class Engine:
         Args:
             hidden: (B, D).
             exclude: for each row, indices that must not be recommended (0 is ignored).
-            blocked: indices that must not be recommended to any user.
+            blocked: indices or mask of items that no row may contain.
             allowed: the only indices that may be recommended; all by default.
             windows: the windows that the rows were encoded from; only a model with a reminder needs them.
 
         Raises:
             ValueError: k is smaller than 1, or the model has a reminder and a row has no window.
         """
-        return self._ranker.top_k(hidden, k, exclude, blocked, allowed, windows)
+        return self._ranker.top_k(hidden, k, exclude, BlockedItems.of(blocked, len(self.vocab)), allowed, windows)
 
     def recommend(
         self,
@@ -215,18 +216,17 @@ class Engine:
         users: Sequence[Hashable] | None = None,
         counts: Sequence[int] | None = None,
         filter_seen: bool = True,
-        blocked: Collection[str] = (),
+        blocked: Collection[str] | BlockedItems = (),
         allowed: Collection[str] | None = None,
     ) -> list[Ranking | None]:
         """Return the top k after each sequence; None where the window holds no known item.
 
         Args:
-            sequences: item ids, oldest first, or arrays of their indices, 0 for items outside the vocabulary. Unknown
-                items are left out.
+            sequences: item ids, oldest first, or arrays of their indices, 0 for unknown items, which are left out.
             users: cache under these names, each at most once; None re-encodes.
-            counts: all events that each sequence has ever had (it may be cut at the old end).
+            counts: all events that each sequence has ever had; it may be cut.
             filter_seen: do not recommend items of the sequence, in the window or before it.
-            blocked: item ids that are recommended to no user.
+            blocked: items that are recommended to no user: ids, or a mask of the vocabulary.
             allowed: the only item ids that are recommended; all by default.
 
         Raises:
@@ -244,9 +244,9 @@ class Engine:
         windows = [windows[i] for i in known]
         hidden = self.encode(windows, None if users is None else [users[i] for i in known])
         exclude = [tokens[i] for i in known] if filter_seen else None
-        blocked_indices = self.vocab.encode(blocked)
         allowed_indices = None if allowed is None else [index for index in self.vocab.encode(allowed) if index]
-        best = self.top_k(hidden, k, exclude, blocked_indices, allowed_indices, windows)
+        out = blocked if isinstance(blocked, BlockedItems) else self.vocab.encode(blocked)
+        best = self.top_k(hidden, k, exclude, out, allowed_indices, windows)
         for i, ranking in zip(known, best, strict=True):
             rankings[i] = ranking
         return rankings

@@ -48,7 +48,7 @@ def rank(
         users=[sequence.user_id for sequence in sequences],
         counts=[sequence.session_n for sequence in sequences],
         filter_seen=filter_seen,
-        blocked=lists.blocked,
+        blocked=lists.refusals.of(engine.vocab),
     )
     return [
         (lists.popular_for(sequence.stored if filter_seen else NO_ITEMS, k), POPULAR)
@@ -135,6 +135,7 @@ class Predictor:
                 sequence.last_event_ts_ms,
                 sequence.n,
                 sequence.record_ts_ms,
+                self._lists.refusals.changes,
             )
             for sequence, (ranking, model) in zip(sequences, ranked, strict=True)
         ]

@@ -7,6 +7,7 @@ import time
 import msgspec
 
 from streamrec.errors import RedisRejected
+from streamrec.items.refusals import Refusals
 from streamrec.metrics import Metrics
 from streamrec.redis.client import RedisClient
 from streamrec.redis.nodes import RedisArg
@@ -18,13 +19,18 @@ PUBLISH = Script(__package__, "publish", replicated=True, control=(60, 0, "{}"))
 
 
 class Publisher:
-    """Writes the lists that applications read."""
+    """Writes the lists that applications read.
 
-    def __init__(self, redis: RedisClient, ttl_s: int, metrics: Metrics) -> None:
+    Args:
+        refusals: items that were refused after a list was computed are left out of it.
+    """
+
+    def __init__(self, redis: RedisClient, ttl_s: int, metrics: Metrics, refusals: Refusals | None = None) -> None:
         self._redis = redis
         self._keys = redis.keys
         self._ttl_s = ttl_s
         self._metrics = metrics
+        self._refusals = Refusals() if refusals is None else refusals
         self._encoder = msgspec.json.Encoder()
 
     async def publish(
@@ -43,6 +49,8 @@ class Publisher:
         published_ts_ms = int(time.time() * 1000)
         calls: list[tuple[list[str], list[RedisArg]]] = []
         for r in recommendations:
+            if r.changes != self._refusals.changes:  # since the list was computed
+                r = r.without(self._refusals.refuses)
             value = PublishedList(r.items, r.scores, r.model, r.event_ts_ms, published_ts_ms, r.n)
             keys = [self._keys.recommendation(r.user_id), self._keys.sequence(r.user_id)]
             calls.append((keys, [r.n, self._encoder.encode(value).decode()]))
