@@ -329,7 +329,7 @@ class ListSettings(Group):
 
 
 class ItemSettings(Group):
-    """The table of items: what is available, and its titles and categories."""
+    """The table of items: availability, titles, categories."""
 
     topic: str = Field("", description="compacted topic with the table of items: key item id, value JSON [no table]")
     file: Path | None = Field(

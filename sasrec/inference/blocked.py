@@ -36,7 +36,7 @@ class BlockedItems:
         return cls(mask)
 
     def set(self, index: int, blocked: bool) -> None:
-        """Block an item, or allow it again; padding stays blocked."""
+        """Block an item, or allow it again; padding remains blocked."""
         if index != PADDING:
             self.count += int(blocked) - int(self.mask[index])
             self.mask[index] = blocked

@@ -1,1 +1,1 @@
-"""What a shop knows of its items: the table, the items that no list may contain, and the sweep of published lists."""
+"""The table of items, the items that no list may contain, and the sweep of published lists."""

@@ -2,7 +2,7 @@
 
 JSON lines with item_id and the fields of an item (table.py), or CSV and TSV with a header: categories are separated by
 "|", and empty fields are left out. The file is the whole table: an item that it lacks is gone. A bad line is a warning,
-and the item's former row stays. Replace the file by a rename: half a file would be read as half a table.
+and the item's former row remains. Replace the file by a rename: half a file would be read as half a table.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class ItemFile:
                 return
             table, bad = await self._read_whole()
         except SettingsError as error:
-            self._log_unread("the table of items stays as it is: %s", error)
+            self._log_unread("the table of items remains as it is: %s", error)
             return
         await self._refusals.change_to(table, bad)
         self._done(state)

@@ -1,4 +1,5 @@
-"""The items that no list may contain: the operator's blocklist, and what the table of items does not have as available.
+"""The items that no list may contain: those of the operator's blocklist, and those that the table does not have as
+available.
 
 Lists are computed with a mask of the model's vocabulary, in which an item changes when its reason does: a click pays
 for no look-up. A refused item that was allowed before has gone, and the sweep takes it out of published lists.
@@ -118,7 +119,7 @@ class Refusals:
         """Apply what differs in another table, a few items at a time: clicks go first.
 
         Args:
-            unread: items whose values could not be read; if the other table lacks them, they stay as they are.
+            unread: items whose values could not be read; if the other table lacks them, they remain as they are.
         """
         assert self.table is not None
         for number, item_id in enumerate(await asyncio.to_thread(self.table.differences, table, unread)):

@@ -20,7 +20,7 @@ NEVER = (math.inf, -math.inf)  # limits of an item that is not available
 
 
 class Item(msgspec.Struct, frozen=True):
-    """The fields of an item that streamrec knows; others are kept for the page, and null is the default."""
+    """The fields of an item that streamrec knows; others are stored for the page, and null is the default."""
 
     title: str | None = None
     categories: tuple[str, ...] | str | None = None
@@ -51,7 +51,7 @@ class ItemTable:
         """Add or replace an item.
 
         Raises:
-            BadRecord: the value is no item; the former one stays.
+            BadRecord: the value is no item; the former one remains.
         """
         limits = limits_of(value)
         self._rows[item_id] = value

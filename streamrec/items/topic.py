@@ -2,10 +2,10 @@
 
     key            item id
     value          JSON (table.py); none: the item is gone
-    a bad record   a dead letter; the item's former row stays
+    a bad record   a dead letter; the item's former row remains
     another topic  it was created again or cut back: it is read whole, and items that it lacks are gone
 
-While Kafka is away, the daemon continues with the table that it has.
+While Kafka does not answer, the daemon continues with the table that it has.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class ItemTopic:
             log.info("the items topic was created again or cut back: it is read whole", extra=self._where)
             await self._close()
         except KafkaUnavailable as error:
-            self._log_away("items are not followed, the table stays as it is: %s", error)
+            self._log_away("items are not followed, the table remains as it is: %s", error)
             await asyncio.sleep(RETRY_S)
         else:
             self._log_away.reset()
@@ -143,7 +143,7 @@ class ItemTopic:
     def _refuse(self, letter: DeadLetter) -> None:
         self._metrics.bad_items.inc()
         where = {"topic": letter.topic, "partition": letter.partition, "offset": letter.offset}
-        self._log_bad("bad item: %s; its former row stays (%s)", letter.reason, where)
+        self._log_bad("bad item: %s; its former row remains (%s)", letter.reason, where)
         if len(self._letters) < MOST_LETTERS:
             self._letters.append(letter)
 

@@ -70,7 +70,7 @@ async def test_a_file_that_is_lost_later_leaves_the_table(tmp_path: Path, caplog
     path.unlink()
     for _ in range(2):
         await source.follow()
-    assert "a" in (refusals.table or ()) and caplog.text.count("stays as it is") == 1
+    assert "a" in (refusals.table or ()) and caplog.text.count("remains as it is") == 1
 
 
 @pytest.mark.parametrize(
