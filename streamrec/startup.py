@@ -55,7 +55,7 @@ from streamrec.web.explain import Explainer
 from streamrec.web.history import History
 from streamrec.web.page import PageMaker
 from streamrec.web.server import WebServer
-from streamrec.web.titles import read_titles
+from streamrec.web.titles import ItemNames, read_titles
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +101,8 @@ class Startup:
         self._clients = clients
         self._stop = stop
         self._patient = patient
-        self._letters: Producer | None = None
+        self._letters: Producer | None = None  # these two are there before the loops
+        self._history: History | None = None
         self._metrics = Metrics()
         liveness_s, rebalance_s = settings.serving.liveness_timeout_s, settings.kafka.rebalance_timeout_s
         self._health = Health(liveness_s, rebalance_s + REBALANCE_MARGIN_S)
@@ -132,8 +133,10 @@ class Startup:
         await refusals.prepare(served.vocab)
         parts = await self._start_serving(redis, served, refusals)
         history, explainer = History(parts.metrics, parts.health), Explainer(parts.predictor)
+        self._history = history
         try:
-            await web.show(self._page(settings.kafka, redis, parts.predictor, history, explainer, titles))
+            names = ItemNames(titles, refusals.table)
+            await web.show(self._page(settings.kafka, redis, parts.predictor, history, explainer, names))
         except Exception as error:  # clicks, metrics and probes do without the page
             log.warning("the live page is not served: %s", error)
         marks = TopicMarks(settings.kafka, redis, settings.sequences.ttl_s)
@@ -193,9 +196,11 @@ class Startup:
 
     async def _send_letters(self, letters: Collection[DeadLetter]) -> None:
         """Send dead letters of items."""
-        assert self._letters is not None, "the producer is started before the loops"
+        assert self._letters is not None and self._history is not None
         await self._letters.send_dead_letters(letters)
         self._metrics.dead_letters.inc(len(letters))
+        for letter in letters:
+            self._history.dead_letter(letter)
 
     async def _start_serving(self, redis: RedisClient, served: ServedModel, refusals: Refusals) -> ServingParts:
         """Make the parts that score and publish, and warm up the model."""

@@ -73,7 +73,7 @@ class ItemFile:
         try:
             found = self._path.stat()
         except OSError as error:
-            raise SettingsError(f"items_file={str(self._path)!r} cannot be read: {error.strerror}") from None
+            raise SettingsError(f"the items in {self._path} cannot be read: {error.strerror}") from None
         return found.st_mtime_ns, found.st_size, found.st_ino
 
     async def _read_whole(self) -> tuple[ItemTable, Bad]:
@@ -102,18 +102,14 @@ def read_items(path: Path) -> tuple[ItemTable, Bad]:
         SettingsError: the file cannot be read, or its first line is neither JSON nor a header with item_id.
     """
     table, bad = ItemTable(), Bad()
-    try:
-        for line, fields in _rows(path):
-            item_id = ""
-            try:
-                item_id, value = _item(fields)
-                table.put(item_id, value)
-                bad.pop(item_id, None)
-            except BadRecord as error:
-                bad[item_id or f"line {line}"] = f"{path}, line {line}: {error}"
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        problem = getattr(error, "strerror", None) or " ".join(str(error).split())
-        raise SettingsError(f"items_file={str(path)!r} cannot be read: {problem}") from None
+    for line, fields in _rows(path):
+        item_id = ""
+        try:
+            item_id, value = _item(fields)
+            table.put(item_id, value)
+            bad.pop(item_id, None)
+        except BadRecord as error:
+            bad[item_id or f"line {line}"] = f"{path}, line {line}: {error}"
     return table, bad
 
 
@@ -133,7 +129,19 @@ def items_of(path: Path) -> Iterator[tuple[int, str, bytes]]:
 
 
 def _rows(path: Path) -> Iterator[tuple[int, Any]]:
-    """Yield number and fields of each line; text if it is not JSON."""
+    """Yield number and fields of each line; text if it is not JSON.
+
+    Raises:
+        SettingsError: the file cannot be read, or its first line is neither JSON nor a header with item_id.
+    """
+    try:
+        yield from _lines(path)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        problem = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise SettingsError(f"the items in {path} cannot be read: {problem}") from None
+
+
+def _lines(path: Path) -> Iterator[tuple[int, Any]]:
     with path.open(encoding="utf-8-sig", newline="") as file:
         first = file.readline()
         file.seek(0)
@@ -146,8 +154,8 @@ def _rows(path: Path) -> Iterator[tuple[int, Any]]:
         rows = csv.DictReader(file, delimiter=delimiter)
         if "item_id" not in (rows.fieldnames or ()):
             raise SettingsError(
-                f"items_file={str(path)!r}: the first line {first.strip()[:60]!r} is neither a JSON object nor a "
-                "header with item_id (CSV, TSV)"
+                f"the items in {path} cannot be read: the first line {first.strip()[:60]!r} is neither a JSON object "
+                "nor a header with item_id (CSV, TSV)"
             )
         for row in rows:
             yield rows.line_num, {name: _typed(name, text) for name, text in row.items() if name and text}

@@ -146,7 +146,7 @@ class Refusals:
 
     def take_gone(self) -> set[str] | None:
         """Return the items that have gone since the last call; None if these are too many to name."""
-        gone, everything = self._gone, self._all_gone
+        gone, everything = {item for item in self._gone if self.refuses(item)}, self._all_gone
         self._gone, self._all_gone = set(), False
         self.has_gone.clear()
         return None if everything else gone

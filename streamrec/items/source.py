@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import contextlib
+from collections.abc import AsyncIterator, Collection
 from typing import Protocol
 
+from streamrec.health import Loops
 from streamrec.items.file import ItemFile
 from streamrec.items.refusals import Refusals
 from streamrec.items.table import ItemTable
@@ -12,6 +14,7 @@ from streamrec.items.topic import ItemTopic, Send
 from streamrec.metrics import Metrics
 from streamrec.schemas import DeadLetter
 from streamrec.setting_groups import ItemSettings, KafkaSettings
+from streamrec.supervisor import Supervisor
 
 
 class ItemSource(Protocol):
@@ -47,3 +50,24 @@ def item_source(
     if settings.topic:
         return ItemTopic(kafka.model_copy(update={"topic": settings.topic}), refusals, metrics, send)
     return ItemFile(settings.file, refusals, metrics) if settings.file else None
+
+
+@contextlib.asynccontextmanager
+async def followed_items(settings: ItemSettings, kafka: KafkaSettings) -> AsyncIterator[Refusals]:
+    """Read the table, if there is one, and follow it while the block runs; bad items are only logged.
+
+    Raises:
+        StreamrecError: the table cannot be read.
+    """
+    refusals, metrics = refusals_of(settings), Metrics()
+    source = item_source(settings, kafka, refusals, metrics)
+    if source is None:
+        yield refusals
+        return
+    try:
+        await source.read()
+        loops = {"items": source.follow, "availability": refusals.watch_time}
+        async with Supervisor(metrics, Loops()).running(loops):
+            yield refusals
+    finally:
+        await source.aclose()

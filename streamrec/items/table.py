@@ -17,6 +17,7 @@ from sasrec.data.times import LIBRARY_BOUNDS
 from streamrec.errors import BadRecord
 
 NEVER = (math.inf, -math.inf)  # limits of an item that is not available
+OUTDATED_EDGES = 1_000
 
 
 class Item(msgspec.Struct, frozen=True):
@@ -28,6 +29,11 @@ class Item(msgspec.Struct, frozen=True):
     available_from: int | float | str | None = None
     available_until: int | float | str | None = None
     boost: float | None = None
+
+    @property
+    def all_categories(self) -> tuple[str, ...]:
+        """The categories; one text is one category."""
+        return (self.categories,) if isinstance(self.categories, str) else self.categories or ()
 
 
 _DECODER = msgspec.json.Decoder(Item)
@@ -63,6 +69,9 @@ class ItemTable:
             for edge_ms in limits:
                 if math.isfinite(edge_ms):
                     heapq.heappush(self._edges, (edge_ms, item_id))
+        if len(self._edges) > OUTDATED_EDGES + 4 * len(self._limits):  # items that are sent again and again
+            edges = {(edge_ms, item) for item, limits in self._limits.items() for edge_ms in limits}
+            self._edges = sorted(edge for edge in edges if math.isfinite(edge[0]))
 
     def remove(self, item_id: str) -> None:
         """Remove an item, if it is there."""

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import NamedTuple, Self
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError, OffsetOutOfRangeError
@@ -25,8 +24,7 @@ from streamrec.setting_groups import KafkaSettings
 CHECK_EVERY_S = 10.0  # for new partitions, moved brokers, and a topic that was created again
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(NamedTuple):
     """A record as it is; ``unreadable`` is why it cannot be read."""
 
     topic: str

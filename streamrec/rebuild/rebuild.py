@@ -27,8 +27,7 @@ import torch
 from sasrec.data.times import EARLIEST_MS
 from streamrec.archive.segments import EventArchive
 from streamrec.errors import RedisRefused, RedisRejected, RedisUnavailable, StreamrecError
-from streamrec.items.refusals import Refusals
-from streamrec.items.source import item_source, refusals_of
+from streamrec.items.source import followed_items
 from streamrec.kafka.connection import ignore_abandoned_requests
 from streamrec.kafka.reader import TopicReader
 from streamrec.logs import LogOnce
@@ -87,26 +86,16 @@ async def rebuild(settings: Settings, rate_per_s: float = 0.0, dry_run: bool = F
         bounds = settings.events.bounds(time.time() * 1000)
         past = await asyncio.to_thread(PastClicks, archive, settings.sequences, served.max_len, bounds)
         log.info("archive read", extra={"clicks": len(past), "archive": str(archive.store)})
-        refusals = await _read_items(settings)
-        async with TopicReader(settings.kafka, settings.events, past.next_offsets, archive.marks()) as reader:
+        async with (
+            followed_items(settings.items, settings.kafka) as refusals,
+            TopicReader(settings.kafka, settings.events, past.next_offsets, archive.marks()) as reader,
+        ):
             ttl_s = settings.sequences.ttl_s
             lists = SharedLists(redis, settings.lists, ttl_s, served.max_len, served.vocab, refusals)
             predictor = Predictor(served.engine, lists, settings.lists, settings.serving.rescore_users, Metrics())
             rebuilder = Rebuilder(settings, redis, past, reader, lists, predictor)
             await rebuilder.run(rate_per_s, dry_run)
             return rebuilder.report
-
-
-async def _read_items(settings: Settings) -> Refusals:
-    """Return what lists may not contain by the table of items, as it is now."""
-    refusals = refusals_of(settings.items)
-    source = item_source(settings.items, settings.kafka, refusals, Metrics())
-    if source is not None:
-        try:
-            await source.read()
-        finally:
-            await source.aclose()
-    return refusals
 
 
 class Rebuilder:

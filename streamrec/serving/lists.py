@@ -145,14 +145,14 @@ class SharedLists:
 
     def popular_for(self, seen: StoredItems, k: int) -> Ranking:
         """Return the k most popular items that are neither refused nor seen."""
-        if self._popular_changes != self.refusals.changes:
-            self._leave_out_refused()
+        self._leave_out_refused()
         items, scores = self._popular.items, self._popular.scores
         places = list(islice(seen.missing(self._needles), k))
         return Ranking([items[place] for place in places], [scores[place] for place in places])
 
     def popular_hits(self, sequence: UserSequence, k: int, filter_seen: bool) -> int:
         """Return the number of clicks whose item was in the popular list that the user could see before them."""
+        self._leave_out_refused()
         if self._popular_items.isdisjoint(sequence.clicks):  # most clicks are of items that are not popular at all
             return 0
         listed = self.popular_for(sequence.before if filter_seen else NO_ITEMS, k).items
@@ -160,9 +160,13 @@ class SharedLists:
 
     def _set_popular(self, items: list[str], scores: list[float]) -> None:
         self._all_popular = Ranking(items, scores)
+        self._popular_changes = -1
         self._leave_out_refused()
 
     def _leave_out_refused(self) -> None:
+        """Leave out the items that are refused now, if that has changed."""
+        if self._popular_changes == self.refusals.changes:
+            return
         self._popular_changes = self.refusals.changes
         items, scores = self._all_popular
         if self.refusals.refuses_any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 from datetime import UTC, datetime
 from typing import Any
 
@@ -65,6 +66,15 @@ def test_other_fields_are_kept_and_null_is_the_default() -> None:
     table.put("a", b'{"title": "A", "available": null, "boost": null, "colour": "red"}')
     found = table.value("a")
     assert found is not None and json.loads(found)["colour"] == "red" and table.is_available("a", 0)
+
+
+def test_an_item_that_is_sent_again_and_again_takes_no_more_memory() -> None:
+    table = ItemTable()
+    for n in range(20_000):
+        table.put("a", value(available_from=START_MS, available_until=START_MS + 1 + n))
+    assert len(table._edges) < 3_000 and list(table.passed_edges(START_MS))
+    assert START_MS < table.next_edge_ms() <= START_MS + 20_000
+    assert list(table.passed_edges(START_MS + 20_000)) and table.next_edge_ms() == math.inf
 
 
 # --- the rules
