@@ -12,56 +12,66 @@ for i = 6, #ARGV do
 end
 local report, listed, found, read, changed = ARGV[5] == '1', {}, {}, 0, 0
 
--- Return the items of a list; nil if this is not a row of JSON strings.
+-- Return an iterator over the items of a list, each as JSON text.
 local function items_of(text)
-  local items, from = {}, 1
-  if not string.find(text, '\\', 1, true) then
-    for item in string.gmatch(text, '"[^"]*"') do items[#items + 1] = item end
-  else
-    while from <= #text do
-      local at = from + 1
-      repeat  -- the end of a string is a quote that no backslash escapes
-        at = string.find(text, '["\\]', at)
-        if not at then return nil end
-        local is_end = string.byte(text, at) == 34
-        if not is_end then at = at + 2 end
-      until is_end
-      items[#items + 1] = string.sub(text, from, at)
-      from = at + 2
-    end
+  if not string.find(text, '\\', 1, true) then return string.gmatch(text, '"[^"]*"') end
+  local from = 1
+  return function()
+    local at = from + 1
+    repeat  -- the end of a string is a quote that no backslash escapes
+      at = string.find(text, '["\\]', at)
+      if not at then return nil end
+      local is_end = string.byte(text, at) == 34
+      if not is_end then at = at + 2 end
+    until is_end
+    local item = string.sub(text, from, at)
+    from = at + 2
+    return item
   end
-  return table.concat(items, ',') == text and items or nil
 end
 
+-- Return the items of a value, without brackets, and where they end; nil if it is no list as this version writes it.
+local function items_in(value)
+  local stop = string.sub(value, 1, 10) == '{"items":[' and string.find(value, '],"scores":[', 11, true)
+  if stop then return string.sub(value, 11, stop - 1), stop end
+end
+
+-- Return whether a value may have an item to take out; note the other ones.
 local function may_hold(value)
-  if report or #names > few then return true end
-  for i = 1, #names do
-    if string.find(value, names[i], 1, true) then return true end
+  if not report and #names <= few then
+    for i = 1, #names do
+      if string.find(value, names[i], 1, true) then return true end
+    end
+    return false
   end
+  local holds, text = false, items_in(value)
+  for item in items_of(text or '') do
+    if gone[item] then
+      holds = true
+    elseif report and not listed[item] then
+      listed[item] = true
+      found[#found + 1] = item
+    end
+  end
+  return holds
 end
 
 -- Return the list without the gone items; nil if it has none, or is no list as this version writes it.
 local function without(value)
-  if string.sub(value, 1, 10) ~= '{"items":[' then return nil end
-  local items_end, scores_at = string.find(value, '],"scores":[', 11, true)
-  local scores_end = items_end and string.find(value, ']', scores_at + 1, true)
-  local items = scores_end and items_of(string.sub(value, 11, items_end - 1))
-  if not items then return nil end
-  local left, left_scores, place = {}, {}, 0
-  for score in string.gmatch(string.sub(value, scores_at + 1, scores_end - 1), '[^,]+') do
+  local text, stop = items_in(value)
+  local scores_end = text and string.find(value, ']', stop + 12, true)
+  local rest = scores_end and string.sub(value, scores_end)
+  if not rest or not string.find(rest, '^],"model":.*,"n":%d+}$') then return nil end
+  local items, left, left_scores, place = {}, {}, {}, 0
+  for item in items_of(text) do items[#items + 1] = item end
+  for score in string.gmatch(string.sub(value, stop + 12, scores_end - 1), '[^,]+') do
     place = place + 1
     local item = items[place]
-    if not item then return nil end
-    if not gone[item] then
+    if item and not gone[item] then
       left[#left + 1], left_scores[#left_scores + 1] = item, score
-      if report and not listed[item] then
-        listed[item] = true
-        found[#found + 1] = item
-      end
     end
   end
-  local rest = string.sub(value, scores_end)
-  if place ~= #items or #left == place or not string.find(rest, '^],"model":.*,"n":%d+}$') then return nil end
+  if place ~= #items or #left == place or table.concat(items, ',') ~= text then return nil end
   return '{"items":[' .. table.concat(left, ',') .. '],"scores":[' .. table.concat(left_scores, ',') .. rest
 end
 
@@ -69,7 +79,7 @@ repeat
   local page = redis.call('SCAN', cursor, 'MATCH', ARGV[2], 'COUNT', ARGV[3])
   cursor = page[1]
   for _, key in ipairs(page[2]) do
-    local value = redis.pcall('GET', key)
+    local value = redis.pcall('GET', key)  -- not MGET, which saves nothing, and which a cluster refuses
     if type(value) == 'string' then
       read = read + 1
       local shorter = may_hold(value) and without(value)

@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 SWEEP = Script(__package__, "sweep", replicated=True)
 SWEPT = Script(__package__, "swept")
 SLICE_S = 0.00125  # then the keys of the last SCAN are still read
-LISTED_ITEMS_PER_SCAN = 1_000  # read between two looks at the clock
+LISTED_ITEMS_PER_SCAN = 2_000  # read between two looks at the clock
 PAUSE_SHARE = 0.5  # of the time of a slice
 SETTLE_S = 0.05
 LOCK_TTL_MS = 5_000
@@ -72,7 +72,7 @@ class Sweeper:
         self._keys = redis.keys
         self._refusals = refusals
         self._metrics = metrics
-        self._scan_count = max(1, min(50, LISTED_ITEMS_PER_SCAN // top_k))
+        self._scan_count = max(1, min(100, LISTED_ITEMS_PER_SCAN // top_k))
         self._name = holder_name()
         self._renewed_s = 0.0
         self._log_late = LogOnce(log)
