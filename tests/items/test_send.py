@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 
+from streamrec.kafka.topics import ensure_topics
+from streamrec.redis.client import RedisClient
+from streamrec.serving.inspection import published
 from streamrec.settings import Settings
 
 from support.daemon_process import Daemon
@@ -38,6 +42,21 @@ async def test_a_file_is_sent_up_to_a_bad_line(make_settings: MakeSettings, tmp_
     )
     found = {record.key: json.loads(record.value) for record in await read_topic(settings, topic)}
     assert found == {b"a": {"title": "A"}, b"b": {"title": "B", "available": False}, b"c": {"title": "C"}}
+
+
+async def test_a_rebuild_publishes_available_items_only(
+    make_settings: MakeSettings, model_dir: Path, tmp_path: Path, redis: RedisClient
+) -> None:
+    path, clicks = tmp_path / "items.jsonl", tmp_path / "clicks.csv"
+    path.write_text("".join(f'{{"item_id": "i{n}"}}\n' for n in range(25)))
+    clicks.write_text(f"user_id,item_id,timestamp\nann,i1,{time.time_ns() // 1_000_000}\n")
+    settings = make_settings(items_file=path, model_dir=model_dir, archive_dir=tmp_path / "archive")
+    await ensure_topics(settings.kafka, (settings.kafka.topic,))
+    for command in (("archive", "import", str(clicks)), ("rebuild",)):
+        done = run_command(settings, *command)
+        assert not done.returncode, done.stderr
+    (found,) = [shown async for _, shown in published(redis, ["ann"])]
+    assert found is not None and len(found.items) == 20 and set(found.items) < {f"i{n}" for n in range(25)}
 
 
 async def test_the_page_shows_titles_and_categories_of_the_table(

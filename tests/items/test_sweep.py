@@ -243,6 +243,17 @@ async def test_no_list_becomes_older_and_none_has_the_item_while_daemons_publish
         assert json.loads(value or b"")["n"] == published[user]
 
 
+async def test_a_list_that_was_computed_before_an_item_went_is_published_without_it(redis: RedisClient) -> None:
+    refusals = Refusals()
+    publisher = Publisher(redis, 600, Metrics(), refusals)
+    computed = Recommendation("ann", ["i1", "i2", "i3"], [3.0, 2.0, 1.0], "m", 1, 1, (), refusals.changes)
+    refusals.block(frozenset({"i2"}))
+    await publisher.publish([computed])
+    (value,) = await values_of(redis, ["ann"])
+    found = json.loads(value or b"")
+    assert (found["items"], found["scores"]) == (["i1", "i3"], [3.0, 1.0])
+
+
 # --- several daemons
 
 
