@@ -39,7 +39,7 @@ SWEEP = Script(__package__, "sweep", replicated=True)
 SWEPT = Script(__package__, "swept")
 SLICE_S = 0.00125  # then the keys of the last SCAN are still read
 LISTED_ITEMS_PER_SCAN = 2_000  # read between two looks at the clock
-PAUSE_SHARE = 0.5  # of the time of a slice
+PAUSE_SHARE = 0.2  # of the time of a slice; until the next one arrives, Redis serves others anyway
 SETTLE_S = 0.05
 LOCK_TTL_MS = 5_000
 RENEW_EVERY_S = 1.0
