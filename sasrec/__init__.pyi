@@ -24,6 +24,7 @@ from .estimator import SASRecRegressorEstimator as SASRecRegressorEstimator
 from .estimator import load_estimator as load_estimator
 from .evaluation.metrics import Metrics as Metrics
 from .evaluation.metrics import evaluate as evaluate
+from .inference.blocked import BlockedItems as BlockedItems
 from .inference.engine import Engine as Engine
 from .inference.engine import anchor as anchor
 from .inference.index import ItemIndex as ItemIndex

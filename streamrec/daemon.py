@@ -13,6 +13,7 @@ import logging
 
 from streamrec.errors import RedisRefused, RedisRejected, RedisTakesNoWrites, RedisUnavailable, Stopped
 from streamrec.health import Health
+from streamrec.items.sweep import Sweeper
 from streamrec.logs import LogOnce
 from streamrec.registry import Registry
 from streamrec.serving.follower import ChampionFollower
@@ -97,8 +98,11 @@ def _beside_the_clicks(settings: Settings, daemon: Daemon) -> dict[str, Step]:
         "topic-marks": daemon.marks.run,
         "shadow": functools.partial(parts.shadow.run, wait_idle),
         "history": daemon.history.run,
+        "sweep": Sweeper(parts.redis, parts.lists.refusals, settings.lists.top_k, parts.metrics).run,
         "explainer": functools.partial(daemon.explainer.run, wait_idle),
     }
+    if daemon.items is not None:
+        loops |= {"items": daemon.items.follow, "availability": parts.lists.refusals.watch_time}
     if registry is not None:
         loops |= ChampionFollower(settings, Registry(registry), parts).loops()
     return loops

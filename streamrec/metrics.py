@@ -131,6 +131,16 @@ class Metrics(ProcessMetrics):
             outcome=("scored", "skipped"),
         )
 
+        self.items = gauge("streamrec_items", "Items in the table of items")
+        self.bad_items = counter("streamrec_bad_items", "Records or lines that were no items")
+
+        self.swept_lists = counter(
+            "streamrec_swept_lists", "Published lists that a sweep of this daemon took items out of"
+        )
+        self.sweep_seconds = histogram(
+            "streamrec_sweep_seconds", "Time from items that go to the end of the sweep of published lists", _SLOW
+        )
+
         self.swaps = counter(
             "streamrec_model_swaps",
             "New champions, by outcome: swapped, refused (could not be loaded)",

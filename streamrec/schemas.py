@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Self
 
@@ -208,7 +208,10 @@ class UserSequence:
 
 
 class Recommendation(msgspec.Struct, frozen=True):
-    """A list to publish, computed from a user's first ``n`` clicks, when exclusions had changed so many times."""
+    """A list to publish, computed from a user's first ``n`` clicks.
+
+    ``exclusions`` and ``changes`` count how often the user's exclusions, and refusals, had changed.
+    """
 
     user_id: str
     items: list[str]
@@ -218,6 +221,13 @@ class Recommendation(msgspec.Struct, frozen=True):
     n: int
     record_ts_ms: tuple[int, ...] = ()
     exclusions: int = 0
+    changes: int = 0
+
+    def without(self, refused: Callable[[str], bool]) -> Recommendation:
+        """Return the list without the refused items."""
+        places = [place for place, item in enumerate(self.items) if not refused(item)]
+        items, scores = [self.items[place] for place in places], [self.scores[place] for place in places]
+        return msgspec.structs.replace(self, items=items, scores=scores)
 
 
 class PublishedList(msgspec.Struct):

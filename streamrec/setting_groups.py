@@ -44,6 +44,17 @@ LONGEST_S = 100 * 365 * DAY_S  # longer times overflow in Redis
 ADVANCED: dict[str, JsonValue] = {"advanced": True}
 
 
+def topic_name(value: str) -> str:
+    """Return a topic name, or an empty text.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if value and not re.fullmatch(r"[a-zA-Z0-9._-]{1,249}", value):
+        raise ValueError("a topic name is 1 to 249 letters, digits, '.', '_' and '-'")
+    return value
+
+
 class Group(BaseModel):
     """Settings that belong together. Frozen: a changed setting needs a restart."""
 
@@ -143,12 +154,7 @@ class KafkaSettings(Group):
                 raise ValueError(f"{address!r} is not host:port")
         return value.replace(" ", "")
 
-    @field_validator("topic", "dead_letter_topic")
-    @classmethod
-    def _topic(cls, value: str) -> str:
-        if value and not re.fullmatch(r"[a-zA-Z0-9._-]{1,249}", value):
-            raise ValueError("a topic name is 1 to 249 letters, digits, '.', '_' and '-'")
-        return value
+    _topics = field_validator("topic", "dead_letter_topic")(topic_name)
 
     @model_validator(mode="after")
     def _fit_together(self) -> Self:
@@ -364,6 +370,31 @@ class ListSettings(Group):
     refresh_s: float = Field(
         2.0, gt=0, description="how often the popular list and the blocklist are refreshed", json_schema_extra=ADVANCED
     )
+
+
+class ItemSettings(Group):
+    """The table of items: availability, titles, categories."""
+
+    topic: str = Field("", description="compacted topic with the table of items: key item id, value JSON [no table]")
+    file: Path | None = Field(
+        None, description="file with the table of items, read again when it changes: JSON lines, CSV or TSV"
+    )
+    unknown: Literal["refuse", "allow"] = Field(
+        "refuse", description="whether lists may contain items that the table does not have"
+    )
+
+    _topic = field_validator("topic")(topic_name)
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> Self:
+        if self.topic and self.file:
+            raise ValueError("items_topic and items_file are both set: set the one that holds the table of items")
+        return self
+
+    @property
+    def has_table(self) -> bool:
+        """Whether there is a table of items."""
+        return bool(self.topic or self.file)
 
 
 class InferenceSettings(Group):

@@ -26,6 +26,7 @@ from streamrec.setting_groups import (
     Group,
     HttpSettings,
     InferenceSettings,
+    ItemSettings,
     KafkaSettings,
     ListSettings,
     LogSettings,
@@ -104,6 +105,7 @@ class Settings:
     events: EventSettings
     sequences: SequenceSettings
     lists: ListSettings
+    items: ItemSettings
     inference: InferenceSettings
     serving: ServingSettings
     model: ModelSettings
@@ -130,6 +132,9 @@ class Settings:
                 made[name] = group.model_validate(_nested(name, values))
             except ValidationError as error:
                 problems += _explain(name, error)
+        kafka, items = made.get("kafka"), made.get("items")
+        if kafka and items and items.topic in (kafka.topic, kafka.dead_letters):
+            problems.append(f"items_topic={items.topic!r} is the topic of clicks or dead letters: name one of its own")
         if problems:
             raise SettingsError("; ".join(problems))
         settings = cls(**made, given=dict(values))

@@ -4,6 +4,7 @@
     Redis             a server that is there, with data of our format
     Kafka             a broker that is there, and our topics
     model             a given directory is read before all else; a registry may get its first champion later
+    items             the whole table of items, if there is one
     page, producer    and last the member of the consumer group
 
 A wrong setting is an error at once. A missing server or champion is waited for (waiting.py).
@@ -16,7 +17,7 @@ import contextlib
 import gc
 import logging
 import os
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -25,10 +26,12 @@ import torch
 
 from streamrec.errors import NoChampion, RedisRejected, StoreUnreachable
 from streamrec.health import Health
+from streamrec.items.refusals import Refusals
+from streamrec.items.source import ItemSource, item_source, refusals_of
 from streamrec.kafka.connection import connection_options, ignore_abandoned_requests
 from streamrec.kafka.consumer import REBALANCE_MARGIN_S, ClickConsumer
 from streamrec.kafka.producer import Producer
-from streamrec.kafka.topics import ensure_topics
+from streamrec.kafka.topics import COMPACTED, ensure_topics
 from streamrec.metrics import Metrics
 from streamrec.redis.client import RedisClient
 from streamrec.redis.watch import RedisWatch
@@ -52,12 +55,13 @@ from streamrec.web.explain import Explainer
 from streamrec.web.history import History
 from streamrec.web.page import PageMaker
 from streamrec.web.server import WebServer
-from streamrec.web.titles import read_titles
+from streamrec.web.titles import ItemNames, read_titles
 
 log = logging.getLogger(__name__)
 
 CLOSE_TIMEOUT_S = 4.0
 REDIS, KAFKA, CHAMPION = "Redis", "Kafka", "the first champion of the registry"
+ITEMS = "the table of items"
 R = TypeVar("R")
 
 
@@ -71,6 +75,7 @@ class Daemon:
     history: History
     explainer: Explainer
     marks: TopicMarks
+    items: ItemSource | None
 
 
 class Startup:
@@ -96,6 +101,8 @@ class Startup:
         self._clients = clients
         self._stop = stop
         self._patient = patient
+        self._letters: Producer | None = None  # these two are there before the loops
+        self._history: History | None = None
         self._metrics = Metrics()
         liveness_s, rebalance_s = settings.serving.liveness_timeout_s, settings.kafka.rebalance_timeout_s
         self._health = Health(liveness_s, rebalance_s + REBALANCE_MARGIN_S)
@@ -120,10 +127,16 @@ class Startup:
         served = await self._there_already()
         await self._until(REDIS, lambda: _answers(redis))
         await self._until(KAFKA, self._create_topics)
-        parts = await self._start_serving(redis, served or await self._first_champion())
+        served = served or await self._first_champion()
+        refusals = refusals_of(settings.items)
+        items = await self._read_items(refusals)
+        await refusals.prepare(served.vocab)
+        parts = await self._start_serving(redis, served, refusals)
         history, explainer = History(parts.metrics, parts.health), Explainer(parts.predictor)
+        self._history = history
         try:
-            await web.show(self._page(settings.kafka, redis, parts.predictor, history, explainer, titles))
+            names = ItemNames(titles, refusals.table)
+            await web.show(self._page(settings.kafka, redis, parts.predictor, history, explainer, names))
         except Exception as error:  # clicks, metrics and probes do without the page
             log.warning("the live page is not served: %s", error)
         marks = TopicMarks(settings.kafka, redis, settings.sequences.ttl_s)
@@ -131,7 +144,7 @@ class Startup:
         judge = OnlineJudge(parts.lists, parts.counts, settings.lists.filter_seen)
         where = {"topic": settings.kafka.topic, "group": settings.kafka.group, "redis": settings.redis.address}
         log.info("serving", extra={**where, "http": http, "pid": os.getpid()})
-        return Daemon(parts, consumer, Worker(consumer, parts, judge), history, explainer, marks)
+        return Daemon(parts, consumer, Worker(consumer, parts, judge), history, explainer, marks, items)
 
     async def _until(self, name: str, attempt: Callable[[], Awaitable[R]]) -> R:
         """Repeat an attempt until what it needs is there."""
@@ -166,13 +179,35 @@ class Startup:
         kafka = self._settings.kafka
         for topic in await ensure_topics(kafka, (kafka.topic, kafka.dead_letters)):
             log.info("topic created", extra={"topic": topic, "partitions": kafka.partitions})
+        items = self._settings.items.topic
+        if items and await ensure_topics(kafka, (items,), COMPACTED):
+            log.info("topic created", extra={"topic": items, "partitions": kafka.partitions, **COMPACTED})
 
-    async def _start_serving(self, redis: RedisClient, served: ServedModel) -> ServingParts:
+    async def _read_items(self, refusals: Refusals) -> ItemSource | None:
+        """Read the whole table of items, if there is one."""
+        settings = self._settings
+        source = item_source(settings.items, settings.kafka, refusals, self._metrics, self._send_letters)
+        if source is not None:
+            self._clients.push_async_callback(_stop_in_time, source.aclose)
+            self._health.wait_for(ITEMS)
+            await self._until(ITEMS, source.read)
+            self._health.wait_for("")
+        return source
+
+    async def _send_letters(self, letters: Collection[DeadLetter]) -> None:
+        """Send dead letters of items."""
+        assert self._letters is not None and self._history is not None
+        await self._letters.send_dead_letters(letters)
+        self._metrics.dead_letters.inc(len(letters))
+        for letter in letters:
+            self._history.dead_letter(letter)
+
+    async def _start_serving(self, redis: RedisClient, served: ServedModel, refusals: Refusals) -> ServingParts:
         """Make the parts that score and publish, and warm up the model."""
         settings, metrics = self._settings, self._metrics
         metrics.model_created.set(served.created_s)
         unwanted = served.max_len + (MAX_EXCLUDED if settings.exclude_ttl_s else 0)
-        lists = SharedLists(redis, settings.lists, settings.sequences.ttl_s, unwanted, served.vocab)
+        lists = SharedLists(redis, settings.lists, settings.sequences.ttl_s, unwanted, served.vocab, refusals)
         await self._until(REDIS, lambda: _first_refresh(lists))
         counts = OnlineCounts(redis, metrics)
         counts.serve(served.version)
@@ -196,7 +231,7 @@ class Startup:
                 metrics,
                 settings.exclude_ttl_s,
             ),
-            Publisher(redis, settings.lists.ttl_s, metrics, excludes=settings.exclude_ttl_s > 0),
+            Publisher(redis, settings.lists.ttl_s, metrics, refusals, settings.exclude_ttl_s > 0),
             counts,
             Shadow(settings.serving.shadow_share, settings.lists, lists, counts, metrics),
         )
@@ -222,7 +257,7 @@ class Startup:
             self._clients.push_async_callback(_stop_in_time, new.stop)
             return new
 
-        letters = await self._until(KAFKA, producer)
+        letters = self._letters = await self._until(KAFKA, producer)
         return await self._until(KAFKA, consumer)
 
 

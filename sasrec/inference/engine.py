@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sasrec.data.vocab import PADDING, ItemVocab
+from sasrec.inference.blocked import BlockedItems
 from sasrec.inference.index import IndexChoice, ItemIndex
 from sasrec.inference.kernels import Floats
 from sasrec.inference.kv_cache import CacheStats, Indices, KVCache, ScheduledWindow, SlotManager
@@ -184,7 +185,7 @@ class Engine:
         hidden: Tensor,
         k: int,
         exclude: Sequence[Indices | Collection[int]] | None = None,
-        blocked: Collection[int] = (),
+        blocked: Collection[int] | BlockedItems = (),
         allowed: Collection[int] | None = None,
         windows: Sequence[Indices] = (),
     ) -> list[Ranking]:
@@ -196,14 +197,14 @@ class Engine:
         Args:
             hidden: (B, D).
             exclude: for each row, indices that must not be recommended (0 is ignored).
-            blocked: indices that must not be recommended to any user.
+            blocked: indices or mask of items that no row may contain.
             allowed: the only indices that may be recommended; all by default.
             windows: the windows that the rows were encoded from; only a model with a reminder needs them.
 
         Raises:
             ValueError: k is smaller than 1, or the model has a reminder and a row has no window.
         """
-        return self._ranker.top_k(hidden, k, exclude, blocked, allowed, windows)
+        return self._ranker.top_k(hidden, k, exclude, BlockedItems.of(blocked, len(self.vocab)), allowed, windows)
 
     def recommend(
         self,
@@ -213,7 +214,7 @@ class Engine:
         users: Sequence[Hashable] | None = None,
         counts: Sequence[int] | None = None,
         filter_seen: bool = True,
-        blocked: Collection[str] = (),
+        blocked: Collection[str] | BlockedItems = (),
         allowed: Collection[str] | None = None,
         exclude: Sequence[Collection[str]] | None = None,
     ) -> list[Ranking | None]:
@@ -222,9 +223,9 @@ class Engine:
         Args:
             sequences: item ids, oldest first, or arrays of their indices, 0 for unknown items, which are left out.
             users: cache under these names, each at most once; None re-encodes.
-            counts: all events that each sequence has ever had (it may be cut at the old end).
+            counts: all events that each sequence has ever had; it may be cut.
             filter_seen: do not recommend items of the sequence, in the window or before it.
-            blocked: item ids that are recommended to no user; ``exclude``: those that are not to each.
+            blocked: items that are recommended to no user: ids, or a mask; ``exclude``: ids that are not to each.
             allowed: the only item ids that are recommended; all by default.
 
         Raises:
@@ -244,10 +245,9 @@ class Engine:
         out = [tokens[i] if filter_seen else tokens[i][:0] for i in known] if filter_seen or exclude else None
         if exclude and out:
             out = [np.concatenate((row, self._tokens([*exclude[i]]))) for row, i in zip(out, known, strict=True)]
-        blocked_indices = self.vocab.encode(blocked)
+        no = blocked if isinstance(blocked, BlockedItems) else self.vocab.encode(blocked)
         allowed_indices = None if allowed is None else [index for index in self.vocab.encode(allowed) if index]
-        best = self.top_k(hidden, k, out, blocked_indices, allowed_indices, windows)
-        for i, ranking in zip(known, best, strict=True):
+        for i, ranking in zip(known, self.top_k(hidden, k, out, no, allowed_indices, windows), strict=True):
             rankings[i] = ranking
         return rankings
 

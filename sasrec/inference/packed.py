@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sasrec.data.vocab import PADDING
+from sasrec.inference.blocked import BlockedItems
 from sasrec.inference.kernels import (
     PRECISIONS,
     Floats,
@@ -154,7 +155,7 @@ class PackedItems:
         prepare_rank(self._items.dtype)
 
     def top_k(
-        self, hidden: Floats, k: int, exclude: Rows | None, blocked: Collection[int], allowed: Collection[int] | None
+        self, hidden: Floats, k: int, exclude: Rows | None, blocked: BlockedItems, allowed: Collection[int] | None
     ) -> tuple[Floats, Indices]:
         """Return scores and indices of the k best items of each row, (B, k); -inf where fewer items are left.
 
@@ -162,7 +163,7 @@ class PackedItems:
             hidden: (B, D).
             k: at most ``sasrec.inference.kernels.COLUMNS``.
             exclude: for each row, indices to leave out.
-            blocked: indices to leave out of all rows.
+            blocked: items to leave out of all rows.
             allowed: the only indices to choose from; all by default.
 
         Raises:
@@ -171,7 +172,9 @@ class PackedItems:
         bias = np.full(self._count, 0 if allowed is None else -np.inf, self._items.dtype)
         if allowed is not None:
             bias[list(allowed)] = 0
-        bias[[PADDING, *blocked]] = -np.inf
+        if blocked.count:
+            bias[blocked.mask] = -np.inf
+        bias[PADDING] = -np.inf
         ends = np.zeros(len(hidden), np.int64)
         excluded = np.zeros(0, np.int64)
         if exclude is not None and len(hidden):

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sasrec.data.vocab import PADDING, ItemVocab
+from sasrec.inference.blocked import BlockedItems
 from sasrec.inference.index import AUTO_ITEMS, IndexChoice, ItemIndex, open_index
 from sasrec.inference.kernels import COLUMNS, Floats, top_k
 from sasrec.inference.packed import PackedForward, PackedItems, few_threads, pad_rows
@@ -26,6 +27,10 @@ PACKED_ITEMS = AUTO_ITEMS
 PACKED_ROWS = 64
 # Embeddings of candidates gathered at once: until scored they stay in a core's cache, in a quarter of the time.
 RESCORED_BYTES = 600_000
+# An index names this many times the candidates that blocked items take away: they are not spread evenly.
+SPARE = 1.5
+# If a larger share of the items is blocked, the whole catalogue is ranked: too many candidates would be blocked.
+MOSTLY = 0.98
 
 
 class Ranking(NamedTuple):
@@ -71,14 +76,15 @@ class Ranker:
         hidden: Tensor,
         k: int,
         exclude: Filter | None,
-        blocked: Collection[int],
+        blocked: BlockedItems,
         allowed: Collection[int] | None,
         windows: Sequence[Indices],
     ) -> list[Ranking]:
         """Choose the k best items of each row; see ``Engine.top_k``."""
         if k < 1:
             raise ValueError(f"k={k}: must be at least 1")
-        if self.index is None or allowed is not None or not len(hidden):
+        few_allowed = blocked.count > MOSTLY * len(self.vocab)
+        if self.index is None or allowed is not None or few_allowed or not len(hidden):
             return self._rank_all(hidden, k, exclude, blocked, allowed, windows)
         exclude = [()] * len(hidden) if exclude is None else exclude
         found = self._rank_candidates(self.index, hidden, k, exclude, blocked, windows)
@@ -96,7 +102,7 @@ class Ranker:
         hidden: Tensor,
         k: int,
         exclude: Filter | None,
-        blocked: Collection[int],
+        blocked: BlockedItems,
         allowed: Collection[int] | None,
         windows: Sequence[Indices],
     ) -> list[Ranking]:
@@ -110,8 +116,8 @@ class Ranker:
             others = torch.ones(scores.shape[1], dtype=torch.bool, device=scores.device)
             others[list(allowed)] = False
             scores[:, others] = -torch.inf
-        if blocked:
-            scores[:, list(blocked)] = -torch.inf
+        if blocked.count:
+            scores.masked_fill_(torch.from_numpy(blocked.mask).to(scores.device), -torch.inf)
         if exclude is not None:
             # rows are padded with 0, which is excluded already
             scores.scatter_(1, pad_rows(exclude, scores.device), -torch.inf)
@@ -125,7 +131,7 @@ class Ranker:
         hidden: Tensor,
         k: int,
         exclude: Filter,
-        blocked: Collection[int],
+        blocked: BlockedItems,
         windows: Sequence[Indices],
     ) -> list[Ranking | None]:
         """Choose from the index's candidates and the window's items; None for rows with too few candidates left."""
@@ -133,12 +139,11 @@ class Ranker:
         # a column of padding, since no row may be empty
         excluded, own = (F.pad(pad_rows(rows, hidden.device), (0, 1), value=PADDING) for rows in (exclude, reminded))
         depth = index.candidates(k)
-        filtered = excluded.shape[1] + own.shape[1] + min(len(blocked), depth)  # candidates that filters may remove
+        filtered = excluded.shape[1] + own.shape[1] + self._spare(depth, blocked)  # candidates that filters may remove
         found = index.search(hidden, min(depth + filtered, len(self.vocab)))  # (B, F)
         # (B, C), no item twice in a row
         candidates = torch.cat((found.masked_fill(_contained(found, own), PADDING), own), 1)
-        banned = torch.zeros(len(self.vocab) + 1, dtype=torch.bool, device=hidden.device)
-        banned[list(blocked)] = True
+        banned = torch.from_numpy(blocked.mask).to(hidden.device)  # padding too
         scores = self._scores_of(candidates, hidden)  # (B, C)
         scores[:, found.shape[1] :] += self.model.config.reminder
         scores[banned[candidates] | _contained(candidates, excluded)] = -torch.inf
@@ -146,6 +151,11 @@ class Ranker:
         enough = (scores.isfinite().sum(1) >= depth).tolist()
         rankings = self._rankings(*_as_arrays(best, candidates.gather(1, places)))
         return [ranking if full else None for ranking, full in zip(rankings, enough, strict=True)]
+
+    def _spare(self, depth: int, blocked: BlockedItems) -> int:
+        """Return the number of candidates to add, so that about ``depth`` of them are not blocked."""
+        share = blocked.count / len(self.vocab)
+        return min(blocked.count, max(depth, int(SPARE * depth * share / (1 - share))))
 
     def _scores_of(self, items: Tensor, hidden: Tensor) -> Tensor:
         """Return the scores of items (B, C), without the reminder."""

@@ -9,13 +9,13 @@ import argparse
 import os
 import sys
 
-from streamrec.commands import archive, bench, check, demo, models, rebuild, recs, replay, retrain, serve, user
+from streamrec.commands import archive, bench, check, demo, items, models, rebuild, recs, replay, retrain, serve, user
 from streamrec.commands.options import EPILOG, given_flags
 from streamrec.errors import StreamrecError
 from streamrec.logs import configure_logging, one_line
 from streamrec.settings_sources import load_settings, unknown_variables
 
-COMMANDS = (serve, replay, recs, user, check, retrain, rebuild, models, archive, demo, bench)
+COMMANDS = (serve, replay, recs, user, check, retrain, rebuild, models, items, archive, demo, bench)
 
 
 def main(arguments: list[str] | None = None) -> int:

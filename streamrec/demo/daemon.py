@@ -66,7 +66,7 @@ class DemoPage(LivePage):
 
     def _matching(self, like: str) -> Iterator[str]:
         for item in self._predictor.engine.vocab.ids:
-            if like in item.lower() or like in self._titles.get(item, "").lower():
+            if like in item.lower() or like in (self._names.title(item) or "").lower():
                 yield item
 
     async def _popular(self) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Mapping
 
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import KafkaError, TopicAuthorizationFailedError, for_code
@@ -22,10 +22,16 @@ from streamrec.setting_groups import KafkaSettings
 
 TOPIC_ALREADY_EXISTS, TOPIC_AUTHORIZATION_FAILED, CLUSTER_AUTHORIZATION_FAILED = 36, 29, 31
 INVALID_REPLICATION_FACTOR = 38  # more replicas than brokers, perhaps because the others still start
+COMPACTED = {"cleanup.policy": "compact"}  # of a topic that is a table
 
 
-async def ensure_topics(kafka: KafkaSettings, topics: Iterable[str]) -> list[str]:
+async def ensure_topics(
+    kafka: KafkaSettings, topics: Iterable[str], options: Mapping[str, str] | None = None
+) -> list[str]:
     """Create the topics that do not exist; return their names.
+
+    Args:
+        options: of the new topics [the broker's].
 
     Raises:
         KafkaUnavailable: the brokers cannot be reached; KafkaRefused: they refuse.
@@ -37,7 +43,10 @@ async def ensure_topics(kafka: KafkaSettings, topics: Iterable[str]) -> list[str
         return []
     async with _admin(kafka) as admin:
         response = await admin.create_topics(
-            [NewTopic(topic, kafka.partitions, kafka.replication_factor) for topic in missing]
+            [
+                NewTopic(topic, kafka.partitions, kafka.replication_factor, topic_configs=dict(options or {}))
+                for topic in missing
+            ]
         )
     for topic, code, message in response.topic_errors:
         if code in (TOPIC_AUTHORIZATION_FAILED, CLUSTER_AUTHORIZATION_FAILED):

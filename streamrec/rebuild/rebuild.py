@@ -27,6 +27,7 @@ import torch
 from sasrec.data.times import EARLIEST_MS
 from streamrec.archive.segments import EventArchive
 from streamrec.errors import RedisRefused, RedisRejected, RedisUnavailable, StreamrecError
+from streamrec.items.source import followed_items
 from streamrec.kafka.connection import ignore_abandoned_requests
 from streamrec.kafka.reader import TopicReader
 from streamrec.logs import LogOnce
@@ -85,9 +86,12 @@ async def rebuild(settings: Settings, rate_per_s: float = 0.0, dry_run: bool = F
         bounds = settings.events.bounds(time.time() * 1000)
         past = await asyncio.to_thread(PastClicks, archive, settings.sequences, served.max_len, bounds)
         log.info("archive read", extra={"clicks": len(past), "archive": str(archive.store)})
-        async with TopicReader(settings.kafka, settings.events, past.next_offsets, archive.marks()) as reader:
-            unwanted = served.max_len + (MAX_EXCLUDED if settings.exclude_ttl_s else 0)
-            lists = SharedLists(redis, settings.lists, settings.sequences.ttl_s, unwanted, served.vocab)
+        unwanted = served.max_len + (MAX_EXCLUDED if settings.exclude_ttl_s else 0)
+        async with (
+            followed_items(settings.items, settings.kafka) as refusals,
+            TopicReader(settings.kafka, settings.events, past.next_offsets, archive.marks()) as reader,
+        ):
+            lists = SharedLists(redis, settings.lists, settings.sequences.ttl_s, unwanted, served.vocab, refusals)
             predictor = Predictor(served.engine, lists, settings.lists, settings.serving.rescore_users, Metrics())
             rebuilder = Rebuilder(settings, redis, past, reader, lists, predictor)
             await rebuilder.run(rate_per_s, dry_run)
@@ -113,11 +117,10 @@ class Rebuilder:
         self._reader = reader
         self._lists = lists
         self._predictor = predictor
-        self._exclude_ttl_s = settings.exclude_ttl_s
-        self._publisher = Publisher(redis, settings.lists.ttl_s, Metrics(), excludes=self._exclude_ttl_s > 0)
-        # max_len is of no use: it appends exclusions, never a click
-        epoch = settings.kafka.topic_epoch
-        self._store = SequenceStore(redis, settings.sequences, epoch, 1, Metrics(), self._exclude_ttl_s)
+        ttl_s = self._exclude_ttl_s = settings.exclude_ttl_s
+        self._publisher = Publisher(redis, settings.lists.ttl_s, Metrics(), lists.refusals, excludes=ttl_s > 0)
+        epoch = settings.kafka.topic_epoch  # max_len is of no use: it appends exclusions, never a click
+        self._store = SequenceStore(redis, settings.sequences, epoch, 1, Metrics(), ttl_s)
         self._refreshed_s = 0.0
         self._dry_run = False
         self._log_waits = LogOnce(log)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -18,7 +17,16 @@ from streamrec.redis.connection import connect
 from streamrec.redis.errors import RedisFailure, redis_error
 from streamrec.redis.isolation import Call, Isolation
 from streamrec.redis.keys import Keys
-from streamrec.redis.nodes import Command, NotReplicated, RedisArg, Wait, pool_of
+from streamrec.redis.nodes import (
+    Command,
+    NotReplicated,
+    Primary,
+    RedisArg,
+    Wait,
+    cancellation_preserved,
+    pipelined,
+    pool_of,
+)
 from streamrec.redis.script import Script
 from streamrec.redis.sentinels import WatchedServer
 from streamrec.setting_groups import RedisSettings
@@ -93,6 +101,23 @@ class RedisClient:
         size = len(reply) // len(calls)
         return [reply[start : start + size] for start in range(0, len(reply), size)]
 
+    async def primaries(self) -> list[Primary]:
+        """Return all servers that take writes. Raises RedisUnavailable if they are unknown."""
+        try:
+            with cancellation_preserved():
+                return await self._nodes.primaries()
+        except (RedisError, OSError) as error:
+            raise self._error(error) from error
+
+    async def run_at(self, script: Script, calls: Sequence[tuple[Primary, Sequence[RedisArg]]]) -> list[Any]:
+        """Run a script without keys at servers, each with its arguments; return the replies. Raises as ``run`` does."""
+        wait = self._wait if script.replicated else None
+        with cancellation_preserved():
+            answers = await asyncio.gather(
+                *(pipelined(at, [Command("", ("EVALSHA", script.sha, 0, *args))], script, wait) for at, args in calls)
+            )
+        return self._successful([answer for (answer,) in answers], [[]] * len(calls))
+
     async def _run(self, script: Script, calls: Sequence[tuple[list[str], Iterable[RedisArg]]]) -> list[Any]:
         """Return the answers, errors among them."""
         commands = [
@@ -125,7 +150,7 @@ class RedisClient:
         """
         await self._follow()
         try:
-            with _cancellation_preserved():
+            with cancellation_preserved():
                 keys = await self._nodes.keys_at_primaries(self.keys.probe)
         except (RedisError, OSError) as error:
             raise self._error(error) from error
@@ -134,7 +159,7 @@ class RedisClient:
 
     async def _follow(self) -> None:
         if isinstance(self._nodes, WatchedServer):
-            with _cancellation_preserved():
+            with cancellation_preserved():
                 await self._nodes.follow()
 
     async def check_format(self, claim: bool = True) -> None:
@@ -194,14 +219,14 @@ class RedisClient:
             RedisUnavailable: the connection was lost.
         """
         try:
-            with _cancellation_preserved():
+            with cancellation_preserved():
                 node = await self._nodes.client_of(channel)  # any node would do: they forward messages
             renewals = pool_of(node).renewals
             async with node.pubsub(ignore_subscribe_messages=True) as subscription:
-                with _cancellation_preserved():
+                with cancellation_preserved():
                     await subscription.subscribe(channel)
                 while await self._nodes.client_of(channel) is node and pool_of(node).renewals == renewals:
-                    with _cancellation_preserved():
+                    with cancellation_preserved():
                         message = await subscription.get_message(timeout=LISTEN_TIMEOUT_S)
                     if message is not None:
                         yield message["data"].decode(errors="replace")
@@ -235,7 +260,7 @@ class RedisClient:
         if not commands:
             return []
         try:
-            with _cancellation_preserved():
+            with cancellation_preserved():
                 return await self._nodes.send(commands, script, wait)
         except (RedisError, OSError) as error:
             raise self._error(error) from error
@@ -249,7 +274,7 @@ class RedisClient:
 
     async def _on_primaries(self, *parts: RedisArg) -> list[Any]:
         try:
-            with _cancellation_preserved():
+            with cancellation_preserved():
                 nodes = await self._nodes.primaries()
                 commands = [node.execute_command(*parts) for node in nodes]  # type: ignore[no-untyped-call]
                 # wait for all, also after an error: a late one might connect again after close()
@@ -269,15 +294,3 @@ class RedisClient:
 
 def _with_shared(shared: Sequence[RedisArg], calls: Sequence[Call]) -> list[Call]:
     return [(keys, [*shared, *args]) for keys, args in calls]
-
-
-@contextlib.contextmanager
-def _cancellation_preserved() -> Iterator[None]:
-    """Raise a cancellation that redis-py has lost: asyncio.wait_for loses some before Python 3.12."""
-    task = asyncio.current_task()
-    before = task.cancelling() if task else 0
-    try:
-        yield
-    finally:
-        if task and task.cancelling() > before:
-            raise asyncio.CancelledError

@@ -47,6 +47,16 @@ class Keys:
         """Key of the items that no list may contain, SET; operators write it."""
         return f"{self.prefix}:blocklist"
 
+    @property
+    def sweep_lock(self) -> str:
+        """Key of the lock of the daemon that sweeps published lists, STRING with a TTL."""
+        return f"{self.prefix}:sweep:lock"
+
+    @property
+    def swept(self) -> str:
+        """Key of the last sweeps, HASH with a TTL (items/swept.lua)."""
+        return f"{self.prefix}:sweep:swept"
+
     def online(self, version: str) -> str:
         """Return the key of the online figures of a model version, HASH (serving/online.py)."""
         return f"{self.prefix}:online:{version}"

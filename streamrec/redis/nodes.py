@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import asyncio
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import redis.asyncio as redis
@@ -11,6 +13,7 @@ from redis.exceptions import NoScriptError, RedisError
 from streamrec.redis.script import Script
 
 RedisArg = str | bytes | int | float
+Primary = redis.Redis  # the client of a server
 Address = tuple[str, int]
 
 
@@ -167,6 +170,18 @@ async def _answers(client: redis.Redis, sent: Iterable[Sequence[RedisArg]]) -> l
     for parts in sent:
         pipeline.execute_command(*parts)
     return await pipeline.execute(raise_on_error=False)
+
+
+@contextlib.contextmanager
+def cancellation_preserved() -> Iterator[None]:
+    """Raise a cancellation that redis-py has lost: asyncio.wait_for loses some before Python 3.12."""
+    task = asyncio.current_task()
+    before = task.cancelling() if task else 0
+    try:
+        yield
+    finally:
+        if task and task.cancelling() > before:
+            raise asyncio.CancelledError
 
 
 def pool_of(client: redis.Redis) -> Pool:

@@ -4,29 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import socket
-import uuid
 from collections.abc import AsyncIterator
 
 from streamrec.errors import RetrainError, StreamrecError
 from streamrec.redis.client import RedisClient
-from streamrec.redis.script import Script
+from streamrec.redis.lock import holder_name, take_lock
 from streamrec.supervisor import Supervisor
 
-LOCK = Script(__package__, "lock")
 LOCK_TTL_MS = 15_000
 RENEW_EVERY_S = 4.0
-
-
-async def take_lock(redis: RedisClient, key: str, holder: str, ttl_ms: int) -> str:
-    """Take, renew or, with ``ttl_ms=0``, release a lock; return the name of its holder.
-
-    Raises:
-        RedisUnavailable: Redis does not answer.
-    """
-    found: bytes = await redis.run(LOCK, [key], [holder, ttl_ms])
-    return found.decode(errors="replace")
 
 
 class TrainingLock:
@@ -38,7 +24,7 @@ class TrainingLock:
     def __init__(self, redis: RedisClient) -> None:
         self._redis = redis
         self._key = redis.keys.training
-        self._name = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4()}"
+        self._name = holder_name()
         self.lost = False
 
     async def take(self) -> None:

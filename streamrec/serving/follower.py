@@ -72,6 +72,7 @@ class ChampionFollower:
         self._publisher = parts.publisher
         self._counts = parts.counts
         self._redis = parts.redis
+        self._refusals = parts.lists.refusals
         self._metrics = parts.metrics
         self._notified = asyncio.Event()
         self._refused = _Refusal()
@@ -122,7 +123,9 @@ class ChampionFollower:
                 self._refused = _Refusal()
                 self._log_refused.reset()
             elif not self._refused.covers(champion.version):
-                self._swap(champion, await asyncio.to_thread(self._load, champion.version))
+                served = await asyncio.to_thread(self._load, champion.version)
+                await self._refusals.prepare(served.vocab)
+                self._swap(champion, served)
                 return True
             self._log_unavailable.reset()
         except StoreUnavailable as error:
@@ -187,6 +190,7 @@ class ChampionFollower:
             self._shadow_refused = self._shadow_refused.after_another(alias.version, self._settings.registry.poll_s)
             self._shadow_alias = None  # tried again, as a champion is
             return
+        await self._refusals.prepare(served.vocab)
         self._shadow_refused = _Refusal()
         self._log_shadow_refused.reset()
         self._shadow.begin(served.engine)

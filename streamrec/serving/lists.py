@@ -1,4 +1,4 @@
-"""Lists that all users share: the popular list, updated from clicks, and the operator's blocklist.
+"""The popular list, which all users share and clicks update; and the operator's blocklist, read from Redis.
 
 Popularity is a ZSET of click counts that halve every ``lists_popular_half_life_s``. The daemon counts in memory and
 flushes every ``lists_refresh_s``, so a click costs no round trip; a crash loses the counts since the last flush. While
@@ -17,6 +17,7 @@ import msgspec
 
 from sasrec import ItemVocab, Ranking
 from streamrec.errors import RedisRejected, RedisUnavailable
+from streamrec.items.refusals import Refusals
 from streamrec.redis.client import RedisClient
 from streamrec.redis.script import Script
 from streamrec.schemas import NO_ITEMS, PublishedList, StoredItems, UserSequence
@@ -33,29 +34,36 @@ INTACT_SHARE = 0.9  # Redis has lost counts if it holds less than this share of 
 
 
 class SharedLists:
-    """Popular list and blocklist.
+    """The popular list, and the blocklist as Redis has it.
 
     Args:
         counts_ttl_s: the click counts expire after this time without a click.
         max_len: items that a user's list may not contain; the popular list is this much longer than top_k.
         vocab: the model's, with the counts of the training data.
+        refusals: the items that no list may contain [the blocklist alone].
     """
 
     def __init__(
-        self, redis: RedisClient, settings: ListSettings, counts_ttl_s: int, max_len: int, vocab: ItemVocab
+        self,
+        redis: RedisClient,
+        settings: ListSettings,
+        counts_ttl_s: int,
+        max_len: int,
+        vocab: ItemVocab,
+        refusals: Refusals | None = None,
     ) -> None:
         self._redis = redis
         self._keys = redis.keys
         self._settings = settings
         self._counts_ttl_s = counts_ttl_s
         self._popular_len = settings.top_k + max_len
+        self.refusals = Refusals() if refusals is None else refusals
         counts = sorted(zip(vocab.ids, vocab.counts.tolist(), strict=True), key=lambda pair: -pair[1])
         self._training_counts = {item: float(count) for item, count in counts[:MAX_COUNTED_ITEMS]}
         self._training_counts_sent = False
         self._weights: dict[str, float] = {}
         self._reference_ms = 0  # the weights are as of this time: with forward decay a click rescales no other weight
         self._newest_ms = 0
-        self.blocked: frozenset[str] = frozenset()
         self._set_popular(list(self._training_counts), list(self._training_counts.values()))
 
     def count(self, sequences: Collection[UserSequence]) -> None:
@@ -77,7 +85,7 @@ class SharedLists:
             RedisUnavailable: Redis does not answer.
             RedisRejected: the key has another type.
         """
-        self.blocked = frozenset(await self._redis.members(self._keys.blocklist))
+        self.refusals.block(frozenset(await self._redis.members(self._keys.blocklist)))
 
     async def refresh(self) -> None:
         """Read the blocklist, flush the counts, publish the popular list; a step that cannot be done stops no other.
@@ -136,25 +144,42 @@ class SharedLists:
         return True
 
     def popular_for(self, seen: StoredItems, k: int) -> Ranking:
-        """Return the k most popular items that are neither blocked nor seen."""
+        """Return the k most popular items that are neither refused nor seen."""
+        self._leave_out_refused()
         items, scores = self._popular.items, self._popular.scores
-        allowed = seen.missing(self._needles)
-        if self.blocked:
-            allowed = (place for place in allowed if items[place] not in self.blocked)
-        places = list(islice(allowed, k))
+        places = list(islice(seen.missing(self._needles), k))
         return Ranking([items[place] for place in places], [scores[place] for place in places])
 
     def popular_hits(self, sequence: UserSequence, k: int, filter_seen: bool) -> int:
         """Return the number of clicks whose item was in the popular list that the user could see before them."""
+        self._leave_out_refused()
         if self._popular_items.isdisjoint(sequence.clicks):  # most clicks are of items that are not popular at all
             return 0
         listed = self.popular_for(sequence.before if filter_seen else NO_ITEMS, k).items
         return sum(click in listed for click in sequence.clicks)
 
     def _set_popular(self, items: list[str], scores: list[float]) -> None:
+        self._all_popular = Ranking(items, scores)
+        self._popular_changes = -1
+        self._leave_out_refused()
+
+    def _leave_out_refused(self) -> None:
+        """Leave out the items that are refused now, if that has changed."""
+        if self._popular_changes == self.refusals.changes:
+            return
+        self._popular_changes = self.refusals.changes
+        items, scores = self._all_popular
+        if self.refusals.refuses_any:
+            places = [place for place, item in enumerate(items) if not self.refusals.refuses(item)]
+            items, scores = [items[place] for place in places], [scores[place] for place in places]
         self._popular = Ranking(items, scores)
         self._popular_items = frozenset(items)
         self._needles = StoredItems.needles_of(items)
+
+    @property
+    def _top(self) -> int:
+        """The number of items to read, so that enough are left if as many are refused as the last time."""
+        return min(self._popular_len + len(self._all_popular.items) - len(self._popular.items), MAX_COUNTED_ITEMS)
 
     def _half_lives(self, timestamp_ms: int) -> float:
         return (timestamp_ms - self._reference_ms) / 1000 / self._settings.popular_half_life_s
@@ -175,7 +200,12 @@ class SharedLists:
             await self._add_counts(part, reference_ms, top=0)
             for item in part:
                 del weights[item]
-        await self._add_counts(weights, reference_ms)
+        top = self._top
+        found = await self._add_counts(weights, reference_ms, top=top)
+        weights.clear()
+        while len(self._popular.items) < self._popular_len and len(found.items) == top < MAX_COUNTED_ITEMS:
+            top = min(2 * top, MAX_COUNTED_ITEMS)  # too many of them are refused
+            found = await self._add_counts({}, reference_ms, top=top)
 
     def _put_back(self, weights: dict[str, float], reference_ms: int) -> None:
         """Add weights that could not be flushed to those counted meanwhile."""
@@ -196,7 +226,7 @@ class SharedLists:
         args: list[str | int | float] = [
             self._settings.popular_half_life_s * 1000,
             self._counts_ttl_s,
-            self._popular_len + len(self.blocked) if top is None else top,
+            self._top if top is None else top,
             MAX_COUNTED_ITEMS,
             int(only_if_missing),
             reference_ms,

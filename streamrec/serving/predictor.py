@@ -49,7 +49,7 @@ def rank(
         users=[sequence.user_id for sequence in sequences],
         counts=[sequence.session_n for sequence in sequences],
         filter_seen=filter_seen,
-        blocked=lists.blocked,
+        blocked=lists.refusals.of(engine.vocab),
         exclude=excluded if any(excluded) else None,
     )
     return [
@@ -138,6 +138,7 @@ class Predictor:
                 sequence.n,
                 sequence.record_ts_ms,
                 exclusions=sequence.excluded.changes,
+                changes=self._lists.refusals.changes,
             )
             for sequence, (ranking, model) in zip(sequences, ranked, strict=True)
         ]

@@ -7,6 +7,7 @@ import time
 import msgspec
 
 from streamrec.errors import RedisRejected
+from streamrec.items.refusals import Refusals
 from streamrec.metrics import Metrics
 from streamrec.redis.client import RedisClient
 from streamrec.redis.nodes import RedisArg
@@ -22,15 +23,24 @@ class Publisher:
     """Writes the lists that applications read.
 
     Args:
+        refusals: items that were refused after a list was computed are left out of it.
         excludes: whether users may have exclusions; a list from before they changed is not published.
     """
 
-    def __init__(self, redis: RedisClient, ttl_s: int, metrics: Metrics, excludes: bool = False) -> None:
+    def __init__(
+        self,
+        redis: RedisClient,
+        ttl_s: int,
+        metrics: Metrics,
+        refusals: Refusals | None = None,
+        excludes: bool = False,
+    ) -> None:
         self._redis = redis
         self._keys = redis.keys
         self._ttl_s = ttl_s
         self._metrics = metrics
         self._excludes = excludes
+        self._refusals = Refusals() if refusals is None else refusals
         self._encoder = msgspec.json.Encoder()
 
     async def publish(
@@ -49,6 +59,8 @@ class Publisher:
         published_ts_ms = int(time.time() * 1000)
         calls: list[tuple[list[str], list[RedisArg]]] = []
         for r in recommendations:
+            if r.changes != self._refusals.changes:  # since the list was computed
+                r = r.without(self._refusals.refuses)
             value = PublishedList(r.items, r.scores, r.model, r.event_ts_ms, published_ts_ms, r.n)
             keys = [self._keys.recommendation(r.user_id), self._keys.sequence(r.user_id)]
             args: list[RedisArg] = [r.n, self._encoder.encode(value).decode()]

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import msgspec
@@ -30,11 +30,12 @@ from streamrec.setting_groups import KafkaSettings
 from streamrec.web.access import STATIC_FOLDER
 from streamrec.web.explain import MAX_CLICKS, Explainer
 from streamrec.web.history import History, Received
+from streamrec.web.titles import ItemNames
 
 MAX_VIEWERS = 32
 SEND_TIMEOUT_S = 10.0  # a connection that accepts nothing for this time is closed
 SHOWN_USERS = 12
-PageMaker = Callable[[KafkaSettings, RedisClient, Predictor, History, Explainer, Mapping[str, str]], "LivePage"]
+PageMaker = Callable[[KafkaSettings, RedisClient, Predictor, History, Explainer, ItemNames], "LivePage"]
 Handler = Callable[[web.Request], Awaitable[object]]
 
 
@@ -42,7 +43,7 @@ class LivePage:
     """The handlers of the page.
 
     Args:
-        titles: known titles of items, by item id.
+        names: titles and categories of items.
     """
 
     demo = False
@@ -54,7 +55,7 @@ class LivePage:
         predictor: Predictor,
         history: History,
         explainer: Explainer,
-        titles: Mapping[str, str],
+        names: ItemNames,
     ) -> None:
         self._kafka = kafka
         self._keys = redis.keys
@@ -62,7 +63,7 @@ class LivePage:
         self._predictor = predictor
         self._history = history
         self._explainer = explainer
-        self._titles = titles
+        self._names = names
         self._read_lock = asyncio.Lock()  # one read at a time: clicks need the connections to Redis
         self._viewers = 0
         self._closing = False
@@ -137,7 +138,7 @@ class LivePage:
             "topic": self._kafka.topic,
             "group": self._kafka.group,
             "demo": self.demo,
-            "titles": len(self._titles),
+            "titles": len(self._names),
         }
 
     async def _user(self, request: web.Request) -> object:
@@ -189,8 +190,10 @@ class LivePage:
         )
 
     def named(self, item_id: str) -> dict[str, Any]:
-        """Return an item id with its title, None if the title is not known."""
-        return {"id": item_id, "title": self._titles.get(item_id)}
+        """Return an item id with its title, None if the title is not known, and with its categories if it has any."""
+        categories = self._names.categories(item_id)
+        named = {"id": item_id, "title": self._names.title(item_id)}
+        return named | ({"categories": categories} if categories else {})
 
     async def _shut_down(self, _: web.Application) -> None:
         self._closing = True

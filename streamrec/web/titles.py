@@ -15,17 +15,44 @@ import csv
 import gzip
 import io
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as parquet
 
 from streamrec.errors import SettingsError
+from streamrec.items.table import ItemTable
 
 MAX_TITLE_CHARS = 200
 ID_COLUMNS, TITLE_COLUMNS, YEAR_COLUMNS = ("item_id", "movieid"), ("title", "movie_title"), ("release_year",)
 Row = tuple[str, str]
+
+
+class ItemNames:
+    """Titles and categories of items.
+
+    Args:
+        titles: by item id, for items without a title in the table.
+        table: the table of items, if there is one.
+    """
+
+    def __init__(self, titles: Mapping[str, str], table: ItemTable | None = None) -> None:
+        self._titles = titles
+        self._table = table
+
+    def __len__(self) -> int:
+        return max(len(self._titles), len(self._table or ()))
+
+    def title(self, item_id: str) -> str | None:
+        """Return the title of an item, None if it is not known."""
+        item = self._table.item(item_id) if self._table else None
+        return _shortened(item.title) if item and item.title else self._titles.get(item_id)
+
+    def categories(self, item_id: str) -> list[str]:
+        """Return the categories of an item; none if they are not known."""
+        item = self._table.item(item_id) if self._table else None
+        return [] if item is None else list(item.all_categories)
 
 
 def read_titles(path: Path) -> dict[str, str]:

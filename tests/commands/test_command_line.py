@@ -136,6 +136,7 @@ async def test_help_names_every_command(run: Callable[..., Any]) -> None:
     assert re.findall(r"^    (\w+)  ", result.out, re.MULTILINE) == [
         *list(FLAGS)[:-2],
         "models",
+        "items",
         "archive",
         "demo",
         "bench",

@@ -53,7 +53,7 @@ def test_the_redis_contract_names_the_keys_that_are_used() -> None:
     used = [keys.recommendation("USER"), keys.popular, keys.sequence("USER"), keys.exclusions("USER"), keys.popularity]
     used += [keys.blocklist, keys.online("VERSION"), keys.format]
     used += [keys.topic_mark(0).replace("0", "PARTITION")]
-    used += [keys.probe(0).replace("0", "N"), keys.training, keys.models_channel]
+    used += [keys.probe(0).replace("0", "N"), keys.training, keys.sweep_lock, keys.swept, keys.models_channel]
     assert [row[0] for row in rows_of_table(DAEMON, "key")] == [f"`{key}`" for key in used]
 
 

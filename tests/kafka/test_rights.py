@@ -18,7 +18,7 @@ from streamrec.registry import Registry
 from streamrec.settings import Settings
 
 from support.daemon_process import Daemon, Retrain
-from support.kafka_client import feed
+from support.kafka_client import feed, raw_producer
 from support.preloaded import run_command
 from support.secured_kafka import PASSWORD, Right, SecuredKafka, login
 from support.servers import OwnRedis
@@ -155,6 +155,24 @@ async def test_without_any_one_of_them_a_command_ends_with_a_line_that_names_it(
 def _of_producers(right: Right) -> list[str]:
     """Return what a producer is told: Kafka refuses it its number, not the topic."""
     return ["to write to the topic, or Kafka before 2.8 IdempotentWrite"] if right.operation == "Write" else []
+
+
+async def test_a_table_of_items_needs_the_right_to_read_its_topic_that_the_page_names(
+    secured: SecuredKafka, settings_of: MakeSettings, tmp_path: Path
+) -> None:
+    user, items = "streamrec-serve", {"items_topic": "items"}
+    assert "`streamrec serve` and `streamrec rebuild` also need `--operation Read` on that topic" in PAGE
+    await secured.set_password(user, PASSWORD)
+    await new_records(settings_of)
+    await ensure_topics(settings_of().kafka, ["items"])
+    async with raw_producer(settings_of()) as producer:
+        await producer.send_and_wait("items", b"{}", key=b"i1")
+    settings = settings_of("LOGIN", **login("SCRAM-SHA-256", user), **items)
+    async with granted(secured, *PARTS[user][1]):
+        output = await outcome("serve", settings, tmp_path)
+        assert "refuses a right on topic items" in output.splitlines()[-1]
+        async with granted(secured, Right(user, "Read", "topic", "items")):
+            assert not await outcome("serve", settings, tmp_path)
 
 
 # --- topics

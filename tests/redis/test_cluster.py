@@ -20,8 +20,8 @@ from streamrec.local.cluster import EmbeddedCluster
 from streamrec.metrics import Metrics
 from streamrec.redis.client import RedisClient
 from streamrec.redis.keys import Keys
+from streamrec.redis.lock import take_lock
 from streamrec.registry import Registry
-from streamrec.retraining.lock import take_lock
 from streamrec.schemas import EXCLUDE, EventBatch, Recommendation, UserSequence
 from streamrec.serving.online import ONLINE
 from streamrec.serving.publisher import Publisher

@@ -17,7 +17,7 @@ from streamrec.errors import RedisUnavailable
 from streamrec.local.process import ServerProcess
 from streamrec.metrics import Metrics
 from streamrec.redis.client import RedisClient
-from streamrec.retraining.lock import take_lock
+from streamrec.redis.lock import take_lock
 from streamrec.serving.sequences import SequenceStore
 from streamrec.settings import Settings
 

@@ -19,8 +19,9 @@ from streamrec.archive.segments import EventArchive
 from streamrec.errors import ArchiveError, RetrainError, RetrainStopped
 from streamrec.redis.client import RedisClient
 from streamrec.redis.keys import Keys
+from streamrec.redis.lock import take_lock
 from streamrec.registry import Registry
-from streamrec.retraining.lock import LOCK_TTL_MS, take_lock
+from streamrec.retraining.lock import LOCK_TTL_MS
 from streamrec.retraining.worker import RetrainWorker
 from streamrec.settings import Settings
 

@@ -248,7 +248,7 @@ async def test_the_blocklist_is_read_again_at_every_refresh(redis: RedisClient, 
     async with raw_redis(settings) as raw:
         await raw.sadd(key.blocklist, "a", "b é", "not in the catalogue")  # type: ignore[misc]
         await lists.refresh()
-        assert lists.blocked == {"a", "b é", "not in the catalogue"}
+        assert lists.refusals.blocked == {"a", "b é", "not in the catalogue"}
         assert (await published(redis, settings))["items"] == ["c"]
         await raw.srem(key.blocklist, "a")  # type: ignore[misc]
         await lists.refresh()

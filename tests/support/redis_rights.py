@@ -10,12 +10,14 @@ from pathlib import Path
 
 from sasrec import load_model
 from streamrec.errors import EmbeddedError, RedisRefused
+from streamrec.items.refusals import Refusals
+from streamrec.items.sweep import SWEPT, Sweeper
 from streamrec.local.servers import redis_program
 from streamrec.metrics import Metrics
 from streamrec.rebuild.rebuild import REPLACE
 from streamrec.redis.client import RedisClient
 from streamrec.redis.keys import Keys
-from streamrec.retraining.lock import take_lock
+from streamrec.redis.lock import take_lock
 from streamrec.schemas import EXCLUDE, Recommendation, RecordMark
 from streamrec.serving.lists import SharedLists
 from streamrec.serving.online import OnlineCounts
@@ -88,6 +90,14 @@ async def what_serve_does(settings: Settings, model_dir: Path) -> None:
                     async for _ in redis.listen(Keys().models_channel):
                         pass
 
+        async def sweep() -> None:
+            for most in (1_000, 0):  # fields: with 0 the notes are written anew
+                await redis.run(SWEPT, [redis.keys.swept], [60, most])
+                await redis.run(SWEPT, [redis.keys.swept], [60, most, 1, '"i1"'])
+            refusals = Refusals()
+            refusals.block(frozenset({"i1"}))
+            await Sweeper(redis, refusals, 20, metrics).run()
+
         steps = (
             redis.ping,
             redis.probe,
@@ -97,6 +107,7 @@ async def what_serve_does(settings: Settings, model_dir: Path) -> None:
             figures,
             mark,
             listen,
+            sweep,
             lambda: store.read(["ann"]),
         )
         for step in steps:

@@ -26,7 +26,8 @@ export function pause(yes) {
 }
 
 function name(item) {
-  return item.title ? [item.title, " ", el("small", {}, item.id)] : [item.id];
+  const categories = item.categories ? [" ", el("small", {}, item.categories.join(", "))] : [];
+  return item.title ? [item.title, " ", el("small", {}, item.id), ...categories] : [item.id, ...categories];
 }
 
 function label(item) {

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 import sasrec.inference.index
 from sasrec.checkpoint import SavedModel
 from sasrec.data.vocab import ItemVocab
+from sasrec.inference.blocked import BlockedItems
 from sasrec.inference.engine import Engine
 from sasrec.inference.index import AUTO_ITEMS, ItemIndex, open_index
 from sasrec.inference.ranking import Ranking
@@ -100,6 +101,19 @@ def test_where_filters_leave_few_items_the_list_contains_all_of_them(left: set[i
 
 
 @settings(deadline=None, max_examples=30)
+@given(share=st.floats(0, 1), seed=st.integers(0, 99), k=st.integers(1, 30))
+def test_lists_are_full_whatever_share_of_the_items_is_blocked(share: float, seed: int, k: int) -> None:
+    assert APPROXIMATE.index is not None
+    mask = np.random.default_rng(seed).random(NUM_ITEMS + 1) < share
+    blocked = BlockedItems(mask)
+    ours, best = (e.top_k(STATES[:3], k, None, blocked) for e in (APPROXIMATE, EXACT))
+    for own, exact in zip(ours, best, strict=True):
+        assert len(own.items) == min(k, NUM_ITEMS - blocked.count)
+        assert not any(mask[int(item)] for item in own.items)
+        if NUM_ITEMS - blocked.count < APPROXIMATE.index.candidates(k):  # then all allowed items are ranked
+            assert own.items == exact.items
+
+
 @given(allowed=st.sets(st.integers(1, NUM_ITEMS), max_size=40), blocked=SOME_ITEMS, k=st.integers(1, 50))
 def test_lists_of_allowed_items_are_exact(allowed: set[int], blocked: set[int], k: int) -> None:
     ours, best = (e.top_k(STATES[:3], k, None, blocked, allowed) for e in (APPROXIMATE, EXACT))
@@ -319,7 +333,7 @@ async def test_a_swap_brings_the_index_of_the_new_model() -> None:
     lists = SharedLists(
         RedisClient(options.redis, metrics), options.lists, options.sequences.ttl_s, 20, old.vocab
     )  # it is not connected
-    lists.blocked = frozenset({"4"})
+    lists.refusals.block(frozenset({"4"}))
     predictor = Predictor(old, lists, options.lists, options.serving.rescore_users, metrics)
     sequence = UserSequence("ann", StoredItems.of(["3", "5"]), n=2, session_n=2, last_event_ts_ms=1)
     for engine, reference in ((old, exact[0]), (new, exact[1])):

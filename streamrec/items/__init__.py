@@ -1,0 +1,1 @@
+"""The table of items, the items that no list may contain, and the sweep of published lists."""
