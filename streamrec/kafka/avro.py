@@ -11,6 +11,7 @@ Source: https://docs.confluent.io/platform/current/schema-registry/fundamentals/
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import json
 import logging
@@ -21,7 +22,7 @@ from typing import Any
 import msgspec
 from aiokafka import ConsumerRecord
 
-from streamrec.errors import BadRecord, SchemaMissing
+from streamrec.errors import BadRecord, SchemaMissing, SettingsError
 from streamrec.kafka.schema_registry import SchemaRegistry
 from streamrec.logs import LogOnce
 
@@ -32,9 +33,15 @@ MAX_SCHEMAS = 1_000  # that are kept
 
 
 class AvroValues:
-    """Decodes values with the schemas of a registry."""
+    """Decodes values with the schemas of a registry.
+
+    Raises:
+        SettingsError: fastavro is not installed.
+    """
 
     def __init__(self, registry: SchemaRegistry) -> None:
+        if importlib.util.find_spec("fastavro") is None:
+            raise SettingsError("events_schema_registry_url needs the package fastavro: pip install 'streamrec[avro]'")
         self._registry = registry
         self._schemas: dict[int, Any] = {}  # parsed, or the reason why it cannot be used
         self._log = LogOnce(log)

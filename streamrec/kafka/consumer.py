@@ -96,6 +96,7 @@ class ClickConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
         self._place = StaticPlace(kafka)
         self._idle = asyncio.Event()
         self._idle.set()
+        self.rebalance = asyncio.Event()  # set while the group waits for this member to release its partitions
         self._lag = Lag(metrics, health)
         self._positions = Positions(kafka, self._consumer, marks, self._lag, health)
         self.watch = BrokerWatch(kafka, self._consumer, self._lag, health)
@@ -111,7 +112,7 @@ class ClickConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
     @property
     def rebalancing(self) -> bool:
         """Whether the group waits for this member to release its partitions."""
-        return self._health.rebalancing_since_s is not None
+        return self.rebalance.is_set()
 
     @property
     def idle(self) -> bool:
@@ -254,6 +255,7 @@ class ClickConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
     async def on_partitions_revoked(self, revoked: Collection[TopicPartition]) -> None:
         """Wait until the current batch ends, or abandon it before the group drops this member."""
         self._health.rebalancing_since_s = self._health.now_s()
+        self.rebalance.set()
         if self._health.joined and vars(self._consumer)["_coordinator"].generation < 0:
             self._place.lost(self._health.now_s())
         limit_s = max(1.0, self._kafka.rebalance_timeout_s - REBALANCE_MARGIN_S)
@@ -276,6 +278,7 @@ class ClickConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
         """Note the new assignment; the loop settles it, since heartbeats begin only after this."""
         self._positions.assigned(assigned)
         self._health.rebalancing_since_s = None
+        self.rebalance.clear()
         self._health.joined = True
         self._health.progressed()
         self._metrics.rebalances.inc()

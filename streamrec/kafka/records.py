@@ -18,18 +18,18 @@ from itertools import chain, pairwise
 from typing import Any, NamedTuple
 
 from aiokafka import ConsumerRecord, TopicPartition
-from aiokafka.codec import gzip_decode, lz4_decode, snappy_decode, zstd_decode
 from aiokafka.consumer import fetcher
 from aiokafka.record.default_records import DefaultRecordBatch
 from aiokafka.record.legacy_records import LegacyRecordBatch
 from aiokafka.record.memory_records import MemoryRecords
 
+from streamrec.kafka.compression import uncompressed
+
 FRAME = struct.Struct(">qi")  # of a batch of any format: offset, and the bytes that follow
 SHORTEST_BATCH_BYTES = 14  # after the frame, in the oldest format
 MAGIC_AT = 16
 HEADER = struct.Struct(">qiibIhiqqqhii")
-DECODERS = {1: gzip_decode, 2: snappy_decode, 3: lz4_decode, 4: zstd_decode}
-CODEC_MASK, LOG_APPEND_TIME = 7, 8  # attributes of a batch
+LOG_APPEND_TIME = 8  # attribute of a batch
 ABORT = 0  # type of a control record
 LONGEST_MS = 2**63 - 1
 CHECKSUM_TRIES = 3  # a fault between broker and here is gone the next time
@@ -115,6 +115,13 @@ class PartitionRecords(fetcher.PartitionRecords):  # type: ignore[misc]
 
     def _served(self, batch: Any, data: memoryview, is_old: bool) -> Iterator[ConsumerRecord]:
         tp = self._tp
+        if not is_old:
+            try:
+                data = uncompressed(data)
+            except Exception as error:  # each codec raises errors of its own
+                yield self._unreadable(batch.next_offset, data, f"its batch cannot be decompressed: {error!r}")
+                return
+            batch = DefaultRecordBatch(data)
         try:
             for record in batch:
                 offset = record.offset
@@ -131,13 +138,8 @@ class PartitionRecords(fetcher.PartitionRecords):  # type: ignore[misc]
                 yield from self._without_headers(data)
 
     def _without_headers(self, data: memoryview) -> Iterator[ConsumerRecord]:
-        """Yield the records of a batch from the next offset on; decode all but their headers."""
-        header = BatchHeader.of(data)
-        try:
-            body = header.decompressed(data)
-        except Exception as error:  # each codec raises errors of its own
-            yield self._unreadable(header.next_offset, data, f"its batch cannot be decompressed: {error!r}")
-            return
+        """Yield the records of an uncompressed batch from the next offset on; decode all but their headers."""
+        header, body = BatchHeader.of(data), bytearray(data[HEADER.size :])
         place, end = 0, 0
         for _ in range(header.records):
             try:
@@ -202,11 +204,6 @@ class BatchHeader(NamedTuple):
         """Read the header of a batch."""
         base, _, _, _, _, attributes, last_delta, first_ms, newest_ms, _, _, _, records = HEADER.unpack_from(data)
         return cls(base, attributes, base + last_delta + 1, first_ms, newest_ms, records)
-
-    def decompressed(self, data: memoryview) -> bytearray:
-        """Return the records of the batch, as they were before compression."""
-        codec, body = self.attributes & CODEC_MASK, bytes(data[HEADER.size :])
-        return bytearray(DECODERS[codec](body) if codec else body)
 
     def record(self, data: bytearray) -> tuple[int, int, bytes | None, bytes | None]:
         """Return offset, timestamp, key and value of a record.

@@ -28,6 +28,7 @@ from streamrec.schemas import EventBatch
 from streamrec.serving.judge import OnlineJudge
 from streamrec.serving.parts import ServingParts
 from streamrec.serving.sequences import OnRefused
+from streamrec.waiting import pause
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +102,7 @@ class Worker:
                     if self._consumer.rebalancing or batch.assignment != self._consumer.assignment:
                         raise BatchAbandoned from error  # otherwise the whole group would wait too
                     await self._consumer.keep_alive()
-                    await asyncio.sleep(pause_s)
+                    await pause(self._consumer.rebalance, pause_s)
                     pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
                     continue
                 if isinstance(last, RedisUnavailable):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import random
+import tracemalloc
 from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any
 
 import pytest
 from aiokafka import TopicPartition
+from aiokafka.codec import gzip_encode, lz4_encode, snappy_encode, zstd_encode
 from aiokafka.consumer.fetcher import READ_COMMITTED
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
@@ -17,6 +20,7 @@ from hypothesis import strategies as st
 
 from streamrec.archive.follow import Archiver
 from streamrec.archive.segments import EventArchive
+from streamrec.kafka.compression import MAX_BATCH_BYTES, XERIAL, decompress
 from streamrec.kafka.records import CHECKSUM_TRIES, FetchedBytes, Gap, PartitionRecords, Unreadable
 from streamrec.kafka.topics import ensure_topics
 from streamrec.redis.client import RedisClient
@@ -33,6 +37,10 @@ MakeSettings = Callable[..., Settings]
 PLACE = TopicPartition("clicks", 0)
 NOT_UTF8 = [(b"\xff", b"value"), (b"\xc3\x28", None)]
 CONTROL, TRANSACTIONAL = 0x20, 0x10
+
+
+def raw_snappy(data: bytes) -> bytes:
+    return bytes(snappy_encode(data, xerial_compatible=False))
 
 
 def read(data: bytes, begin: int = 0, aborted: Any = ()) -> list[Any]:
@@ -77,6 +85,39 @@ def test_a_batch_of_an_unknown_codec_is_returned_as_a_whole() -> None:
     (damaged,) = [record for record in found if isinstance(record, Unreadable)]
     assert (damaged.offset, damaged.value) == (1, bad)
     assert "offsets 1 to 2" in damaged.reason
+
+
+COMPRESS = {1: gzip_encode, 2: snappy_encode, 3: lz4_encode, 4: zstd_encode, 5: raw_snappy}
+
+
+@pytest.mark.parametrize("kind", COMPRESS)
+@pytest.mark.parametrize("size", [1, 100, 100_000, 3_000_000])
+def test_compressed_records_are_what_they_were(kind: int, size: int) -> None:
+    value = random.Random(size).randbytes(size // 2) + bytes(size - size // 2)
+    records = [RawRecord(value), RawRecord(b"b", headers=NOT_UTF8)]
+    batch = RawBatch(records, 2 if kind == 5 else kind, compress=COMPRESS[kind]).encode()
+    assert served(read(batch)) == [(0, value), (1, b"b")]
+
+
+@pytest.mark.parametrize("kind", COMPRESS)
+def test_a_small_batch_that_stands_for_gigabytes_is_a_dead_letter_and_takes_no_memory(kind: int) -> None:
+    bomb = RawRecord(bytes(MAX_BATCH_BYTES))
+    batch = RawBatch([bomb], 2 if kind == 5 else kind, base_offset=1, compress=COMPRESS[kind]).encode()
+    data = RawBatch([RawRecord(b"a")]).encode() + batch + RawBatch([RawRecord(b"c")], base_offset=2).encode()
+    found = read(data)
+    assert served(found) == [(0, b"a"), (2, b"c")]
+    (damaged,) = [record for record in found if isinstance(record, Unreadable)]
+    assert (damaged.offset, damaged.value) == (1, batch)
+    assert "64 MiB" in damaged.reason
+
+
+def test_a_claim_of_gigabytes_costs_no_memory() -> None:
+    for claim in (b"\xff\xff\xff\xff\x0f" + bytes(100), XERIAL + b"\0\0\0\x09" + b"\xff\xff\xff\xff\x0f" + bytes(4)):
+        tracemalloc.start()
+        with pytest.raises(ValueError, match="64 MiB"):
+            decompress(2, claim)
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+        tracemalloc.stop()
 
 
 def test_a_wrong_checksum_is_read_again_before_its_batch_is_given_up() -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import gzip
 import struct
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from aiokafka.client import AIOKafkaClient
@@ -83,6 +83,7 @@ class RawBatch:
     first_ms: int = field(default_factory=lambda: int(time.time() * 1000))
     producer_id: int = -1
     next_offset: int | None = None
+    compress: Callable[[bytes], bytes] | None = None  # for codecs other than GZIP [as it is]
 
     def encode(self) -> bytes:
         offsets = self.offsets or range(len(self.records))
@@ -100,7 +101,7 @@ class RawBatch:
             0 if self.producer_id >= 0 else -1,
             0 if self.producer_id >= 0 else -1,
             len(self.records),
-        ) + (gzip.compress(data) if self.codec == GZIP else data)
+        ) + (self.compress or (gzip.compress if self.codec == GZIP else bytes))(data)
         head = struct.pack(">ibI", -1, 2, crc32c(after))
         return struct.pack(">qi", self.base_offset, len(head) + len(after)) + head + after
 
