@@ -101,8 +101,7 @@ class ClickConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
         self._positions = Positions(kafka, self._consumer, marks, self._lag, health)
         self.watch = BrokerWatch(kafka, self._consumer, self._lag, health)
         self._paused: frozenset[TopicPartition] = frozenset()
-        self._in_hand: Polled = {}  # the records of the current batch
-        self._held: Polled = {}  # records that wait for a schema
+        self._in_hand, self._held = Polled(), Polled()  # the records of the current batch; those that wait for a schema
 
     @property
     def assignment(self) -> int:
