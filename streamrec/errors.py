@@ -83,6 +83,10 @@ class Stopped(StreamrecError):
     """A signal came while the process waited for what it needs to start."""
 
 
+class SchemaMissing(StreamrecError):
+    """The schema registry does not answer, or does not have a schema; waiting may help."""
+
+
 class StoreUnavailable(StreamrecError):
     """A folder or object store cannot be read or written: it is unreachable, refuses access, or is full."""
 

@@ -58,6 +58,7 @@ class Health:
     redis_answers: bool = True  # it takes writes; RedisWatch alone sets this and the next two
     redis_refuses: bool = False  # it answers, but takes no writes
     redis_fails_batch: bool = False  # it takes writes, and the batch gets no answer
+    schemas_known: bool = True  # ClickConsumer alone sets this; False: records wait for the schema registry
     lag_records: int = 0
     rebalancing_since_s: float | None = None
     last_tick_s: float = field(default=0.0)
@@ -93,7 +94,7 @@ class Health:
         if silent > self.timeout_s and self.kafka_answers:  # a poll waits without a limit for a group to form
             return f"the loop has not polled for {silent:.0f} s"
         stuck = now - self.last_progress_s
-        kafka_works = self.kafka_answers and self.kafka_takes_commits
+        kafka_works = self.kafka_answers and self.kafka_takes_commits and self.schemas_known
         if stuck > self.timeout_s and kafka_works and self.redis_fails_batch:
             return f"Redis takes writes, but the batch gets no answer for {stuck:.0f} s"
         if stuck > self.timeout_s and self.lag_records and kafka_works and self.redis_answers:
@@ -118,4 +119,6 @@ class Health:
             return "Kafka takes no commits; the log says why"
         if not self.positions_known:
             return "the positions of its partitions are not known yet"
+        if not self.schemas_known:
+            return "waiting for a schema of the events; the log says why"
         return None

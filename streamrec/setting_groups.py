@@ -271,6 +271,26 @@ class RedisSettings(Group):
         return masked(self.url.get_secret_value())
 
 
+class SchemaRegistrySettings(Group):
+    """The registry that has the schemas of Avro events."""
+
+    url: str = Field("", description="schema registry; with it, events are Avro in Confluent's wire format [JSON]")
+    username: str | None = Field(None, description="user at the schema registry")
+    password: SecretStr | None = Field(None, description="password at the schema registry")
+    tls_ca_file: Path | None = Field(None, description="CA certificates that sign the registry's [the system's]")
+
+    @field_validator("url")
+    @classmethod
+    def _url(cls, value: str) -> str:
+        for url in filter(None, value.split(",")):
+            parts = urlsplit(url.strip())
+            if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc:
+                raise ValueError(
+                    "a schema registry is http[s]://HOST[:PORT], without user and password; commas between several"
+                )
+        return value.replace(" ", "")
+
+
 class EventSettings(Group):
     """Where a JSON event has its fields, and what its type does (deploy/EVENTS.md)."""
 
@@ -293,6 +313,7 @@ class EventSettings(Group):
         description="path; events with null there are ignored, and so are records without a value [none]",
         json_schema_extra=ADVANCED,
     )
+    schema_registry: SchemaRegistrySettings = SchemaRegistrySettings()
     min_timestamp_ms: int = Field(
         EARLIEST_MS,
         ge=0,

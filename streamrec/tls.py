@@ -9,10 +9,11 @@ from typing import Literal
 from streamrec.errors import SettingsError
 from streamrec.setting_groups import TlsSettings
 
-Server = Literal["kafka", "kafka_oauth", "redis"]
+Server = Literal["kafka", "kafka_oauth", "redis", "events_schema_registry"]
 KAFKA: Server = "kafka"
 TOKEN_ENDPOINT: Server = "kafka_oauth"
 REDIS: Server = "redis"
+SCHEMA_REGISTRY: Server = "events_schema_registry"
 # OpenSSL's names of errors, grouped by cause
 SPEAKS_NO_TLS = {"WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG", "HTTP_REQUEST"}
 REQUIRES_CERTIFICATE = {"TLSV13_ALERT_CERTIFICATE_REQUIRED", "SSLV3_ALERT_HANDSHAKE_FAILURE"}

@@ -16,13 +16,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
+from itertools import chain
 
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, ConsumerRecord, TopicPartition
 from aiokafka.errors import KafkaError, NoOffsetForPartitionError, OffsetOutOfRangeError
 
 from streamrec.health import Health
 from streamrec.kafka.connection import (
-    BROKER_TIMEOUT_S,
     FencedInstanceIdError,
     connection_options,
     kafka_error,
@@ -39,12 +39,14 @@ from streamrec.kafka.watch import BrokerWatch
 from streamrec.metrics import Metrics
 from streamrec.schemas import DeadLetter, EventBatch
 from streamrec.setting_groups import EventSettings, KafkaSettings
+from streamrec.waiting import pause
 
 log = logging.getLogger(__name__)
 
 # The current batch must end this time before the rebalance time-out, at which the group would drop this member.
 REBALANCE_MARGIN_S = 5.0
 MAX_HEARTBEAT_S = 3.0
+HELD_PAUSE_S = 1.0
 
 DeadLetterListener = Callable[[Sequence[DeadLetter]], None]
 Polled = dict[TopicPartition, list[ConsumerRecord]]
@@ -99,7 +101,7 @@ class ClickConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
         self._positions = Positions(kafka, self._consumer, marks, self._lag, health)
         self.watch = BrokerWatch(kafka, self._consumer, self._lag, health)
         self._paused: frozenset[TopicPartition] = frozenset()
-        self._in_hand: Polled = {}  # the records of the current batch
+        self._in_hand, self._held = Polled(), Polled()  # the records of the current batch; those that wait for a schema
 
     @property
     def assignment(self) -> int:
@@ -156,11 +158,11 @@ class ClickConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
             self._health.tick()
             self._place.check()
             await self._positions.settle()
-            polled = await self._poll(self._kafka.poll_timeout_ms, self._kafka.max_batch)
-            if not self._positions.settled:  # assigned during the poll: read again from where they begin
+            polled = await self._take()
+            if polled is None or not self._positions.settled:  # what was assigned meanwhile is read again
                 continue
             if not polled:
-                drained = burst and await self._drained()
+                drained = burst and not self.rebalancing and await self._positions.drained()
                 if not self.rebalancing:
                     await self._positions.commit_passed(at_once=drained)
                 if drained:
@@ -177,6 +179,20 @@ class ClickConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
                 self._resume_fetching()
                 self._in_hand = {}
                 self._idle.set()
+
+    async def _take(self) -> Polled | None:
+        """Poll for a batch; None if its records wait for a schema, or were assigned anew while they did."""
+        polled = self._held or await self._poll(self._kafka.poll_timeout_ms, self._kafka.max_batch)
+        assignment = self._assignment
+        known = self._health.schemas_known = await self._decoder.prepare(chain(*polled.values()))
+        if assignment != self._assignment:
+            return None
+        self._held = {} if known else polled
+        if known:
+            return polled
+        await self.keep_alive()
+        await pause(self.rebalance, HELD_PAUSE_S)
+        return None
 
     def refuse(self, batch: EventBatch, reasons: Mapping[str, object]) -> None:
         """Make dead letters of the records of users whose events can never be applied; ``reasons`` are by user id."""
@@ -249,6 +265,7 @@ class ClickConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
             log.warning("rebalance: the current batch is abandoned", extra={"waited_s": limit_s})
         self._assignment += 1
         self._positions.assigned(())
+        self._held = {}
         self._lag.revoked(revoked)
         if revoked:
             log.info("partitions revoked", extra={"partitions": sorted(p.partition for p in revoked)})
@@ -279,15 +296,3 @@ class ClickConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
             where = {"partition": letter.partition, "offset": letter.offset, "in_batch": len(batch.dead_letters)}
             log.warning("dead letter: %s", letter.reason, extra=where)
         return batch
-
-    async def _drained(self) -> bool:
-        """Return whether the group is joined and every assigned partition read to its end."""
-        assigned = list(self._consumer.assignment())
-        if not self._health.joined or self.rebalancing:
-            return False
-        try:
-            async with asyncio.timeout(BROKER_TIMEOUT_S):
-                ends = await self._consumer.end_offsets(assigned) if assigned else {}
-                return all([await self._consumer.position(partition) >= ends[partition] for partition in assigned])
-        except (KafkaError, TimeoutError, OSError):  # unreachable, or a rebalance began: try after the next poll
-            return False

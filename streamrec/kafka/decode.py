@@ -7,14 +7,17 @@ other fields are. One bad click makes the whole record bad: a record is applied 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
+from aiokafka import ConsumerRecord
 
 from streamrec.errors import BadRecord
 from streamrec.event_paths import Field, null_test, parse, reader_of
 from streamrec.event_roles import Roles
+from streamrec.kafka.avro import AvroValues
+from streamrec.kafka.schema_registry import SchemaRegistry
 from streamrec.kafka.timestamps import Timestamps
 from streamrec.schemas import CLICK, ClickEvent, Role
 from streamrec.setting_groups import EventSettings
@@ -42,6 +45,8 @@ class EventDecoder:
     """
 
     def __init__(self, events: EventSettings, now_ms: Callable[[], float] = lambda: time.time() * 1000) -> None:
+        registry = events.schema_registry
+        self._avro = AvroValues(SchemaRegistry(registry)) if registry.url else None
         self._read = _raw_reader(events)
         self._user_label, self._item_label = events.user_id, events.item_id
         self._through_list = any(step.many for path in parse(events.item_id) for step in path)
@@ -53,6 +58,14 @@ class EventDecoder:
         times = Timestamps(events, now_ms)
         self._time_of_event, self._time_of_record = times.of_event, times.of_record
 
+    async def prepare(self, records: Iterable[ConsumerRecord]) -> bool:
+        """Fetch the schemas that Avro records need; return whether all are there, so that they can be decoded.
+
+        Raises:
+            SettingsError: the schema registry refuses the login.
+        """
+        return self._avro is None or await self._avro.learn(records)
+
     def decode(self, value: bytes | None, partition: int, offset: int, record_ts_ms: int) -> list[ClickEvent]:
         """Return the clicks of a record, none if it is ignored: by its type, or since its list of items is empty.
 
@@ -63,6 +76,8 @@ class EventDecoder:
             if self._ignore_null:
                 return []
             raise BadRecord("the record has no value")
+        if self._avro is not None:
+            value = self._avro.to_json(value)
         try:
             raw = self._read(value)
         except UNREADABLE as error:

@@ -201,6 +201,18 @@ class Positions:
             offsets = {place.partition: await self._consumer.position(place) for place in self._consumer.assignment()}
             await self.commit({number: o for number, o in offsets.items() if self._lag.is_behind(number, o)})
 
+    async def drained(self) -> bool:
+        """Return whether the group is joined and every assigned partition read to its end."""
+        assigned = list(self._consumer.assignment())
+        if not self._health.joined:
+            return False
+        try:
+            async with asyncio.timeout(BROKER_TIMEOUT_S):
+                ends = await self._consumer.end_offsets(assigned) if assigned else {}
+                return all([await self._consumer.position(partition) >= ends[partition] for partition in assigned])
+        except (KafkaError, OSError):  # unreachable, or a rebalance began: try after the next poll
+            return False
+
     async def after(self, place: TopicPartition, records: Sequence[ConsumerRecord]) -> int:
         """Return the offset after polled records, and after the control records that follow them."""
         try:

@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from types import TracebackType
 from typing import Self
 
@@ -38,6 +39,7 @@ log = logging.getLogger(__name__)
 
 POLL_RECORDS = 10_000
 NEW_PARTITIONS_EVERY_S = 30.0
+HELD_PAUSE_S = 1.0
 
 
 @dataclass
@@ -77,6 +79,7 @@ class TopicReader:
         self._assigned: set[TopicPartition] = set()
         self._checked_s = -NEW_PARTITIONS_EVERY_S
         self._ends: dict[TopicPartition, int] | None = None
+        self._held: dict[TopicPartition, list[ConsumerRecord]] = {}  # they wait for a schema
         self.next_offsets = dict(start)
 
     async def __aenter__(self) -> Self:
@@ -133,12 +136,16 @@ class TopicReader:
         """
         wait_ms = self._kafka.poll_timeout_ms if timeout_ms is None else timeout_ms
         try:
-            polled = await self._client.getmany(timeout_ms=wait_ms, max_records=POLL_RECORDS)
+            polled = self._held or await self._client.getmany(timeout_ms=wait_ms, max_records=POLL_RECORDS)
         except OffsetOutOfRangeError as error:
             await self._move_into_range(error)
             return {}
         except KafkaError as error:
             raise kafka_error(self._kafka, error) from error
+        self._held = {} if await self._decoder.prepare(chain(*polled.values())) else polled
+        if self._held:
+            await asyncio.sleep(HELD_PAUSE_S)
+            return {}
         ranges = {}
         for place in self._assigned:
             next_offset = await self._client.position(place)
@@ -149,6 +156,8 @@ class TopicReader:
 
     async def drained(self) -> bool:
         """Return whether everything is read that was in the topic at the first call; later records do not count."""
+        if self._held:
+            return False
         try:
             if self._ends is None:
                 self._ends = await self._client.end_offsets(list(self._assigned))
@@ -202,6 +211,7 @@ class TopicReader:
         except (KafkaError, OSError) as error:
             raise kafka_error(self._kafka, error) from error
         self._client.assign(sorted(wanted))
+        self._held = {}  # they are read again
         for place, begin in begins.items():
             next_offset = self.next_offsets.get(place.partition, 0)
             if next_offset < begin:
