@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import functools
 import logging
+from collections.abc import Callable
 
 from streamrec.errors import RedisRefused, RedisRejected, RedisTakesNoWrites, RedisUnavailable, Stopped
 from streamrec.health import Health
@@ -23,17 +24,21 @@ from streamrec.settings import Settings
 from streamrec.startup import Daemon, Startup
 from streamrec.stop_signals import stop_signals
 from streamrec.supervisor import Step, Supervisor
+from streamrec.waiting import cancel
 from streamrec.web.page import LivePage, PageMaker
 
 log = logging.getLogger(__name__)
 
 
-async def serve(settings: Settings, burst: bool = False, page: PageMaker = LivePage) -> int:
+async def serve(
+    settings: Settings, burst: bool = False, page: PageMaker = LivePage, on_end: Callable[[int], None] = lambda _: None
+) -> int:
     """Run the daemon until a signal stops it; return the exit status.
 
     Args:
         burst: stop once the topic is drained; what is missing at the start is an error, and not waited for.
         page: makes the page of the HTTP port.
+        on_end: called with the exit status when all is done, before the clients are closed.
 
     Raises:
         StreamrecError: the daemon cannot start, or must not continue.
@@ -51,9 +56,11 @@ async def serve(settings: Settings, burst: bool = False, page: PageMaker = LiveP
                 serving = asyncio.create_task(daemon.worker.run(stop, burst), name="worker")
                 await _run(serving, stop)
                 if not await _shut_down(daemon, serving, settings.serving.shutdown_timeout_s):
+                    on_end(1)
                     return 1
             outcome = "drained" if burst and not stop.is_set() else "stopped"
             log.info(outcome, extra={"events": daemon.worker.handled_events})
+            on_end(0)
             return 0
 
 
@@ -70,7 +77,7 @@ async def _shut_down(daemon: Daemon, serving: asyncio.Task[None], timeout_s: flo
         serving.cancel()
     done, _ = await asyncio.wait((serving,), timeout=timeout_s)
     if not done:
-        serving.cancel()
+        await cancel(serving)
     with contextlib.suppress(asyncio.CancelledError):
         await serving
     if not done:

@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from streamrec.errors import StreamrecError, reason
 from streamrec.health import Loops
 from streamrec.metrics import ProcessMetrics
-from streamrec.waiting import pause
+from streamrec.waiting import cancel, pause
 
 log = logging.getLogger(__name__)
 
@@ -48,9 +48,7 @@ class Supervisor:
         try:
             yield
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await cancel(*tasks)
 
     async def repeat(
         self,

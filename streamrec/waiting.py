@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from streamrec.errors import (
     KafkaRefused,
@@ -24,6 +24,7 @@ from streamrec.errors import (
 log = logging.getLogger(__name__)
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.25, 3.0
+CANCEL_AGAIN_S = 2.0  # what a task does at its end takes less
 R = TypeVar("R")
 
 
@@ -76,6 +77,22 @@ async def pause(stop: asyncio.Event, seconds: float) -> None:
             await stop.wait()
 
 
+async def cancel(*tasks: asyncio.Future[Any]) -> None:
+    """Cancel tasks, and wait until they have ended.
+
+    A task can lose a cancellation: before Python 3.12 `asyncio.wait_for`, which clients use, loses one that comes
+    together with the result. So each task is cancelled again until it ends.
+    """
+    pending = {task for task in tasks if not task.done()}
+    while pending:
+        for task in pending:
+            task.cancel()
+        _, pending = await asyncio.wait(pending, timeout=CANCEL_AGAIN_S)
+    for task in tasks:
+        if not task.cancelled():
+            task.exception()  # else asyncio would log that nobody asked for it
+
+
 async def _unless_stopped(work: Awaitable[R], stop: asyncio.Event) -> R:
     """Return the result of the work; cancel it if ``stop`` is set first, and raise Stopped."""
     working, stopping = asyncio.ensure_future(work), asyncio.ensure_future(stop.wait())
@@ -85,6 +102,4 @@ async def _unless_stopped(work: Awaitable[R], stop: asyncio.Event) -> R:
             raise Stopped("stopped while waiting")
         return working.result()
     finally:
-        working.cancel()
-        stopping.cancel()
-        await asyncio.gather(working, stopping, return_exceptions=True)  # until connections are closed
+        await cancel(working, stopping)  # until connections are closed

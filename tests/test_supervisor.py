@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from streamrec import waiting
 from streamrec.errors import RegistryError
 from streamrec.health import Loops
 from streamrec.metrics import ProcessMetrics
@@ -127,3 +128,22 @@ async def test_a_cancelled_loop_ends_and_a_fatal_error_leaves_it() -> None:
     with pytest.raises(RegistryError, match="for the operator"):
         await watched.supervisor.repeat("rounds", watched.step, fatal=(RegistryError,))
     assert watched.loops.remark() is None
+
+
+async def test_a_loop_that_loses_a_cancellation_is_cancelled_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(waiting, "CANCEL_AGAIN_S", 0.05)
+    lost = 0
+
+    async def as_wait_for_does() -> None:
+        nonlocal lost
+        while lost < 3:
+            try:
+                await asyncio.sleep(3600)
+            except asyncio.CancelledError:
+                lost += 1
+        await asyncio.sleep(3600)
+
+    async with asyncio.timeout(30):
+        async with Watched().supervisor.running({"rounds": as_wait_for_does}):
+            await asyncio.sleep(0)  # the loop begins
+    assert lost == 3

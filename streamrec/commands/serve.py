@@ -59,9 +59,10 @@ def run(settings: Settings, options: argparse.Namespace) -> int:
     """Serve until a signal comes."""
     from streamrec.daemon import serve
     from streamrec.errors import NoChampion
+    from streamrec.stop_signals import end_soon
 
     if not options.embedded:
-        return asyncio.run(serve(settings, options.burst))
+        return asyncio.run(serve(settings, options.burst, on_end=end_soon))
     from streamrec.local.embedded_kafka import adapt
     from streamrec.local.servers import LocalServers
     from streamrec.serving.model import read_model
@@ -72,7 +73,7 @@ def run(settings: Settings, options: argparse.Namespace) -> int:
     with LocalServers() as servers:
         print(f"export STREAMREC_KAFKA_BOOTSTRAP_SERVERS={servers.kafka_bootstrap_servers}")
         print(f"export STREAMREC_REDIS_URL={servers.redis_url}", flush=True)
-        return asyncio.run(serve(_embedded(settings, servers), options.burst))
+        return asyncio.run(serve(_embedded(settings, servers), options.burst, on_end=end_soon))
 
 
 def _embedded(settings: Settings, servers: LocalServers) -> Settings:

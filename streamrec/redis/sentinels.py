@@ -18,6 +18,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, NoPermissionError, RedisError, ResponseError
 
 from streamrec.redis.nodes import Address, OneServer, new_client, renew
+from streamrec.waiting import cancel
 
 OF_THE_PRIMARY = ("host", "port", "db", "username", "password")  # options that do not hold for a sentinel
 GRACE_S = (
@@ -111,9 +112,7 @@ class Sentinels:
                     else:
                         errors[queried[task]] = error
         finally:
-            for task in waiting:
-                task.cancel()
-            await asyncio.gather(*waiting, return_exceptions=True)
+            await cancel(*waiting)
         return views, errors
 
 
