@@ -1,6 +1,6 @@
 """The settings in force, and the names under which each can be set. Parts take groups of them (setting_groups.py).
 
-A setting has one name: ``kafka_topic`` is ``--kafka-topic``, ``STREAMREC_KAFKA_TOPIC``, ``topic`` in TOML's ``[kafka]``.
+A setting has one name: ``kafka_topic`` is ``--kafka-topic``, ``STREAMREC_KAFKA_TOPIC``, ``topic`` in table ``[kafka]``.
 """
 
 from __future__ import annotations
