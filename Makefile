@@ -11,7 +11,7 @@ demo: $(VENV)/.demo-installed
 	$(BIN)/streamrec demo $(ARGS)
 
 test: $(VENV)/.test-installed
-	$(BIN)/python -m pytest -m "not long" -n 3 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -m "not long" -n 4 --dist loadfile $(ARGS)
 
 # KAFKA_3_9 names an unpacked Apache Kafka 3.9
 KAFKA_3_9 ?= ../shared/kafka/3.9
@@ -27,14 +27,14 @@ test-redis: $(VENV)/.test-installed
 
 # the lowest releases that pyproject.toml admits; torch's, a CUDA build of several GB, only with TORCH=lowest
 test-lowest: .venv-lowest/.installed$(TORCH)
-	.venv-lowest/bin/python -m pytest -m "not long" -n 3 --dist loadfile $(ARGS)
+	.venv-lowest/bin/python -m pytest -m "not long" -n 4 --dist loadfile $(ARGS)
 
 test-long: $(VENV)/.test-installed
 	$(BIN)/python -m pytest -m long $(ARGS)
 
 # the tests that deploy/FAULTS.md names, with each broker of BROKERS
 faults: $(VENV)/.test-installed
-	BROKERS="$(BROKERS)" $(BIN)/python tests/docs/faults.py -n 3 --dist loadfile $(ARGS)
+	BROKERS="$(BROKERS)" $(BIN)/python tests/docs/faults.py -n 4 --dist loadfile $(ARGS)
 
 drift: $(VENV)/.test-installed
 	DRIFT_PLOT=.github/drift.png $(BIN)/python -m pytest tests/studies/study_drift.py --log-cli-level=INFO $(ARGS)

@@ -18,7 +18,7 @@ from itertools import chain, count
 from typing import Any
 
 from aiokafka import AIOKafkaProducer
-from aiokafka.errors import KafkaError
+from aiokafka.errors import KafkaConnectionError, KafkaError
 
 from studies.soak.plant import Plant
 from studies.soak.state import PARTITIONS, State
@@ -86,7 +86,8 @@ class Feed:
                     await self._send(numbers)
                     break
                 except KafkaError as error:  # begin again with what the topic lacks
-                    self._plant.fault(f"the producer of the soak failed: {error!r}")
+                    if not isinstance(error, KafkaConnectionError):  # it starts while the broker is killed
+                        self._plant.fault(f"the producer of the soak failed: {error!r}")
                     await asyncio.sleep(2)
             transactions.cancel()
 
