@@ -65,7 +65,7 @@ def put(event: dict[str, Any], path: Path, value: object) -> None:
 
 @dataclass
 class _Node:
-    """What is read at one place of an event."""
+    """One place of an event that is read."""
 
     kind: Any = None  # of a value that a path ends with
     label: str = ""  # of the field that this place belongs to

@@ -90,7 +90,7 @@ async def cancel(*tasks: asyncio.Future[Any]) -> None:
         _, pending = await asyncio.wait(pending, timeout=CANCEL_AGAIN_S)
     for task in tasks:
         if not task.cancelled():
-            task.exception()  # else asyncio would log that nobody asked for it
+            task.exception()  # else asyncio would log it
 
 
 async def _unless_stopped(work: Awaitable[R], stop: asyncio.Event) -> R:

@@ -84,7 +84,7 @@ def list_imports(store: Store) -> list[Import]:
 
 
 def remove_import(store: Store, id: str) -> Import:
-    """Remove an import, whole or not at all; return what was removed.
+    """Remove an import, whole or not at all, and return it.
 
     Raises:
         ArchiveError: no import has this id, or several have.

@@ -14,7 +14,10 @@ from streamrec.settings import Settings
 def add_to(commands: Subparsers) -> None:
     """Declare the command and its action."""
     actions = add_group(
-        commands, "items", "send items to the items topic", "Write the table of items, which says what is available."
+        commands,
+        "items",
+        "send items to the items topic",
+        "Write the table of items to its topic.",
     )
     command = add_command(
         actions,

@@ -29,7 +29,7 @@ from streamrec.logs import LogOnce
 log = logging.getLogger(__name__)
 
 WIRE = struct.Struct(">bI")
-MAX_SCHEMAS = 1_000  # that are kept
+MAX_SCHEMAS = 1_000  # in memory
 
 
 class AvroValues:
@@ -48,7 +48,7 @@ class AvroValues:
         self._waits = False
 
     async def learn(self, records: Iterable[ConsumerRecord]) -> bool:
-        """Fetch the schemas that records need; return whether all are there. What is missing is logged, once.
+        """Fetch the schemas that records need; return whether all are there. A missing one is logged once.
 
         Raises:
             SettingsError: the registry refuses the login.
@@ -101,7 +101,7 @@ class AvroValues:
             raise schema or BadRecord(f"schema {number} is not known")
         try:
             return msgspec.json.encode(schemaless_reader(io.BytesIO(value[WIRE.size :]), schema))
-        except Exception as error:  # whatever the bytes are
+        except Exception as error:  # any bytes
             raise BadRecord(f"the value does not fit schema {number}: {error!r}") from None
 
 

@@ -159,7 +159,7 @@ class ClickConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
             self._place.check()
             await self._positions.settle()
             polled = await self._take()
-            if polled is None or not self._positions.settled:  # what was assigned meanwhile is read again
+            if polled is None or not self._positions.settled:  # newly assigned partitions are read again
                 continue
             if not polled:
                 drained = burst and not self.rebalancing and await self._positions.drained()

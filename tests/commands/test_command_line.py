@@ -205,7 +205,7 @@ async def test_embedded_serving_keeps_the_other_settings(
 ) -> None:
     served: list[Settings] = []
 
-    async def serve(settings: Settings, burst: bool) -> int:
+    async def serve(settings: Settings, burst: bool, on_end: Callable[[int], None]) -> int:
         async with RedisClient(settings.redis) as redis:
             await redis.ping()
         served.append(settings)
