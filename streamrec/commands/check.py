@@ -56,6 +56,7 @@ def run(settings: Settings, options: argparse.Namespace) -> int:
 
 async def check(settings: Settings) -> AsyncIterator[Finding]:
     """Yield the findings, each as soon as it is made."""
+    from streamrec.kafka.schema_registry import SchemaRegistry
     from streamrec.kafka.topics import topic_partitions
     from streamrec.redis.client import RedisClient
 
@@ -71,8 +72,16 @@ async def check(settings: Settings) -> AsyncIterator[Finding]:
         yield Finding("Redis", True, f"{settings.redis.address} answers")
     except StreamrecError as error:
         yield Finding("Redis", False, str(error))
+    registry = settings.events.schema_registry
+    if registry.url:
+        try:
+            await SchemaRegistry(registry).check()
+            yield Finding("schema", True, f"{registry.url} answers")
+        except StreamrecError as error:
+            yield Finding("schema", False, str(error))
+    wanted = (settings.kafka.topic, settings.kafka.dead_letters, settings.items.topic)
     try:
-        topics = await topic_partitions(settings.kafka, (settings.kafka.topic, settings.kafka.dead_letters))
+        topics = await topic_partitions(settings.kafka, tuple(filter(None, wanted)))
     except StreamrecError as error:
         yield Finding("Kafka", False, str(error))
         return

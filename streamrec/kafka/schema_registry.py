@@ -33,6 +33,10 @@ class SchemaRegistry:
         self._files = TlsSettings(ca_file=settings.tls_ca_file)
         self._context: ssl.SSLContext | None = None
 
+    async def check(self) -> None:
+        """Ask for nothing. Raises SchemaMissing if no registry answers, SettingsError if it refuses the login."""
+        await self._get("/", "its first page")
+
     async def schema(self, number: int) -> tuple[str, list[str]]:
         """Return the text of an Avro schema, and the texts of those that it refers to, each before its users.
 

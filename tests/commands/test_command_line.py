@@ -21,6 +21,8 @@ from streamrec.redis_urls import MASK
 from streamrec.settings import Settings, all_settings
 from streamrec.settings_sources import secret_variables
 
+from support.served_schemas import ServedSchemas
+
 MakeSettings = Callable[..., Settings]
 
 
@@ -42,6 +44,25 @@ async def test_check_reports_each_part(run: Callable[..., Any], model_dir: Path)
         ["FAILED", "Kafka"],
     ]
     assert good.err == bad.err == ""
+
+
+async def test_check_reports_the_schema_registry_and_the_items_topic(
+    run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = ServedSchemas(login=("ann", "s3cret"))
+    monkeypatch.setenv("STREAMREC_EVENTS_SCHEMA_REGISTRY_URL", served.url)
+    monkeypatch.setenv("STREAMREC_ITEMS_TOPIC", "items-of-check")
+    away = await run("check")
+    async with served.up():
+        refused = await run("check")
+        monkeypatch.setenv("STREAMREC_EVENTS_SCHEMA_REGISTRY_USERNAME", "ann")
+        monkeypatch.setenv("STREAMREC_EVENTS_SCHEMA_REGISTRY_PASSWORD", "s3cret")
+        answers = await run("check")
+    lines = [next(line for line in found.out.splitlines() if "schema" in line) for found in (away, refused, answers)]
+    assert lines[0].startswith("FAILED  schema") and "cannot be reached" in lines[0]
+    assert lines[1].startswith("FAILED  schema") and "STREAMREC_EVENTS_SCHEMA_REGISTRY_USERNAME" in lines[1]
+    assert lines[2] == f"ok      schema  {served.url} answers"
+    assert "items-of-check does not exist yet" in answers.out
 
 
 async def test_check_show_masks_secrets_and_is_a_settings_file(

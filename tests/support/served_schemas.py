@@ -41,6 +41,7 @@ class ServedSchemas:
     async def up(self) -> AsyncIterator[None]:
         """Serve while the block runs."""
         app = web.Application()
+        app.router.add_get("/", self._root)
         app.router.add_get("/schemas/ids/{id}", self._of_id)
         app.router.add_get("/subjects/{subject}/versions/{version}", self._of_version)
         runner = web.AppRunner(app)
@@ -50,6 +51,9 @@ class ServedSchemas:
             yield
         finally:
             await runner.cleanup()
+
+    async def _root(self, request: web.Request) -> web.Response:
+        return self._answer(request, {"is": "up"})
 
     async def _of_id(self, request: web.Request) -> web.Response:
         return self._answer(request, self.by_id.get(int(request.match_info["id"])))
