@@ -1,11 +1,11 @@
-# make demo | test | test-lowest | test-kafka-3.9 | test-redis | test-long | faults | drift | items | viewers | freshness | soak |
-#      bench | reference | lint | clean
+# make demo | test | test-lowest | test-kafka-3.9 | test-redis | test-long | faults | drift | items | outcomes | viewers | freshness |
+#      soak | bench | reference | lint | clean
 # Needs Python 3.11+ and pip; all else is installed into .venv
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-lowest test-kafka-3.9 test-redis test-long faults drift items viewers freshness soak bench reference lint clean
+.PHONY: demo test test-lowest test-kafka-3.9 test-redis test-long faults drift items outcomes viewers freshness soak bench reference lint clean
 
 demo: $(VENV)/.demo-installed
 	$(BIN)/streamrec demo $(ARGS)
@@ -41,6 +41,9 @@ drift: $(VENV)/.test-installed
 
 items: $(VENV)/.test-installed
 	$(BIN)/python -m pytest tests/studies/study_items.py --log-cli-level=INFO $(ARGS)
+
+outcomes: $(VENV)/.test-installed
+	$(BIN)/python -m pytest tests/studies/study_outcomes.py --log-cli-level=INFO $(ARGS)
 
 viewers: $(VENV)/.test-installed
 	$(BIN)/python -m pytest tests/studies/study_page.py --log-cli-level=INFO $(ARGS)
