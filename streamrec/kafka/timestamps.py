@@ -119,7 +119,8 @@ def _of_text(name: str, text: str) -> int:
     """
     shown = repr(text if len(text) <= SHOWN_CHARS else text[:SHOWN_CHARS] + "...")
     try:
-        moment = msgspec.convert(text, datetime)
+        # a space in place of the T, as RFC 3339 allows, is new in msgspec 0.19
+        moment = msgspec.convert(f"{text[:10]}T{text[11:]}" if text[10:11] == " " else text, datetime)
     except msgspec.ValidationError:
         raise BadRecord(f"{name} {shown} is neither a number nor a time such as 2024-01-31T12:00:00Z") from None
     if moment.tzinfo is None:
