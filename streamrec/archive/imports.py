@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as compute
 
 from sasrec import Event
-from streamrec.archive.segment_files import SCHEMA, Segment, check_archive, read_table
+from streamrec.archive.segment_files import SCHEMA, Segment, check_archive, columns_of_roles, read_table
 from streamrec.bucket import StoredFile
 from streamrec.errors import ArchiveError
 from streamrec.schemas import CLICK, Role
@@ -57,7 +57,7 @@ def import_of(events: Iterable[Event], source: str, role_of: RoleOf) -> tuple[st
     if any(row.timestamp_ms is None for row in rows):
         raise ArchiveError("an event without a timestamp cannot be archived; add a timestamp to each row")
     columns: list[Sequence[object]] = [[getattr(row, name) for row in rows] for name in SCHEMA.names[:3]]
-    columns += [range(len(rows)), *([getattr(role, name) for role in roles] for name in SCHEMA.names[4:])]
+    columns += [range(len(rows)), *columns_of_roles(roles)]
     table = pa.table(columns, SCHEMA).replace_schema_metadata({SOURCE: source})
     # this text decides whether a file was imported before: it must not change
     events_text = ", ".join(

@@ -13,7 +13,7 @@ import pyarrow.parquet as parquet
 from sasrec import Interactions
 from streamrec.errors import ArchiveError
 from streamrec.formats import check_format
-from streamrec.schemas import RecordMark
+from streamrec.schemas import RecordMark, Role
 from streamrec.storage import Store
 
 SCHEMA = pa.schema(
@@ -67,6 +67,11 @@ def check_archive(store: Store) -> None:
         ArchiveError: it has not.
     """
     check_format(store, lambda name: name.endswith(".parquet"), "set another STREAMREC_ARCHIVE_DIR", ArchiveError)
+
+
+def columns_of_roles(roles: Sequence[Role]) -> list[list[object]]:
+    """Return the columns of the schema that say what events do, in its order."""
+    return [[getattr(role, name) for role in roles] for name in DEFAULTS]
 
 
 def write_table(

@@ -33,6 +33,7 @@ from streamrec.archive.segment_files import (
     ArchiveStats,
     Segment,
     check_archive,
+    columns_of_roles,
     concatenate,
     dead_letters_in,
     events_in,
@@ -150,8 +151,7 @@ class EventArchive:
                 f"offset in {self.store}; does another process write to the archive?"
             )
         columns = [[getattr(event, name) for event in events] for name in SCHEMA.names[:4]]
-        roles = [event.role for event in events]
-        columns += [[r.click for r in roles], [r.exclude for r in roles], [r.outcome for r in roles]]
+        columns += columns_of_roles([event.role for event in events])
         claim_format(self.store)
         table = pa.table(columns, SCHEMA)
         write_table(self.store, self._name(partition, first, next_offset), table, dead_letters, mark)
