@@ -38,13 +38,13 @@ from streamrec.redis.watch import RedisWatch
 from streamrec.registry import Registry
 from streamrec.schemas import DeadLetter
 from streamrec.serving.judge import OnlineJudge
-from streamrec.serving.lists import SharedLists
+from streamrec.serving.lists import SharedLists, most_unwanted
 from streamrec.serving.model import ServedModel, first_champion
 from streamrec.serving.online import OnlineCounts
 from streamrec.serving.parts import ServingParts
 from streamrec.serving.predictor import Predictor
 from streamrec.serving.publisher import Publisher
-from streamrec.serving.sequences import MAX_EXCLUDED, SequenceStore
+from streamrec.serving.sequences import SequenceStore
 from streamrec.serving.shadow import Shadow
 from streamrec.serving.topic_marks import TopicMarks
 from streamrec.serving.worker import Worker
@@ -206,7 +206,7 @@ class Startup:
         """Make the parts that score and publish, and warm up the model."""
         settings, metrics = self._settings, self._metrics
         metrics.model_created.set(served.created_s)
-        unwanted = served.max_len + (MAX_EXCLUDED if settings.exclude_ttl_s else 0)
+        unwanted = most_unwanted(served.max_len, settings.exclude_ttl_s)
         lists = SharedLists(redis, settings.lists, settings.sequences.ttl_s, unwanted, served.vocab, refusals)
         await self._until(REDIS, lambda: _first_refresh(lists))
         counts = OnlineCounts(redis, metrics)

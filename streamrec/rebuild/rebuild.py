@@ -39,11 +39,11 @@ from streamrec.redis.client import RedisClient
 from streamrec.redis.nodes import RedisArg
 from streamrec.redis.script import Script
 from streamrec.schemas import EventBatch, UserSequence, parse_published
-from streamrec.serving.lists import SharedLists
+from streamrec.serving.lists import SharedLists, most_unwanted
 from streamrec.serving.model import ServedModel, read_model
 from streamrec.serving.predictor import Predictor
 from streamrec.serving.publisher import Publisher
-from streamrec.serving.sequences import MAX_EXCLUDED, SequenceStore, StoredSequence
+from streamrec.serving.sequences import SequenceStore, StoredSequence
 from streamrec.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -86,7 +86,7 @@ async def rebuild(settings: Settings, rate_per_s: float = 0.0, dry_run: bool = F
         bounds = settings.events.bounds(time.time() * 1000)
         past = await asyncio.to_thread(PastClicks, archive, settings.sequences, served.max_len, bounds)
         log.info("archive read", extra={"clicks": len(past), "archive": str(archive.store)})
-        unwanted = served.max_len + (MAX_EXCLUDED if settings.exclude_ttl_s else 0)
+        unwanted = most_unwanted(served.max_len, settings.exclude_ttl_s)
         async with (
             followed_items(settings.items, settings.kafka) as refusals,
             TopicReader(settings.kafka, settings.events, past.next_offsets, archive.marks()) as reader,

@@ -21,6 +21,7 @@ from streamrec.items.refusals import Refusals
 from streamrec.redis.client import RedisClient
 from streamrec.redis.script import Script
 from streamrec.schemas import NO_ITEMS, PublishedList, StoredItems, UserSequence
+from streamrec.serving.sequences import MAX_EXCLUDED
 from streamrec.setting_groups import ListSettings
 
 log = logging.getLogger(__name__)
@@ -31,6 +32,11 @@ MAX_COUNTED_ITEMS = 10_000
 MAX_ITEMS_PER_CALL = 250  # about 1 ms, in which Redis does nothing else
 RESCALE_HALF_LIVES = 60
 INTACT_SHARE = 0.9  # Redis has lost counts if it holds less than this share of the true sum
+
+
+def most_unwanted(max_len: int, exclude_ttl_s: int) -> int:
+    """Return how many items a user's list may have to leave out: those of the sequence, and exclusions."""
+    return max_len + (MAX_EXCLUDED if exclude_ttl_s else 0)
 
 
 class SharedLists:
